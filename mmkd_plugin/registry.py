@@ -1,0 +1,15 @@
+"""The registry behind ``type='mmkd_plugin.X'``.
+
+mmengine imports ``<scope>.registry`` when it meets a scope for the first time, so configs need no
+``custom_imports``. The modules that register something are imported on the first look-up.
+"""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.losses', 'mmkd_plugin.connectors', 'mmkd_plugin.distiller'],
+)
