@@ -1,0 +1,614 @@
+#!/usr/bin/env python
+"""Write DigitScenes, a small data set for segmentation and detection, without a download.
+
+Every pixel is a photographed or scanned one that scikit-learn carries: the 1,797 handwritten
+digits of ``load_digits`` are drawn at random scale, rotation, contrast and overlap into crops of
+the two photographs of ``load_sample_images``. The validation scenes use digits, and regions of the
+photographs, that no training scene uses.
+
+    python tools/make_digit_scenes.py --out data/digit_scenes --train 400 --val 100
+
+What is written, in the formats that ``BaseSegDataset`` and ``CocoDataset`` read::
+
+    data/digit_scenes
+    ├── img_dir/{train,val}/00000.png               scenes, RGB
+    ├── ann_dir/{train,val}/00000.png               palette masks: 0 none, d+1 digit d, 255 ignore
+    ├── annotations/instances_{train,val}.json      COCO boxes and instance masks of the same digits
+    └── manifest.json                               arguments, settings, SHA-256 of every other file
+
+The same arguments give the same bytes (with the same Pillow), and scene i of a split does not
+depend on how many scenes are asked for. An existing folder is never overwritten: if it is complete
+and was made with the same arguments there is nothing to do, otherwise the tool says what is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once into one folder go unnoticed there
+    fcntl = None
+
+# How hard the scenes are. These can be changed freely: they are written into manifest.json, so a
+# folder that was made with other values is noticed. Lengths are fractions of the scene's side.
+DIGITS_PER_SCENE = (3, 8)  # at least, at most
+DIGIT_SIDE = (0.19, 0.36)  # side of the drawn 8x8 digit: 24 to 46 pixels of 128
+MAX_ROTATION = 30.0  # degrees, either way; far below 90 so that 6 and 9 stay different
+CONTRAST = (0.14, 0.55)  # brightness of the ink minus that of what is behind it, of full range
+TINT = 0.08  # standard deviation of the ink's colour around grey, of full range
+OPACITY = (0.7, 1.0)  # below 1 the photograph shows through the ink
+MIN_VISIBLE = 0.6  # of each digit's ink; a place that would hide more is not taken
+CROP_SIDE = (0.25, 0.44)  # side of the crop, of the photographs' height
+
+# Which originals are whose. No range may overlap between the splits.
+DIGITS_OF = {'train': (0.0, 0.75), 'val': (0.75, 1.0)}  # of load_digits, in its order (by writer)
+COLUMNS_OF = {'train': (0.0, 0.7), 'val': (0.7, 1.0)}  # of the width of the photographs
+
+CLASSES = ('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+PALETTE = (
+    (0, 0, 0),
+    (31, 119, 180),
+    (255, 127, 14),
+    (44, 160, 44),
+    (214, 39, 40),
+    (148, 103, 189),
+    (140, 86, 75),
+    (227, 119, 194),
+    (127, 127, 127),
+    (188, 189, 34),
+    (23, 190, 207),
+)
+IGNORE = 255
+SPLITS = ('train', 'val')
+FORMAT = 'mmkd digit scenes'
+VERSION = 1  # raise it when the code below draws other pixels from the same settings
+MANIFEST = 'manifest.json'
+MARKER = '.make_digit_scenes'  # lies in <out>.partial and says that this tool made it
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is the whole story.
+
+    Args:
+        message (str): What is wrong and what to do.
+        code (int): Exit status. 2: choose other arguments; 1: the folder is damaged.
+            Defaults to 2.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The originals.
+
+    Args:
+        digits (np.ndarray): Ink from 0 to 1, shape (N, 8, 8).
+        labels (np.ndarray): Digit 0..9 of each, shape (N,).
+        photos (tuple[np.ndarray]): RGB photographs, uint8, shape (H, W, 3).
+    """
+
+    digits: np.ndarray
+    labels: np.ndarray
+    photos: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A digit as it ends up in a scene.
+
+    Args:
+        label (int): The digit, 0..9.
+        original (int): Its index in ``load_digits``.
+        mask (np.ndarray): The pixels of it that can be seen, bool, shape (S, S).
+    """
+
+    label: int
+    original: int
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image with its annotation.
+
+    Args:
+        image (np.ndarray): RGB, uint8, shape (S, S, 3).
+        labels (np.ndarray): Class of each pixel, uint8, shape (S, S).
+        instances (list[Instance]): In the order of drawing, the nearest one last.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    instances: list[Instance]
+
+
+# ----------------------------------------------------------------------------- drawing
+
+
+def load_sources() -> Sources:
+    """Read the digits and the photographs out of scikit-learn's installation."""
+    try:
+        from sklearn.datasets import load_digits, load_sample_image
+    except ImportError as error:
+        raise UserError(
+            f'The digits and photographs come with scikit-learn and Pillow ({error}): '
+            'pip install scikit-learn pillow'
+        ) from None
+    digits = load_digits()
+    photos = tuple(load_sample_image(name) for name in ('china.jpg', 'flower.jpg'))
+    return Sources(digits.images / 16.0, digits.target, photos)
+
+
+def originals_of(split: str, total: int) -> range:
+    """Indices of the digits that a split may draw.
+
+    ``load_digits`` keeps the digits of one writer together, so taking the last quarter for
+    validation also means handwriting that training has not met.
+
+    Args:
+        split (str): 'train' or 'val'.
+        total (int): Number of digits.
+    """
+    start, stop = DIGITS_OF[split]
+    return range(round(start * total), round(stop * total))
+
+
+def draw_background(
+    photos: tuple[np.ndarray, ...], split: str, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Crop a square out of the split's part of a photograph and scale it to the scene.
+
+    Returns:
+        np.ndarray: float32 RGB from 0 to 1, shape (size, size, 3).
+    """
+    from PIL import Image
+
+    photo = photos[rng.integers(len(photos))]
+    height, width = photo.shape[:2]
+    left, right = (round(share * width) for share in COLUMNS_OF[split])
+    side = min(round(rng.uniform(*CROP_SIDE) * height), right - left)
+    x = rng.integers(left, right - side + 1)
+    y = rng.integers(0, height - side + 1)
+    crop = photo[y : y + side, x : x + side]
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    crop = Image.fromarray(np.ascontiguousarray(crop)).resize((size, size), Image.BICUBIC)
+    return np.asarray(crop, dtype=np.float32) / 255
+
+
+def draw_digit(digit: np.ndarray, side: float, degrees: float) -> np.ndarray:
+    """Enlarge and turn a digit in one cubic warp.
+
+    Args:
+        digit (np.ndarray): Ink from 0 to 1, shape (8, 8).
+        side (float): Side in pixels that the 8 source pixels are drawn with.
+        degrees (float): Rotation.
+
+    Returns:
+        np.ndarray: Coverage from 0 to 1, float32, square, with room for the turned corners.
+    """
+    from scipy.ndimage import affine_transform
+
+    source = np.pad(digit, 2)
+    patch = math.ceil(side * 1.5)
+    angle = math.radians(degrees)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn * (len(digit) / side)
+    offset = np.full(2, (len(source) - 1) / 2) - matrix @ np.full(2, (patch - 1) / 2)
+    ink = affine_transform(source, matrix, offset, output_shape=(patch, patch), order=3)
+    return np.clip((ink - 0.25) / 0.4, 0, 1).astype(np.float32)
+
+
+def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Dilate a bool mask by a square of the given radius."""
+    from scipy.ndimage import binary_dilation
+
+    return binary_dilation(mask, np.ones((3, 3), bool), iterations=pixels)
+
+
+def pick_ink(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Choose the colour of a digit by its contrast to the mean colour behind it.
+
+    Args:
+        behind (np.ndarray): RGB from 0 to 1 of the covered pixels, shape (N, 3).
+        rng (np.random.Generator): Source of randomness.
+
+    Returns:
+        np.ndarray: RGB from 0 to 1, shape (3,).
+    """
+    mean = behind.mean(axis=0)
+    grey = float(mean.mean())
+    contrast = rng.uniform(*CONTRAST)
+    sign = rng.choice((-1.0, 1.0))
+    if not 0 <= grey + sign * contrast <= 1:  # no room on this side
+        sign = 1.0 if grey < 0.5 else -1.0
+    tint = rng.normal(0, TINT, 3)
+    return np.clip(mean + sign * contrast + tint - tint.mean(), 0, 1).astype(np.float32)
+
+
+def compose_scene(sources: Sources, split: str, index: int, size: int, seed: int) -> Scene:
+    """Draw one scene; it depends on nothing but the arguments and the settings above.
+
+    A later digit covers earlier ones. Its ring (the soft edge of the ink and at least one pixel
+    around it) is 255 in the class mask, over earlier digits too, so that a pixel has a class only
+    where it is clear, and the class mask and the instance masks hold exactly the same pixels.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    image = draw_background(sources.photos, split, size, rng)
+    labels = np.zeros((size, size), np.uint8)
+    instances: list[Instance] = []
+    full_areas: list[int] = []
+    originals = originals_of(split, len(sources.digits))
+    ring = max(1, round(size / 128))
+
+    low, high = DIGITS_PER_SCENE
+    wanted = int(rng.integers(low, high + 1))
+    for _ in range(50 * wanted):  # a scene that fills up stays below the number wanted
+        if len(instances) == wanted:
+            break
+        original = int(rng.integers(originals.start, originals.stop))
+        side = rng.uniform(*DIGIT_SIDE) * size
+        patch = draw_digit(sources.digits[original], side, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+        # The centre keeps 0.4 sides off the border: at most a tenth of the digit is cut off.
+        top, left = np.rint(rng.uniform(0.4 * side, size - 0.4 * side, 2) - len(patch) / 2).astype(
+            int
+        )
+        coverage = paste(patch, top, left, size)
+        ink = coverage >= 0.5
+        full_area = int((patch >= 0.5).sum())
+        footprint = grow(ink, ring) | (coverage > 0.05)
+        visible = [instance.mask & ~footprint for instance in instances]
+        areas = [int(ink.sum()), *(int(mask.sum()) for mask in visible)]
+        if any(a < MIN_VISIBLE * f for a, f in zip(areas, [full_area, *full_areas])):
+            continue
+
+        alpha = (coverage * np.float32(rng.uniform(*OPACITY)))[..., None]
+        image = image * (1 - alpha) + pick_ink(image[ink], rng) * alpha
+        label = int(sources.labels[original])
+        labels[footprint] = IGNORE
+        labels[ink] = label + 1
+        instances = [
+            Instance(instance.label, instance.original, mask)
+            for instance, mask in zip(instances, visible)
+        ]
+        instances.append(Instance(label, original, ink))
+        full_areas.append(full_area)
+    return Scene(np.rint(image * 255).astype(np.uint8), labels, instances)
+
+
+def paste(patch: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
+    """Put a square patch on an empty (size, size) canvas, cut at the canvas' border."""
+    canvas = np.zeros((size, size), patch.dtype)
+    t, le = max(top, 0), max(left, 0)
+    b, r = min(top + len(patch), size), min(left + len(patch), size)
+    canvas[t:b, le:r] = patch[t - top : b - top, le - left : r - left]
+    return canvas
+
+
+# ----------------------------------------------------------------------------- encoding
+
+
+def encode_image(image: np.ndarray) -> bytes:
+    """PNG of an RGB array."""
+    from PIL import Image
+
+    return _png(Image.fromarray(image))
+
+
+def encode_mask(labels: np.ndarray) -> bytes:
+    """PNG with a palette: the pixel values are the classes, the colours are for people."""
+    from PIL import Image
+
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(PALETTE)] = PALETTE
+    colours[IGNORE] = 255
+    image = Image.fromarray(labels)
+    image.putpalette(colours.tobytes())  # turns mode L into P
+    return _png(image)
+
+
+def _png(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format='PNG')
+    return buffer.getvalue()
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
+    """COCO's uncompressed run lengths: down the columns, beginning with a run of zeros.
+
+    ``pycocotools`` and mmdet read this form as well as the compressed one, and writing it needs
+    neither of them.
+    """
+    flat = mask.flatten(order='F').astype(np.int8)
+    changes = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    edges = [0, *changes, flat.size]
+    return {'size': list(mask.shape), 'counts': [b - a for a, b in zip(edges, edges[1:])]}
+
+
+def bounding_box(mask: np.ndarray) -> list[int]:
+    """The tight box of a mask as COCO writes it: left, top, width, height."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
+def coco_json(names: list[str], scenes: list[list[dict[str, Any]]], size: int) -> bytes:
+    """The COCO file of one split.
+
+    Args:
+        names (list[str]): File name of each image, relative to the split's image folder.
+        scenes (list[list[dict]]): The annotations of each image, as ``coco_instance`` makes them.
+        size (int): Side of the images.
+    """
+    images = [
+        {'id': i, 'file_name': name, 'width': size, 'height': size} for i, name in enumerate(names)
+    ]
+    owned = [(i, annotation) for i, scene in enumerate(scenes) for annotation in scene]
+    annotations = [
+        {'id': number, 'image_id': image_id, **annotation}
+        for number, (image_id, annotation) in enumerate(owned, start=1)
+    ]
+    categories = [
+        {'id': digit, 'name': name, 'supercategory': 'digit'}
+        for digit, name in enumerate(CLASSES[1:], start=1)
+    ]
+    content = {
+        'info': {'description': 'DigitScenes'},
+        'licenses': [],
+        'images': images,
+        'annotations': annotations,
+        'categories': categories,
+    }
+    return json.dumps(content, separators=(',', ':')).encode()
+
+
+def coco_instance(instance: Instance) -> dict[str, Any]:
+    """The COCO annotation of a digit, still without its ids.
+
+    ``original`` is not a COCO key; readers skip it. It is the digit's index in ``load_digits``.
+    """
+    return {
+        'category_id': instance.label + 1,
+        'bbox': bounding_box(instance.mask),
+        'area': int(instance.mask.sum()),
+        'segmentation': encode_rle(instance.mask),
+        'iscrowd': 0,
+        'original': instance.original,
+    }
+
+
+# ----------------------------------------------------------------------------- the folder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What decides the contents of the folder, besides the settings at the top of this file."""
+
+    train: int
+    val: int
+    size: int
+    seed: int
+
+
+def settings() -> dict[str, Any]:
+    """The constants that decide what is drawn, as JSON gives them back."""
+    values = {
+        'digits_per_scene': DIGITS_PER_SCENE,
+        'digit_side': DIGIT_SIDE,
+        'max_rotation': MAX_ROTATION,
+        'contrast': CONTRAST,
+        'tint': TINT,
+        'opacity': OPACITY,
+        'min_visible': MIN_VISIBLE,
+        'crop_side': CROP_SIDE,
+        'digits_of': DIGITS_OF,
+        'columns_of': COLUMNS_OF,
+    }
+    return json.loads(json.dumps(values))
+
+
+def generate(arguments: Arguments) -> Iterator[tuple[str, bytes]]:
+    """Yield every file but the manifest as (path below the folder, bytes)."""
+    sources = load_sources()
+    for split in SPLITS:
+        names, annotations = [], []
+        for index in range(getattr(arguments, split)):
+            name = f'{index:05d}.png'
+            scene = compose_scene(sources, split, index, arguments.size, arguments.seed)
+            yield f'img_dir/{split}/{name}', encode_image(scene.image)
+            yield f'ann_dir/{split}/{name}', encode_mask(scene.labels)
+            names.append(name)
+            annotations.append([coco_instance(instance) for instance in scene.instances])
+        coco = coco_json(names, annotations, arguments.size)
+        yield f'annotations/instances_{split}.json', coco
+
+
+def write(out: Path, arguments: Arguments) -> None:
+    """Write the data set next to ``out`` and move it there once it is complete.
+
+    Args:
+        out (Path): A folder that does not exist or is empty.
+        arguments (Arguments): What to write.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    files = generate(arguments)
+    total = 2 * (arguments.train + arguments.val) + len(SPLITS)
+    hashes = {}
+    with partial_folder(out) as partial:
+        console = Console(stderr=True)
+        for name, content in track(files, 'Drawing scenes', total, console=console):
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            hashes[name] = hashlib.sha256(content).hexdigest()
+        manifest = {
+            'format': FORMAT,
+            'version': VERSION,
+            'arguments': asdict(arguments),
+            'settings': settings(),
+            'files': hashes,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
+
+
+@contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """Lend ``<out>.partial`` for writing and rename it to ``out`` when the block ends well.
+
+    What an interrupted run left there is thrown away; a folder of that name that this tool did not
+    make is left alone.
+    """
+    partial = out.with_name(out.name + '.partial')
+    marker = partial / MARKER
+    if partial.exists() and not marker.is_file() and (partial.is_file() or any(partial.iterdir())):
+        raise UserError(f'{partial} is in the way and not from this tool; move it or change --out.')
+    partial.mkdir(parents=True, exist_ok=True)
+    with marker.open('a') as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f'Another run is writing to {partial}; wait for it.') from None
+        leftovers = [path for path in partial.iterdir() if path != marker]
+        if leftovers:
+            print(f'Replacing what an interrupted run left in {partial}')
+        for path in leftovers:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield partial
+        marker.unlink()
+    if out.exists():
+        out.rmdir()  # only ever an empty folder
+    partial.replace(out)
+
+
+def check(out: Path, arguments: Arguments) -> bool:
+    """Look at what is already there.
+
+    Args:
+        out (Path): The folder asked for.
+        arguments (Arguments): What it should hold.
+
+    Returns:
+        bool: True if it is complete and right, False if it has to be written.
+
+    Raises:
+        UserError: If it holds anything else.
+    """
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise UserError(f'{out} is a file; choose another --out.')
+    present = sorted(path.name for path in out.iterdir())
+    if not present:
+        return False
+    again = f'Remove the folder and run again: {out}'
+    if MANIFEST not in present:
+        if {'img_dir', 'ann_dir', 'annotations'} & set(present):
+            raise UserError(f'{out} has no {MANIFEST}, so it is incomplete. {again}', code=1)
+        raise UserError(
+            f"{out} holds something else ('{present[0]}') and is left alone; choose another --out."
+        )
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding='utf-8'))
+        if manifest['format'] != FORMAT:
+            raise UserError(
+                f'{out} holds something else ({MANIFEST} is not of this tool) and is left alone; '
+                'choose another --out.'
+            )
+        version, made_with = manifest['version'], manifest['arguments']
+        made_under, files = manifest['settings'], dict(manifest['files'])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f'{out / MANIFEST} is damaged. {again}', code=1) from None
+
+    differ = [
+        f'--{name} {made_with.get(name)} there, {value} asked for'
+        for name, value in asdict(arguments).items()
+        if made_with.get(name) != value
+    ]
+    differ += [
+        f'{name.upper()} {made_under.get(name)} there, {value} in this tool'
+        for name, value in settings().items()
+        if made_under.get(name) != value
+    ]
+    if version != VERSION:
+        differ.append(f'version {version} there, {VERSION} in this tool')
+    if differ:
+        raise UserError(
+            f'{out} holds other scenes ({"; ".join(differ)}) and is left alone; '
+            f'choose another --out, for example --out {out}_{arguments.size}_{arguments.seed}'
+        )
+
+    for name, expected in files.items():
+        path = out / name
+        if not path.is_file():
+            raise UserError(f'{path} is missing. {again}', code=1)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise UserError(f'{path} was changed or is damaged. {again}', code=1)
+    for folder in ('img_dir', 'ann_dir', 'annotations'):
+        for path in sorted((out / folder).rglob('*')):
+            name = path.relative_to(out).as_posix()
+            if path.is_file() and not path.name.startswith('.') and name not in files:
+                raise UserError(f'{path} does not belong there. Move it away, or: {again}', code=1)
+    return True
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--out', type=Path, default=Path('data/digit_scenes'), help='folder')
+    parser.add_argument('--train', type=int, default=400, help='training scenes (400)')
+    parser.add_argument('--val', type=int, default=100, help='validation scenes (100)')
+    parser.add_argument('--size', type=int, default=128, help='side of the scenes in pixels (128)')
+    parser.add_argument('--seed', type=int, default=0, help='other seed, other scenes (0)')
+    args = parser.parse_args(argv)
+    for name, least in (('train', 1), ('val', 1), ('size', 64), ('seed', 0)):
+        if getattr(args, name) < least:
+            parser.error(f'--{name} must be at least {least}, not {getattr(args, name)}')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    args = parse_args(argv)
+    arguments = Arguments(args.train, args.val, args.size, args.seed)
+    try:
+        if check(args.out, arguments):
+            print(f'{args.out} is already there and complete.')
+            return 0
+        write(args.out, arguments)
+    except UserError as error:
+        print(f'Error: {error}', file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f'Error: cannot read or write {args.out}: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('Interrupted; the same command starts over.', file=sys.stderr)
+        return 130
+    print(f'{args.out}: {args.train} training and {args.val} validation scenes.')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
