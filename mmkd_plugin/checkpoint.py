@@ -1,0 +1,479 @@
+"""Reading checkpoints safely, and never loading one silently by halves."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import pickle
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from mmkd_plugin.stack import CAN_ALLOW_LIST, safe_loading
+
+__all__ = [
+    'METADATA_KEY',
+    'CheckpointError',
+    'check_student_weights',
+    'distillation_state',
+    'load_weights',
+    'nearest_names',
+    'read_checkpoint',
+    'state_dict_of',
+]
+
+METADATA_KEY = 'mmkd'
+"""Where a distilled state dict keeps what is not the student's: ``_metadata[''][METADATA_KEY]``."""
+
+_WEIGHTS_KEYS = ('state_dict', 'model')
+_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that exists but cannot be used; the message says why and what to do."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU without running any code that it may hold.
+
+    Args:
+        path (str | Path): A file, or anything mmengine loads from (``https://``,
+            ``open-mmlab://``, ``s3://``, ...); PyTorch's format, or ``.safetensors``.
+
+    Returns:
+        dict[str, Any]: What the file holds; :func:`state_dict_of` finds the weights in it.
+
+    Raises:
+        FileNotFoundError: If a local file is missing; the message names those near it.
+        CheckpointError: If the file is damaged, is no checkpoint, holds no weights, or holds
+            something that is not data.
+    """
+    path = str(path)
+    if '://' not in path:
+        path = str(_existing_file(path))
+    try:
+        if path.endswith('.safetensors'):
+            checkpoint = _read_safetensors(path)
+        else:
+            with safe_loading():
+                if '://' in path:
+                    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+                else:
+                    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except _READ_ERRORS as error:
+        raise CheckpointError(_explain(path, error)) from error
+    except KeyError as error:
+        if '://' not in path:
+            raise CheckpointError(_explain(path, error)) from error
+        raise CheckpointError(f'{path}: mmengine knows no such model ({error})') from error
+    state_dict_of(checkpoint, path)
+    return checkpoint
+
+
+_READ_ERRORS = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+    URLError,
+)
+
+
+def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> OrderedDict[str, Tensor]:
+    """Find the weights in a checkpoint.
+
+    Args:
+        checkpoint (dict): As :func:`read_checkpoint` returns it: the weights under ``state_dict``
+            or ``model``, or the weights themselves.
+        name (str | Path): What to call it in an error.
+
+    Returns:
+        OrderedDict[str, Tensor]: The weights, without a ``module.`` that wrappers put before every
+        key, and with the ``_metadata`` that came along.
+
+    Raises:
+        CheckpointError: If there are none.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(
+            f'{name} holds a {type(checkpoint).__name__}, not a dict with the weights of a model'
+        )
+    weights: Any = checkpoint
+    for key in _WEIGHTS_KEYS:
+        if isinstance(checkpoint.get(key), Mapping):
+            weights = checkpoint[key]
+            break
+    tensors = OrderedDict((k, v) for k, v in weights.items() if isinstance(v, Tensor))
+    if not tensors:
+        keys = ', '.join(repr(key) for key in list(checkpoint)[:10]) or 'none at all'
+        raise CheckpointError(
+            f'{name} holds no weights: expected tensors under `state_dict`, under `model` or at '
+            f'the top, found the keys {keys}'
+        )
+    _metadata = OrderedDict(getattr(weights, '_metadata', None) or {})
+    if all(key.startswith('module.') for key in tensors):
+        tensors = OrderedDict((key[7:], value) for key, value in tensors.items())
+        inner = {k[7:]: v for k, v in _metadata.items() if f'{k}.'.startswith('module.')}
+        _metadata = OrderedDict(inner) if inner else _metadata
+    tensors._metadata = _metadata
+    return tensors
+
+
+def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return what the Distiller put beside the student's weights, if it wrote this state dict."""
+    metadata = getattr(state_dict, '_metadata', None) or {}
+    return metadata.get('', {}).get(METADATA_KEY)
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, strict: bool = True, name: str = 'teacher'
+) -> None:
+    """Load a checkpoint into a model and make sure that it fits.
+
+    The model's own ``load_state_dict`` does the loading, so checkpoints of older versions are
+    converted as usual.
+
+    Args:
+        model (nn.Module): Receives the weights.
+        path (str | Path): As for :func:`read_checkpoint`.
+        strict (bool): Whether to insist on a value for every weight of the model, and on a place
+            in it for everything that the file holds about a component that the model has. Without
+            it the same facts are logged as a warning. Defaults to True.
+        name (str): What to call the model in messages. Defaults to ``'teacher'``.
+
+    Raises:
+        ValueError: If nothing matches, or, with ``strict``, if something does not.
+    """
+    state_dict = state_dict_of(read_checkpoint(path), path)
+    fit = _load(model, state_dict)
+    if fit.matched == 0:
+        raise CheckpointError(
+            f'{path} has nothing in common with the {name}: none of its {len(state_dict)} tensors '
+            f"fits one of the {name}'s {fit.expected}.\n{fit.describe(path)}"
+            f'{_hint(model, state_dict, fit)}'
+        )
+    if fit.is_complete:
+        loaded = f'Loaded the {name} from {path}: all {fit.expected} tensors.'
+        if fit.other_components:
+            loaded += f' The {name} has no {_some(fit.other_components)}; left out.'
+        print_log(loaded, logger='current')
+        return
+    report = f'{fit.describe(path)}{_hint(model, state_dict, fit)}'
+    if strict:
+        raise CheckpointError(
+            f'{path} does not fit the {name}.\n{report}\n'
+            f'If that is intended, `strict=False` accepts it.'
+        )
+    print_log(
+        f'{path} does not fit the {name}; going on because of `strict=False`.\n{report}',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def check_student_weights(
+    expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor], distilled: bool
+) -> None:
+    """Refuse weights that are clearly not the student's.
+
+    mmengine logs what does not match and goes on, so a wrong ``load_from`` would only show in the
+    score. Weights that fit in part are the user's business (another number of classes, a backbone
+    alone), unless the file is a distilled checkpoint, which always holds a whole student.
+
+    Args:
+        expected (Mapping[str, torch.Size]): The student's keys and their shapes.
+        state_dict (Mapping[str, Tensor]): The weights about to be loaded.
+        distilled (bool): Whether they come with the marker of a distilled checkpoint.
+
+    Raises:
+        ValueError: If none of them fits, or, while ``distilled``, less than half of the student's
+            tensors or of the file's.
+    """
+    expected = {key: shape for key, shape in expected.items() if not _is_counter(key)}
+    given = {key: value.shape for key, value in state_dict.items() if not _is_counter(key)}
+    matched = sum(given.get(key) == shape for key, shape in expected.items())
+    # Deep and shallow siblings share most names of the shallow one, so look from both sides.
+    too_few = matched < max(len(expected), len(given)) / 2
+    if not expected or (matched and not (distilled and too_few)):
+        return
+    facts = (
+        f"{matched} of the student's {len(expected)} tensors match one of the file's {len(given)} "
+        f'in name and shape; the student has {_some(expected, limit=5)}; '
+        f'the file has {_some(given, limit=5)}'
+    )
+    if distilled:
+        raise CheckpointError(
+            f'this looks like the distilled checkpoint of another student: {facts}'
+        )
+    hint = _prefix_hint(expected, state_dict)
+    raise CheckpointError(f'these are not the weights of the student: {facts}{hint}')
+
+
+# --- how a state dict fits a model ------------------------------------------------------------
+
+
+@dataclass
+class _Fit:
+    """How far a state dict fits a model; BatchNorm's step counters do not count."""
+
+    expected: int
+    missing: list[str]
+    mismatched: list[str]
+    foreign: list[str]  # no place in a component that the model has
+    other_components: list[str]  # components that the model lacks altogether
+    errors: list[str]
+
+    @property
+    def matched(self) -> int:
+        return self.expected - len(self.missing) - len(self.mismatched)
+
+    @property
+    def is_complete(self) -> bool:
+        return not (self.missing or self.mismatched or self.foreign or self.errors)
+
+    def describe(self, path: str | Path) -> str:
+        percent = 100 * self.matched / max(self.expected, 1)
+        percent_text = f'{int(percent * 10) / 10:g}'  # rounded down: 100 only when complete
+        lines = [f'  covered: {self.matched} of {self.expected} tensors ({percent_text} %)']
+        if self.missing:
+            lines.append(f'  missing in the file: {_some(self.missing)}')
+        if self.mismatched:
+            lines.append(f'  of another size: {_some(self.mismatched, separator="; ", limit=5)}')
+        if self.foreign:
+            lines.append(
+                f'  without a place in the model, so of another architecture: {_some(self.foreign)}'
+            )
+        if self.errors:
+            lines.append(f'  refused by the model: {_some(self.errors, separator="; ")}')
+        if self.other_components:
+            lines.append(f'  not in the model, left out: {_some(self.other_components)}')
+        return '\n'.join(lines)
+
+
+_SIZE_MISMATCH = re.compile(
+    r'size mismatch for (?P<key>\S+): copying a param with shape (?P<file>.+?) from checkpoint, '
+    r'the shape in current model is (?P<model>.+?)\.?$'
+)
+
+
+def _load(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> _Fit:
+    """Load what fits; ``load_state_dict`` tells the rest, part of it only in its exception."""
+    missing: list[str] = []
+    unexpected: list[str] = []
+    errors: list[str] = []
+    mismatched: list[str] = []
+
+    def note(_: nn.Module, incompatible: Any) -> None:
+        missing.extend(incompatible.missing_keys)
+        unexpected.extend(incompatible.unexpected_keys)
+
+    handle = model.register_load_state_dict_post_hook(note)
+    try:
+        model.load_state_dict(state_dict, strict=False)
+    except RuntimeError as error:
+        for line in str(error).splitlines()[1:]:
+            match = _SIZE_MISMATCH.match(line.strip())
+            if match is None:
+                errors.append(line.strip())
+            else:
+                file, own = (re.sub(r'torch\.Size', '', match[k]) for k in ('file', 'model'))
+                mismatched.append(f'{match["key"]}: {file} in the file, {own} in the model')
+    finally:
+        handle.remove()
+
+    own_keys = [key for key in model.state_dict() if not _is_counter(key)]
+    components = {key.partition('.')[0] for key in own_keys}
+    unexpected = [key for key in unexpected if not _is_counter(key)]
+    others = dict.fromkeys(
+        f'{key.partition(".")[0]}.*'
+        for key in unexpected
+        if key.partition('.')[0] not in components
+    )
+    return _Fit(
+        expected=len(own_keys),
+        missing=[key for key in missing if not _is_counter(key)],
+        mismatched=mismatched,
+        foreign=[key for key in unexpected if key.partition('.')[0] in components],
+        other_components=list(others),
+        errors=errors,
+    )
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith('num_batches_tracked')
+
+
+def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit) -> str:
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    if fit.matched and fit.missing and _only_backbone(state_dict):
+        return (
+            "\n  The file holds a backbone alone; it belongs into the backbone's `init_cfg` "
+            "(`type='Pretrained'`)."
+        )
+    return _prefix_hint(expected, state_dict)
+
+
+def _only_backbone(state_dict: Mapping[str, Tensor]) -> bool:
+    return all(key.startswith('backbone.') for key in state_dict)
+
+
+def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor]) -> str:
+    """Say what to do about keys that only carry a prefix too many, or lack one."""
+    for prefix in ('architecture.', 'student.', 'teacher.', 'model.', 'module.'):
+        stripped = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+        found = len(stripped & set(expected))
+        if found:
+            source = ' as MMRazor writes them' if prefix not in ('model.', 'module.') else ''
+            return (
+                f'\n  {found} of its keys fit behind the prefix `{prefix}`{source}: save '
+                f'`{{k[{len(prefix)}:]: v for k, v in state_dict.items() '
+                f'if k.startswith({prefix!r})}}` and load that.'
+            )
+    if sum(f'backbone.{key}' in expected for key in state_dict) > len(state_dict) // 2:
+        return (
+            "\n  Its keys are those of a backbone alone; it belongs into the backbone's `init_cfg` "
+            "(`type='Pretrained'`)."
+        )
+    return ''
+
+
+# --- saying what is wrong with a file ---------------------------------------------------------
+
+
+def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
+    """Say which existing files were perhaps meant by a path that does not exist.
+
+    Args:
+        path (str | Path): The missing file.
+        suffixes (Iterable[str]): Which files to name when no name is similar.
+
+    Returns:
+        str: A clause that begins with ``'; '``.
+    """
+    path = Path(path).expanduser()
+    folder = path.parent
+    if not folder.is_dir():
+        existing = next((p for p in folder.parents if p.is_dir()), Path())
+        return f'; the folder {folder} does not exist either, only {existing.resolve()} does'
+    names = sorted(entry.name for entry in folder.iterdir())
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    near = near or [name for name in names if name.endswith(tuple(suffixes))]
+    if not near:
+        return f'; nothing of the kind is in {folder.resolve()}'
+    return f'; in {folder.resolve()} there is {_some(near)}'
+
+
+def _existing_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise CheckpointError(
+            f'{path} is a folder{nearest_names(file / "checkpoint", _SUFFIXES)}: name the file'
+        )
+    raise FileNotFoundError(f'no checkpoint at {path}{nearest_names(file, _SUFFIXES)}')
+
+
+def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(
+            f'{path} needs the package safetensors: pip install safetensors'
+        ) from error
+    with get_local_path(path) as local:
+        try:
+            return OrderedDict(load_file(str(local), device='cpu'))
+        except SafetensorError as error:
+            raise CheckpointError(_explain(path, error)) from error
+
+
+_REFUSED = re.compile(r'(?:GLOBAL|Unsupported class) ([\w.<>]+)|unrecognized function (.+?)$', re.M)
+
+
+def _explain(path: str, error: Exception) -> str:
+    """Turn what a loader raised into one readable statement."""
+    if isinstance(error, CheckpointError):
+        return str(error)
+    text = str(error)
+    refused = _REFUSED.search(text)
+    if refused is not None:
+        return _explain_refusal(path, refused[1] or refused[2])
+    if 'TorchScript' in text:
+        return f'{path} is a TorchScript program, not a checkpoint: save its `state_dict()`'
+    if '://' in path:
+        return f'{path} could not be read: {_first_line(error)}'
+    return f'{_explain_damage(Path(path))} ({_first_line(error)})'
+
+
+def _explain_refusal(path: str, what: str) -> str:
+    if not CAN_ALLOW_LIST and what.startswith(('mmengine.', 'numpy.', 'builtins.', '__builtin__.')):
+        return (
+            f'{path} holds `{what}`, part of a training checkpoint, which torch '
+            f'{torch.__version__} cannot load safely (2.4 and later can). Save the weights alone, '
+            f'`torch.save({{"state_dict": checkpoint["state_dict"]}}, ...)`, or update torch'
+        )
+    return (
+        f'{path} holds `{what}`, which is not data: to load it would run code that the file '
+        f'chooses, so it was refused. If you trust where the file comes from, save its weights '
+        f'alone, in a place where nothing can be harmed: python -c "import torch; '
+        f"ckpt = torch.load('{path}', weights_only=False); "
+        f"torch.save({{'state_dict': ckpt['state_dict']}}, 'weights.pth')\""
+    )
+
+
+def _explain_damage(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open('rb') as stream:
+        head = stream.read(64)
+    if size == 0:
+        return f'{file} is empty'
+    if head.startswith(b'version https://git-lfs'):
+        return f'{file} is a Git LFS pointer, not the file itself: run `git lfs pull`'
+    if head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
+        return f'{file} ({size} bytes) is a web page, not a checkpoint: the download went wrong'
+    if head[0] == 0x80 and head[1:2] > b'\x02':
+        return (
+            f'{file} is a plain pickle, not a file of `torch.save`, and cannot be loaded safely: '
+            f'if you trust it, load it yourself and save its weights with `torch.save`'
+        )
+    if head.startswith((b'PK\x03\x04', b'\x80')) or file.suffix in _SUFFIXES:
+        return (
+            f'{file} is truncated or corrupt: its {size} bytes ({size / 2**20:.1f} MiB) are not a '
+            f'whole checkpoint; copy or download it again'
+        )
+    return f'{file} ({size} bytes) is not a checkpoint'
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # torch wraps the reason in advice on `weights_only`, which is no way out here.
+    reason = next((line for line in lines if line.startswith('Unsupported operand')), None)
+    first = reason or next(iter(lines), '')
+    first = re.sub(r'\x1b\[\d*m', '', first)
+    return f'{type(error).__name__}: {first[:200]}' if first else type(error).__name__
+
+
+def _some(names: Iterable[str], separator: str = ', ', limit: int = 10) -> str:
+    names = list(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return separator.join(names[:limit]) + more

@@ -1,0 +1,165 @@
+"""What differs between the OpenMMLab stacks, and between torch versions, in one place.
+
+Two stacks share the import names ``mmengine``, ``mmcv``, ``mmdet`` and ``mmseg``: OpenMMLab's own
+packages and a maintained fork. :func:`prepare` makes both behave alike where the plugin needs it:
+
+* ``_base_ = ['mmseg::...']`` finds the configs of whichever package provides ``mmseg``;
+* torch's safe loading accepts what mmengine writes into its training checkpoints, so that resuming
+  and testing work where ``torch.load`` refuses everything but tensors (torch 2.6 and later).
+
+:func:`safe_loading` goes further and forbids any other loading for as long as it is open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+__all__ = ['CAN_ALLOW_LIST', 'prepare', 'safe_globals', 'safe_loading']
+
+CAN_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
+"""Whether this torch (2.4 and later) can be told which classes are safe to load."""
+
+_FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+_FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+
+def prepare() -> None:
+    """Make the installed stack behave as the plugin expects.
+
+    Call it before ``Config.fromfile``. It imports neither mmseg nor mmdet, and calling it again
+    costs nothing and changes nothing.
+    """
+    _correct_package_names()
+    if CAN_ALLOW_LIST:
+        torch.serialization.add_safe_globals(safe_globals())
+
+
+def _correct_package_names() -> None:
+    """Let ``module::config`` bases of every installed OpenMMLab library resolve.
+
+    mmengine looks the module up in a table of distribution names, and says "mmsegmentation is not
+    installed" when another distribution provides ``mmseg``. It falls back to the module's own name
+    when no distribution is called so, hence that name is right wherever the table is wrong.
+    """
+    for module, package in MODULE2PACKAGE.items():
+        if package != module and not _is_distribution(package) and _is_module(module):
+            MODULE2PACKAGE[module] = module
+
+
+def _is_distribution(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _is_module(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
+
+
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Refuse, while open, to unpickle anything but tensors and what :func:`safe_globals` lists.
+
+    It holds for every ``torch.load`` of the process, those of mmengine included: the fork's loader
+    would otherwise fall back to unpickling whatever it could not load safely.
+    """
+    prepare()
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, {_FORCE_SAFE: '1'}))
+        os.environ.pop(_FORCE_UNSAFE, None)  # torch raises when both are set
+        if hasattr(mmengine_checkpoint, '_safe_torch_load'):
+            stack.enter_context(patch.object(mmengine_checkpoint, '_safe_torch_load', _torch_load))
+        yield
+
+
+def _torch_load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    """Take the place of the fork's loader, whose allow-list is narrower, and wider.
+
+    It lacks most numpy types, which only matters without a fallback, and has the bare ``getattr``.
+    """
+    return torch.load(file, map_location=map_location, weights_only=True)
+
+
+@lru_cache(maxsize=1)
+def _safe_globals() -> tuple[Callable[..., Any], ...]:
+    try:
+        from numpy._core import multiarray
+    except ImportError:  # numpy 1
+        from numpy.core import multiarray
+
+    # numpy 2 renamed `numpy.core` to `numpy._core`: a file may come from either.
+    renamed = [
+        _published_as(module, function)
+        for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+        for function in (multiarray._reconstruct, multiarray.scalar)
+    ]
+    dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdgFDGSUVMm'}
+    return (
+        HistoryBuffer,
+        slice,
+        argparse.Namespace,  # research code saves its arguments beside the weights
+        np.ndarray,
+        np.dtype,
+        *sorted(dtypes - {np.dtype}, key=lambda cls: cls.__name__),
+        *renamed,
+        _published_as('builtins', _getattr, 'getattr'),
+    )
+
+
+def safe_globals() -> list[Callable[..., Any]]:
+    """List the classes and functions, besides torch's own, that are safe to load.
+
+    They are what mmengine's training checkpoints are made of: the message hub's history buffers
+    and numpy's arrays, scalars and dtypes, under the names of numpy 1 and of numpy 2.
+
+    Returns:
+        list[Callable]: For ``torch.serialization.add_safe_globals``.
+    """
+    return list(_safe_globals())
+
+
+def _getattr(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr`` while loading.
+
+    A pickled history buffer refers to its own methods by ``getattr(HistoryBuffer, 'mean')``. The
+    real ``getattr`` would hand a file any attribute of anything that is on the list.
+    """
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(
+            f'Trying to load unsupported GLOBAL builtins.getattr of {owner!r}, {name!r}'
+        )
+    return getattr(owner, name)
+
+
+def _published_as(
+    module: str, function: Callable[..., Any], name: str | None = None
+) -> Callable[..., Any]:
+    """Wrap ``function`` under the name by which pickles refer to it.
+
+    torch takes ``(function, name)`` pairs for this, but only since 2.6.
+    """
+
+    def published(*args: Any) -> Any:
+        return function(*args)
+
+    published.__module__ = module
+    published.__name__ = published.__qualname__ = name or function.__name__
+    return published
