@@ -1,0 +1,223 @@
+"""One small forward at build time: which modules run, and what the taps will see."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+
+EXAMPLE_SIZE = 128  # pixels; the coarsest FPN level, stride 128, still has one position
+
+
+@dataclass
+class DryRun:
+    """What a dry forward showed.
+
+    Args:
+        values (dict[Tap, Maps]): What each tap read, on the CPU.
+        calls (dict[Tap, int]): How often each tap's module ran.
+        in_place (frozenset[Tap]): Taps whose tensor was overwritten later in the forward.
+        ran (list[str]): Names of all modules that ran, in the order in which they ended.
+        problem (str, optional): Why the training forward could not be tried, if it could not.
+    """
+
+    values: dict[Tap, Maps] = field(default_factory=dict)
+    calls: dict[Tap, int] = field(default_factory=dict)
+    in_place: frozenset[Tap] = frozenset()
+    ran: list[str] = field(default_factory=list)
+    problem: str | None = None
+
+
+def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.device) -> DryRun:
+    """Runs a student's loss once on a made-up image with one made-up label.
+
+    A copy of the student runs, without gradients, so the student itself (its buffers, counters and
+    training flags) stays as it was built. It runs as in training, but for the batch norms, which
+    cannot normalise a single value. Where the made-up labels do not suit the model, its
+    ``mode='tensor'`` forward is tried instead.
+
+    Args:
+        student (nn.Module): The model.
+        taps (Sequence[Tap]): What to read.
+        device (torch.device): Where to run.
+
+    Raises:
+        ValueError: If a tap names no module of the student, or one that does not run.
+    """
+    for tap in taps:
+        find_module(student, tap, 'the student')
+    model = copy.deepcopy(student).to(device).train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    inputs, samples = example_batch(model, device)
+    problem = None
+    try:
+        run = read_once(model, taps, lambda: model(inputs, samples, mode='loss'))
+    except Exception as error:  # whatever a foreign model makes of our labels
+        problem = f'{type(error).__name__}: {error}'
+        run = read_once(model, taps, lambda: model(inputs, samples, mode='tensor'))
+    run.problem = problem
+    for tap in taps:
+        if not run.calls[tap]:
+            raise ValueError(never_ran(student, tap, run, 'the student'))
+    return run
+
+
+def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any]) -> DryRun:
+    """Runs ``forward`` once and notes what ran and what the taps saw.
+
+    Args:
+        model (nn.Module): The model that ``forward`` runs.
+        taps (Sequence[Tap]): What to read; one that did not run is left out of ``values``.
+        forward (Callable): Runs the model.
+    """
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), TapReader(model, taps) as reader:
+            warnings.simplefilter('ignore')
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    in_place = frozenset(tap for tap in taps if reader.changed_in_place(tap))
+    reader.forget_versions()
+    return DryRun(
+        values={tap: _cpu(reader.read(tap)) for tap in taps if reader.calls(tap)},
+        calls={tap: reader.calls(tap) for tap in taps},
+        in_place=in_place,
+        ran=list(dict.fromkeys(ran)),
+    )
+
+
+def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:
+    """The message for a tap whose module exists but did not run."""
+    inside = [name for name in run.ran if name.startswith(f'{tap.path}.')]
+    message = f"{owner} has a module '{tap.path}', but nothing can be read there"
+    if inside:
+        message += (
+            ': its parent calls its methods instead of the module itself, so it gives no output of '
+            f'its own in a training forward. Inside it these run: {", ".join(_outermost(inside))}.'
+        )
+    else:
+        ran = [name for name in run.ran if '.' in name] or run.ran
+        message += f', it never runs in a training forward. Among those that run: {_some(ran)}.'
+    if run.problem:
+        message += (
+            ' (The training forward could not be tried with a made-up label, so this was seen in '
+            f"mode='tensor'. What it said: {run.problem})"
+        )
+    return message
+
+
+def _outermost(names: list[str]) -> list[str]:
+    keep = [name for name in names if not any(name.startswith(f'{other}.') for other in names)]
+    return keep[-8:][::-1]
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[-6:][::-1])
+
+
+def _cpu(value: Maps) -> Maps:
+    return value.cpu() if isinstance(value, Tensor) else [tensor.cpu() for tensor in value]
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Gives Python's, NumPy's and torch's random generators back as they were found.
+
+    What the Distiller adds to a run (a teacher, connectors, a dry forward) must not change the
+    student's initial weights or the order of its data.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def example_batch(model: nn.Module, device: torch.device) -> tuple[Tensor, list | None]:
+    """A made-up image and the labels for it that the model's library expects.
+
+    Args:
+        model (nn.Module): An mmseg segmentor, an mmdet detector, or another model.
+        device (torch.device): Where to put both.
+
+    Returns:
+        tuple: The image ``(1, C, 128, 128)``, and a list with one data sample (None for a model of
+        another library).
+    """
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = convolution.in_channels if convolution is not None else 3
+    size = EXAMPLE_SIZE
+    inputs = torch.rand(1, channels, size, size, device=device)
+    sample = {'mmseg': _seg_sample, 'mmdet': _det_sample}.get(library_of(model), lambda _: None)(
+        size
+    )
+    if sample is None:
+        return inputs, None
+    shape = (size, size)
+    sample.set_metainfo(
+        dict(
+            img_shape=shape,
+            ori_shape=shape,
+            pad_shape=shape,
+            batch_input_shape=shape,
+            scale_factor=(1.0, 1.0),
+            padding_size=(0, 0, 0, 0),
+            flip=False,
+            img_id=0,
+            img_path='',
+        )
+    )
+    return inputs, [sample.to(device)]
+
+
+def library_of(model: nn.Module) -> str:
+    """The OpenMMLab library that a model's class comes from, ``'mmseg'`` or ``'mmdet'``, or ''."""
+    roots = [base.__module__.split('.')[0] for base in type(model).__mro__]
+    return next((root for root in roots if root in ('mmseg', 'mmdet')), '')
+
+
+def _seg_sample(size: int) -> Any:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    labels = PixelData(data=torch.zeros(1, size, size, dtype=torch.long))
+    return SegDataSample(gt_sem_seg=labels, gt_edge_map=labels.clone())
+
+
+def _det_sample(size: int) -> Any:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    low, high = size // 8, size - size // 8
+    box = torch.tensor([[low, low, high, high]], dtype=torch.float32)
+    mask = np.zeros((1, size, size), dtype=np.uint8)
+    mask[:, low:high, low:high] = 1
+    return DetDataSample(
+        gt_instances=InstanceData(
+            bboxes=box, labels=torch.zeros(1, dtype=torch.long), masks=BitmapMasks(mask, size, size)
+        ),
+        ignored_instances=InstanceData(bboxes=box[:0], labels=torch.zeros(0, dtype=torch.long)),
+        gt_sem_seg=PixelData(sem_seg=torch.zeros(1, size, size, dtype=torch.long)),
+    )

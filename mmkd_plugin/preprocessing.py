@@ -1,0 +1,85 @@
+"""Feed a teacher what it was trained on, from what the student is fed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a data preprocessor turns pixels into input.
+
+    Args:
+        mean (tuple[float]): Per channel, in the order after ``flip``.
+        std (tuple[float]): Per channel.
+        flip (bool): Whether the channels are reversed (BGR to RGB or back) first.
+        pad_value (float): What the normalised image is padded with.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    pad_value: float
+
+    @classmethod
+    def of(cls, preprocessor: nn.Module) -> Normalization:
+        """Reads a preprocessor of mmengine, mmseg or mmdet; others count as the identity."""
+        mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+        return cls(
+            mean=(0.0,) if mean is None else tuple(mean.double().flatten().tolist()),
+            std=(1.0,) if std is None else tuple(std.double().flatten().tolist()),
+            flip=bool(getattr(preprocessor, '_channel_conversion', False)),
+            pad_value=float(getattr(preprocessor, 'pad_value', 0)),
+        )
+
+
+class InputConverter:
+    """Undoes the student's normalisation and applies the teacher's, in one pass.
+
+    Args:
+        source (Normalization): The student's.
+        target (Normalization): The teacher's.
+    """
+
+    def __init__(self, source: Normalization, target: Normalization) -> None:
+        self.target = target
+        self.identity = source == target
+        self.flip = source.flip != target.flip
+        mean_s, std_s = (torch.tensor(v, dtype=torch.float64) for v in (source.mean, source.std))
+        mean_t, std_t = (torch.tensor(v, dtype=torch.float64) for v in (target.mean, target.std))
+        if self.flip:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        self.scale = (std_s / std_t).view(-1, 1, 1)
+        self.shift = ((mean_s - mean_t) / std_t).view(-1, 1, 1)
+
+    @classmethod
+    def between(cls, student: nn.Module, teacher: nn.Module) -> InputConverter:
+        """The converter between two data preprocessors."""
+        return cls(Normalization.of(student), Normalization.of(teacher))
+
+    def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Tensor:
+        """Converts a batch.
+
+        Args:
+            inputs (Tensor): ``(N, C, H, W)`` as the student gets it.
+            data_samples (list, optional): Data samples with ``img_shape``: what lies beyond it was
+                padded by the student's preprocessor and gets the teacher's padding value.
+
+        Returns:
+            Tensor: ``(N, C, H, W)`` as the teacher's own preprocessor would have made it; the same
+            tensor if both do the same.
+        """
+        if self.identity:
+            return inputs
+        # In float32 whatever the images are in: half precision has too few digits for the shift.
+        scale, shift = (v.to(inputs.device, torch.float32) for v in (self.scale, self.shift))
+        images = inputs.flip(1) if self.flip and inputs.shape[1] == 3 else inputs
+        images = torch.addcmul(shift, images.float(), scale)
+        for image, sample in zip(images, data_samples or ()):
+            height, width = sample.metainfo.get('img_shape', image.shape[-2:])[:2]
+            image[:, height:] = self.target.pad_value
+            image[:, :, width:] = self.target.pad_value
+        return images.to(inputs.dtype)

@@ -1,0 +1,251 @@
+"""Teacher: a frozen model outside the module tree, fed as it was trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from mmkd_plugin import stack
+from mmkd_plugin.checkpoint import load_weights
+from mmkd_plugin.dry_run import DryRun, example_batch, never_ran, read_once
+from mmkd_plugin.preprocessing import InputConverter
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+
+stack.prepare()  # `mmseg::` paths on either stack
+
+
+class Teacher:
+    """A frozen, pretrained model whose taps the student learns from.
+
+    Not an ``nn.Module``: it takes no part in ``parameters()``, ``state_dict()``, DDP or EMA. It is
+    always in eval mode, runs without gradients, and no further than the last tap.
+
+    Args:
+        config (str | dict): Path of a config file, a ``pkg::`` path, or a model dict.
+        checkpoint (str, optional): Weights, in any form that mmengine reads. None leaves the
+            weights random, for tests.
+        strict (bool): Whether the checkpoint has to cover all weights. Defaults to True.
+        name (str): What terms and messages call it. Defaults to ``'teacher'``.
+
+    Raises:
+        ValueError: If the config or the checkpoint is not usable.
+        FileNotFoundError: If one of them does not exist.
+    """
+
+    def __init__(
+        self,
+        config: str | dict,
+        checkpoint: str | None,
+        strict: bool = True,
+        name: str = 'teacher',
+    ) -> None:
+        self.name = name
+        self.source = config if isinstance(config, str) else config.get('type', 'model dict')
+        self.checkpoint = checkpoint
+        self.model = _build(config, name)
+        if checkpoint is None:
+            print_log(
+                f"Teacher '{name}' has no checkpoint: its weights are random.",
+                logger='current',
+                level=30,
+            )
+        else:
+            load_weights(self.model, checkpoint, strict=strict, name=name)
+        self.model.requires_grad_(False).eval()
+        self._convert: InputConverter | None = None
+        self._heads: list[str] | None = None
+        self._run: DryRun | None = None
+
+    def prepare(self, preprocessor: nn.Module, taps: Sequence[Tap], device: torch.device) -> DryRun:
+        """Gets ready to read ``taps`` from batches made by the student's preprocessor.
+
+        Args:
+            preprocessor (nn.Module): The student's data preprocessor.
+            taps (Sequence[Tap]): All taps that will ever be read.
+            device (torch.device): Where to try a forward.
+
+        Returns:
+            DryRun: What the taps saw in it.
+
+        Raises:
+            ValueError: If a tap names no module, or one that does not run.
+        """
+        owner = f"teacher '{self.name}'"
+        for tap in taps:
+            find_module(self.model, tap, owner)
+        self._convert = InputConverter.between(preprocessor, self.model.data_preprocessor)
+        self._heads = _heads_of(self.model, taps, owner)
+        home = next(self.model.parameters()).device
+        self.model.to(device)
+        inputs, samples = example_batch(self.model, device)
+        self._run = read_once(
+            self.model, taps, lambda: _forward(self.model, inputs, samples, self._heads)
+        )
+        self.model.to(home)
+        for tap in taps:
+            if not self._run.calls[tap]:
+                raise ValueError(never_ran(self.model, tap, self._run, owner))
+        return self._run
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Tensor, data_samples: list | None, taps: Sequence[Tap]
+    ) -> dict[Tap, Maps]:
+        """Reads taps for a batch that the student's preprocessor made.
+
+        Args:
+            inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
+            data_samples (list, optional): Their data samples; tells padding from picture.
+            taps (Sequence[Tap]): A part of those given to :meth:`prepare`.
+
+        Returns:
+            dict[Tap, Maps]: A tensor or a list of tensors for each tap.
+        """
+        inputs = self._convert(inputs, data_samples)
+        heads = self._heads
+        if heads is not None:
+            heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
+        calls = {tap: self._run.calls[tap] for tap in taps}
+        with TapReader(self.model, taps, self._run.in_place, stop_after=calls) as reader:
+            _forward(self.model, inputs, data_samples, heads)
+        return {tap: reader.read(tap) for tap in taps}
+
+    def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
+        """Follows ``.to()``, ``.cuda()``, ``.half()`` of the model that it teaches."""
+        self.model._apply(function, recurse)
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        """A copy of the student (EMA keeps one) shares the teacher instead of copying it."""
+        return self
+
+    def work(self, taps: Sequence[Tap]) -> str:
+        """What the teacher computes for these taps, in words."""
+        run, modules = self._run, dict(self.model.named_modules())
+        last = max(run.ran.index(tap.path) for tap in taps)
+        done = set(run.ran[: last + 1])
+        parts = []
+        for name, child in self.model.named_children():
+            leaves = [
+                f'{name}.{leaf}' if leaf else name
+                for leaf, module in child.named_modules()
+                if not any(True for _ in module.children())
+                and any(True for _ in module.parameters())
+            ]
+            ran = sum(leaf in done for leaf in leaves)
+            if ran:
+                parts.append(name if ran == len(leaves) else f'{name} ({ran} of {len(leaves)})')
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        kind = type(modules['']).__name__
+        return (
+            f'{kind}, {millions:.1f} M parameters, runs {", ".join(parts)}; '
+            f'stops after {run.ran[last]}'
+        )
+
+
+def _build(config: str | dict, name: str) -> nn.Module:
+    if isinstance(config, str):
+        cfg = _read_config(config, name)
+        if 'model' not in cfg:
+            raise ValueError(f"teacher '{name}': {config} has no `model`")
+        model, scope = cfg.model, cfg.get('default_scope')
+        if cfg.get('data_preprocessor') is not None:
+            model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    else:
+        model, scope = Config(dict(model=config)).model, None
+    if model.get('type', '').endswith('Distiller'):  # a distilled student teaches the next one
+        model = model.student
+    model = without_pretraining(model)
+    scope = model.pop('_scope_', scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        built = MODELS.build(model)
+    if not hasattr(built, 'data_preprocessor'):
+        raise ValueError(f"teacher '{name}': {type(built).__name__} is not an mmengine BaseModel")
+    return built
+
+
+def without_pretraining(model: dict) -> dict:
+    """A copy of a model dict that asks for no pretrained weights; the checkpoint brings them."""
+    if isinstance(model, dict):
+        return type(model)(
+            {
+                key: None if key in ('pretrained', 'init_cfg') else without_pretraining(value)
+                for key, value in model.items()
+            }
+        )
+    if isinstance(model, (list, tuple)):
+        return type(model)(without_pretraining(item) for item in model)
+    return model
+
+
+def _read_config(path: str, name: str) -> Config:
+    try:
+        if '::' in path:
+            return get_config(path)
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        folder = Path(path).parent
+        files = [str(file) for file in folder.glob('*.py')] if '::' not in path else []
+        close = get_close_matches(path, files, n=3)
+        hint = f' Closest: {", ".join(close)}.' if close else ''
+        raise FileNotFoundError(
+            f"teacher '{name}': there is no config {path}.{hint} Expected a path from the folder "
+            "you are in, or a path in an installed library such as 'mmseg::pspnet/....py'"
+        ) from error
+
+
+def _heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | None:
+    """The heads to call on the features, or None to run ``mode='tensor'`` as it comes."""
+    if not hasattr(model, 'extract_feat') or hasattr(model, 'forward_transformer'):
+        return None
+    heads = list(dict.fromkeys(tap.path.split('.')[0] for tap in taps))
+    heads = [head for head in heads if head.endswith('head')]
+    for tap in taps:
+        if tap.path.split('.')[0] == 'roi_head':
+            raise ValueError(
+                f"{owner}: '{tap}' needs proposals of its own and their non-maximum suppression; "
+                "a teacher gives features and dense logits only. Tap 'neck', or 'rpn_head'"
+            )
+    return heads
+
+
+def _forward(
+    model: nn.Module, inputs: Tensor, data_samples: list | None, heads: list[str] | None
+) -> None:
+    """Features, then the heads: never a loss, an assignment or an NMS."""
+    if heads is None:
+        model(inputs, data_samples, mode='tensor')
+        return
+    features = model.extract_feat(inputs)
+    for name in heads:
+        head = getattr(model, name)
+        if not isinstance(head, nn.ModuleList):
+            _call(head, features, data_samples)
+        elif name == 'decode_head':  # a cascade: each head refines what the one before gave
+            output = head[0](features)
+            for stage in head[1:]:
+                output = stage(features, output)
+        else:
+            for branch in head:
+                branch(features)
+
+
+def _call(head: nn.Module, features: Any, data_samples: list | None) -> None:
+    """Mask heads want the data samples for their shapes; the others take features alone."""
+    needed = [
+        parameter
+        for parameter in inspect.signature(head.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    head(features, data_samples) if len(needed) > 1 else head(features)
