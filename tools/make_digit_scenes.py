@@ -19,6 +19,9 @@ What is written, in the formats that ``BaseSegDataset`` and ``CocoDataset`` read
 The same arguments give the same bytes (with the same Pillow), and scene i of a split does not
 depend on how many scenes are asked for. An existing folder is never overwritten: if it is complete
 and was made with the same arguments there is nothing to do, otherwise the tool says what is wrong.
+
+The digits are those of UCI's "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak);
+the photographs are by danielbuechele and vultilion on Flickr, CC BY 2.0.
 """
 
 from __future__ import annotations
@@ -73,9 +76,11 @@ PALETTE = (
     (23, 190, 207),
 )
 IGNORE = 255
+PHOTO_LICENSE = {'name': 'CC BY 2.0', 'url': 'https://creativecommons.org/licenses/by/2.0/'}
 SPLITS = ('train', 'val')
 FORMAT = 'mmkd digit scenes'
 VERSION = 1  # raise it when the code below draws other pixels from the same settings
+FOLDERS = ('img_dir', 'ann_dir', 'annotations')
 MANIFEST = 'manifest.json'
 MARKER = '.make_digit_scenes'  # lies in <out>.partial and says that this tool made it
 
@@ -358,7 +363,8 @@ def coco_json(names: list[str], scenes: list[list[dict[str, Any]]], size: int) -
         size (int): Side of the images.
     """
     images = [
-        {'id': i, 'file_name': name, 'width': size, 'height': size} for i, name in enumerate(names)
+        {'id': i, 'file_name': name, 'width': size, 'height': size, 'license': 1}
+        for i, name in enumerate(names)
     ]
     owned = [(i, annotation) for i, scene in enumerate(scenes) for annotation in scene]
     annotations = [
@@ -370,8 +376,11 @@ def coco_json(names: list[str], scenes: list[list[dict[str, Any]]], size: int) -
         for digit, name in enumerate(CLASSES[1:], start=1)
     ]
     content = {
-        'info': {'description': 'DigitScenes'},
-        'licenses': [],
+        'info': {
+            'description': 'DigitScenes: handwritten digits by UCI (E. Alpaydin, C. Kaynak) drawn '
+            'into photographs by danielbuechele and vultilion (Flickr)'
+        },
+        'licenses': [{'id': 1, **PHOTO_LICENSE}],
         'images': images,
         'annotations': annotations,
         'categories': categories,
@@ -424,9 +433,8 @@ def settings() -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def generate(arguments: Arguments) -> Iterator[tuple[str, bytes]]:
+def generate(arguments: Arguments, sources: Sources) -> Iterator[tuple[str, bytes]]:
     """Yield every file but the manifest as (path below the folder, bytes)."""
-    sources = load_sources()
     for split in SPLITS:
         names, annotations = [], []
         for index in range(getattr(arguments, split)):
@@ -450,10 +458,10 @@ def write(out: Path, arguments: Arguments) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    files = generate(arguments)
+    files = generate(arguments, load_sources())
     total = 2 * (arguments.train + arguments.val) + len(SPLITS)
     hashes = {}
-    with partial_folder(out) as partial:
+    with partial_folder(out.resolve()) as partial:
         console = Console(stderr=True)
         for name, content in track(files, 'Drawing scenes', total, console=console):
             path = partial / name
@@ -520,55 +528,95 @@ def check(out: Path, arguments: Arguments) -> bool:
     present = sorted(path.name for path in out.iterdir())
     if not present:
         return False
-    again = f'Remove the folder and run again: {out}'
-    if MANIFEST not in present:
-        if {'img_dir', 'ann_dir', 'annotations'} & set(present):
-            raise UserError(f'{out} has no {MANIFEST}, so it is incomplete. {again}', code=1)
+    ours = any(folder in present for folder in FOLDERS)
+    if MANIFEST in present:
+        manifest = read_manifest(out / MANIFEST)
+        if manifest is not None:
+            refuse_other_scenes(out, manifest, arguments)
+            verify_files(out, manifest['files'])
+            return True
+    if ours:
         raise UserError(
-            f"{out} holds something else ('{present[0]}') and is left alone; choose another --out."
+            f'{out} is incomplete: its {MANIFEST} is missing or damaged. {start_over(out)}', code=1
         )
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding='utf-8'))
-        if manifest['format'] != FORMAT:
-            raise UserError(
-                f'{out} holds something else ({MANIFEST} is not of this tool) and is left alone; '
-                'choose another --out.'
-            )
-        version, made_with = manifest['version'], manifest['arguments']
-        made_under, files = manifest['settings'], dict(manifest['files'])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f'{out / MANIFEST} is damaged. {again}', code=1) from None
+    raise UserError(
+        f"{out} holds something else ('{present[0]}') and is left alone; choose another --out."
+    )
 
+
+def start_over(out: Path) -> str:
+    """What to do about a damaged folder."""
+    return f'Remove the folder {out} and run the same command again.'
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Read a manifest.
+
+    Args:
+        path (Path): The file.
+
+    Returns:
+        dict | None: Its content, or None if it is not a manifest of this tool.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        return None
+    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+        return None
+    parts = (manifest.get(key) for key in ('arguments', 'settings', 'files'))
+    return manifest if all(isinstance(part, dict) for part in parts) else None
+
+
+def refuse_other_scenes(out: Path, manifest: dict[str, Any], arguments: Arguments) -> None:
+    """Raise if the scenes were made with other arguments, settings or code.
+
+    Args:
+        out (Path): The folder.
+        manifest (dict): Its manifest.
+        arguments (Arguments): What is asked for.
+    """
+    made_with, made_under = manifest['arguments'], manifest['settings']
+    changed = {
+        name: value for name, value in asdict(arguments).items() if made_with.get(name) != value
+    }
     differ = [
-        f'--{name} {made_with.get(name)} there, {value} asked for'
-        for name, value in asdict(arguments).items()
-        if made_with.get(name) != value
+        f'--{name} is {made_with.get(name)} there and {value} here'
+        for name, value in changed.items()
     ]
     differ += [
-        f'{name.upper()} {made_under.get(name)} there, {value} in this tool'
+        f'{name.upper()} is {made_under.get(name)} there and {value} here'
         for name, value in settings().items()
         if made_under.get(name) != value
     ]
-    if version != VERSION:
-        differ.append(f'version {version} there, {VERSION} in this tool')
+    if manifest.get('version') != VERSION:
+        differ.append(f'VERSION is {manifest.get("version")} there and {VERSION} here')
     if differ:
+        suffix = '_'.join(f'{name}{value}' for name, value in changed.items()) or 'new'
         raise UserError(
             f'{out} holds other scenes ({"; ".join(differ)}) and is left alone; '
-            f'choose another --out, for example --out {out}_{arguments.size}_{arguments.seed}'
+            f'choose another --out, for example --out {out}_{suffix}'
         )
 
+
+def verify_files(out: Path, files: dict[str, str]) -> None:
+    """Raise if a file is missing, changed or foreign.
+
+    Args:
+        out (Path): The folder.
+        files (dict[str, str]): SHA-256 by path below the folder.
+    """
     for name, expected in files.items():
         path = out / name
         if not path.is_file():
-            raise UserError(f'{path} is missing. {again}', code=1)
+            raise UserError(f'{path} is missing. {start_over(out)}', code=1)
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise UserError(f'{path} was changed or is damaged. {again}', code=1)
-    for folder in ('img_dir', 'ann_dir', 'annotations'):
+            raise UserError(f'{path} was changed or is damaged. {start_over(out)}', code=1)
+    for folder in FOLDERS:  # the datasets read every image in there
         for path in sorted((out / folder).rglob('*')):
-            name = path.relative_to(out).as_posix()
-            if path.is_file() and not path.name.startswith('.') and name not in files:
-                raise UserError(f'{path} does not belong there. Move it away, or: {again}', code=1)
-    return True
+            known = path.is_dir() or path.relative_to(out).as_posix() in files
+            if not known and not path.name.startswith('.'):
+                raise UserError(f'{path} is not part of the scenes; move it away.', code=1)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
