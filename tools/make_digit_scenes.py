@@ -502,10 +502,12 @@ def partial_folder(out: Path) -> Iterator[Path]:
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield partial
+        if out.exists():
+            out.rmdir()  # fails unless it is still empty, and then the marker stays
+        if fcntl is None:
+            lock.close()  # Windows deletes no open file
         marker.unlink()
-    if out.exists():
-        out.rmdir()  # only ever an empty folder
-    partial.replace(out)
+        partial.replace(out)
 
 
 def check(out: Path, arguments: Arguments) -> bool:
