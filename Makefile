@@ -1,0 +1,50 @@
+TASK ?= segmentation
+STACK ?= onedl
+TORCH ?=
+VENV ?= .venv
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+
+LIBS_segmentation = mmseg
+LIBS_detection = mmdet
+OPS_segmentation = cached
+OPS_detection = required
+
+SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test lint clean python
+.NOTPARALLEL:
+
+help:  ## This text
+	@echo 'make TARGET [VARIABLE=value ...]'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@echo
+	@echo '  TASK=segmentation  or detection: what the demo shows'
+	@echo '  PYTHON=python3.11  makes the environment (3.10 to 3.13)'
+	@echo '  VENV=.venv         where the environment is; one that exists is added to, not changed'
+	@echo '  TORCH="torch==..." what to install, with options of pip if need be'
+	@echo '  STACK=onedl        or upstream: whose mmengine, mmcv, mmdet and mmseg'
+	@echo '  MMKD_CACHE=DIR     keeps compiled ops (default: ~/.cache/mmkd)'
+
+demo: python  ## Environment, data, teacher, student, distilled student, report
+	@$(if $(LIBS_$(TASK)),,echo "TASK=$(TASK) is neither segmentation nor detection" >&2; exit 2)
+	@$(SETUP) --libs $(LIBS_$(TASK)) --ops $(OPS_$(TASK)) --extras demo
+	@'$(VENV)/bin/python' -u tools/demo.py --task $(TASK)
+
+install: python  ## Environment for development: both libraries, compiled ops, test tools
+	@$(SETUP) --libs mmseg mmdet --ops required --extras demo test
+
+test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
+	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+
+lint:  ## Style only, in an environment that exists
+	'$(VENV)/bin/python' -m ruff check .
+	'$(VENV)/bin/python' -m ruff format --check .
+
+clean:  ## Remove what the demo wrote and the tools' caches; keeps the environment and the ops
+	rm -rf work_dirs/demo build dist .pytest_cache .ruff_cache .hypothesis
+
+python:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo "'$(PYTHON)' is not installed: give a Python 3.10 to 3.13 with PYTHON=..." >&2; exit 1; }

@@ -1,0 +1,45 @@
+"""Package metadata.
+
+The OpenMMLab packages are extras and never requirements: two stacks share their import names, and
+installing the one over the other overwrites its files.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def requirements(name):
+    """Returns the requirements in ``requirements/<name>.txt``, comments left out."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+
+
+def version():
+    """Returns ``__version__`` without importing the package."""
+    scope = {}
+    exec((ROOT / 'mmkd_plugin' / 'version.py').read_text(encoding='utf-8'), scope)
+    return scope['__version__']
+
+
+def long_description():
+    """Returns the README, or nothing while there is none."""
+    readme = ROOT / 'README.md'
+    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+
+
+setup(
+    name='mmkd-plugin',
+    version=version(),
+    description='Knowledge distillation for mmsegmentation and mmdetection',
+    long_description=long_description(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.9',
+    packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
+    install_requires=requirements('runtime'),
+    extras_require={name: requirements(name) for name in ('onedl', 'upstream', 'demo', 'test')},
+    zip_safe=False,
+)
