@@ -1,0 +1,14 @@
+"""The losses: one file per paper, a pure function for the formula and a thin class around it."""
+
+from mmkd_plugin.losses.attention import AttentionLoss
+from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
+from mmkd_plugin.losses.pair_wise import PairWiseLoss
+from mmkd_plugin.losses.pixel_wise import PixelWiseLoss, SoftTargetLoss
+
+__all__ = [
+    'AttentionLoss',
+    'ChannelWiseLoss',
+    'PairWiseLoss',
+    'PixelWiseLoss',
+    'SoftTargetLoss',
+]

@@ -1,0 +1,94 @@
+"""Channel-wise knowledge distillation (CWD)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.functional import (
+    Maps,
+    check_shapes,
+    finite_number,
+    full_precision,
+    positive_number,
+    sum_over_maps,
+    tempered_kl,
+)
+from mmkd_plugin.registry import MODELS
+
+
+def channel_wise(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    """Each channel as a distribution over its positions: ``tau^2 / (N*C) * sum of KL``.
+
+    Args:
+        student (Tensor): Map of the student, (N, C, H, W).
+        teacher (Tensor): Map of the teacher, (N, C, H, W). It gets no gradient.
+        tau (float): Temperature of both softmaxes. Default: 4.0.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    check_shapes(student, teacher)
+    with full_precision(student, teacher) as (s, t):
+        kl = tempered_kl(s.flatten(2), t.flatten(2), tau, dim=2)
+        return kl.sum() * (tau**2 / max(kl.numel(), 1))
+
+
+@MODELS.register_module()
+class ChannelWiseLoss(nn.Module):
+    """Make each channel of the student peak where the teacher's does.
+
+    A softmax over the H*W positions turns a channel into a map of where it looks; the loss is
+    ``tau^2 / (N*C) * sum over n, c of KL(p_tau(T_nc) || p_tau(S_nc))``.
+
+    Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021.
+
+    - paper: https://arxiv.org/abs/2011.13256
+    - code: https://github.com/irfanICMLL/TorchDistiller/tree/main/SemSeg-distill
+
+    Args:
+        tau (float): Temperature of the softmax; higher is softer. Default: 4.0.
+        loss_weight (float): Factor on the loss. The authors use 3 on logits (before upsampling)
+            and 50 on features, both with ``tau=4``, and 10 with ``tau=1`` on the levels of a
+            detector's pyramid. Default: 1.0.
+
+    Shape:
+        - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
+        - teacher: the same shapes as the student.
+        - output: a scalar. A channel with one position always costs 0.
+
+    Raises:
+        TypeError: If an argument is not a number.
+        ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from mmkd_plugin.losses import ChannelWiseLoss
+        >>> criterion = ChannelWiseLoss(tau=4, loss_weight=3)
+        >>> student = torch.randn(2, 19, 8, 16, requires_grad=True)
+        >>> teacher = torch.randn(2, 19, 8, 16)
+        >>> loss = criterion(student, teacher)
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape
+        (torch.Size([]), torch.Size([2, 19, 8, 16]))
+    """
+
+    #: Whether student and teacher must have equally many channels. Read by the Distiller.
+    needs_same_channels: ClassVar[bool] = True
+    #: Whether student and teacher must have equal height and width. Read by the Distiller.
+    needs_same_size: ClassVar[bool] = True
+
+    def __init__(self, tau: float = 4.0, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.tau = positive_number('tau', tau)
+        self.loss_weight = finite_number('loss_weight', loss_weight)
+
+    def forward(self, student: Maps, teacher: Maps) -> Tensor:
+        """Return the weighted loss of a map, or of a sequence of maps."""
+        loss = sum_over_maps(partial(channel_wise, tau=self.tau), student, teacher)
+        return self.loss_weight * loss
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}, loss_weight={self.loss_weight}'

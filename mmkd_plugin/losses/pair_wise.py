@@ -1,0 +1,223 @@
+"""Pair-wise similarity of positions (PA), from structured knowledge distillation."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.functional import (
+    Maps,
+    check_shapes,
+    finite_number,
+    full_precision,
+    sum_over_maps,
+)
+from mmkd_plugin.registry import MODELS
+
+EPS = 1e-8
+SIZE_HINT = (
+    'leave `connector` out so that a bilinear resize is added, or set `pool=0.5` '
+    'to compare fractions of the maps'
+)
+
+
+def pair_wise(
+    student: Tensor,
+    teacher: Tensor,
+    pool: int | float | None = 2,
+    detach_norm: bool = False,
+) -> Tensor:
+    """``1 / (N*n^2) * sum over all pairs of the n positions of (cos_T - cos_S)^2``.
+
+    Args:
+        student (Tensor): Map of the student, (N, C_s, H, W).
+        teacher (Tensor): Map of the teacher, (N, C_t, H, W). It gets no gradient.
+        pool (int | float | None): See :class:`PairWiseLoss`. Default: 2.
+        detach_norm (bool): See :class:`PairWiseLoss`. Default: False.
+
+    Returns:
+        Tensor: A scalar, never below 0.
+    """
+    check_shapes(
+        student,
+        teacher,
+        same_channels=False,
+        same_size=not isinstance(pool, float),
+        size_hint=SIZE_HINT,
+    )
+    with full_precision(student, teacher) as (s, t):
+        s, t = max_pool(s, pool), max_pool(t, pool)
+        if s.shape[2:] != t.shape[2:]:
+            raise ValueError(
+                f'map sizes differ: student {tuple(student.shape)}, teacher '
+                f'{tuple(teacher.shape)} leave {tuple(s.shape[2:])} and {tuple(t.shape[2:])} '
+                f'positions with pool={pool}; name a `connector` that resizes'
+            )
+        s, t = unit_vectors(s, detach_norm), unit_vectors(t)
+        batch, _, positions = s.shape
+        return cosine_gap(s, t) / max(batch * positions**2, 1)
+
+
+def max_pool(x: Tensor, pool: int | float | None) -> Tensor:
+    """Max-pool without overlap; ``pool`` is a size, a fraction of the map, or None for no pooling.
+
+    Args:
+        x (Tensor): (N, C, H, W).
+        pool (int | float | None): See :class:`PairWiseLoss`.
+
+    Returns:
+        Tensor: (N, C, h, w), every position of the input covered.
+    """
+    if pool is None or pool == 1:
+        return x
+    height, width = x.shape[2:]
+    if isinstance(pool, float):
+        kernel = max(int(pool * height), 1), max(int(pool * width), 1)
+    else:
+        kernel = pool, pool
+    return F.max_pool2d(x, kernel, stride=kernel, ceil_mode=True)
+
+
+def unit_vectors(x: Tensor, detach_norm: bool = False) -> Tensor:
+    """Divide the channel vector of each position by its L2 norm.
+
+    A vector no longer than 1e-8 has no direction: it becomes zero (cosine 0 with all others) and
+    gets no gradient. Dividing by ``max(norm, eps)`` gives it the same value, but a gradient of
+    1e8, which float16 turns into infinity.
+
+    Args:
+        x (Tensor): (N, C, H, W).
+        detach_norm (bool): Treat the norm as a constant in the gradient. Default: False.
+
+    Returns:
+        Tensor: (N, C, H*W).
+    """
+    x = x.flatten(2)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if detach_norm:
+        norm = norm.detach()
+    return x / norm.masked_fill(norm <= EPS, math.inf)
+
+
+def cosine_gap(s: Tensor, t: Tensor) -> Tensor:
+    """Sum over the batch of ``||s^T s - t^T t||_F^2``, without the larger kind of Gram matrix.
+
+    Where there are more positions than channels, the n x n matrices are never built. What stands
+    in for them must not subtract large sums of float32, or the loss drowns in rounding once the
+    student is close to the teacher:
+
+    - equal channel counts: with ``d = s - t`` and ``p = s + t``,
+      ``s^T s - t^T t = (d^T p + p^T d) / 2``, so the sum is
+      ``(<d d^T, p p^T> + tr(d p^T d p^T)) / 2``, in which every term shrinks with ``d``;
+    - other channel counts: ``||s s^T||^2 - 2 ||s t^T||^2 + ||t t^T||^2``, added up in float64.
+
+    Args:
+        s (Tensor): Unit vectors of the student, (N, C_s, n).
+        t (Tensor): Unit vectors of the teacher, (N, C_t, n).
+
+    Returns:
+        Tensor: A scalar, never below 0.
+    """
+    (_, c_s, positions), c_t = s.shape, t.shape[1]
+    if positions <= max(c_s, c_t):
+        return (s.mT @ s - t.mT @ t).square().sum()
+    if c_s == c_t:
+        d, p = s - t, s + t
+        cross = d @ p.mT
+        gap = ((d @ d.mT) * (p @ p.mT) + cross * cross.mT).sum() / 2
+    else:
+        wide = torch.float32 if s.device.type == 'mps' else torch.float64  # mps has no float64
+        ss, st, tt = ((a @ b.mT).square().sum(dtype=wide) for a, b in ((s, s), (s, t), (t, t)))
+        gap = (ss - 2 * st + tt).to(s.dtype)
+    # Rounding can end a hair below 0: lift the value, keep the gradient.
+    return gap - gap.detach().clamp(max=0)
+
+
+@MODELS.register_module()
+class PairWiseLoss(nn.Module):
+    """Match how similar each pair of positions is (PA).
+
+    After max-pooling, the channel vectors of all n positions are brought to unit length; the loss
+    is ``1 / (N*n^2) * sum over all n^2 pairs of (cos_T - cos_S)^2``. It never needs more memory
+    than a few copies of the maps: the n x n matrices are built only where they are small.
+
+    Structured Knowledge Distillation for Semantic Segmentation, CVPR 2019 (its pair-wise part).
+
+    - paper: https://arxiv.org/abs/1903.04197
+    - code: https://github.com/irfanICMLL/structure_knowledge_distillation
+
+    Args:
+        pool (int | float | None): Kernel and stride of the max-pooling (ceil mode). An int is a
+            size in positions. A float between 0 and 1 is a fraction of the map, ``(int(pool*H),
+            int(pool*W))`` and at least 1; the authors' 0.5 leaves 2x2 nodes of a map with even
+            sides. None compares every position. Default: 2.
+        detach_norm (bool): Treat the norms as constants in the gradient, as the authors' code
+            does; the value is the same. Default: False.
+        loss_weight (float): Factor on the loss. The authors use 0.5 with ``pool=0.5``, 10 goes
+            with ``pool=2``. Default: 1.0.
+
+    Shape:
+        - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
+        - teacher: (N, C_t, H, W). Channel counts may differ; sizes may differ if ``pool`` is a
+          float and as many nodes are left of both.
+        - output: a scalar.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``pool`` is out of range or, in ``forward``, if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from mmkd_plugin.losses import PairWiseLoss
+        >>> criterion = PairWiseLoss(pool=0.5, loss_weight=0.5)
+        >>> student = torch.randn(2, 64, 8, 16, requires_grad=True)
+        >>> teacher = torch.randn(2, 256, 16, 32)
+        >>> loss = criterion(student, teacher)
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape
+        (torch.Size([]), torch.Size([2, 64, 8, 16]))
+    """
+
+    #: Whether student and teacher must have equally many channels. Read by the Distiller.
+    needs_same_channels: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        pool: int | float | None = 2,
+        detach_norm: bool = False,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if pool is not None:
+            if type(pool) not in (int, float):
+                raise TypeError(f'pool must be an int, a float or None, got {pool!r}')
+            if type(pool) is int and pool < 1:
+                raise ValueError(f'pool as an int is a size and must be at least 1, got {pool}')
+            if type(pool) is float and not 0 < pool < 1:
+                raise ValueError(
+                    f'pool as a float is a fraction of the map and must lie between 0 and 1, got '
+                    f'{pool}; an int is a size in positions'
+                )
+        if not isinstance(detach_norm, bool):
+            raise TypeError(f'detach_norm must be a bool, got {detach_norm!r}')
+        self.pool = pool
+        self.detach_norm = detach_norm
+        self.loss_weight = finite_number('loss_weight', loss_weight)
+
+    @property
+    def needs_same_size(self) -> bool:
+        """Whether heights and widths must be equal: not if ``pool`` is a fraction of the map."""
+        return not isinstance(self.pool, float)
+
+    def forward(self, student: Maps, teacher: Maps) -> Tensor:
+        """Return the weighted loss of a map, or of a sequence of maps."""
+        compare = partial(pair_wise, pool=self.pool, detach_norm=self.detach_norm)
+        return self.loss_weight * sum_over_maps(compare, student, teacher)
+
+    def extra_repr(self) -> str:
+        return f'pool={self.pool}, detach_norm={self.detach_norm}, loss_weight={self.loss_weight}'

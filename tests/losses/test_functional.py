@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmkd_plugin.losses.functional import (
+    check_shapes,
+    finite_number,
+    full_precision,
+    positive_number,
+    sum_over_maps,
+    tempered_kl,
+)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'expected'),
+    [
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, torch.float64, torch.float64),
+    ],
+)
+def test_full_precision_is_one_type_of_at_least_float32(student, teacher, expected):
+    student = torch.ones(2, dtype=student, requires_grad=True)
+    teacher = torch.ones(2, dtype=teacher, requires_grad=True)
+    with full_precision(student, teacher) as (s, t):
+        assert s.dtype == t.dtype == expected
+        assert s.requires_grad and not t.requires_grad
+
+
+def test_full_precision_suspends_autocast():
+    x = torch.ones(2, 2)
+    with torch.autocast('cpu', torch.bfloat16):
+        with full_precision(x, x) as (s, t):
+            assert (s @ t).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+
+
+def test_full_precision_on_a_device_without_autocast():
+    x = torch.ones(2, 2, dtype=torch.float16, device='meta')
+    with full_precision(x, x) as (s, t):
+        assert (s @ t).dtype == torch.float32
+
+
+def test_check_shapes_can_be_relaxed():
+    student, teacher = torch.ones(2, 3, 4, 4), torch.ones(2, 5, 8, 8)
+    check_shapes(student, teacher, same_channels=False, same_size=False)
+    with pytest.raises(ValueError, match=r'map sizes differ.*; do this'):
+        check_shapes(student, teacher, same_channels=False, size_hint='do this')
+    with pytest.raises(ValueError, match=r'expected two tensors \(N, C\) or \(N, C, H, W\)'):
+        check_shapes(student[:, :, 0, 0], teacher, ndims=(2, 4))
+
+
+def test_sum_over_maps_pairs_in_order():
+    maps = [torch.tensor(float(i)) for i in (1, 2, 3)]
+    total = sum_over_maps(lambda s, t: s * 10 + t, maps, tuple(reversed(maps)))
+    assert total.item() == 66
+    assert sum_over_maps(lambda s, t: s - t, maps[2], [maps[0]]).item() == 2
+
+
+def test_tempered_kl_keeps_the_other_dimensions():
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    assert tempered_kl(student, teacher, 2.0, dim=1).shape == (2, 4, 5)
+    expected = torch.nn.functional.kl_div(
+        (student / 2).log_softmax(1),
+        (teacher / 2).log_softmax(1),
+        reduction='none',
+        log_target=True,
+    )
+    torch.testing.assert_close(tempered_kl(student, teacher, 2.0, dim=1), expected.sum(1))
+
+
+def test_numbers():
+    assert positive_number('x', 4) == 4 and finite_number('x', -0.5) == -0.5
+    with pytest.raises(ValueError, match='x must be above 0, got 0'):
+        positive_number('x', 0)
+    with pytest.raises(ValueError, match='x must be finite, got nan'):
+        finite_number('x', float('nan'))
+    with pytest.raises(TypeError, match=r'x must be a number, got \[1\]'):
+        positive_number('x', [1])

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from loss_contract import LossContract, alike, random_pair, value_and_grad
+
+from mmkd_plugin.losses import PixelWiseLoss, SoftTargetLoss
+
+
+def mean_kl(student, teacher, tau, labels=None, ignore_index=None):
+    """``tau^2 * mean over positions of KL`` over the channels; positions are the last axes."""
+    student = student.reshape(*student.shape[:2], -1)
+    teacher = teacher.reshape(*teacher.shape[:2], -1)
+    total, count = 0.0, 0
+    for n in range(student.shape[0]):
+        for i in range(student.shape[2]):
+            if labels is not None and labels[n].ravel()[i] == ignore_index:
+                continue
+            s, t = student[n, :, i] / tau, teacher[n, :, i] / tau
+            q, p = np.exp(s) / np.exp(s).sum(), np.exp(t) / np.exp(t).sum()
+            total += sum(p[c] * (np.log(p[c]) - np.log(q[c])) for c in range(p.size))
+            count += 1
+    return tau**2 * total / max(count, 1)
+
+
+class TestPixelWiseLoss(LossContract):
+    name = 'PixelWiseLoss'
+    variants = (dict(), dict(tau=4))
+    pairs = alike((2, 3, 4, 4), (1, 2, 5, 3), (2, 3, 1, 1), (1, 1, 2, 3))
+
+    @staticmethod
+    def reference(student, teacher, tau=1.0):
+        return mean_kl(student, teacher, tau)
+
+
+class TestSoftTargetLoss(LossContract):
+    name = 'SoftTargetLoss'
+    variants = (dict(), dict(tau=1))
+    pairs = alike((4, 5), (1, 3), (2, 1), (2, 3, 4, 4), (1, 3, 1, 1))
+
+    @staticmethod
+    def reference(student, teacher, tau=4.0):
+        return mean_kl(student, teacher, tau)
+
+
+SHAPE = (2, 3, 4, 5)
+
+
+@pytest.fixture
+def labels():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 3, (SHAPE[0], *SHAPE[2:]), generator=generator)
+
+
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.uint8])
+def test_ignored_positions_leave_sum_and_count(labels, tau, dtype):
+    student, teacher = random_pair((SHAPE, SHAPE))
+    loss = PixelWiseLoss(tau=tau, ignore_index=2)
+    expected = mean_kl(student.detach().numpy(), teacher.numpy(), tau, labels.numpy(), 2)
+    value = loss(student, teacher, labels.to(dtype))
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+    value.backward()
+    ignored = (labels == 2)[:, None].expand(SHAPE)
+    assert ignored.any() and not student.grad[ignored].any() and student.grad[~ignored].all()
+    assert torch.autograd.gradcheck(lambda s, t: loss(s, t, labels), (student, teacher))
+
+
+def test_nothing_ignored_is_the_plain_loss(labels):
+    student, teacher = random_pair((SHAPE, SHAPE))
+    value = PixelWiseLoss(ignore_index=255)(student, teacher, labels)
+    torch.testing.assert_close(value, PixelWiseLoss()(student, teacher))
+    # labels without an ignore_index have no say
+    torch.testing.assert_close(value, PixelWiseLoss()(student, teacher, labels))
+
+
+def test_everything_ignored_is_zero_with_a_graph():
+    student, teacher = random_pair((SHAPE, SHAPE))
+    labels = torch.full((2, 4, 5), 255)
+    value, grad = value_and_grad(
+        lambda s, t: PixelWiseLoss(ignore_index=255)(s, t, labels), student, teacher
+    )
+    assert value.item() == 0 and not grad.any()
+
+
+def test_labels_are_resized_by_nearest(labels):
+    student, teacher = random_pair((SHAPE, SHAPE))
+    loss = PixelWiseLoss(ignore_index=0)
+    large = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    torch.testing.assert_close(loss(student, teacher, large), loss(student, teacher, labels))
+    odd = torch.randint(0, 3, (2, 9, 7))
+    rows, columns = [int(i * 9 / 4) for i in range(4)], [int(i * 7 / 5) for i in range(5)]
+    picked = odd[:, rows][:, :, columns]
+    torch.testing.assert_close(loss(student, teacher, odd), loss(student, teacher, picked))
+
+
+def test_labels_serve_every_map_of_a_sequence(labels):
+    small = (2, 3, 2, 2)
+    (s1, t1), (s2, t2) = random_pair((SHAPE, SHAPE)), random_pair((small, small))
+    loss = PixelWiseLoss(ignore_index=1)
+    expected = loss(s1, t1, labels) + loss(s2, t2, labels)
+    torch.testing.assert_close(loss([s1, s2], [t1, t2], labels), expected)
+
+
+def test_labels_are_asked_for():
+    student, teacher = random_pair((SHAPE, SHAPE))
+    assert PixelWiseLoss(ignore_index=0).needs_labels and not PixelWiseLoss().needs_labels
+    with pytest.raises(ValueError, match='ignore_index=0 needs `labels`'):
+        PixelWiseLoss(ignore_index=0)(student, teacher)
+
+
+def test_labels_are_checked(labels):
+    student, teacher = random_pair((SHAPE, SHAPE))
+    loss = PixelWiseLoss(ignore_index=0)
+    for wrong in (labels[:1], labels[:, None], labels[0]):
+        with pytest.raises(ValueError, match='labels do not fit the logits') as error:
+            loss(student, teacher, wrong)
+        assert f'labels {tuple(wrong.shape)}, student {SHAPE}' in str(error.value)
+    for wrong in (labels.double(), labels > 0):
+        with pytest.raises(TypeError, match=f'labels must be integers, got {wrong.dtype}'):
+            loss(student, teacher, wrong)
+
+
+def test_both_names_are_one_loss_on_maps():
+    student, teacher = random_pair((SHAPE, SHAPE))
+    assert SoftTargetLoss().tau == 4 and PixelWiseLoss().tau == 1
+    values = [kind(tau=3)(student, teacher) for kind in (SoftTargetLoss, PixelWiseLoss)]
+    assert torch.equal(*values)
+
+
+def test_pixel_wise_loss_wants_maps():
+    with pytest.raises(ValueError, match=r'expected two tensors \(N, C, H, W\)'):
+        PixelWiseLoss()(torch.ones(2, 3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize('kind', [PixelWiseLoss, SoftTargetLoss])
+@pytest.mark.parametrize(('tau', 'error'), [(0, ValueError), (-2, ValueError), ('1', TypeError)])
+def test_tau_is_checked(kind, tau, error):
+    with pytest.raises(error, match='tau must be'):
+        kind(tau=tau)
+
+
+@pytest.mark.parametrize('index', [255.0, '255', True])
+def test_ignore_index_is_checked(index):
+    with pytest.raises(TypeError, match='ignore_index must be an int or None'):
+        PixelWiseLoss(ignore_index=index)
