@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from mmengine.fileio import get_local_path
@@ -28,6 +27,7 @@ __all__ = [
     'CheckpointError',
     'check_student_weights',
     'distillation_state',
+    'load_state',
     'load_weights',
     'nearest_names',
     'read_checkpoint',
@@ -93,7 +93,7 @@ _READ_ERRORS = (
     AssertionError,
     struct.error,
     zipfile.BadZipFile,
-    URLError,
+    OSError,
 )
 
 
@@ -162,7 +162,25 @@ def load_weights(
     Raises:
         ValueError: If nothing matches, or, with ``strict``, if something does not.
     """
-    state_dict = state_dict_of(read_checkpoint(path), path)
+    load_state(model, state_dict_of(read_checkpoint(path), path), path, strict, name)
+
+
+def load_state(
+    model: nn.Module,
+    state_dict: OrderedDict[str, Tensor],
+    path: str | Path,
+    strict: bool = True,
+    name: str = 'teacher',
+) -> None:
+    """Load weights that were read already; as :func:`load_weights`, which see.
+
+    Args:
+        model (nn.Module): Receives the weights.
+        state_dict (OrderedDict[str, Tensor]): As :func:`state_dict_of` returns it.
+        path (str | Path): Where they come from, for messages.
+        strict (bool): As for :func:`load_weights`. Defaults to True.
+        name (str): What to call the model in messages. Defaults to ``'teacher'``.
+    """
     fit = _load(model, state_dict)
     if fit.matched == 0:
         raise CheckpointError(
@@ -407,7 +425,9 @@ def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
             raise CheckpointError(_explain(path, error)) from error
 
 
-_REFUSED = re.compile(r'(?:GLOBAL|Unsupported class) ([\w.<>]+)|unrecognized function (.+?)$', re.M)
+_REFUSED = re.compile(
+    r'(?:GLOBAL|Unsupported class) (\w+\.[\w.<>]*\w)|unrecognized function (.+?)$', re.M
+)
 
 
 def _explain(path: str, error: Exception) -> str:
@@ -420,7 +440,7 @@ def _explain(path: str, error: Exception) -> str:
         return _explain_refusal(path, refused[1] or refused[2])
     if 'TorchScript' in text:
         return f'{path} is a TorchScript program, not a checkpoint: save its `state_dict()`'
-    if '://' in path:
+    if '://' in path or isinstance(error, PermissionError):
         return f'{path} could not be read: {_first_line(error)}'
     return f'{_explain_damage(Path(path))} ({_first_line(error)})'
 

@@ -17,11 +17,10 @@ import importlib.util
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -82,12 +81,18 @@ def safe_loading() -> Iterator[None]:
     would otherwise fall back to unpickling whatever it could not load safely.
     """
     prepare()
-    with ExitStack() as stack:
-        stack.enter_context(patch.dict(os.environ, {_FORCE_SAFE: '1'}))
-        os.environ.pop(_FORCE_UNSAFE, None)  # torch raises when both are set
-        if hasattr(mmengine_checkpoint, '_safe_torch_load'):
-            stack.enter_context(patch.object(mmengine_checkpoint, '_safe_torch_load', _torch_load))
+    loader = getattr(mmengine_checkpoint, '_safe_torch_load', None)
+    before = {name: os.environ.pop(name, None) for name in (_FORCE_SAFE, _FORCE_UNSAFE)}
+    os.environ[_FORCE_SAFE] = '1'
+    if loader is not None:
+        mmengine_checkpoint._safe_torch_load = _torch_load
+    try:
         yield
+    finally:
+        if loader is not None:
+            mmengine_checkpoint._safe_torch_load = loader
+        del os.environ[_FORCE_SAFE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _torch_load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:

@@ -1,0 +1,154 @@
+"""What the command-line tools share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmkd_plugin.checkpoint import nearest_names
+from mmkd_plugin.stack import prepare
+
+
+class UsageError(Exception):
+    """A mistake in what the user typed; the tools print it as one line."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the program with one line, instead of a traceback, for errors meant for the user.
+
+    Those are :class:`UsageError`, and what this package raises about configs and files.
+    """
+    try:
+        yield
+    except UsageError as error:
+        message = str(error)
+    except (OSError, ValueError) as error:
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_next is not None:
+            traceback = traceback.tb_next
+        module = '' if traceback is None else traceback.tb_frame.f_globals.get('__name__', '')
+        if not module.startswith('mmkd_plugin'):
+            raise
+        message = str(error)
+    else:
+        return
+    raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common with OpenMMLab's tools."""
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: the `work_dir` of the config, else '
+        './work_dirs/<name of the config>',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes of a distributed run',
+    )
+    # Launchers of torch 1 and of torch 2 spell it differently.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config that the arguments name, with the settings that they change.
+
+    Args:
+        args (argparse.Namespace): With ``config``, and the arguments that
+            :func:`add_run_arguments` adds.
+
+    Returns:
+        Config: With ``launcher`` and ``work_dir`` set.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('./work_dirs', Path(cfg.filename).stem))
+    return cfg
+
+
+def read_config(name: str) -> Config:
+    """Read a config by its path, or by ``package::path`` one that an OpenMMLab library brings.
+
+    Raises:
+        UsageError: If it, or a config that it builds on, does not exist; with the nearest names.
+    """
+    prepare()
+    path = _shipped_config(name) if '::' in name else Path(name)
+    if not path.is_file():
+        raise UsageError(f'no config at {name}{nearest_names(path, [".py"])}')
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
+
+
+def _shipped_config(name: str) -> Path:
+    package, _, path = name.partition('::')
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f'no package {package!r} is installed to look for {name} in')
+    root = Path(next(iter(spec.submodule_search_locations)))
+    shipped = root / '.mim' / 'configs' / path
+    in_clone = root.parent / 'configs' / path  # of a source tree that was not installed
+    return in_clone if not shipped.is_file() and in_clone.is_file() else shipped
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that a config asks for."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def is_distilled(cfg: Config) -> bool:
+    """Whether the model of a config is a Distiller."""
+    kind = cfg.model.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2] == 'Distiller' and 'student' in cfg.model
+
+
+def use_student(cfg: Config) -> None:
+    """Turn a distilled config into that of its student, in place; leave any other as it is.
+
+    The data preprocessor moves into the model when the config has it at the top, because only the
+    runner looks for it there.
+    """
+    if not is_distilled(cfg):
+        return
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    cfg.model = cfg.model.student
+    if preprocessor is not None:
+        cfg.model.setdefault('data_preprocessor', preprocessor)
+    hooks = cfg.get('custom_hooks')
+    if hooks:
+        cfg.custom_hooks = [hook for hook in hooks if not _is_own(hook)]
+    print_log('The config distils: using its student alone.', logger='current')
+
+
+def _is_own(config: ConfigDict | Any) -> bool:
+    return isinstance(config, dict) and str(config.get('type')).startswith('mmkd_plugin.')

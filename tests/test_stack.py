@@ -1,0 +1,163 @@
+"""Both stacks behave alike: ``pkg::`` bases, and safe loading of training checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import CheckpointLoader
+
+from mmkd_plugin import stack
+
+needs_allow_list = pytest.mark.skipif(
+    not stack.CAN_ALLOW_LIST, reason='this torch has no allow-list'
+)
+
+
+class Touch:
+    """Pickles as a call that creates a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.file}',)
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+def test_bases_of_the_installed_libraries_are_found(scope, tmp_path):
+    stack.prepare()
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = ['{scope}::_base_/default_runtime.py']")
+    assert Config.fromfile(config).default_scope == scope
+
+
+def test_a_name_that_is_right_stays(monkeypatch):
+    monkeypatch.setitem(MODULE2PACKAGE, 'pytest', 'pytest')
+    monkeypatch.setitem(MODULE2PACKAGE, 'numpy', 'no-such-distribution')
+    monkeypatch.setitem(MODULE2PACKAGE, 'no_such_module', 'no-such-distribution')
+    for _ in range(2):
+        stack.prepare()
+        assert MODULE2PACKAGE['pytest'] == 'pytest'
+        assert MODULE2PACKAGE['numpy'] == 'numpy'
+        assert MODULE2PACKAGE['no_such_module'] == 'no-such-distribution'
+
+
+def test_prepare_imports_no_model_library():
+    code = (
+        'import sys; from mmkd_plugin.stack import prepare; prepare(); '
+        'print([m for m in ("mmseg", "mmdet", "mmcv") if m in sys.modules])'
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().endswith('[]')
+
+
+def message_hub() -> MessageHub:
+    hub = MessageHub.get_instance(f'test_stack_{np.random.default_rng().integers(1 << 62)}')
+    hub.update_scalar('loss', torch.tensor(2.0))
+    hub.update_scalar('loss', 4.0)
+    for name, value in dict(
+        iter=3,
+        array=np.arange(3, dtype=np.int32),
+        text=np.array(['a', 'bc']),
+        flag=np.bool_(True),
+        half=np.float16(0.5),
+        double=np.float64(0.5),
+        byte=np.uint8(7),
+    ).items():
+        hub.update_info(name, value)
+    return hub
+
+
+@needs_allow_list
+def test_a_training_checkpoint_loads_safely(tmp_path):
+    file = tmp_path / 'training.pth'
+    saved = dict(
+        message_hub=message_hub().state_dict(), args=argparse.Namespace(lr=1), cut=slice(2)
+    )
+    torch.save(saved, file)
+    stack.prepare()
+    loaded = torch.load(file, weights_only=True)
+    hub = MessageHub.get_instance('test_stack_loaded')
+    hub.load_state_dict(loaded['message_hub'])
+    assert isinstance(hub.get_scalar('loss'), HistoryBuffer)
+    assert hub.get_scalar('loss').mean() == 3
+    assert hub.get_scalar('loss').statistics('max') == 4
+    assert hub.get_info('array').tolist() == [0, 1, 2]
+    assert loaded['args'].lr == 1
+
+
+@needs_allow_list
+@pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
+def test_files_of_numpy_1_and_2_load(package, tmp_path):
+    torch.save(dict(array=np.arange(4.0), number=np.float32(2)), tmp_path / 'own.pth')
+    file = tmp_path / 'file.pth'
+    with zipfile.ZipFile(tmp_path / 'own.pth') as own, zipfile.ZipFile(file, 'w') as other:
+        for name in own.namelist():
+            renamed = re.sub(rb'numpy\._?core', package.encode(), own.read(name))
+            other.writestr(name, renamed)
+    stack.prepare()
+    loaded = torch.load(file, weights_only=True)
+    assert loaded['array'].tolist() == [0, 1, 2, 3]
+    assert loaded['number'] == 2
+
+
+class Attribute:
+    """Pickles as ``getattr(owner, name)``."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+@needs_allow_list
+@pytest.mark.parametrize(
+    'owner, name', [(np.ndarray, 'tofile'), (HistoryBuffer, '__init__'), (slice, '__reduce__')]
+)
+def test_attributes_other_than_a_buffers_methods_are_refused(owner, name, tmp_path):
+    torch.save(dict(stolen=Attribute(owner, name)), tmp_path / 'bad.pth')
+    stack.prepare()
+    with pytest.raises(pickle.UnpicklingError, match='getattr'):
+        torch.load(tmp_path / 'bad.pth', weights_only=True)
+
+
+def test_nothing_in_the_process_loads_unsafely(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    flag, file = tmp_path / 'flag', tmp_path / 'bad.pth'
+    torch.save(dict(state_dict={}, bad=Touch(flag)), file)
+    with stack.safe_loading():
+        for load in (
+            lambda: CheckpointLoader.load_checkpoint(str(file)),
+            lambda: torch.load(file),
+            lambda: torch.load(file, weights_only=False),
+        ):
+            with pytest.raises(pickle.UnpicklingError):
+                load()
+    assert not flag.exists()
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+
+
+@needs_allow_list
+def test_mmengine_loads_training_checkpoints_while_loading_is_safe(tmp_path):
+    torch.save(dict(message_hub=message_hub().state_dict()), tmp_path / 'training.pth')
+    with stack.safe_loading():
+        loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'training.pth'))
+    assert loaded['message_hub']['runtime_info']['iter'] == 3

@@ -1,0 +1,186 @@
+"""``tools/export_student.py``: what it writes is what stock mmseg and mmdet take."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from test_train import needs_ops
+from tool_runs import load_tool
+
+from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
+from mmkd_plugin.cli import read_config
+
+
+@pytest.fixture
+def export(monkeypatch, capsys):
+    """Export as a user does, but in this process."""
+
+    def call(*args: object) -> str:
+        monkeypatch.setattr(sys, 'argv', ['export_student.py', *map(str, args)])
+        load_tool('export_student').main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def warnings_logged():
+    """Everything that mmengine's loggers say, to look for missing and unexpected keys."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def load_plain(file: Path) -> dict:
+    """Load as one does without any of OpenMMLab's classes at hand."""
+    return torch.load(file, weights_only=True)
+
+
+def test_a_segmentor_for_stock_tools(
+    export, trained, segmentation, data, tmp_path, warnings_logged, capsys
+):
+    out = tmp_path / 'new' / 'student.pth'
+    printed = export(segmentation / 'distilled.py', trained / 'iter_4.pth', out)
+    assert str(out) in printed and 'student.py' in printed
+    text = out.with_suffix('.py').read_text()
+    assert 'mmkd' not in text and 'teacher' not in text
+
+    from mmseg.apis import MMSegInferencer, inference_model, init_model
+
+    model = init_model(str(out.with_suffix('.py')), str(out), device='cpu')
+    assert model.dataset_meta['classes'] == ['ground', 'box', 'disc']
+    said = '\n'.join([*warnings_logged, *capsys.readouterr()])
+    assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
+    assert same(model.state_dict(), load_plain(out)['state_dict'])
+    predicted = inference_model(model, str(data / 'images/0.png')).pred_sem_seg.data
+    assert predicted.shape == (1, 64, 64)
+
+    for config in (str(out.with_suffix('.py')), None):  # the weights know their config, too
+        inferencer = MMSegInferencer(config, str(out), device='cpu')
+        found = inferencer(str(data / 'images/0.png'), return_datasamples=True)
+        assert torch.equal(found.pred_sem_seg.data, predicted)
+
+
+@needs_ops
+def test_a_detector_for_stock_tools(
+    export, trained_detector, detection, data, tmp_path, warnings_logged, capsys
+):
+    out = tmp_path / 'student.pth'
+    export(detection / 'distilled.py', trained_detector / 'epoch_1.pth', out)
+
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+    model = init_detector(str(out.with_suffix('.py')), str(out), device='cpu')
+    assert model.dataset_meta['classes'] == ('box', 'disc')
+    said = '\n'.join([*warnings_logged, *capsys.readouterr()])
+    assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
+    assert same(model.state_dict(), load_plain(out)['state_dict'])
+    boxes = inference_detector(model, str(data / 'images/0.png')).pred_instances.bboxes
+    assert len(boxes) > 0
+
+    config = str(out.with_suffix('.py'))
+    inferencer = DetInferencer(config, str(out), device='cpu', show_progress=False)
+    found = inferencer(str(data / 'images/0.png'))['predictions'][0]
+    np.testing.assert_allclose(found['bboxes'], boxes.numpy(), atol=1e-3)
+
+
+def test_averaged_and_live_weights(export, trained, segmentation, tmp_path):
+    config, checkpoint = segmentation / 'distilled.py', trained / 'iter_4.pth'
+    export(config, checkpoint, tmp_path / 'averaged.pth')
+    export(config, checkpoint, tmp_path / 'live.pth', '--live')
+    averaged = load_plain(tmp_path / 'averaged.pth')['state_dict']
+    live = load_plain(tmp_path / 'live.pth')['state_dict']
+    saved = read_checkpoint(checkpoint)
+    assert same(averaged, state_dict_of(saved))
+    assert same(live, {k[7:]: v for k, v in saved['ema_state_dict'].items() if k != 'steps'})
+    assert not same(averaged, live)
+    for weights in (averaged, live):
+        assert distillation_state(weights) is None
+
+    # Momentum 0.1 from the same start: the average lags behind the optimizer's weights.
+    before = read_checkpoint(trained / 'iter_2.pth')
+    key = 'decode_head.conv_seg.bias'
+    assert (live[key] - before['ema_state_dict'][f'module.{key}']).abs().max() > 0
+    assert (averaged[key] - before['state_dict'][key]).norm() < (
+        live[key] - before['state_dict'][key]
+    ).norm()
+
+
+def test_safetensors(export, trained, segmentation, tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    out = tmp_path / 'student.safetensors'
+    export(segmentation / 'student.py', trained / 'iter_4.pth', out)
+    weights = safetensors.load_file(str(out))
+    assert same(weights, state_dict_of(read_checkpoint(trained / 'iter_4.pth')))
+    cfg = Config.fromfile(out.with_suffix('.py'))
+    init_default_scope(cfg.default_scope)
+    MODELS.build(cfg.model).load_state_dict(weights)
+
+
+def test_plain_weights_and_a_plain_config(export, segmentation, tmp_path):
+    out = tmp_path / 'teacher.pth'
+    export(segmentation / 'teacher.py', segmentation / 'teacher.pth', out)
+    assert same(
+        load_plain(out)['state_dict'], load_plain(segmentation / 'teacher.pth')['state_dict']
+    )
+    with pytest.raises(KeyError):  # there was none
+        load_plain(out)['meta']['dataset_meta']
+
+
+def test_what_the_student_lacks_is_left_out(export, segmentation, tmp_path):
+    cfg = read_config(str(segmentation / 'teacher.py'))
+    cfg.model.auxiliary_head = None
+    cfg.dump(tmp_path / 'plain.py')
+    export(tmp_path / 'plain.py', segmentation / 'teacher.pth', tmp_path / 'out.pth')
+    weights = load_plain(tmp_path / 'out.pth')['state_dict']
+    assert weights and not [key for key in weights if key.startswith('auxiliary')]
+
+
+def test_wrong_arguments(fails, segmentation, trained, tmp_path):
+    config, checkpoint = segmentation / 'distilled.py', trained / 'iter_4.pth'
+
+    def call(*args: object) -> str:
+        return fails('export_student', *args)
+
+    assert 'there is distilled.py' in call(segmentation / 'distiled.py', checkpoint, 'out.pth')
+    assert 'there is iter_4.pth' in call(config, trained / 'iter_8.pth', tmp_path / 'out.pth')
+    assert 'does not fit the student' in call(
+        config, segmentation / 'teacher.pth', tmp_path / 'out.pth'
+    )
+    assert 'must end with .pth or .safetensors' in call(config, checkpoint, tmp_path / 'out.onnx')
+    (tmp_path / 'file').touch()
+    assert 'cannot write' in call(config, checkpoint, tmp_path / 'file' / 'out.pth')
+    assert 'one set of weights only' in call(
+        segmentation / 'teacher.py', segmentation / 'teacher.pth', tmp_path / 'out.pth', '--live'
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']  # nothing by halves
+    for name in ('out.pth', 'out.py'):
+        (tmp_path / name).write_text('mine')
+        assert f'{name} exists already' in call(config, checkpoint, tmp_path / 'out.pth')
+        assert (tmp_path / name).read_text() == 'mine'
+        (tmp_path / name).unlink()
+
+
+@pytest.fixture(autouse=True)
+def default_scope_kept():
+    """Configs set the process-wide default scope."""
+    before = DefaultScope.get_current_instance()
+    yield
+    if before is not None:
+        init_default_scope(before.scope_name)

@@ -1,0 +1,242 @@
+"""``tools/train.py`` on tiny data: distilled and plain, resumed, and with wrong arguments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from tool_runs import TOOLS, load_tool, run_tool
+
+from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
+from mmkd_plugin.cli import read_config
+
+try:
+    import mmcv.ops  # noqa: F401
+
+    has_ops = True
+except ImportError:
+    has_ops = False
+
+needs_ops = pytest.mark.skipif(not has_ops, reason='mmcv has no compiled ops')
+
+
+def test_a_distilled_segmentor(trained):
+    log = (trained / 'log.txt').read_text()
+    assert 'Iter(train) [4/4]' in log
+    assert 'distill.cwd.loss: ' in log
+    assert 'mIoU: ' in log
+    assert 'Traceback' not in log
+    checkpoint = read_checkpoint(trained / 'iter_4.pth')
+    weights = state_dict_of(checkpoint)
+    assert not [key for key in weights if not key.startswith(('backbone', 'decode', 'auxiliary'))]
+    assert distillation_state(weights) is not None
+    assert set(checkpoint['ema_state_dict']) == {'steps', *(f'module.{key}' for key in weights)}
+
+
+def test_resume_from_the_latest(trained, segmentation, tmp_path):
+    work_dir = tmp_path / 'moved'  # `last_checkpoint` names the folder before the move
+    work_dir.mkdir()
+    (work_dir / 'iter_4.pth').write_bytes((trained / 'iter_4.pth').read_bytes())
+    (work_dir / 'last_checkpoint').write_text('/no/longer/there/iter_4.pth')
+    log = run_tool(
+        'train',
+        'distilled.py',
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--cfg-options',
+        'train_cfg.max_iters=6',
+        'train_cfg.val_interval=6',
+        cwd=segmentation,
+    )
+    assert 'resumed epoch: 0, iter: 4' in log
+    assert 'Iter(train) [1/6]' not in log
+    assert 'Iter(train) [5/6]' in log
+    resumed = read_checkpoint(work_dir / 'iter_6.pth')
+    assert resumed['meta']['iter'] == 6
+    assert int(resumed['ema_state_dict']['steps']) == 6
+    losses = resumed['message_hub']['log_scalars']['train/distill.cwd.loss']
+    assert len(losses.data[0]) == 6  # the history before the interruption is kept
+
+
+@needs_ops
+def test_a_distilled_detector(trained_detector):
+    log = (trained_detector / 'log.txt').read_text()
+    assert 'Epoch(train) [1][3/3]' in log
+    assert 'distill.cwd.loss: ' in log
+    assert (trained_detector / 'epoch_1.pth').is_file()
+
+
+# --- without a subprocess: arguments ----------------------------------------------------------
+
+
+def test_configs_that_do_not_exist(fails, tmp_path, segmentation):
+    assert 'there is student.py' in fails('train', segmentation / 'studnet.py')
+    assert 'psanet_r50-d8' in fails('train', 'mmseg::psanet/psanet_r50-d8_4xb2-80k_cityscapes.py')
+    assert "'mmnothing'" in fails('train', 'mmnothing::a/b.py')
+    assert 'does not exist' in fails('train', tmp_path / 'no' / 'config.py')
+    (tmp_path / 'config.py').write_text("_base_ = 'gone.py'")
+    message = fails('train', tmp_path / 'config.py')
+    assert 'builds on' in message and 'gone.py' in message
+
+
+def test_shipped_configs():
+    for name in (
+        'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+        'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    ):
+        assert read_config(name).model.type in ('EncoderDecoder', 'RetinaNet')
+
+
+@pytest.fixture
+def bad_checkpoint(tmp_path: Path) -> Path:
+    class Runs:
+        def __reduce__(self):
+            return os.system, (f'touch {tmp_path / "flag"}',)
+
+    torch.save(dict(state_dict={'w': torch.zeros(1)}, bad=Runs()), tmp_path / 'bad.pth')
+    return tmp_path / 'bad.pth'
+
+
+def test_checkpoints_that_cannot_be_used(fails, segmentation, bad_checkpoint, tmp_path):
+    config, weights = segmentation / 'student.py', segmentation / 'teacher.pth'
+    (tmp_path / 'short.pth').write_bytes(weights.read_bytes()[:5000])
+
+    def start(path: Path) -> str:
+        return fails('train', config, '--work-dir', tmp_path, '--cfg-options', f'load_from={path}')
+
+    assert 'there is teacher.pth' in start(segmentation / 'taecher.pth')
+    assert 'truncated or corrupt: its 5000 bytes' in start(tmp_path / 'short.pth')
+    assert 'posix.system' in start(bad_checkpoint)
+    assert not (tmp_path / 'flag').exists()
+
+    message = fails('train', config, '--work-dir', tmp_path, '--resume', weights)
+    assert 'cannot be resumed' in message and 'load_from=' in message
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'gone.pth'))
+    assert 'gone.pth' in fails('train', config, '--work-dir', tmp_path, '--resume')
+
+
+def test_a_teacher_that_cannot_be_used(fails, segmentation, tmp_path):
+    def start(setting: str) -> str:
+        options = ('--work-dir', tmp_path, '--cfg-options', setting)
+        return fails('train', segmentation / 'distilled.py', *options)
+
+    gone = segmentation / 'taecher.pth'
+    assert 'there is teacher.pth' in start(f'model.teacher.checkpoint={gone}')
+    wrong = segmentation / 'student.py'
+    assert 'does not fit the teacher' in start(f'model.teacher.config={wrong}')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is an accelerator')
+def test_amp_without_an_accelerator(fails, segmentation):
+    assert 'needs an accelerator' in fails('train', segmentation / 'student.py', '--amp')
+
+
+def test_auto_scale_lr_without_a_batch_size(fails, segmentation):
+    message = fails('train', segmentation / 'student.py', '--auto-scale-lr')
+    assert 'base_batch_size' in message
+
+
+def test_amp_and_auto_scale_lr_change_the_config(monkeypatch):
+    train = load_tool('train')
+    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    cfg = Config(
+        dict(optim_wrapper=dict(type='OptimWrapper'), auto_scale_lr=dict(base_batch_size=16))
+    )
+    train.use_amp(cfg)
+    train.use_auto_scale_lr(cfg)
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
+    assert cfg.auto_scale_lr == dict(base_batch_size=16, enable=True)
+    train.use_amp(cfg)
+    cfg.optim_wrapper = ConfigDict(type='DeepSpeedOptimWrapper')
+    with pytest.raises(train.UsageError, match='DeepSpeed'):
+        train.use_amp(cfg)
+
+
+def test_resume_starts_anew_when_there_is_nothing_yet(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth', resume=True))
+    load_tool('train').resume_latest(cfg)
+    assert cfg.resume is False
+    assert cfg.load_from == 'weights.pth'  # a job that restarts itself keeps its start
+
+
+@pytest.mark.parametrize(
+    'arguments, work_dir',
+    [([], './work_dirs/student'), (['--work-dir', 'here'], 'here')],
+)
+def test_the_work_dir(arguments, work_dir, monkeypatch, segmentation):
+    train = load_tool('train')
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(segmentation / 'student.py'), *arguments])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    assert Path(train.load_config(train.parse_args()).work_dir) == Path(work_dir)
+
+
+# --- the scripts that start several processes -------------------------------------------------
+
+
+@pytest.fixture
+def launched(tmp_path: Path):
+    """Run a shell script with programs that only print how they were called."""
+    for program in ('python', 'srun'):
+        fake = tmp_path / program
+        fake.write_text('#!/bin/sh\nprintf "%s\\n" "$(basename "$0")" "$@"\n')
+        fake.chmod(0o755)
+
+    def launch(script: str, *args: str, **env: str) -> list[str]:
+        done = subprocess.run(
+            ['bash', str(TOOLS / script), *args],
+            env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **env},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.splitlines() if done.returncode == 0 else [done.stderr]
+
+    return launch
+
+
+@pytest.mark.parametrize('tool, extra', [('train', []), ('test', ['weights.pth'])])
+def test_torch_is_told_about_the_machines(tool, extra, launched):
+    options = ['--cfg-options', 'a=[1,2]', 'b=x y']
+    words = launched(f'dist_{tool}.sh', 'config.py', *extra, '4', *options)
+    assert words[:3] == ['python', '-m', 'torch.distributed.run']
+    assert '--nproc_per_node=4' in words and '--nnodes=1' in words
+    start = words.index(str(TOOLS / f'{tool}.py'))
+    assert words[start + 1 :] == ['config.py', *extra, '--launcher', 'pytorch', *options]
+
+    env = dict(NNODES='2', NODE_RANK='1', PORT='1234', MASTER_ADDR='10.0.0.1')
+    words = launched(f'dist_{tool}.sh', 'config.py', *extra, '8', **env)
+    for word in ('--nnodes=2', '--node_rank=1', '--master_port=1234', '--master_addr=10.0.0.1'):
+        assert word in words
+
+
+def test_slurm_is_told_about_the_job(launched):
+    options = ['--amp', '--cfg-options', 'b=x y']
+    env = dict(GPUS='16', GPUS_PER_NODE='4', CPUS_PER_TASK='2', SRUN_ARGS='--time=1:00 --quiet')
+    words = launched('slurm_train.sh', 'gpu', 'name', 'config.py', 'out', *options, **env)
+    assert words[0] == 'srun'
+    for word in (
+        '--partition=gpu',
+        '--job-name=name',
+        '--ntasks=16',
+        '--ntasks-per-node=4',
+        '--gres=gpu:4',
+        '--cpus-per-task=2',
+        '--time=1:00',
+        '--quiet',
+    ):
+        assert word in words
+    start = words.index(str(TOOLS / 'train.py'))
+    expected = ['config.py', '--work-dir', 'out', '--launcher', 'slurm', *options]
+    assert words[start + 1 :] == expected
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+def test_scripts_say_what_they_need(script, launched):
+    (message,) = launched(script)
+    assert f'{script} ' in message
