@@ -51,15 +51,16 @@ def _packaging() -> str:
     return __import__('packaging').__file__
 
 
-def add(folder: Path, name: str, version: str, requires=(), record=True) -> Path:
+def add(folder: Path, name: str, version: str, requires=(), whole=True) -> Path:
     """Puts a package's metadata into an environment."""
     info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
     info.mkdir()
     lines = ['Metadata-Version: 2.1', f'Name: {name}', f'Version: {version}']
     lines += [f'Requires-Dist: {requirement}' for requirement in requires]
     (info / 'METADATA').write_text('\n'.join([*lines, '']))
-    if record:
-        (info / 'RECORD').write_text('')
+    (info / 'RECORD').write_text('')
+    if whole:
+        (info / 'INSTALLER').write_text('pip')
     return info
 
 
@@ -220,7 +221,7 @@ def test_local_version_satisfies_pin_and_is_kept(site):
 
 def test_half_installed_package_is_installed_again(site):
     env, folder = site
-    info = add(folder, 'torch', '2.13.0', record=False)
+    info = add(folder, 'torch', '2.13.0', whole=False)
     state = env.probe(['torch==2.13.0'])
     assert state['missing'] == ['torch==2.13.0 (missing)'] and state['half'] == [str(info)]
     Recorder(env, None).remove_half_installed()

@@ -20,7 +20,8 @@ from setup_env.console import Status, StepError, hint_for, pip_progress, telling
 ROOT = Path(__file__).resolve().parents[2]
 
 # Runs in the environment; prints one JSON object. 'half' are packages whose installation was cut
-# off: pip writes RECORD last, and later takes such a package for an installed one.
+# off: pip unpacks the metadata like any other file and would later take them for installed, but
+# adds INSTALLER only when every file is in place. In somebody else's environment all count.
 PROBE = r"""
 import importlib.metadata, importlib.util, json, os, re, sys, sysconfig
 from pathlib import Path
@@ -33,7 +34,7 @@ canon = lambda name: re.sub(r'[-_.]+', '-', name).lower()
 half = []
 for folder in {sysconfig.get_path('purelib'), sysconfig.get_path('platlib')}:
     for info in Path(folder).glob('*.dist-info'):
-        if not ((info / 'RECORD').exists() and (info / 'METADATA').exists()):
+        if ask['own'] and not ((info / 'INSTALLER').exists() and (info / 'METADATA').exists()):
             half.append(str(info))
 dists = {}
 for dist in importlib.metadata.distributions():
@@ -60,7 +61,7 @@ spec = importlib.util.find_spec('mmcv')
 include = [sysconfig.get_path('include'), sysconfig.get_path('platinclude')]
 plugin = importlib.util.find_spec('mmkd_plugin')
 print(json.dumps({
-    'missing': [item for text in ask for item in unmet(text, [])],
+    'missing': [item for text in ask['requirements'] for item in unmet(text, [])],
     'versions': {name: dist.version for name, dist in dists.items()},
     'half': half,
     'urls': {name: url(name) for name in dists if 'mmcv' in name},
@@ -156,9 +157,10 @@ class Environment:
 
     def probe(self, requirements: Iterable[str] = ()) -> dict:
         """What the environment has, and which of the requirements it does not meet."""
+        own = self.claimed and not self.theirs
         done = subprocess.run(
             [str(self.python), '-I', '-c', PROBE],
-            input=json.dumps(list(requirements)),
+            input=json.dumps({'requirements': list(requirements), 'own': own}),
             capture_output=True,
             text=True,
             env=self.variables(),

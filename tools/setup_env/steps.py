@@ -140,10 +140,9 @@ class Setup:
 
     def remove_half_installed(self) -> None:
         """Forgets packages whose installation was cut off, so that pip installs them again."""
-        if not self.env.theirs:
-            for info in self.env.probe()['half']:
-                shutil.rmtree(info)
-                print(f'      {Path(info).name} was installed by halves: once more')
+        for info in self.env.probe()['half']:
+            shutil.rmtree(info)
+            print(f'      {Path(info).name} was installed by halves: once more', flush=True)
 
     def python_version(self, python: Path) -> tuple[int, ...] | None:
         """Version of an interpreter, None if it does not run."""
