@@ -33,6 +33,21 @@ FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoint
 SIZE = 128
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_thread() -> Iterator[None]:
+    """Small maps gain nothing from threads, which on a busy machine wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in the configs start where ``tools/train.py`` is started."""
+    monkeypatch.chdir(CONFIGS.parent)
+
+
 def config_id(path: Path) -> str:
     return path.relative_to(CONFIGS).with_suffix('').as_posix()
 
@@ -118,11 +133,14 @@ def packed_inputs(scope: str, num: int = 2) -> dict:
     return {'inputs': images, 'data_samples': samples}
 
 
+def stock_configs(package: str) -> Path:
+    return Path(importlib.util.find_spec(package).origin).parent / '.mim' / 'configs'
+
+
 def official_checkpoint(config: str) -> str:
     """Look up the weights of ``pkg::family/name.py`` in that package's own metafile."""
     package, name = config.split('::')
-    root = Path(importlib.util.find_spec(package).origin).parent / '.mim'
-    (metafile,) = (root / 'configs' / name).parent.glob('metafile.y*ml')
+    (metafile,) = (stock_configs(package) / name).parent.glob('metafile.y*ml')
     models = yaml.safe_load(metafile.read_text())['Models']
     (weights,) = [model['Weights'] for model in models if model['Config'] == f'configs/{name}']
     return weights
@@ -145,6 +163,17 @@ def test_teacher_checkpoint_is_the_official_one(path: Path) -> None:
             named = urlparse(teacher.checkpoint)
             # The stacks serve the same files from different hosts.
             assert (named.scheme, named.path) == ('https', official.path)
+
+
+@pytest.mark.parametrize('path', SHIPPED, ids=config_id)
+def test_name_ends_with_that_of_the_students_config(path: Path) -> None:
+    with loaded(path) as cfg:
+        if not any('::' in str(teacher.config) for teacher in teachers_of(cfg.model)):
+            pytest.skip('neither student nor teacher is a stock model')
+        known = [*stock_configs(cfg.default_scope).glob('*/*.py'), *CONFIGS.rglob('students/*.py')]
+        known = [student for student in known if path.stem.endswith(f'_{student.stem}')]
+        model = Config.fromfile(max(known, key=lambda student: len(student.stem))).model
+        assert {**cfg.model.student, '_scope_': None} == {**model, '_scope_': None}
 
 
 @pytest.mark.parametrize('path', SHIPPED, ids=config_id)
