@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import check_student_weights
-from mmkd_plugin.dry_run import DryRun, dry_run_student, random_state_kept
+from mmkd_plugin.dry_run import EXAMPLE_SIZE, DryRun, dry_run_student, random_state_kept
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
@@ -99,7 +99,7 @@ class Distiller(BaseModel):
         for term in terms:
             s, t = student.values[term.student_tap], taught[term.teacher].values[term.teacher_tap]
             _check_classes(term, self.student, s, self.teachers[term.teacher].model, t)
-            term.connect(s, t)
+            term.connect(s, t, torch.zeros(1, EXAMPLE_SIZE, EXAMPLE_SIZE, dtype=torch.long))
         text = plan(self.distill, self.teachers, student, taught)
         print_log(f'\n{text}', logger='current')
         return student.in_place
@@ -128,11 +128,12 @@ class Distiller(BaseModel):
         }
         with TapReader(self.student, [t.student_tap for t in active], self._in_place) as reader:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
+        labels = _labels(data_samples) if any(term.needs_labels for term in active) else None
         for term in active:
             student, target = reader.read(term.student_tap), targets[term.teacher][term.teacher_tap]
             if torch.is_grad_enabled():
                 _check_gradient(term, student)
-            loss = term(student, target)
+            loss = term(student, target, labels)
             if not torch.isfinite(loss):
                 raise FloatingPointError(_not_finite(term, loss, student, target))
             losses[f'distill.{term.name}.loss'] = loss * factors[term.name]
@@ -315,6 +316,16 @@ def _classes(model: nn.Module, tap: Tap) -> int | None:
         if isinstance(classes, int):
             return classes
     return None
+
+
+def _labels(data_samples: list | None) -> Tensor:
+    """The segmentation labels of a batch, ``(N, H, W)``."""
+    if not data_samples or 'gt_sem_seg' not in data_samples[0]:
+        raise ValueError(
+            'a loss with `ignore_index` needs segmentation labels; this batch has none'
+        )
+    maps = [sample.gt_sem_seg for sample in data_samples]
+    return torch.cat([m.data if 'data' in m else m.sem_seg for m in maps])
 
 
 def _check_gradient(term: Term, student: Maps) -> None:

@@ -80,15 +80,16 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     else:
         return module
 
-    names = [name for name, _ in model.named_modules() if name]
+    right = '.'.join(known)
+    names = [name for name, _ in model.named_modules() if name and name != right]
     last = tap.path.rsplit('.', 1)[-1]
-    close = get_close_matches(tap.path, names, n=3, cutoff=0.6)
+    close = get_close_matches(tap.path, names, n=3, cutoff=0.7)
     close += [name for name in names if name.rsplit('.', 1)[-1] == last and name not in close][:3]
     message = f"{owner} has no module '{tap.path}'."
     if close:
         message += f' Closest: {", ".join(close[:4])}.'
     children = ', '.join(name for name, _ in module.named_children())
-    where = f"'{'.'.join(known)}'" if known else owner
+    where = f"'{right}'" if right else owner
     raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
 
 

@@ -131,22 +131,12 @@ class Teacher:
 
     def work(self, taps: Sequence[Tap]) -> str:
         """What the teacher computes for these taps, in words."""
-        run, modules = self._run, dict(self.model.named_modules())
+        run = self._run
         last = max(run.ran.index(tap.path) for tap in taps)
-        done = set(run.ran[: last + 1])
-        parts = []
-        for name, child in self.model.named_children():
-            leaves = [
-                f'{name}.{leaf}' if leaf else name
-                for leaf, module in child.named_modules()
-                if not any(True for _ in module.children())
-                and any(True for _ in module.parameters())
-            ]
-            ran = sum(leaf in done for leaf in leaves)
-            if ran:
-                parts.append(name if ran == len(leaves) else f'{name} ({ran} of {len(leaves)})')
+        roots = {name.split('.')[0] for name in run.ran[: last + 1]}
+        parts = [name for name, _ in self.model.named_children() if name in roots]
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        kind = type(modules['']).__name__
+        kind = type(self.model).__name__
         return (
             f'{kind}, {millions:.1f} M parameters, runs {", ".join(parts)}; '
             f'stops after {run.ran[last]}'

@@ -103,12 +103,18 @@ class Term(nn.Module):
         except ValueError as error:
             raise ValueError(_prefixed(here, error)) from error
 
-    def connect(self, student: Maps, teacher: Maps) -> None:
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss asks for the segmentation labels ``(N, H, W)``."""
+        return bool(getattr(self.loss, 'needs_labels', False))
+
+    def connect(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> None:
         """Builds the connectors and tries the loss, with what a dry forward has shown.
 
         Args:
             student (Maps): What the student's tap gave.
             teacher (Maps): What the teacher's tap gave.
+            labels (Tensor, optional): Labels of the same images ``(N, H, W)``.
 
         Raises:
             ValueError: If the loss cannot take these shapes.
@@ -132,7 +138,7 @@ class Term(nn.Module):
             self._connect_one(config, s, t) for config, (s, t) in zip(configs, pairs)
         )
         try:
-            self(student, teacher)
+            self(student, teacher, labels)
         except (ValueError, RuntimeError) as error:
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             raise ValueError(
@@ -152,12 +158,14 @@ class Term(nn.Module):
             return ConvConnector(**channels)
         return nn.Identity()
 
-    def forward(self, student: Maps, teacher: Maps) -> Tensor:
+    def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """The weighted loss, before the schedule.
 
         Args:
             student (Maps): Maps ``(N, C, H, W)`` of the student, with gradient.
             teacher (Maps): Maps of the teacher.
+            labels (Tensor, optional): Segmentation labels ``(N, H, W)``, for a loss that asks for
+                them.
 
         Returns:
             Tensor: A scalar.
@@ -168,7 +176,9 @@ class Term(nn.Module):
             for connector, s, t in zip(self.connectors, students, teachers)
         ]
         if len(students) == 1:
-            return self.loss(students[0], teachers[0])
+            students, teachers = students[0], teachers[0]
+        if self.needs_labels:
+            return self.loss(students, teachers, labels=labels)
         return self.loss(students, teachers)
 
     def _fit(self, connector: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:

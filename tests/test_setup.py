@@ -412,6 +412,7 @@ def test_stopping_ends_the_command_too(tmp_path):
     [
         ('NewConnectionError(...)\nERROR: No matching distribution found for torch', 'network'),
         ('ERROR: No matching distribution found for torch==99', 'TORCH='),
+        ('ERROR: Could not find a version (from versions: none)', 'network'),
         ('c++: fatal error: Killed signal terminated program cc1plus', 'MAX_JOBS=1'),
         ('OSError: CUDA_HOME environment variable is not set', 'CUDA_VISIBLE_DEVICES='),
         ('something else', 'same command again'),

@@ -84,7 +84,7 @@ def visualize(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UsageError('--show and --show-dir need `default_hooks.visualization` in the config')
-    hook.draw = True
+    hook.draw, hook.interval = True, 1  # every image
     if args.show:
         hook.show, hook.wait_time = True, args.wait_time
     if not args.show_dir:

@@ -14,8 +14,9 @@ HINTS = [
     # First, because pip ends a failed download with "no matching distribution" as well.
     (
         r'Connection ?(Error|refused|reset|aborted|broken)|failure in name|timed out|Max retries|'
-        r'Network is unreachable|IncompleteRead|SSLError|ProxyError',
-        'The network failed. Check it (and the proxy, if any) and run the same command again.',
+        r'Network is unreachable|IncompleteRead|SSLError|ProxyError|from versions: none',
+        'The network failed, or the package index knows no such package. Check the network, the '
+        "proxy and pip's settings, and run the same command again.",
     ),
     (
         r'No matching distribution|Could not find a version|Requires-Python',

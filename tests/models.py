@@ -1,0 +1,279 @@
+"""Small real models for the tests: the stock classes, a few channels wide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from mmkd_plugin.dry_run import example_batch
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
+def resnet(width: int = 8, depth: int = 18, kind: str = 'ResNet', **kwargs: Any) -> dict:
+    """A ResNet with ``width`` channels in its first stage."""
+    return dict(
+        type=kind,
+        depth=depth,
+        base_channels=width,
+        stem_channels=width,
+        norm_cfg=dict(type='BN'),
+        norm_eval=False,
+        **kwargs,
+    )
+
+
+def _seg(backbone: dict, decode_head: dict, classes: int, **preprocessor: Any) -> dict:
+    return dict(
+        _scope_='mmseg',
+        type='EncoderDecoder',
+        data_preprocessor=dict(
+            type='SegDataPreProcessor',
+            **{'mean': MEAN, 'std': STD, 'bgr_to_rgb': True, 'size': (64, 64), **preprocessor},
+        ),
+        backbone=backbone,
+        decode_head=dict(
+            num_classes=classes,
+            norm_cfg=dict(type='BN'),
+            align_corners=False,
+            dropout_ratio=0.0,
+            loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
+            **decode_head,
+        ),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
+    )
+
+
+def pspnet(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """PSPNet on a dilated ResNet-18, stride 8."""
+    dilated = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+    head = dict(type='PSPHead', in_channels=8 * width, in_index=3, channels=2 * width)
+    return _seg(
+        resnet(width, kind='ResNetV1c', contract_dilation=True, **dilated),
+        dict(head, pool_scales=(1, 2)),
+        classes,
+        **preprocessor,
+    )
+
+
+def fcn(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """FCN on a plain ResNet-18, stride 32."""
+    head = dict(type='FCNHead', in_channels=8 * width, in_index=3, channels=2 * width, num_convs=1)
+    return _seg(resnet(width), head, classes, **preprocessor)
+
+
+def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """SegFormer, a transformer, stride 4."""
+    backbone = dict(
+        type='MixVisionTransformer',
+        embed_dims=width,
+        num_stages=4,
+        num_layers=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+        sr_ratios=[8, 4, 2, 1],
+    )
+    head = dict(
+        type='SegformerHead',
+        in_channels=[width, 2 * width, 4 * width, 8 * width],
+        in_index=[0, 1, 2, 3],
+        channels=2 * width,
+    )
+    return _seg(backbone, head, classes, **preprocessor)
+
+
+def _det(
+    kind: str, width: int, bbox_head: dict, start: int = 1, outs: int = 5, **kwargs: Any
+) -> dict:
+    stages = [width * 2**i for i in range(4)]
+    convs = dict(add_extra_convs='on_output') if outs > 4 else {}
+    return dict(
+        _scope_='mmdet',
+        type=kind,
+        data_preprocessor=dict(
+            type='DetDataPreprocessor', mean=MEAN, std=STD, bgr_to_rgb=True, pad_size_divisor=32
+        ),
+        backbone=resnet(width),
+        neck=dict(
+            type='FPN',
+            in_channels=stages,
+            out_channels=2 * width,
+            start_level=start,
+            num_outs=outs,
+            **convs,
+        ),
+        **bbox_head,
+        **kwargs,
+    )
+
+
+def _single_stage(head: dict, width: int, classes: int) -> dict:
+    return dict(
+        bbox_head=dict(
+            num_classes=classes,
+            in_channels=2 * width,
+            feat_channels=2 * width,
+            stacked_convs=1,
+            **head,
+        ),
+        train_cfg=dict(
+            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+            allowed_border=-1,
+            pos_weight=-1,
+        ),
+        test_cfg=dict(
+            nms_pre=100,
+            min_bbox_size=0,
+            score_thr=0.05,
+            nms=dict(type='nms', iou_threshold=0.5),
+            max_per_img=10,
+        ),
+    )
+
+
+def retinanet(width: int = 8, classes: int = 4) -> dict:
+    """RetinaNet-R18, five levels."""
+    head = dict(
+        type='RetinaHead',
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            octave_base_scale=4,
+            scales_per_octave=1,
+            ratios=[1.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+    )
+    return _det('RetinaNet', width, _single_stage(head, width, classes))
+
+
+def fcos(width: int = 8, classes: int = 4) -> dict:
+    """FCOS-R18, five levels."""
+    head = dict(type='FCOSHead', norm_cfg=None, strides=[8, 16, 32, 64, 128])
+    return _det('FCOS', width, _single_stage(head, width, classes))
+
+
+def gfl(width: int = 8, classes: int = 4) -> dict:
+    """GFL-R18, five levels."""
+    head = dict(
+        type='GFLHead',
+        norm_cfg=None,
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            ratios=[1.0],
+            octave_base_scale=8,
+            scales_per_octave=1,
+            strides=[8, 16, 32, 64, 128],
+        ),
+        loss_bbox=dict(type='GIoULoss'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+    )
+    model = _single_stage(head, width, classes)
+    model['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=9)
+    return _det('GFL', width, model)
+
+
+def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
+    """Faster R-CNN-R18, four levels and a pooled one."""
+    coder = dict(
+        type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]
+    )
+    heads = dict(
+        rpn_head=dict(
+            type='RPNHead',
+            in_channels=2 * width,
+            feat_channels=2 * width,
+            anchor_generator=dict(
+                type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4, 8, 16, 32, 64]
+            ),
+            bbox_coder=dict(coder, target_stds=[1.0] * 4),
+        ),
+        roi_head=dict(
+            type='StandardRoIHead',
+            bbox_roi_extractor=dict(
+                type='SingleRoIExtractor',
+                roi_layer=dict(type='RoIAlign', output_size=3, sampling_ratio=0),
+                out_channels=2 * width,
+                featmap_strides=[4, 8, 16, 32],
+            ),
+            bbox_head=dict(
+                type='Shared2FCBBoxHead',
+                in_channels=2 * width,
+                fc_out_channels=32,
+                roi_feat_size=3,
+                num_classes=classes,
+                bbox_coder=coder,
+                reg_class_agnostic=False,
+            ),
+        ),
+        train_cfg=dict(
+            rpn=dict(
+                assigner=dict(
+                    type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3
+                ),
+                sampler=dict(
+                    type='RandomSampler', num=16, pos_fraction=0.5, add_gt_as_proposals=False
+                ),
+                allowed_border=-1,
+                pos_weight=-1,
+            ),
+            rpn_proposal=dict(
+                nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
+            ),
+            rcnn=dict(
+                assigner=dict(
+                    type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5
+                ),
+                sampler=dict(
+                    type='RandomSampler', num=16, pos_fraction=0.25, add_gt_as_proposals=True
+                ),
+                pos_weight=-1,
+            ),
+        ),
+        test_cfg=dict(
+            rpn=dict(
+                nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
+            ),
+            rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
+        ),
+    )
+    return _det('FasterRCNN', width, heads, start=0)
+
+
+def build(config: dict) -> nn.Module:
+    """Builds a model as a runner would, with the scope that its dict names."""
+    config = ConfigDict(config)
+    with DefaultScope.overwrite_default_scope(config.pop('_scope_', None)):
+        return MODELS.build(config)
+
+
+def distiller(student: dict, teacher: dict | list, distill: dict, seed: int = 0) -> nn.Module:
+    """A Distiller around small models; a teacher given as a model dict gets random weights."""
+    torch.manual_seed(seed)
+    if isinstance(teacher, dict) and 'config' not in teacher:
+        teacher = dict(config=teacher, checkpoint=None)
+    return build(
+        dict(
+            _scope_=student['_scope_'],
+            type='mmkd_plugin.Distiller',
+            student=student,
+            teacher=teacher,
+            distill=distill,
+        )
+    )
+
+
+def batch(model: nn.Module, size: int = 2, seed: int = 0) -> tuple[Tensor, list]:
+    """Images and labels for a model, ``size`` times a made-up one with noise of its own."""
+    torch.manual_seed(seed)
+    inputs, samples = example_batch(getattr(model, 'student', model), torch.device('cpu'))
+    inputs = torch.rand(size, *inputs.shape[1:]) * 4 - 2
+    return inputs, [samples[0].clone() for _ in range(size)]
+
+
+def cwd(**kwargs: Any) -> dict:
+    """A channel-wise loss, for terms whose loss does not matter."""
+    return dict(type='mmkd_plugin.ChannelWiseLoss', **kwargs)

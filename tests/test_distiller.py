@@ -1,0 +1,561 @@
+"""The Distiller on real models: losses, weights, names, state, errors."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+
+from mmkd_plugin.checkpoint import distillation_state
+from tests import models
+from tests.models import batch, build, cwd, distiller
+
+LOGITS = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3)))
+NECK = dict(cwd=dict(tap='neck', loss=cwd(tau=1, loss_weight=10)))
+FEATURES = dict(cwd=dict(tap='decode_head.bottleneck', loss=cwd(tau=4, loss_weight=50)))
+
+
+@pytest.fixture(autouse=True)
+def counters():
+    """Gives each test a message hub of its own, as each run has one."""
+    hub = MessageHub.get_instance(f'test-{id(object())}-{len(MessageHub._instance_dict)}')
+    yield hub
+    MessageHub._instance_dict.pop(hub.instance_name)
+
+
+def step(model, inputs, samples, lr=0.01):
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
+    losses = model(inputs, samples, mode='loss')
+    loss, log = model.parse_losses(losses)
+    optimizer.update_params(loss)
+    return losses, log
+
+
+def test_the_losses_are_the_students_and_the_terms():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    inputs, samples = batch(model)
+    alone = copy.deepcopy(model.student).train()(inputs, samples, mode='loss')
+    losses = model.train()(inputs, samples, mode='loss')
+    assert set(losses) == {*alone, 'distill.cwd.loss'}
+    for key, value in alone.items():
+        assert torch.equal(losses[key], value)
+    total, log = model.parse_losses(losses)
+    assert total.item() == pytest.approx(sum(v.item() for k, v in losses.items() if 'loss' in k))
+    assert 'distill.cwd.loss' in log
+
+
+def test_a_term_compares_what_both_models_see():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    inputs, samples = batch(model)
+    loss = model(inputs, samples, mode='loss')['distill.cwd.loss']
+    student, teacher = model.student, model.teachers['teacher'].model
+    expected = build(LOGITS['cwd']['loss'])(
+        student(inputs, mode='tensor'), teacher(inputs, mode='tensor')
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'distill'),
+    [
+        ('pspnet', 'pspnet', LOGITS),
+        ('fcn', 'segformer', LOGITS),
+        ('segformer', 'pspnet', LOGITS),
+        ('retinanet', 'retinanet', NECK),
+        ('faster_rcnn', 'faster_rcnn', NECK),
+        ('fcos', 'fcos', NECK),
+        ('gfl', 'gfl', NECK),
+        ('fcos', 'retinanet', NECK),
+    ],
+)
+def test_one_step_teaches_the_student_and_leaves_the_teacher(student, teacher, distill):
+    model = distiller(getattr(models, student)(), getattr(models, teacher)(16), distill).train()
+    frozen = model.teachers['teacher'].model
+    before = copy.deepcopy(frozen.state_dict())
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    inputs, samples = batch(model)
+    _, log = step(model, inputs, samples, lr=1e-4)
+    assert all(torch.isfinite(torch.as_tensor(value)) for value in log.values())
+    assert log['distill.cwd.loss'] > 0
+    changed = {
+        name for name, value in model.named_parameters() if not torch.equal(value, weights[name])
+    }
+    assert any(name.startswith('backbone.') for name in changed)
+    assert not frozen.training
+    for key, value in frozen.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_other_families_strides_and_widths_just_work():
+    model = distiller(
+        models.fcn(),
+        models.segformer(16),
+        dict(
+            logits=LOGITS['cwd'],
+            features=dict(student_tap='backbone[3]', teacher_tap='backbone[2]', loss=cwd()),
+            attention=dict(
+                student_tap='backbone.layer4',
+                teacher_tap='backbone[2]',
+                loss=dict(type='mmkd_plugin.AttentionLoss'),
+            ),
+            pairs=dict(tap='backbone[3]', loss=dict(type='mmkd_plugin.PairWiseLoss', pool=0.5)),
+        ),
+    )
+    terms = model.distill
+    assert [p.shape for p in terms.attention.parameters()] == []
+    inputs, samples = batch(model)
+    losses = model.train()(inputs, samples, mode='loss')
+    assert all(losses[f'distill.{name}.loss'] > 0 for name in terms)
+
+
+def test_channels_that_differ_get_a_convolution_that_is_trained():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES).train()
+    connector = model.distill.cwd.connectors[0]
+    assert (connector.in_channels, connector.out_channels) == (16, 32)
+    before = connector.weight.clone()
+    step(model, *batch(model))
+    assert not torch.equal(connector.weight, before)
+
+
+def test_predictions_are_the_students():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS).eval()
+    inputs, samples = batch(model, 1)
+    assert torch.equal(model(inputs, mode='tensor'), model.student(inputs, mode='tensor'))
+    data = dict(inputs=[torch.randint(0, 256, (3, 64, 64)).byte()], data_samples=samples)
+    got, expected = model.test_step(copy.deepcopy(data)), model.student.test_step(data)
+    assert torch.equal(got[0].pred_sem_seg.data, expected[0].pred_sem_seg.data)
+
+
+# Weights ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('name', 'distill'), [('pspnet', FEATURES), ('retinanet', NECK)])
+def test_the_student_starts_as_it_would_alone(name, distill):
+    torch.manual_seed(3)
+    alone = build(getattr(models, name)())
+    alone.init_weights()
+    after = torch.rand(1)
+    model = distiller(getattr(models, name)(), getattr(models, name)(16), distill, seed=3)
+    model.init_weights()
+    assert torch.equal(torch.rand(1), after), 'the order of the data would change'
+    for key, value in alone.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_the_dry_forward_leaves_no_trace():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    assert model.student.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(int(buffer) == 0 for name, buffer in model.named_buffers() if 'num_batches' in name)
+
+
+def test_the_teacher_is_nowhere_in_the_module_tree():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    frozen = model.teachers['teacher'].model
+    ids = {id(p) for p in frozen.parameters()} | {id(b) for b in frozen.buffers()}
+    assert not ids & {id(p) for p in model.parameters()}
+    assert not ids & {id(b) for b in model.buffers()}
+    assert all(module is not frozen for _, module in model.named_modules())
+    assert set(model.state_dict()) == set(build(models.pspnet()).state_dict())
+    ema = ExponentialMovingAverage(model)
+    assert all(module is not frozen for _, module in ema.named_modules())
+    assert ema.module.teachers['teacher'].model is frozen  # shared, not copied
+    wrapped = sum(p.numel() for p in ema.parameters())
+    assert wrapped == sum(p.numel() for p in model.parameters())
+
+
+def test_the_teacher_follows_the_student_and_stays_in_eval_mode():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    frozen = model.teachers['teacher'].model
+    for move, expected in (
+        (lambda m: m.to(torch.bfloat16), torch.bfloat16),
+        (lambda m: m.float(), torch.float32),
+        (lambda m: m.half(), torch.float16),
+        (lambda m: m.to(dtype=torch.float64), torch.float64),
+    ):
+        move(model)
+        assert {p.dtype for p in frozen.parameters()} == {expected}
+    model.to('meta')
+    assert {p.device.type for p in frozen.parameters()} == {'meta'}
+    for mode in (True, False, True):
+        model.train(mode)
+        assert not any(module.training for module in frozen.modules())
+
+
+def test_parameters_have_the_students_own_names():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    names = [name for name, _ in model.named_parameters()]
+    alone = [name for name, _ in build(models.pspnet()).named_parameters()]
+    assert names == [*alone, 'distill.cwd.connectors.0.weight', 'distill.cwd.connectors.0.bias']
+    assert next(model.named_parameters(prefix='module'))[0] == f'module.{alone[0]}'
+    assert len(list(model.parameters())) == len(names)
+
+
+def test_hooks_find_the_students_parts():
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    assert model.decode_head is model.student.decode_head
+    assert model.with_auxiliary_head is False
+    with pytest.raises(AttributeError, match='no_such_part'):
+        _ = model.no_such_part
+
+
+def test_nothing_is_held_after_a_step():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES).train()
+    inputs, samples = batch(model)
+    seen: list[weakref.ref] = []
+
+    def watch(_, __, output):
+        seen.append(weakref.ref(output))
+
+    handles = [
+        model.student.decode_head.bottleneck.register_forward_hook(watch),
+        model.teachers['teacher'].model.decode_head.bottleneck.register_forward_hook(watch),
+    ]
+    step(model, inputs, samples)
+    for handle in handles:
+        handle.remove()
+    gc.collect()
+    assert len(seen) == 2 and all(ref() is None for ref in seen)
+
+
+def test_in_place_activations_do_not_reach_what_a_tap_kept():
+    distill = dict(
+        norm=dict(tap='backbone.layer1.0.bn1', loss=dict(type='mmkd_plugin.AttentionLoss')),
+        sum=dict(tap='backbone.layer4.1.bn2', loss=dict(type='mmkd_plugin.AttentionLoss')),
+    )
+    model = distiller(models.fcn(), models.fcn(16), distill).train()
+    assert {str(tap) for tap in model._in_place} == {
+        'backbone.layer1.0.bn1',
+        'backbone.layer4.1.bn2',
+    }
+    kept: dict[str, Tensor] = {}
+    handles = [
+        model.student.get_submodule(f'backbone.{path}').register_forward_hook(
+            lambda _, __, output, path=path: kept.update({path: output.detach().clone()})
+        )
+        for path in ('layer1.0.bn1', 'layer4.1.bn2')
+    ]
+    given = []
+    for term in model.distill.values():
+        term.loss.register_forward_pre_hook(lambda _, args: given.append(args[0].detach().clone()))
+    inputs, samples = batch(model)
+    step(model, inputs, samples)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(given[0], kept['layer1.0.bn1']) and (given[0] < 0).any()
+    assert torch.equal(given[1], kept['layer4.1.bn2'])
+
+
+# Several teachers ---------------------------------------------------------------------------------
+
+
+def two_teachers(**second):
+    return [
+        dict(name='wide', config=models.pspnet(16), checkpoint=None),
+        dict(name='other', config=models.segformer(16), checkpoint=None, **second),
+    ]
+
+
+def test_two_teachers_each_with_its_terms():
+    distill = dict(
+        logits=dict(LOGITS['cwd'], teacher='wide'),
+        more=dict(LOGITS['cwd'], teacher='other'),
+        features=dict(
+            student_tap='backbone[3]', teacher_tap='backbone[3]', teacher='other', loss=cwd()
+        ),
+    )
+    model = distiller(models.pspnet(), two_teachers(), distill).train()
+    losses, _ = step(model, *batch(model))
+    assert {f'distill.{name}.loss' for name in distill} <= set(losses)
+    assert losses['distill.logits.loss'] != losses['distill.more.loss']
+
+
+def test_a_teacher_without_a_term_is_not_built():
+    model = distiller(models.pspnet(), two_teachers(), dict(a=dict(LOGITS['cwd'], teacher='wide')))
+    assert list(model.teachers) == ['wide']
+
+
+# Schedules ----------------------------------------------------------------------------------------
+
+
+def test_a_term_that_is_off_costs_nothing(counters):
+    distill = dict(
+        early=dict(LOGITS['cwd'], schedule=dict(stop=10)),
+        late=dict(FEATURES['cwd'], schedule=dict(start=20, ramp=10)),
+    )
+    model = distiller(models.pspnet(), models.pspnet(16), distill).train()
+    runs = []
+    model.teachers['teacher'].model.backbone.register_forward_hook(lambda *_: runs.append(1))
+    inputs, samples = batch(model)
+
+    def at(iteration):
+        counters.update_info('iter', iteration)
+        losses = model(inputs, samples, mode='loss')
+        return {key for key in losses if key.startswith('distill')}
+
+    assert at(0) == {'distill.early.loss'} and len(runs) == 1
+    assert at(10) == set() and at(20) == set() and len(runs) == 1, 'the teacher ran for nothing'
+    assert at(25) == {'distill.late.loss'} and len(runs) == 2
+
+
+def test_the_ramp_scales_the_loss(counters):
+    distill = dict(cwd=dict(LOGITS['cwd'], schedule=dict(start=2, ramp=4, by_epoch=True)))
+    model = distiller(models.pspnet(), models.pspnet(16), distill).eval()
+    inputs, samples = batch(model)
+    values = []
+    for epoch in (3, 4, 6, 9):
+        counters.update_info('epoch', epoch)
+        values.append(float(model(inputs, samples, mode='loss')['distill.cwd.loss']))
+    full = values[-1]
+    assert values == pytest.approx([0.25 * full, 0.5 * full, full, full])
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'message'),
+    [
+        (
+            dict(start=100),
+            'never comes on: its schedule is "from iteration 100" and the run has 50',
+        ),
+        (dict(start=1, by_epoch=True), 'run has 1 epochs; a run by iterations has one epoch'),
+    ],
+)
+def test_a_schedule_beyond_the_run_is_an_error(counters, schedule, message):
+    counters.update_info('max_iters', 50)
+    counters.update_info('max_epochs', 1)
+    distill = dict(cwd=dict(LOGITS['cwd'], schedule=schedule))
+    model = distiller(models.pspnet(), models.pspnet(16), distill)
+    with pytest.raises(ValueError, match=message):
+        model(*batch(model), mode='loss')
+
+
+# State --------------------------------------------------------------------------------------------
+
+
+def test_the_state_dict_is_the_students_and_the_rest_lies_beside_it():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    state = model.state_dict()
+    alone = build(models.pspnet())
+    assert list(state) == list(alone.state_dict())
+    alone.load_state_dict(state, strict=True)
+    beside = distillation_state(state)['state']
+    assert set(beside) == {
+        'distill.cwd.connectors.0.weight',
+        'distill.cwd.connectors.0.bias',
+    }
+    for path, metadata in alone.state_dict()._metadata.items():
+        if path:
+            assert state._metadata[path] == metadata
+
+
+def test_loading_brings_the_connectors_back():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    other = distiller(models.pspnet(), models.pspnet(16), FEATURES, seed=1)
+    assert not torch.equal(*(m.distill.cwd.connectors[0].weight for m in (model, other)))
+    other.load_state_dict(model.state_dict(), strict=True)
+    for ours, theirs in zip(model.parameters(), other.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_plain_student_is_loaded_and_connectors_stay():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    connector = model.distill.cwd.connectors[0].weight.clone()
+    torch.manual_seed(9)
+    alone = build(models.pspnet())
+    model.load_state_dict(alone.state_dict(), strict=True)
+    assert torch.equal(model.backbone.layer1[0].conv1.weight, alone.backbone.layer1[0].conv1.weight)
+    assert torch.equal(model.distill.cwd.connectors[0].weight, connector)
+
+
+def test_an_average_of_the_weights_saves_and_loads_plain_keys():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    for update_buffers in (False, True):
+        ema = ExponentialMovingAverage(model, update_buffers=update_buffers)
+        ema.update_parameters(model)
+        step(model.train(), *batch(model))
+        ema.update_parameters(model)
+        state = ema.state_dict()
+        assert {key for key in state if key != 'steps'} == {
+            f'module.{k}' for k in model.state_dict()
+        }
+        again = ExponentialMovingAverage(model, update_buffers=update_buffers)
+        again.load_state_dict(state, strict=True)
+        for ours, theirs in zip(ema.module.parameters(), again.module.parameters()):
+            assert torch.equal(ours, theirs)
+
+
+def test_weights_of_another_student_are_refused():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    other = distiller(models.segformer(), models.pspnet(16), LOGITS)
+    with pytest.raises(ValueError, match='another student'):
+        model.load_state_dict(other.state_dict(), strict=False)
+    with pytest.raises(ValueError, match='weights'):
+        model.load_state_dict(dict(nothing=torch.zeros(1)), strict=False)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def term(**changes):
+    return dict(cwd={**LOGITS['cwd'], **changes})
+
+
+@pytest.mark.parametrize(
+    ('distill', 'message'),
+    [
+        (dict(), 'distill has no term: add one'),
+        (LOGITS['cwd'], r'distill is a dict of named terms: write distill=dict\(cwd='),
+        (dict(cwd=3), r'distill.cwd: expected dict\(tap='),
+        ({'a.b': LOGITS['cwd']}, "distill.a.b: 'a.b' cannot name a term"),
+        (term(taps='x'), 'distill.cwd has an unknown key `taps`; did you mean `tap`?'),
+        (dict(cwd=dict(tap='neck')), r'distill.cwd has no `loss`: add loss=dict\(type='),
+        (dict(cwd=dict(loss=cwd())), "distill.cwd has no tap: add tap='module.path'"),
+        (dict(cwd=dict(student_tap='a', loss=cwd())), 'distill.cwd has no tap'),
+        (term(tap='a[b]'), r"distill.cwd: 'a\[b\]' is not a tap: expected"),
+        (term(teacher='big'), "distill.cwd has teacher='big'; the teachers are: teacher"),
+        (term(schedule=dict(begin=3)), 'distill.cwd.schedule has an unknown key `begin`'),
+        (term(schedule=dict(start=3, stop=2)), r'distill.cwd: stop \(2\) must come after'),
+        (
+            term(loss=dict(type='mmkd_plugin.ChannelwiseLoss')),
+            "distill.cwd.loss: there is no 'mmkd_plugin.ChannelwiseLoss'; did you mean "
+            'mmkd_plugin.ChannelWiseLoss',
+        ),
+        (term(loss=cwd(temperature=4)), 'distill.cwd.loss has an unknown key `temperature`'),
+        (term(loss=cwd(tau=0)), 'distill.cwd.loss: .*tau'),
+        (term(loss='CWD'), "distill.cwd.loss: expected dict"),
+        (term(connector=[None, None]), 'distill.cwd: 2 connectors for 1 maps'),
+        (
+            term(tap='decode_head.cls_seg'),
+            "the student has no module 'decode_head.cls_seg'. Closest: decode_head.conv_seg",
+        ),
+        (
+            term(teacher_tap='decode_head.cls_seg'),
+            "teacher 'teacher' has no module 'decode_head.cls_seg'. Closest: decode_head.conv_seg",
+        ),
+        (
+            term(tap='decode_head'),
+            "the student has a module 'decode_head', but nothing can be read there: its parent "
+            'calls its methods.*Inside it these run: .*decode_head.conv_seg',
+        ),
+        (term(tap='decode_head.loss_decode'), "teacher 'teacher' has a module .*it never runs"),
+        (term(tap='decode_head.conv_seg[0]'), r'has no element \[0\]: it gives one tensor'),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_term_are_named_at_build_time(distill, message):
+    with pytest.raises(ValueError, match=message):
+        distiller(models.pspnet(), models.pspnet(16), distill)
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'message'),
+    [
+        (dict(checkpoint='x.pth'), 'teacher has no `config`'),
+        (dict(config=models.pspnet()), 'teacher has no `checkpoint`'),
+        (
+            dict(config=models.pspnet(), ckpt='x', checkpoint=None),
+            'teacher has an unknown key `ckpt`; did you mean `checkpoint`?',
+        ),
+        ([], 'teacher is an empty list'),
+        ([dict(config=models.pspnet(), checkpoint=None)] * 2, 'each needs a `name` of its own'),
+    ],
+)
+def test_mistakes_in_the_teacher_are_named(teacher, message):
+    with pytest.raises(ValueError, match=message):
+        build(
+            dict(
+                _scope_='mmseg',
+                type='mmkd_plugin.Distiller',
+                student=models.pspnet(),
+                teacher=teacher,
+                distill=LOGITS,
+            )
+        )
+
+
+def test_a_term_has_to_say_which_of_two_teachers():
+    with pytest.raises(
+        ValueError, match=r'distill.cwd does not say which teacher; .*: wide, other'
+    ):
+        distiller(models.pspnet(), two_teachers(), LOGITS)
+
+
+def test_scores_of_other_classes_are_not_compared():
+    message = "'decode_head.conv_seg' gives scores of 5 classes in the student and 7 in the teacher"
+    with pytest.raises(ValueError, match=message):
+        distiller(models.pspnet(), models.pspnet(16, classes=7), LOGITS)
+    heads = dict(cwd=dict(tap='bbox_head.retina_cls', loss=cwd()))
+    with pytest.raises(ValueError, match='scores of 4 classes in the student and 3 in the teacher'):
+        distiller(models.retinanet(), models.retinanet(16, classes=3), heads)
+    distiller(models.pspnet(), models.pspnet(16, classes=7), FEATURES)
+
+
+def test_shapes_that_a_loss_cannot_take_are_named():
+    distill = dict(cwd=dict(FEATURES['cwd'], connector=None))
+    with pytest.raises(ValueError, match=r'distill.cwd: ChannelWiseLoss cannot compare .*16.*32'):
+        distiller(models.pspnet(), models.pspnet(16), distill)
+
+
+def test_other_numbers_of_levels_are_named():
+    distill = dict(cwd=dict(tap='neck', loss=cwd()))
+    teacher = models.retinanet(16)
+    teacher['neck']['num_outs'] = 4
+    teacher['bbox_head']['anchor_generator']['strides'] = [8, 16, 32, 64]
+    with pytest.raises(ValueError, match="'neck' gives 5 maps in the student and 'neck' 4 in the"):
+        distiller(models.retinanet(), teacher, distill)
+
+
+def test_a_connector_of_ones_own_gets_its_channels():
+    distill = dict(
+        cwd=dict(FEATURES['cwd'], connector=dict(type='mmkd_plugin.ConvConnector', kernel_size=3))
+    )
+    model = distiller(models.pspnet(), models.pspnet(16), distill)
+    assert model.distill.cwd.describe_connectors() == '3×3 conv 16→32'
+
+
+def test_a_tap_without_gradient_is_named():
+    student = models.fcn()
+    student['backbone']['frozen_stages'] = 4
+    distill = dict(cwd=dict(tap='backbone.layer2', loss=dict(type='mmkd_plugin.AttentionLoss')))
+    model = distiller(student, models.fcn(16), distill).train()
+    with pytest.raises(ValueError, match=r"no gradient flows into 'backbone.layer2'"):
+        model(*batch(model), mode='loss')
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(counters):
+    model = distiller(models.pspnet(), models.pspnet(16), LOGITS).train()
+    counters.update_info('iter', 17)
+    with torch.no_grad():
+        model.student.decode_head.conv_seg.weight[0] = float('nan')
+    with pytest.raises(FloatingPointError) as error:
+        model(*batch(model), mode='loss')
+    text = str(error.value)
+    assert text.startswith('distill.cwd: the loss is nan at iteration 17.')
+    assert "'decode_head.conv_seg' of the student: (2, 5, 16, 16) nan to nan" in text
+    assert 'of the teacher: (2, 5, 16, 16) -' in text and ' 0 of 2560 not finite' in text
+
+
+def test_ignored_positions_are_left_out():
+    loss = dict(type='mmkd_plugin.PixelWiseLoss', ignore_index=255)
+    model = distiller(models.pspnet(), models.pspnet(16), dict(pi=dict(LOGITS['cwd'], loss=loss)))
+    inputs, samples = batch(model.eval())
+    kept = model(inputs, samples, mode='loss')['distill.pi.loss']
+    for sample in samples:
+        sample.gt_sem_seg.data[:] = 255
+    assert float(model(inputs, samples, mode='loss')['distill.pi.loss']) == 0 < float(kept)
+
+
+def test_in_mixed_precision_the_loss_is_float32():
+    model = distiller(models.pspnet(), models.pspnet(16), FEATURES).train()
+    inputs, samples = batch(model)
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model(inputs, samples, mode='loss')
+    assert losses['distill.cwd.loss'].dtype == torch.float32
+    model.parse_losses(losses)[0].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -1,0 +1,52 @@
+"""Schedules: the factor at every point of a run."""
+
+import pytest
+
+from mmkd_plugin.schedule import Schedule
+
+
+def test_always():
+    assert [Schedule().factor(n) for n in (0, 1, 10**6)] == [1.0] * 3
+    assert str(Schedule()) == 'always'
+
+
+def test_start_and_stop():
+    schedule = Schedule(start=2, stop=4)
+    assert [schedule.factor(n) for n in range(6)] == [0, 0, 1, 1, 0, 0]
+
+
+def test_linear_ramp():
+    schedule = Schedule(start=10, ramp=4, stop=20)
+    assert [schedule.factor(n) for n in (9, 10, 11, 12, 13, 14, 19, 20)] == [
+        0, 0, 0.25, 0.5, 0.75, 1, 1, 0
+    ]  # fmt: skip
+
+
+def test_cosine_ramp():
+    schedule = Schedule(ramp=4, curve='cosine')
+    values = [schedule.factor(n) for n in range(5)]
+    assert values == pytest.approx([0, 0.1464466, 0.5, 0.8535534, 1])
+
+
+def test_never_on():
+    assert Schedule(start=10).never_on(10)
+    assert not Schedule(start=10).never_on(11)
+
+
+def test_text():
+    schedule = Schedule(start=3, stop=9, ramp=2, curve='cosine', by_epoch=True)
+    assert str(schedule) == 'from epoch 3 to 9, cosine ramp over 2'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(start=-1), 'cannot be negative'),
+        (dict(ramp=-1), 'cannot be negative'),
+        (dict(start=5, stop=5), r'stop \(5\) must come after start \(5\)'),
+        (dict(curve='step'), "curve must be one of linear, cosine, got 'step'"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**arguments)
