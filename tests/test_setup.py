@@ -438,7 +438,8 @@ def test_ninja_progress():
     now = iter([0.0, 120.0])
     show = console.NinjaProgress(lambda: next(now))
     assert show('  running build_ext') is None
-    assert show('  [13/78] c++ -MMD') == 'compiled 13 of 78 files (16 %), about 10 min left'
+    assert show('  [1/78] c++ -MMD') == 'compiled 1 of 78 files (1 %)'
+    assert show('  [13/78] c++ -MMD') == 'compiled 13 of 78 files (16 %), about 11 min left'
     assert show('  [78/78] c++ -MMD') == 'compiled 78 of 78 files, linking'
 
 

@@ -126,7 +126,8 @@ class NinjaProgress:
     """Turns ninja's ``[12/78]`` into a percentage and an estimate of what is left."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.now, self.start = now, now()
+        self.now = now
+        self.first: tuple[int, float] | None = None
 
     def __call__(self, line: str) -> str | None:
         found = re.match(r'\s*\[(\d+)/(\d+)\]', line)
@@ -135,11 +136,13 @@ class NinjaProgress:
         done, total = int(found[1]), int(found[2])
         if done == total:
             return f'compiled {total} of {total} files, linking'
-        left = (self.now() - self.start) / done * (total - done)
-        return (
-            f'compiled {done} of {total} files ({100 * done // total} %), '
-            f'about {max(1, round(left / 60))} min left'
-        )
+        text = f'compiled {done} of {total} files ({100 * done // total} %)'
+        self.first = self.first or (done, self.now())
+        since, start = self.first
+        if done < since + 4:
+            return text
+        left = (self.now() - start) / (done - since) * (total - done)
+        return f'{text}, about {max(1, round(left / 60))} min left'
 
 
 class Status:
