@@ -20,7 +20,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmkd_plugin.stack import CAN_ALLOW_LIST, safe_loading
+from mmkd_plugin.stack import safe_load, safe_loading
 
 __all__ = [
     'METADATA_KEY',
@@ -66,12 +66,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         if path.endswith('.safetensors'):
             checkpoint = _read_safetensors(path)
-        else:
+        elif '://' in path:
             with safe_loading():
-                if '://' in path:
-                    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-                else:
-                    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+                checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        else:
+            checkpoint = safe_load(path, map_location='cpu')
     except _READ_ERRORS as error:
         raise CheckpointError(_explain(path, error)) from error
     except KeyError as error:
@@ -446,12 +445,6 @@ def _explain(path: str, error: Exception) -> str:
 
 
 def _explain_refusal(path: str, what: str) -> str:
-    if not CAN_ALLOW_LIST and what.startswith(('mmengine.', 'numpy.', 'builtins.', '__builtin__.')):
-        return (
-            f'{path} holds `{what}`, part of a training checkpoint, which torch '
-            f'{torch.__version__} cannot load safely (2.4 and later can). Save the weights alone, '
-            f'`torch.save({{"state_dict": checkpoint["state_dict"]}}, ...)`, or update torch'
-        )
     return (
         f'{path} holds `{what}`, which is not data: to load it would run code that the file '
         f'chooses, so it was refused. If you trust where the file comes from, save its weights '

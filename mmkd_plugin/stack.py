@@ -7,15 +7,18 @@ packages and a maintained fork. :func:`prepare` makes both behave alike where th
 * torch's safe loading accepts what mmengine writes into its training checkpoints, so that resuming
   and testing work where ``torch.load`` refuses everything but tensors (torch 2.6 and later).
 
-:func:`safe_loading` goes further and forbids any other loading for as long as it is open.
+:func:`safe_load` never runs code from a file, on any torch; :func:`safe_loading` makes everything
+else in the process load that way, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib.util
 import os
 import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,11 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._weights_only_unpickler
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-__all__ = ['CAN_ALLOW_LIST', 'prepare', 'safe_globals', 'safe_loading']
+__all__ = ['CAN_ALLOW_LIST', 'prepare', 'safe_globals', 'safe_load', 'safe_loading']
 
 CAN_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
 """Whether this torch (2.4 and later) can be told which classes are safe to load."""
@@ -73,34 +77,78 @@ def _is_module(name: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
+_torch_load = torch.load
+
+
+def safe_load(file: Any, map_location: Any = None, **_: Any) -> Any:
+    """Load a file of ``torch.save`` without running any code that it may hold.
+
+    Args:
+        file (str | Path | BinaryIO): What to load.
+        map_location (Any): As for ``torch.load``. Defaults to None.
+        **_: Other arguments of ``torch.load``, which are ignored.
+
+    Returns:
+        Any: The content: tensors, containers, and what :func:`safe_globals` lists.
+
+    Raises:
+        pickle.UnpicklingError: If the file asks for anything else.
+    """
+    if CAN_ALLOW_LIST:
+        torch.serialization.add_safe_globals(safe_globals())
+        return _torch_load(file, map_location=map_location, weights_only=True)
+    return _torch_load(file, map_location=map_location, pickle_module=_RestrictedPickle)
+
+
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Refuse, while open, to unpickle anything but tensors and what :func:`safe_globals` lists.
+    """Load everything in this process as :func:`safe_load` does, while open.
 
-    It holds for every ``torch.load`` of the process, those of mmengine included: the fork's loader
-    would otherwise fall back to unpickling whatever it could not load safely.
+    Nothing else calls for it: mmengine unpickles whatever a file holds where torch lets it, and the
+    fork's loader falls back on that for what it could not load safely.
     """
     prepare()
-    loader = getattr(mmengine_checkpoint, '_safe_torch_load', None)
-    before = {name: os.environ.pop(name, None) for name in (_FORCE_SAFE, _FORCE_UNSAFE)}
-    os.environ[_FORCE_SAFE] = '1'
-    if loader is not None:
-        mmengine_checkpoint._safe_torch_load = _torch_load
+    fork = (mmengine_checkpoint, '_safe_torch_load')
+    owner, name = fork if CAN_ALLOW_LIST else (torch, 'load')
+    original = getattr(owner, name, None)  # upstream has none
+    before = {key: os.environ.pop(key, None) for key in (_FORCE_SAFE, _FORCE_UNSAFE)}
+    if original is not None:
+        setattr(owner, name, safe_load)
+    if CAN_ALLOW_LIST:
+        os.environ[_FORCE_SAFE] = '1'
     try:
         yield
     finally:
-        if loader is not None:
-            mmengine_checkpoint._safe_torch_load = loader
-        del os.environ[_FORCE_SAFE]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        os.environ.pop(_FORCE_SAFE, None)
+        os.environ.update({key: value for key, value in before.items() if value is not None})
+        if original is not None:
+            setattr(owner, name, original)
 
 
-def _torch_load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-    """Take the place of the fork's loader, whose allow-list is narrower, and wider.
+class _RestrictedPickle:
+    """What ``torch.load`` takes as a pickle module, for a torch without an allow-list."""
 
-    It lacks most numpy types, which only matters without a fallback, and has the bare ``getattr``.
-    """
-    return torch.load(file, map_location=map_location, weights_only=True)
+    class Unpickler(pickle.Unpickler):
+        """Finds by name only what is safe."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            module, name = NAME_MAPPING.get(
+                (module, name), (IMPORT_MAPPING.get(module, module), name)
+            )
+            found = _names_allowed().get(f'{module}.{name}')
+            if found is None:
+                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
+            return found
+
+    @classmethod
+    def load(cls, file: Any, **kwargs: Any) -> Any:
+        return cls.Unpickler(file, **kwargs).load()
+
+
+@lru_cache(maxsize=1)
+def _names_allowed() -> dict[str, Any]:
+    own = {f'{item.__module__}.{item.__qualname__}': item for item in safe_globals()}
+    return {**torch._weights_only_unpickler._get_allowed_globals(), **own}
 
 
 @lru_cache(maxsize=1)
@@ -120,6 +168,9 @@ def _safe_globals() -> tuple[Callable[..., Any], ...]:
     return (
         HistoryBuffer,
         slice,
+        set,
+        bytearray,
+        codecs.encode,  # how bytes are pickled
         argparse.Namespace,  # research code saves its arguments beside the weights
         np.ndarray,
         np.dtype,

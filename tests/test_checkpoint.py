@@ -23,7 +23,6 @@ from mmkd_plugin.checkpoint import (
     read_checkpoint,
     state_dict_of,
 )
-from mmkd_plugin.stack import CAN_ALLOW_LIST
 
 
 class Model(nn.Module):
@@ -110,7 +109,6 @@ def test_schemes_go_through_mmengine(monkeypatch, save):
     assert seen == [('here://model', 'cpu')]
 
 
-@pytest.mark.skipif(not CAN_ALLOW_LIST, reason='this torch has no allow-list')
 def test_a_training_checkpoint_is_read(save):
     hub = dict(log_scalars=OrderedDict(loss=HistoryBuffer([1.0, 3.0], [1, 1])))
     path = save(dict(state_dict=Model().state_dict(), message_hub=hub))

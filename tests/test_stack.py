@@ -21,9 +21,14 @@ from mmengine.runner import CheckpointLoader
 
 from mmkd_plugin import stack
 
-needs_allow_list = pytest.mark.skipif(
-    not stack.CAN_ALLOW_LIST, reason='this torch has no allow-list'
-)
+
+@pytest.fixture(params=['allow-list', 'no allow-list'])
+def any_torch(request, monkeypatch) -> None:
+    """Both ways of loading safely, whatever torch there is."""
+    if request.param == 'no allow-list':
+        monkeypatch.setattr(stack, 'CAN_ALLOW_LIST', False)
+    elif not stack.CAN_ALLOW_LIST:
+        pytest.skip('this torch has no allow-list')
 
 
 class Touch:
@@ -84,15 +89,18 @@ def message_hub() -> MessageHub:
     return hub
 
 
-@needs_allow_list
-def test_a_training_checkpoint_loads_safely(tmp_path):
+@pytest.mark.usefixtures('any_torch')
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_training_checkpoint_loads_safely(zipped, tmp_path):
     file = tmp_path / 'training.pth'
     saved = dict(
-        message_hub=message_hub().state_dict(), args=argparse.Namespace(lr=1), cut=slice(2)
+        state_dict=torch.nn.BatchNorm2d(3).state_dict(),
+        message_hub=message_hub().state_dict(),
+        args=argparse.Namespace(lr=1),
+        rest=[slice(2), {1}, b'abc', bytearray(b'x'), 2j, torch.Size([1]), torch.float16],
     )
-    torch.save(saved, file)
-    stack.prepare()
-    loaded = torch.load(file, weights_only=True)
+    torch.save(saved, file, _use_new_zipfile_serialization=zipped)
+    loaded = stack.safe_load(file)
     hub = MessageHub.get_instance('test_stack_loaded')
     hub.load_state_dict(loaded['message_hub'])
     assert isinstance(hub.get_scalar('loss'), HistoryBuffer)
@@ -100,9 +108,32 @@ def test_a_training_checkpoint_loads_safely(tmp_path):
     assert hub.get_scalar('loss').statistics('max') == 4
     assert hub.get_info('array').tolist() == [0, 1, 2]
     assert loaded['args'].lr == 1
+    assert loaded['rest'] == saved['rest']
+    assert loaded['state_dict'].keys() == saved['state_dict'].keys()
+    assert torch.equal(loaded['state_dict']['running_var'], torch.ones(3))
+    assert loaded['state_dict']._metadata == saved['state_dict']._metadata
 
 
-@needs_allow_list
+@pytest.mark.skipif(not stack.CAN_ALLOW_LIST, reason='this torch has no allow-list')
+def test_prepare_is_enough_for_other_loaders(tmp_path):
+    torch.save(message_hub().state_dict(), tmp_path / 'hub.pth')
+    stack.prepare()
+    assert torch.load(tmp_path / 'hub.pth', weights_only=True)['runtime_info']['iter'] == 3
+
+
+@pytest.mark.usefixtures('any_torch')
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_code_in_a_file_is_not_run(zipped, protocol, tmp_path):
+    flag, file = tmp_path / 'flag', tmp_path / 'bad.pth'
+    content = dict(state_dict={}, bad=Touch(flag))
+    torch.save(content, file, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    with pytest.raises(pickle.UnpicklingError):
+        stack.safe_load(file)
+    assert not flag.exists()
+
+
+@pytest.mark.usefixtures('any_torch')
 @pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
 def test_files_of_numpy_1_and_2_load(package, tmp_path):
     torch.save(dict(array=np.arange(4.0), number=np.float32(2)), tmp_path / 'own.pth')
@@ -111,8 +142,7 @@ def test_files_of_numpy_1_and_2_load(package, tmp_path):
         for name in own.namelist():
             renamed = re.sub(rb'numpy\._?core', package.encode(), own.read(name))
             other.writestr(name, renamed)
-    stack.prepare()
-    loaded = torch.load(file, weights_only=True)
+    loaded = stack.safe_load(file)
     assert loaded['array'].tolist() == [0, 1, 2, 3]
     assert loaded['number'] == 2
 
@@ -127,17 +157,17 @@ class Attribute:
         return getattr, (self.owner, self.name)
 
 
-@needs_allow_list
+@pytest.mark.usefixtures('any_torch')
 @pytest.mark.parametrize(
     'owner, name', [(np.ndarray, 'tofile'), (HistoryBuffer, '__init__'), (slice, '__reduce__')]
 )
 def test_attributes_other_than_a_buffers_methods_are_refused(owner, name, tmp_path):
     torch.save(dict(stolen=Attribute(owner, name)), tmp_path / 'bad.pth')
-    stack.prepare()
     with pytest.raises(pickle.UnpicklingError, match='getattr'):
-        torch.load(tmp_path / 'bad.pth', weights_only=True)
+        stack.safe_load(tmp_path / 'bad.pth')
 
 
+@pytest.mark.usefixtures('any_torch')
 def test_nothing_in_the_process_loads_unsafely(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     flag, file = tmp_path / 'flag', tmp_path / 'bad.pth'
@@ -155,7 +185,7 @@ def test_nothing_in_the_process_loads_unsafely(tmp_path, monkeypatch):
     assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
-@needs_allow_list
+@pytest.mark.usefixtures('any_torch')
 def test_mmengine_loads_training_checkpoints_while_loading_is_safe(tmp_path):
     torch.save(dict(message_hub=message_hub().state_dict()), tmp_path / 'training.pth')
     with stack.safe_loading():

@@ -99,7 +99,7 @@ def check_start(cfg: Config) -> None:
     if path is None:
         return
     checkpoint = read_checkpoint(path)
-    if cfg.get('resume') and not {'message_hub', 'optimizer'} <= set(checkpoint):
+    if cfg.get('resume') and not {'meta', 'message_hub'} <= set(checkpoint):
         raise UsageError(
             f'{path} holds weights, but not the state of a training run, so it cannot be resumed: '
             f'start from it with --cfg-options load_from={path}'

@@ -77,6 +77,19 @@ def test_a_segmentor_for_stock_tools(
         assert torch.equal(found.pred_sem_seg.data, predicted)
 
 
+@pytest.mark.parametrize('name', ['iter_2.pth', 'iter_4.pth', 'best'])
+def test_stock_mmseg_loads_every_checkpoint_of_a_run(
+    name, trained, segmentation, warnings_logged, capsys
+):
+    from mmseg.apis import init_model
+
+    file = next(trained.glob('best_*.pth')) if name == 'best' else trained / name
+    model = init_model(str(segmentation / 'student.py'), str(file), device='cpu')
+    said = '\n'.join([*warnings_logged, *capsys.readouterr()])
+    assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
+    assert same(model.state_dict(), state_dict_of(read_checkpoint(file)))
+
+
 @needs_ops
 def test_a_detector_for_stock_tools(
     export, trained_detector, detection, data, tmp_path, warnings_logged, capsys

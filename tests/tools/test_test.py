@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from test_train import needs_ops
 from tool_runs import load_tool, run_tool
 
@@ -85,6 +87,17 @@ def test_wrong_arguments(fails, segmentation, tmp_path):
     message = fails('test', config, weights, *place)
     assert 'does not fit the model' in message
     assert '--allow-partial accepts it' in message
+
+
+def test_a_partial_checkpoint_only_when_asked_for(cfg, segmentation):
+    tool = load_tool('test')
+    init_default_scope(cfg.default_scope)
+    runner = SimpleNamespace(model=MODELS.build(cfg.model))
+    args = SimpleNamespace(checkpoint=str(segmentation / 'teacher.pth'), allow_partial=True)
+    tool.check_fit(runner, args)
+    args.allow_partial = False
+    with pytest.raises(tool.UsageError, match='does not fit the model'):
+        tool.check_fit(runner, args)
 
 
 @pytest.fixture

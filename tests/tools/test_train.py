@@ -51,7 +51,7 @@ def test_resume_from_the_latest(trained, segmentation, tmp_path):
         '--resume',
         '--cfg-options',
         'train_cfg.max_iters=6',
-        'train_cfg.val_interval=6',
+        'train_cfg.val_interval=100',  # a new best one would remove that of the first run
         cwd=segmentation,
     )
     assert 'resumed epoch: 0, iter: 4' in log
@@ -121,7 +121,7 @@ def test_checkpoints_that_cannot_be_used(fails, segmentation, bad_checkpoint, tm
     assert 'gone.pth' in fails('train', config, '--work-dir', tmp_path, '--resume')
 
 
-def test_a_teacher_that_cannot_be_used(fails, segmentation, tmp_path):
+def test_a_distillation_that_cannot_be_used(fails, segmentation, tmp_path):
     def start(setting: str) -> str:
         options = ('--work-dir', tmp_path, '--cfg-options', setting)
         return fails('train', segmentation / 'distilled.py', *options)
@@ -130,6 +130,7 @@ def test_a_teacher_that_cannot_be_used(fails, segmentation, tmp_path):
     assert 'there is teacher.pth' in start(f'model.teacher.checkpoint={gone}')
     wrong = segmentation / 'student.py'
     assert 'does not fit the teacher' in start(f'model.teacher.config={wrong}')
+    assert 'decode_head.conv_sge' in start('model.distill.cwd.tap=decode_head.conv_sge')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is an accelerator')
