@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from mmkd_plugin.dry_run import EXAMPLE_SIZE, DryRun
 from mmkd_plugin.taps import Maps, Tap
@@ -30,17 +30,16 @@ def plan(
         taught (Mapping[str, DryRun]): What each teacher's taps gave.
 
     Returns:
-        str: Lines of text, at most 118 columns wide.
+        str: Lines of text.
     """
-    table = Table(title='Distillation', title_justify='left', show_lines=len(terms) > 1)
-    for column in ('term', 'student', 'teacher', 'connector', 'loss', 'on'):
-        table.add_column(column, overflow='fold')
+    table = Table(
+        'term', 'student', 'teacher', 'connector', 'loss', 'on', show_lines=len(terms) > 1
+    )
     for name, term in terms.items():
         teacher = f'{term.teacher}: ' if len(teachers) > 1 else ''
         s, t = student.values[term.student_tap], taught[term.teacher].values[term.teacher_tap]
         connector = term.describe_connectors()
-        resized = shapes(s).split('×', 1)[1:] != shapes(t).split('×', 1)[1:]
-        if resized and getattr(term.loss, 'needs_same_size', True):
+        if getattr(term.loss, 'needs_same_size', True) and sizes(s) != sizes(t):
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
@@ -51,7 +50,7 @@ def plan(
             str(term.schedule),
         )
     out = io.StringIO()
-    console = Console(file=out, width=118, color_system=None, highlight=False)
+    console = Console(file=out, width=1000, color_system=None, highlight=False, markup=False)
     console.print(table)
     for name, teacher in teachers.items():
         taps: list[Tap] = [term.teacher_tap for term in terms.values() if term.teacher == name]
@@ -65,24 +64,22 @@ def plan(
 
 
 def shapes(maps: Maps) -> str:
-    """Channels and strides of maps from a dry forward, such as ``'512 × H/8 × W/8'``."""
-    tensors: list[Any] = [maps] if not isinstance(maps, list) else maps
-    texts = [_shape(tensor) for tensor in tensors]
-    if len(texts) > 1 and len({text.split(' × ', 1)[0] for text in texts}) == 1:
-        strides = ', '.join(text.split('H', 1)[-1].split(' ')[0] for text in texts)
-        return f'{len(texts)} maps, {texts[0].split(" × ")[0]} × H, W {strides}'
-    return '; '.join(texts)
+    """Channels and strides of maps from a dry forward, such as ``'256 channels, stride 8, 16'``."""
+    tensors = [maps] if isinstance(maps, Tensor) else maps
+    if any(tensor.ndim != 4 for tensor in tensors):
+        return '; '.join(str(tuple(tensor.shape[1:])) for tensor in tensors)
+    channels = [str(tensor.shape[1]) for tensor in tensors]
+    if len(set(channels)) == 1:
+        channels = channels[:1]
+    return f'{", ".join(channels)} channels, stride {", ".join(map(_stride, tensors))}'
 
 
-def _shape(tensor: Any) -> str:
-    if tensor.ndim != 4:
-        return ' × '.join(str(size) for size in tensor.shape[1:])
-    _, channels, height, width = tensor.shape
-    return f'{channels} × {_side("H", height)} × {_side("W", width)}'
+def sizes(maps: Maps) -> list[tuple[int, ...]]:
+    """Height and width of each map."""
+    return [tuple(t.shape[2:]) for t in ([maps] if isinstance(maps, Tensor) else maps)]
 
 
-def _side(letter: str, size: int) -> str:
-    stride, rest = divmod(EXAMPLE_SIZE, size)
-    if rest:
-        return str(size)
-    return letter if stride == 1 else f'{letter}/{stride}'
+def _stride(tensor: Tensor) -> str:
+    height, width = tensor.shape[2:]
+    rows, columns = (f'{EXAMPLE_SIZE / side:.3g}' for side in (height, width))
+    return rows if rows == columns else f'{rows}×{columns}'
