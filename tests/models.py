@@ -243,6 +243,184 @@ def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
     return _det('FasterRCNN', width, heads, start=0)
 
 
+def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
+    """Mask R-CNN-R18: its training needs masks."""
+    model = faster_rcnn(width, classes)
+    roi_head = model['roi_head']
+    roi_layer = dict(type='RoIAlign', output_size=4, sampling_ratio=0)
+    roi_head['mask_roi_extractor'] = dict(roi_head['bbox_roi_extractor'], roi_layer=roi_layer)
+    roi_head['mask_head'] = dict(
+        type='FCNMaskHead',
+        num_convs=1,
+        in_channels=2 * width,
+        conv_out_channels=width,
+        num_classes=classes,
+    )
+    model['train_cfg']['rcnn']['mask_size'] = 8
+    return dict(model, type='MaskRCNN')
+
+
+def _attention(width: int, **kwargs: Any) -> dict:
+    return dict(embed_dims=width, dropout=0.0, **kwargs)
+
+
+def _queries(kind: str, width: int, classes: int, outs: int, **kwargs: Any) -> dict:
+    """What detectors with queries have in common; ``outs`` maps of the neck, of 2 * ``width``."""
+    costs = [dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'), dict(type='IoUCost')]
+    stages = [width * 2**i for i in range(4)]
+    return dict(
+        _scope_='mmdet',
+        type=kind,
+        num_queries=6,
+        data_preprocessor=dict(type='DetDataPreprocessor', mean=MEAN, std=STD, bgr_to_rgb=True),
+        backbone=resnet(width, out_indices=tuple(range(4))[-max(outs - 1, 1) :]),
+        neck=dict(
+            type='ChannelMapper',
+            in_channels=stages[-max(outs - 1, 1) :],
+            kernel_size=1,
+            out_channels=2 * width,
+            act_cfg=None,
+            num_outs=outs,
+        ),
+        positional_encoding=dict(num_feats=width, normalize=True),
+        train_cfg=dict(assigner=dict(type='HungarianAssigner', match_costs=costs)),
+        test_cfg=dict(max_per_img=5),
+        **kwargs,
+    )
+
+
+def detr(width: int = 8, classes: int = 4) -> dict:
+    """DETR-R18: one map, a transformer and six queries."""
+    embed = 2 * width
+    attention = _attention(embed, num_heads=2, batch_first=True)
+    ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
+    layer = dict(self_attn_cfg=attention, ffn_cfg=ffn)
+    model = _queries(
+        'DETR',
+        width,
+        classes,
+        outs=1,
+        encoder=dict(num_layers=1, layer_cfg=layer),
+        decoder=dict(
+            num_layers=1, layer_cfg=dict(layer, cross_attn_cfg=attention), return_intermediate=True
+        ),
+        bbox_head=dict(
+            type='DETRHead',
+            num_classes=classes,
+            embed_dims=embed,
+            loss_cls=dict(type='CrossEntropyLoss', bg_cls_weight=0.1, class_weight=1.0),
+        ),
+    )
+    model['train_cfg']['assigner']['match_costs'].append(dict(type='ClassificationCost'))
+    return model
+
+
+def dino(width: int = 8, classes: int = 4) -> dict:
+    """DINO-R18: three maps, two stages, denoising queries."""
+    embed = 2 * width
+    deformable = _attention(embed, num_levels=3, num_heads=2)
+    ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
+    attention = _attention(embed, num_heads=2)
+    model = _queries(
+        'DINO',
+        width,
+        classes,
+        outs=3,
+        with_box_refine=True,
+        as_two_stage=True,
+        encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn)),
+        decoder=dict(
+            num_layers=2,
+            return_intermediate=True,
+            layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=deformable, ffn_cfg=ffn),
+            post_norm_cfg=None,
+        ),
+        bbox_head=dict(
+            type='DINOHead',
+            num_classes=classes,
+            embed_dims=embed,
+            sync_cls_avg_factor=True,
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+            loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+            loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+        ),
+        dn_cfg=dict(
+            label_noise_scale=0.5,
+            box_noise_scale=1.0,
+            group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=4),
+        ),
+    )
+    model['positional_encoding'].update(offset=0.0, temperature=20)
+    model['train_cfg']['assigner']['match_costs'].append(dict(type='FocalLossCost'))
+    return model
+
+
+def mask2former(width: int = 8, classes: int = 4) -> dict:
+    """Mask2Former-R18 for instances: deformable pixel decoder, masked attention."""
+    embed = 2 * width
+    attention = _attention(embed, num_heads=2, batch_first=True)
+    ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
+    deformable = _attention(embed, num_heads=2, num_levels=3, num_points=2, batch_first=True)
+    points = dict(num_feats=width, normalize=True)
+    split = dict(num_things_classes=classes, num_stuff_classes=0)
+    return dict(
+        _scope_='mmdet',
+        type='Mask2Former',
+        data_preprocessor=dict(
+            type='DetDataPreprocessor',
+            mean=MEAN,
+            std=STD,
+            bgr_to_rgb=True,
+            pad_size_divisor=32,
+            pad_mask=True,
+        ),
+        backbone=resnet(width),
+        panoptic_head=dict(
+            type='Mask2FormerHead',
+            in_channels=[width * 2**i for i in range(4)],
+            strides=[4, 8, 16, 32],
+            feat_channels=embed,
+            out_channels=embed,
+            num_queries=5,
+            num_transformer_feat_level=3,
+            **split,
+            pixel_decoder=dict(
+                type='MSDeformAttnPixelDecoder',
+                num_outs=3,
+                norm_cfg=dict(type='GN', num_groups=2),
+                act_cfg=dict(type='ReLU'),
+                encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn)),
+                positional_encoding=points,
+            ),
+            positional_encoding=points,
+            transformer_decoder=dict(
+                return_intermediate=True,
+                num_layers=1,
+                layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn),
+            ),
+            loss_cls=dict(type='CrossEntropyLoss', class_weight=[1.0] * classes + [0.1]),
+            loss_mask=dict(type='CrossEntropyLoss', use_sigmoid=True),
+            loss_dice=dict(type='DiceLoss', use_sigmoid=True, activate=True, naive_dice=True),
+        ),
+        panoptic_fusion_head=dict(type='MaskFormerFusionHead', **split),
+        train_cfg=dict(
+            num_points=64,
+            oversample_ratio=3.0,
+            importance_sample_ratio=0.75,
+            assigner=dict(
+                type='HungarianAssigner',
+                match_costs=[
+                    dict(type='ClassificationCost'),
+                    dict(type='CrossEntropyLossCost', use_sigmoid=True),
+                    dict(type='DiceCost', pred_act=True),
+                ],
+            ),
+            sampler=dict(type='MaskPseudoSampler'),
+        ),
+        test_cfg=dict(panoptic_on=False, semantic_on=False, instance_on=True, max_per_image=5),
+    )
+
+
 def build(config: dict) -> nn.Module:
     """Builds a model as a runner would, with the scope that its dict names."""
     config = ConfigDict(config)

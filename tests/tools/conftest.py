@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -136,37 +133,6 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         return message
 
     return call
-
-
-@pytest.fixture(scope='session')
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six images with a box and a disc each, their label maps and their boxes."""
-    root = tmp_path_factory.mktemp('data')
-    rng = np.random.default_rng(0)
-    images, boxes = [], []
-    for folder in ('images', 'masks'):
-        (root / folder).mkdir()
-    for i in range(6):
-        mask = np.zeros((64, 64), np.uint8)
-        x, y = (int(v) for v in rng.integers(4, 20, 2))
-        cv2.rectangle(mask, (x, y), (x + 15, y + 15), 1, -1)
-        cv2.circle(mask, (x + 30, y + 30), 8, 2, -1)
-        image = np.array([[40, 40, 40], [60, 200, 60], [200, 60, 60]], np.uint8)[mask]
-        image += rng.integers(0, 30, image.shape, dtype=np.uint8)
-        cv2.imwrite(str(root / f'images/{i}.png'), image)
-        cv2.imwrite(str(root / f'masks/{i}.png'), mask)
-        images.append(dict(id=i, file_name=f'{i}.png', width=64, height=64))
-        for category, box in ((1, [x, y, 16, 16]), (2, [x + 22, y + 22, 17, 17])):
-            area = box[2] * box[3]
-            boxes.append(
-                dict(
-                    id=len(boxes), image_id=i, category_id=category, bbox=box, area=area, iscrowd=0
-                )
-            )
-    categories = [dict(id=1, name='box'), dict(id=2, name='disc')]
-    coco = dict(images=images, annotations=boxes, categories=categories)
-    (root / 'boxes.json').write_text(json.dumps(coco))
-    return root
 
 
 def save_random_weights(config: Path, file: Path) -> None:

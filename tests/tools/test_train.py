@@ -14,15 +14,7 @@ from tool_runs import TOOLS, load_tool, run_tool
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
-
-try:
-    import mmcv.ops  # noqa: F401
-
-    has_ops = True
-except ImportError:
-    has_ops = False
-
-needs_ops = pytest.mark.skipif(not has_ops, reason='mmcv has no compiled ops')
+from tests.runs import needs_ops
 
 
 def test_a_distilled_segmentor(trained):

@@ -1,0 +1,55 @@
+"""What one process of a distributed run does, for ``test_runner.py``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from tests.runs import Record, train
+
+
+class Buckets(Hook):
+    """Notes which parameters DDP exchanges gradients of, and how many bytes in each iteration."""
+
+    def __init__(self) -> None:
+        self.pointers: set[int] = set()
+        self.sent: list[int] = []
+
+    def before_train(self, runner: Runner) -> None:
+        def exchange(_, bucket):
+            self.pointers |= {parameter.data_ptr() for parameter in bucket.parameters()}
+            self.sent[-1] += bucket.buffer().nbytes
+            return allreduce_hook(None, bucket)
+
+        runner.model.register_comm_hook(None, exchange)
+
+    def before_train_iter(self, *_, **__) -> None:
+        self.sent.append(0)
+
+
+def worker(rank: int, settings: dict, port: int, folder: str) -> None:
+    """Trains in a group of two processes on the CPU and saves what it saw."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
+    torch.set_num_threads(1)
+    record, buckets = Record(), Buckets()
+    model = train(Config(settings), record, buckets).model.module
+    names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
+    seen = dict(
+        parameters=dict(model.named_parameters()),
+        teacher=model.teachers['teacher'].model.state_dict(),
+        exchanged=sorted(names.get(pointer, 'something else') for pointer in buckets.pointers),
+        sent=buckets.sent,
+        losses=record.losses,
+        inputs=record.inputs,
+    )
+    torch.save(seen, Path(folder, f'rank{rank}.pt'))
+    dist.destroy_process_group()

@@ -1,0 +1,526 @@
+"""The Distiller in real runs: resumed, averaged, distributed, and loaded by the stock tools."""
+
+from __future__ import annotations
+
+import copy
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+
+from mmkd_plugin.checkpoint import distillation_state, read_checkpoint
+from mmkd_plugin.stack import safe_loading
+from tests import ddp, models
+from tests.runs import (
+    DET_CLASSES,
+    SEG_CLASSES,
+    Record,
+    assert_same,
+    config,
+    needs_ops,
+    save_weights,
+    train,
+)
+
+WEIGHT = 'cwd.connectors.0.weight'
+EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
+
+
+@pytest.fixture(autouse=True)
+def own_globals():
+    """Leaves no logger, message hub or default scope of a run behind."""
+    kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
+    before = [set(kind._instance_dict) for kind in kinds]
+    with safe_loading():
+        yield
+    for kind, names in zip(kinds, before):
+        for name in set(kind._instance_dict) - names:
+            kind._instance_dict.pop(name)
+
+
+def student(scope: str = 'mmseg', **changes: Any) -> dict:
+    if scope == 'mmseg':
+        return {**models.pspnet(classes=len(SEG_CLASSES)), **changes}
+    return {**models.retinanet(classes=len(DET_CLASSES)), **changes}
+
+
+def teacher(scope: str = 'mmseg') -> dict:
+    if scope == 'mmseg':
+        return models.pspnet(16, classes=len(SEG_CLASSES))
+    return models.retinanet(16, classes=len(DET_CLASSES))
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Random weights of the two teachers."""
+    folder = tmp_path_factory.mktemp('teachers')
+    return {
+        scope: save_weights(teacher(scope), folder / f'{scope}.pth') for scope in ('mmseg', 'mmdet')
+    }
+
+
+@pytest.fixture
+def distilled(checkpoints):
+    """Makes the dict of a Distiller whose term needs connectors."""
+
+    def make(scope: str = 'mmseg', model: dict | None = None, **changes: Any) -> dict:
+        tap = 'decode_head.bottleneck' if scope == 'mmseg' else 'neck'
+        term = dict(tap=tap, loss=models.cwd(tau=2, loss_weight=5))
+        return dict(
+            _scope_=scope,
+            type='mmkd_plugin.Distiller',
+            student=model or student(scope),
+            teacher=dict(config=teacher(scope), checkpoint=checkpoints[scope]),
+            distill=dict(cwd={**term, **changes}),
+        )
+
+    return make
+
+
+def log_of(runner: Runner) -> str:
+    return Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+
+
+def connectors(model: torch.nn.Module) -> dict:
+    return dict(model.distill.state_dict())
+
+
+# Resuming -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('scope', 'by_epoch', 'hooks'),
+    [
+        ('mmseg', False, []),
+        ('mmseg', False, [EMA]),
+        ('mmseg', True, [EMA]),
+        pytest.param('mmdet', True, [EMA], marks=needs_ops),
+    ],
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(scope, by_epoch, hooks, distilled, data, tmp_path):
+    ramp = dict(start=1, ramp=2, by_epoch=True) if by_epoch else dict(start=5, ramp=10)
+    length = 4 if by_epoch else 20
+    model = distilled(scope, schedule=ramp)
+
+    def run(folder: str, **changes: Any) -> tuple[Runner, Record]:
+        work_dir, record = tmp_path / folder, Record()
+        settings = dict(by_epoch=by_epoch, save_every=length // 2, custom_hooks=hooks, **changes)
+        return train(config(model, data, work_dir, length, **settings), record), record
+
+    whole, seen = run('whole')
+    half = tmp_path / 'whole' / f'{"epoch" if by_epoch else "iter"}_{length // 2}.pth'
+    rest, seen_again = run('rest', load_from=str(half), resume=True)
+
+    done = len(seen.losses) // 2
+    assert len(seen_again.losses) == done
+    assert_same(seen_again.inputs, seen.inputs[done:])
+    assert_same(seen_again.losses, seen.losses[done:])
+    scaled = [losses.get('distill.cwd.loss', 0) for losses in seen.losses]
+    assert scaled[0] == 0 < scaled[done] and scaled[-1] > 0
+    for ours, theirs in ((rest.model, whole.model), (rest.model.student, whole.model.student)):
+        assert_same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+        assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+    assert_same(rest.optim_wrapper.state_dict(), whole.optim_wrapper.state_dict())
+    assert_same(
+        [scheduler.state_dict() for scheduler in rest.param_schedulers],
+        [scheduler.state_dict() for scheduler in whole.param_schedulers],
+    )
+    if hooks:
+        ours, theirs = (
+            next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
+            for runner in (rest, whole)
+        )
+        assert_same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+        assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+        averaged, last = connectors(theirs.module), connectors(whole.model)
+        assert not torch.equal(averaged[WEIGHT], last[WEIGHT])
+
+
+# Checkpoints --------------------------------------------------------------------------------------
+
+
+def load_with_stock_api(scope: str, cfg: Any, checkpoint: Path) -> torch.nn.Module:
+    if scope == 'mmseg':
+        from mmseg.apis import init_model
+
+        return init_model(cfg, str(checkpoint), device='cpu')
+    from mmdet.apis import init_detector
+
+    return init_detector(cfg, str(checkpoint), palette='random', device='cpu')
+
+
+@pytest.mark.parametrize('hooks', [[], [EMA]], ids=['plain', 'ema'])
+@pytest.mark.parametrize('scope', ['mmseg', pytest.param('mmdet', marks=needs_ops)])
+def test_every_checkpoint_is_the_students_own(scope, hooks, distilled, data, tmp_path, capfd):
+    class Weights(Hook):
+        """Notes the student's weights, or their average, after each iteration."""
+
+        priority = 'LOWEST'  # after the average was taken
+
+        def __init__(self) -> None:
+            self.seen: list[dict] = []
+
+        def after_train_iter(self, runner: Runner, **_: Any) -> None:
+            model = runner.model
+            if hooks:
+                model = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model.module
+            self.seen.append(copy.deepcopy(model.student.state_dict()))
+
+    weights = Weights()
+    model = distilled(scope, schedule=dict(start=2))
+    run = config(model, data, tmp_path, 4, save_every=1, custom_hooks=hooks)
+    trained = train(run, weights).model.student
+    plain = config(student(scope), data, tmp_path, 4, test_dataloader=run.train_dataloader)
+    for iteration, expected in enumerate(weights.seen, 1):
+        file = tmp_path / f'iter_{iteration}.pth'
+        capfd.readouterr()
+        loaded = load_with_stock_api(scope, plain, file)
+        said = ''.join(capfd.readouterr())
+        assert 'Loads checkpoint' in said
+        assert not re.search('unexpected|missing|mismatch|do not match', said, re.I), said
+        got = loaded.state_dict()
+        assert_same(got, type(got)(expected))
+        loaded.load_state_dict(read_checkpoint(file)['state_dict'], strict=True)
+    same = all(
+        torch.equal(value, trained.state_dict()[key]) for key, value in loaded.state_dict().items()
+    )
+    assert same is (not hooks)
+
+
+@pytest.fixture
+def finished(distilled, data, tmp_path) -> Path:
+    """The last checkpoint of a distilled run."""
+    train(config(distilled(), data, tmp_path / 'finished', 2))
+    return tmp_path / 'finished' / 'iter_2.pth'
+
+
+def start_from(file: Path | str, model: dict, data: Path, work_dir: Path, *hooks: dict) -> Runner:
+    """Goes on from a file for one iteration without learning; what was loaded stays."""
+    still = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.0))
+    changes = dict(load_from=str(file), optim_wrapper=still, custom_hooks=list(hooks))
+    return train(config(model, data, work_dir, 1, **changes))
+
+
+def weights_of(model: torch.nn.Module) -> dict:
+    return {key: value.detach().clone() for key, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize('hooks', [[], [EMA]], ids=['plain', 'ema'])
+def test_load_from_a_plain_student(hooks, distilled, data, tmp_path):
+    file = save_weights(student(), tmp_path / 'plain.pth')
+    runner = start_from(file, distilled(), data, tmp_path / 'run', *hooks)
+    assert_same(weights_of(runner.model.student), weights_of(loaded_student(file)))
+    if hooks:
+        average = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model.module
+        assert_same(weights_of(average), weights_of(runner.model))
+    assert 'do not match' not in log_of(runner)
+
+
+def loaded_student(file: Path | str) -> torch.nn.Module:
+    model = models.build(student())
+    model.load_state_dict(read_checkpoint(file)['state_dict'], strict=True)
+    return model
+
+
+def test_load_from_a_distilled_student_brings_the_connectors(finished, distilled, data, tmp_path):
+    runner = start_from(finished, distilled(), data, tmp_path / 'run')
+    assert 'do not match' not in log_of(runner)
+    assert_same(weights_of(runner.model.student), weights_of(loaded_student(finished)))
+    state = distillation_state(read_checkpoint(finished)['state_dict'])['state']
+    assert_same({f'distill.{k}': v for k, v in connectors(runner.model).items()}, state)
+
+
+def test_a_plain_student_starts_from_a_distilled_one(finished, data, tmp_path):
+    runner = start_from(finished, student(), data, tmp_path / 'run')
+    assert_same(weights_of(runner.model), weights_of(loaded_student(finished)))
+    assert 'do not match' not in log_of(runner)
+
+
+@pytest.mark.parametrize(
+    ('was_distilled', 'message'),
+    [(True, 'distilled checkpoint of another student'), (False, 'not the weights of the student')],
+)
+def test_load_from_another_student_stops_before_the_first_iteration(
+    was_distilled, message, distilled, data, tmp_path
+):
+    file = tmp_path / 'other.pth'
+    if was_distilled:  # part of it fits, so only its marker tells
+        other = models.segformer(classes=len(SEG_CLASSES))
+        state = models.build(distilled(model=other, tap='decode_head.conv_seg')).state_dict()
+        torch.save(dict(state_dict=state), file)
+    else:
+        save_weights(models.segformer(classes=len(SEG_CLASSES) + 1), file)
+    record = Record()
+    with pytest.raises(ValueError, match=message) as error:
+        train(config(distilled(), data, tmp_path / 'run', 2, load_from=str(file)), record)
+    assert "the student's" in str(error.value) and 'the file has backbone.' in str(error.value)
+    assert record.inputs == []
+
+
+# The student's own run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+    ('scope', 'by_epoch'), [('mmseg', False), pytest.param('mmdet', True, marks=needs_ops)]
+)
+def test_it_starts_and_is_fed_as_the_student_would_be_alone(
+    scope, by_epoch, workers, distilled, data, tmp_path
+):
+    records = []
+    for model in (student(scope), distilled(scope)):
+        record = Record()
+        settings = dict(by_epoch=by_epoch, augment=True, workers=workers)
+        train(config(model, data, tmp_path, 1 if by_epoch else 3, **settings), record)
+        records.append(record)
+    alone, ours = records
+    assert_same(dict(ours.start), dict(alone.start))
+    assert len(ours.inputs) == 3
+    assert_same(ours.inputs, alone.inputs)
+    for key, value in alone.losses[0].items():
+        if key != 'loss':
+            assert ours.losses[0][key] == value, key
+
+
+def test_the_teacher_is_untouched_and_the_plan_is_logged_once(
+    distilled, checkpoints, data, tmp_path
+):
+    model = distilled()
+    model['distill']['logits'] = dict(tap='decode_head.conv_seg', loss=models.cwd())
+    runner = train(config(model, data, tmp_path, 3, custom_hooks=[EMA]))
+    frozen = runner.model.teachers['teacher'].model
+    expected = read_checkpoint(checkpoints['mmseg'])['state_dict']
+    assert_same(dict(frozen.state_dict()), dict(expected))
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    log = log_of(runner)
+    assert log.count("teacher 'teacher' (") == 1
+    assert '1×1 conv 16→32' in log
+    assert 'distill.cwd.loss: ' in log and 'distill.logits.loss: ' in log
+    scalars = runner.message_hub.log_scalars
+    for name in ('distill.cwd.loss', 'distill.logits.loss', 'decode.loss_ce'):
+        assert len(scalars[f'train/{name}'].data[0]) == 3
+    written = Path(runner.log_dir, 'vis_data', 'scalars.json').read_text()
+    assert '"distill.cwd.loss": ' in written
+
+
+# Distributed --------------------------------------------------------------------------------------
+
+
+def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    model = distilled()
+    model['distill']['late'] = dict(
+        tap='backbone[3]', loss=models.cwd(), schedule=dict(start=1, stop=2)
+    )
+    cfg = config(
+        model,
+        data,
+        tmp_path,
+        3,
+        launcher='pytorch',
+        env_cfg=dict(dist_cfg=dict(backend='gloo')),
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+        randomness=dict(seed=0, diff_rank_seed=True),
+    )
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    arguments = (cfg.to_dict(), port, str(tmp_path))
+    torch.multiprocessing.spawn(ddp.worker, arguments, nprocs=2, join=True)
+
+    first, second = (torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1))
+    assert not torch.equal(first['inputs'][0][0], second['inputs'][0][0])
+    assert_same(first['parameters'], second['parameters'])
+    assert_same(dict(first['teacher']), dict(second['teacher']))
+    alone = models.build(student())
+    names = [
+        *(name for name, _ in alone.named_parameters()),
+        *(
+            f'distill.{term}.connectors.0.{end}'
+            for term in ('cwd', 'late')
+            for end in ('weight', 'bias')
+        ),
+    ]
+    assert first['exchanged'] == sorted(names)
+    assert set(first['parameters']) == set(names)
+    assert first['sent'] == [sum(p.nbytes for p in first['parameters'].values())] * 3
+    terms = [{k for k in losses if k.startswith('distill')} for losses in first['losses']]
+    assert ['distill.late.loss' in term for term in terms] == [False, True, False]
+    assert ['distill.idle_loss' in term for term in terms] == [True, False, True]
+    assert all(losses.get('distill.idle_loss', 0) == 0 for losses in first['losses'])
+    state = read_checkpoint(tmp_path / 'iter_3.pth')['state_dict']
+    alone.load_state_dict(state, strict=True)
+    for key, value in distillation_state(state)['state'].items():
+        assert torch.equal(value, first['parameters'][key]), key
+    (log,) = tmp_path.glob('2*/2*.log')
+    assert log.read_text().count("teacher 'teacher' (") == 1
+
+
+# Ways to train ------------------------------------------------------------------------------------
+
+
+def test_accumulated_gradients(distilled, data, tmp_path):
+    class Start(Hook):
+        def before_train(self, runner: Runner) -> None:
+            self.model = copy.deepcopy(runner.model)
+            self.batches: list[dict] = []
+
+        def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+            self.batches.append(copy.deepcopy(data_batch))
+
+    start = Start()
+    sgd = dict(type='SGD', lr=0.1)
+    wrapper = dict(type='OptimWrapper', optimizer=sgd, accumulative_counts=2)
+    cfg = config(distilled(), data, tmp_path, 4, optim_wrapper=wrapper, param_scheduler=None)
+    trained = train(cfg, start).model
+
+    model = start.model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, batch in enumerate(start.batches):
+        batch = model.data_preprocessor(batch, True)
+        loss, _ = model.parse_losses(model(**batch, mode='loss'))
+        (loss / 2).backward()
+        if i % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(weights_of(trained), weights_of(model))
+    assert any(name.startswith('distill.') for name in weights_of(trained))
+
+
+def test_checkpointed_activations(distilled, data, tmp_path):
+    """A tap after a checkpointed block reads the same, and the student learns the same."""
+    term = dict(tap='backbone.layer3', loss=models.cwd())
+    runs = []
+    with_cp = student()
+    with_cp['backbone'] = dict(with_cp['backbone'], with_cp=True)
+    for i, (model, changes) in enumerate(
+        [
+            (student(), {}),
+            (with_cp, {}),
+            (student(), dict(activation_checkpointing=['backbone.layer2', 'backbone.layer3'])),
+        ]
+    ):
+        record = Record()
+        cfg = config(distilled(model=model, **term), data, tmp_path / str(i), 2, **changes)
+        runs.append((train(cfg, record), record))
+    (plain, seen), *others = runs
+    expected = weights_of(plain.model)
+    for runner, record in others:
+        for ours, theirs in zip(record.losses, seen.losses):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        torch.testing.assert_close(weights_of(runner.model), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tap_inside_a_checkpointed_block(distilled, data, tmp_path):
+    model = student()
+    model['backbone'] = dict(model['backbone'], with_cp=True)
+    distiller = distilled(model=model, tap='backbone.layer3.0.conv1', loss=models.cwd())
+    with pytest.raises(ValueError, match=r"no gradient flows into 'backbone.layer3.0.conv1'.*cp="):
+        train(config(distiller, data, tmp_path / 'inside', 2))
+
+
+# Learning rates -----------------------------------------------------------------------------------
+
+
+def groups(model: dict, wrapper: dict) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter, by its name in the student."""
+    built = models.build(model)
+    with DefaultScope.overwrite_default_scope(model['_scope_']):
+        optimizer = build_optim_wrapper(built, wrapper).optimizer
+    names = {id(parameter): name for name, parameter in built.named_parameters()}
+    return {
+        names[id(parameter)]: (group['lr'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for parameter in group['params']
+    }
+
+
+def assert_same_groups(alone: dict, ours: dict) -> None:
+    terms = {name: ours.pop(name) for name in list(ours) if name.startswith('distill.')}
+    assert ours == alone
+    assert len(set(alone.values())) > 1 and len(terms) == 2
+    assert {lr for lr, _ in terms.values()} == {1.0}  # connectors learn at the base rate
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+def test_learning_rates_by_keys(scope, distilled):
+    keys = {'backbone': dict(lr_mult=0.1, decay_mult=0.9), 'backbone.layer4': dict(lr_mult=0.5)}
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=1.0, weight_decay=0.01),
+        paramwise_cfg=dict(custom_keys=keys, norm_decay_mult=0.0, bias_lr_mult=1.0),
+    )
+    tap = 'decode_head.bottleneck' if scope == 'mmseg' else 'neck[0]'
+    assert_same_groups(groups(student(scope), wrapper), groups(distilled(scope, tap=tap), wrapper))
+
+
+class ConvNeXt(torch.nn.Module):
+    """The names of a ConvNeXt's parts, which is all that layer-wise learning rates look at."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        sizes = [width * 2**i for i in range(4)]
+        self.downsample_layers = torch.nn.ModuleList(
+            torch.nn.Conv2d(i, o, 2, 2 if i > 3 else 4) for i, o in zip([3, *sizes], sizes)
+        )
+        self.stages = torch.nn.ModuleList(
+            torch.nn.Sequential(*(torch.nn.Conv2d(size, size, 1) for _ in range(2)))
+            for size in sizes
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple:
+        outputs = []
+        for downsample, stage in zip(self.downsample_layers, self.stages):
+            outputs.append(x := stage(downsample(x)))
+        return tuple(outputs)
+
+
+@pytest.mark.parametrize('decay_type', ['layer_wise', 'stage_wise'])
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+def test_learning_rates_by_layers_of_convnext(scope, decay_type, distilled):
+    wrapper = dict(
+        constructor='LearningRateDecayOptimizerConstructor',
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+        paramwise_cfg=dict(decay_rate=0.8, decay_type=decay_type, num_layers=6),
+    )
+    model = student(scope, backbone=dict(type=ConvNeXt))
+    tap = 'decode_head.bottleneck' if scope == 'mmseg' else 'neck[0]'
+    alone = groups(model, wrapper)
+    assert len({lr for lr, _ in alone.values()}) > 3
+    assert_same_groups(alone, groups(distilled(scope, model=model, tap=tap), wrapper))
+
+
+def test_learning_rates_by_layers_of_beit(distilled):
+    model = student(
+        backbone=dict(
+            type='BEiT',
+            img_size=(128, 128),
+            patch_size=16,
+            embed_dims=16,
+            num_layers=3,
+            num_heads=2,
+            mlp_ratio=2,
+            out_indices=(0, 1, 2),
+            qv_bias=True,
+            init_values=0.1,
+        ),
+    )
+    model['decode_head'] = dict(model['decode_head'], in_channels=16, in_index=2)
+    wrapper = dict(
+        constructor='LayerDecayOptimizerConstructor',
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+        paramwise_cfg=dict(num_layers=3, layer_decay_rate=0.65),
+    )
+    alone = groups(model, copy.deepcopy(wrapper))
+    assert len({lr for lr, _ in alone.values()}) == 5
+    assert_same_groups(alone, groups(distilled(model=model), copy.deepcopy(wrapper)))
