@@ -6,7 +6,7 @@ digits of ``load_digits`` are drawn at random scale, rotation, contrast and over
 the two photographs of ``load_sample_images``. The validation scenes use digits, and regions of the
 photographs, that no training scene uses.
 
-    python tools/make_digit_scenes.py --out data/digit_scenes --train 400 --val 100
+    python tools/make_digit_scenes.py --out data/digit_scenes --train 600 --val 100
 
 What is written, in the formats that ``BaseSegDataset`` and ``CocoDataset`` read::
 
@@ -48,12 +48,12 @@ except ImportError:  # Windows: two runs at once into one folder go unnoticed th
 
 # How hard the scenes are. These can be changed freely: they are written into manifest.json, so a
 # folder that was made with other values is noticed. Lengths are fractions of the scene's side.
-DIGITS_PER_SCENE = (3, 8)  # at least, at most
-DIGIT_SIDE = (0.19, 0.36)  # side of the drawn 8x8 digit: 24 to 46 pixels of 128
-MAX_ROTATION = 30.0  # degrees, either way; far below 90 so that 6 and 9 stay different
-CONTRAST = (0.14, 0.55)  # brightness of the ink minus that of what is behind it, of full range
+DIGITS_PER_SCENE = (3, 7)  # at least, at most
+DIGIT_SIDE = (0.22, 0.4)  # side of the drawn 8x8 digit: 28 to 51 pixels of 128
+MAX_ROTATION = 20.0  # degrees, either way; far below 90 so that 6 and 9 stay different
+CONTRAST = (0.25, 0.65)  # brightness of the ink minus that of what is behind it, of full range
 TINT = 0.08  # standard deviation of the ink's colour around grey, of full range
-OPACITY = (0.7, 1.0)  # below 1 the photograph shows through the ink
+OPACITY = (0.8, 1.0)  # below 1 the photograph shows through the ink
 MIN_VISIBLE = 0.6  # of each digit's ink; a place that would hide more is not taken
 CROP_SIDE = (0.25, 0.44)  # side of the crop, of the photographs' height
 
@@ -627,7 +627,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--out', type=Path, default=Path('data/digit_scenes'), help='folder')
-    parser.add_argument('--train', type=int, default=400, help='training scenes (400)')
+    parser.add_argument('--train', type=int, default=600, help='training scenes (600)')
     parser.add_argument('--val', type=int, default=100, help='validation scenes (100)')
     parser.add_argument('--size', type=int, default=128, help='side of the scenes in pixels (128)')
     parser.add_argument('--seed', type=int, default=0, help='other seed, other scenes (0)')

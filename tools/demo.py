@@ -1,0 +1,332 @@
+"""Watch a small model learn from a large one on DigitScenes; what ``make demo`` runs.
+
+Makes the data, trains a teacher, the student alone and the distilled student by ``tools/train.py``,
+then prints a table and draws ``report.png``. Run it again after an interruption and it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP = re.compile(r'Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+|nan|inf)')
+CLASSES = tuple('0123456789')
+ROWS = 4  # scenes in the report
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the demo trains and how it is measured.
+
+    Args:
+        teacher, student, distilled (str): Configs below ``configs/``.
+        metric (str): Name of the score among mmengine's scalars.
+        title (str): Name of the score in table and plot.
+        percent (float): What makes a percentage of it.
+    """
+
+    teacher: str
+    student: str
+    distilled: str
+    metric: str
+    title: str
+    percent: float
+
+
+TASKS = {
+    'segmentation': Task(
+        teacher='digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
+        student='digit_scenes/fpn_r18-w16_1k_digit-scenes-128x128.py',
+        distilled='cwd/cwd-logits_fpn_r18-w32_fpn_r18-w16_1k_digit-scenes-128x128.py',
+        metric='mIoU',
+        title='mIoU',
+        percent=1,
+    ),
+    'detection': Task(
+        teacher='digit_scenes/retinanet_r18-w32_fpn_1k_digit-scenes-128x128.py',
+        student='digit_scenes/retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py',
+        distilled='cwd/cwd-neck_retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py',
+        metric='coco/bbox_mAP',
+        title='bbox mAP',
+        percent=100,
+    ),
+}
+RUNS = ('teacher', 'student', 'distilled')
+NAMES = {'teacher': 'teacher', 'student': 'student alone', 'distilled': 'distilled student'}
+
+
+class DemoError(Exception):
+    """A step that failed; the message says what to do."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--task', choices=TASKS, default='segmentation')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo[-detection]')
+    parser.add_argument('--seed', type=int, default=0, help='of all three runs (0)')
+    args = parser.parse_args()
+    folder = args.work_dir or Path(
+        'work_dirs', 'demo' if args.task == 'segmentation' else f'demo-{args.task}'
+    )
+    console = Console()
+    try:
+        run_demo(args.task, folder, args.seed, console)
+    except DemoError as error:
+        raise SystemExit(f'demo: {error}') from None
+    except KeyboardInterrupt:
+        raise SystemExit('demo: stopped; the same command goes on from here') from None
+
+
+def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
+    task = TASKS[name]
+    make_data()
+    checkpoints: dict[str, Path] = {}
+    for number, run in enumerate(RUNS, 1):
+        config = ROOT / 'configs' / getattr(task, run)
+        options = [f'randomness.seed={seed}']
+        if run == 'distilled':
+            options.append(f'model.teacher.checkpoint={checkpoints["teacher"]}')
+        title = f'[{number}/{len(RUNS)}] {NAMES[run]}'
+        checkpoints[run] = train(config, folder / run, options, title, console)
+    scores = {run: curve(folder / run, task) for run in RUNS}
+    students = {run: 'student' if run == 'distilled' else run for run in RUNS}
+    models = {
+        run: load(name, ROOT / 'configs' / getattr(task, students[run]), checkpoints[run])
+        for run in RUNS
+    }
+    console.print(results(task, folder, scores, models))
+    gap = scores['teacher'][-1][1] - scores['student'][-1][1]
+    gain = scores['distilled'][-1][1] - scores['student'][-1][1]
+    if gap > 0:
+        console.print(
+            f'Distillation {"closed" if gain >= 0 else "widened"} {abs(gain) / gap:.0%} of the gap '
+            f'between student and teacher ({gain:+.2f} of {gap:.2f} {task.title}).'
+        )
+    else:
+        console.print(
+            'The teacher is no better than the student here, so there is no gap to close.'
+        )
+    report = folder / 'report.png'
+    draw(name, task, scores, models, report)
+    console.print(f'Pictures and curves: {report}')
+
+
+def make_data() -> None:
+    """Writes ``data/digit_scenes``, or checks the one that is there."""
+    command = [sys.executable, str(ROOT / 'tools' / 'make_digit_scenes.py')]
+    if subprocess.run(command).returncode:
+        raise DemoError('the data could not be made; the lines above say why')
+
+
+def train(config: Path, folder: Path, options: list[str], title: str, console: Console) -> Path:
+    """Trains with ``tools/train.py`` unless it is done, and shows how far it is.
+
+    Args:
+        config (Path): The config.
+        folder (Path): Its work dir; a run that was cut off goes on from its last checkpoint.
+        options (list[str]): ``--cfg-options``.
+        title (str): What the progress bar calls it.
+        console (Console): Where to show it.
+
+    Returns:
+        Path: The last checkpoint.
+    """
+    done, asked = folder / 'done.json', {'config': config.name, 'options': options}
+    if done.exists():
+        state = json.loads(done.read_text())
+        if state['asked'] != asked:
+            raise DemoError(
+                f'{folder} holds a run with other settings ({state["asked"]}); '
+                'give another --work-dir, or remove the folder'
+            )
+        if Path(state['checkpoint']).exists():
+            console.print(f'{title}: done before, {state["seconds"] / 60:.1f} min')
+            return Path(state['checkpoint'])
+    folder.mkdir(parents=True, exist_ok=True)
+    clock, log = folder / 'seconds.txt', folder / 'train.log'
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    command = [
+        sys.executable, '-u', '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), str(config),
+        '--work-dir', str(folder), '--resume', '--cfg-options', *options,
+    ]  # fmt: skip
+    start = time.monotonic()
+    last: deque[str] = deque(maxlen=15)
+    with progress_bar(console) as progress, log.open('a') as file:
+        bar = progress.add_task(title, total=None, note='starting')
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            for line in process.stdout:
+                file.write(line)
+                if line.strip():
+                    last.append(line.rstrip())
+                if step := STEP.search(line):
+                    done_iters, total, loss = int(step[1]), int(step[2]), step[3]
+                    note = f'loss {float(loss):.2f}'
+                    progress.update(bar, completed=done_iters, total=total, note=note)
+                    if not console.is_terminal and done_iters % 100 == 0:
+                        console.print(f'{title}: {done_iters} of {total} iterations, {note}')
+        finally:
+            code = process.wait()
+            clock.write_text(str(before + time.monotonic() - start))
+    if code:
+        raise DemoError(
+            f'{title} failed. The end of {log}:\n  ' + '\n  '.join(last) + '\n'
+            'After mending the cause, the same command goes on from the last checkpoint.'
+        )
+    checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
+    seconds = float(clock.read_text())
+    done.write_text(json.dumps({'asked': asked, 'checkpoint': str(checkpoint), 'seconds': seconds}))
+    return checkpoint
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with the time that is left."""
+    return Progress(
+        TextColumn('{task.description:<24}'),
+        BarColumn(bar_width=30),
+        TextColumn('{task.percentage:>3.0f}%'),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[note]}'),
+        console=console,
+    )
+
+
+def curve(folder: Path, task: Task) -> list[tuple[int, float]]:
+    """The validation score in percent, by iteration."""
+    points: dict[int, float] = {}
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            scalars = json.loads(line)
+            if task.metric in scalars:
+                points[scalars['step']] = scalars[task.metric] * task.percent
+    if not points:
+        raise DemoError(f'{folder} has no {task.title}; remove it and run the command again')
+    return sorted(points.items())
+
+
+def load(name: str, config: Path, checkpoint: Path) -> Any:
+    """Builds a model with its library's own function, which takes a distilled student as well."""
+    if name == 'segmentation':
+        from mmseg.apis import init_model as init
+    else:
+        from mmdet.apis import init_detector as init
+    return init(str(config), str(checkpoint), device='cpu')
+
+
+def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
+    """The table of the three runs."""
+    table = Table(title=f'DigitScenes, validation after {scores["teacher"][-1][0]} iterations')
+    for column in ('', task.title, 'parameters', 'training time'):
+        table.add_column(column, justify='left' if not column else 'right')
+    for run in RUNS:
+        seconds = json.loads((folder / run / 'done.json').read_text())['seconds']
+        millions = sum(p.numel() for p in models[run].parameters()) / 1e6
+        table.add_row(
+            NAMES[run],
+            f'{scores[run][-1][1]:.2f}',
+            f'{millions:.2f} M',
+            f'{seconds / 60:.1f} min',
+        )
+    return table
+
+
+def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
+    """Scenes with ground truth and predictions side by side, and the score as it rose."""
+    files = sorted(Path('data/digit_scenes/img_dir/val').glob('*.png'))[:ROWS]
+    show = show_masks if name == 'segmentation' else show_boxes
+    shown = {
+        'image': lambda axes, file: axes.imshow(plt.imread(file)),
+        'ground truth': lambda axes, file: show(axes, file, None),
+        **{
+            f'{NAMES[run]}\n{scores[run][-1][1]:.1f} {task.title}': (
+                lambda axes, file, run=run: show(axes, file, models[run])
+            )
+            for run in ('student', 'distilled', 'teacher')
+        },
+    }
+    figure = plt.figure(figsize=(11, 2.15 * ROWS + 3.6), layout='constrained')
+    pictures, plot = figure.subfigures(2, 1, height_ratios=[2.15 * ROWS, 3.4])
+    grid = pictures.subplots(ROWS, len(shown))
+    for row, file in zip(grid, files):
+        for axes, (title, paint) in zip(row, shown.items()):
+            paint(axes, file)
+            axes.set_axis_off()
+            if row is grid[0]:
+                axes.set_title(title, fontsize=11)
+    axes = plot.subplots()
+    colors = {'teacher': 'tab:gray', 'student': 'tab:orange', 'distilled': 'tab:blue'}
+    for run in RUNS:
+        steps, values = zip(*scores[run])
+        axes.plot(steps, values, marker='o', markersize=4, color=colors[run], label=NAMES[run])
+    axes.set(xlabel='iteration', ylabel=f'validation {task.title} (%)', ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def show_masks(axes: Any, file: Path, model: Any) -> None:
+    """A mask in the data set's colours: the ground truth's, or a model's prediction."""
+    from PIL import Image
+
+    truth = Image.open(str(file).replace('img_dir', 'ann_dir'))
+    palette = np.array(truth.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    if model is None:
+        labels = np.array(truth)
+    else:
+        from mmseg.apis import inference_model
+
+        labels = inference_model(model, str(file)).pred_sem_seg.data[0].cpu().numpy()
+    axes.imshow(palette[labels])
+
+
+def show_boxes(axes: Any, file: Path, model: Any) -> None:
+    """Boxes on the image: the ground truth's, or a model's with a score over 0.3."""
+    axes.imshow(plt.imread(file))
+    if model is None:
+        instances = json.loads(Path('data/digit_scenes/annotations/instances_val.json').read_text())
+        image = next(i for i in instances['images'] if i['file_name'] == file.name)
+        boxes = [
+            ((x, y, x + w, y + h), annotation['category_id'] - 1)
+            for annotation in instances['annotations']
+            if annotation['image_id'] == image['id']
+            for x, y, w, h in [annotation['bbox']]
+        ]
+    else:
+        from mmdet.apis import inference_detector
+
+        found = inference_detector(model, str(file)).pred_instances
+        found = found[found.scores > 0.3]
+        boxes = list(zip(found.bboxes.tolist(), found.labels.tolist()))
+    for (left, top, right, bottom), label in boxes:
+        color = plt.get_cmap('tab10')(label)
+        corner = (left, top)
+        axes.add_patch(
+            Rectangle(corner, right - left, bottom - top, fill=False, color=color, linewidth=1.4)
+        )
+        axes.text(left, top, CLASSES[label], color='white', fontsize=7, va='bottom',
+                  bbox=dict(facecolor=color, edgecolor='none', pad=0.6))  # fmt: skip
+
+
+if __name__ == '__main__':
+    main()
