@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import check_student_weights
-from mmkd_plugin.dry_run import EXAMPLE_SIZE, DryRun, dry_run_student, random_state_kept
+from mmkd_plugin.dry_run import DryRun, dry_run_student, random_state_kept
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
@@ -95,11 +95,14 @@ class Distiller(BaseModel):
         taught: dict[str, DryRun] = {}
         for name, teacher in self.teachers.items():
             taps = [term.teacher_tap for term in terms if term.teacher == name]
-            taught[name] = teacher.prepare(self.student.data_preprocessor, taps, device)
+            taught[name] = teacher.prepare(
+                self.student.data_preprocessor, taps, device, student.size
+            )
+        labels = torch.zeros(1, student.size, student.size, dtype=torch.long)
         for term in terms:
             s, t = student.values[term.student_tap], taught[term.teacher].values[term.teacher_tap]
             _check_classes(term, self.student, s, self.teachers[term.teacher].model, t)
-            term.connect(s, t, torch.zeros(1, EXAMPLE_SIZE, EXAMPLE_SIZE, dtype=torch.long))
+            term.connect(s, t, labels)
         text = plan(self.distill, self.teachers, student, taught)
         print_log(f'\n{text}', logger='current')
         return student.in_place
@@ -129,14 +132,19 @@ class Distiller(BaseModel):
         with TapReader(self.student, [t.student_tap for t in active], self._in_place) as reader:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         labels = _labels(data_samples) if any(term.needs_labels for term in active) else None
+        values = {}
         for term in active:
             student, target = reader.read(term.student_tap), targets[term.teacher][term.teacher_tap]
             if torch.is_grad_enabled():
                 _check_gradient(term, student)
-            loss = term(student, target, labels)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(_not_finite(term, loss, student, target))
-            losses[f'distill.{term.name}.loss'] = loss * factors[term.name]
+            values[term] = term(student, target, labels)
+            losses[f'distill.{term.name}.loss'] = values[term] * factors[term.name]
+        if values and not torch.isfinite(torch.stack([*values.values()]).detach()).all():
+            term = next(term for term, loss in values.items() if not torch.isfinite(loss))
+            target = targets[term.teacher][term.teacher_tap]
+            raise FloatingPointError(
+                _not_finite(term, values[term], reader.read(term.student_tap), target)
+            )
         if get_world_size() > 1:  # DDP waits for the gradient of every parameter
             idle = [
                 p for term in self.distill.values() if term not in active for p in term.parameters()

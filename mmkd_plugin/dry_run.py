@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
 
-EXAMPLE_SIZE = 128  # pixels; the coarsest FPN level, stride 128, still has one position
+# Pixels of a made-up image. At 128 the coarsest FPN level, stride 128, still has one position; some
+# heads pool over windows that only the larger one holds.
+EXAMPLE_SIZES = (128, 512)
 
 
 @dataclass
@@ -28,6 +30,7 @@ class DryRun:
         calls (dict[Tap, int]): How often each tap's module ran.
         in_place (frozenset[Tap]): Taps whose tensor was overwritten later in the forward.
         ran (list[str]): Names of all modules that ran, in the order in which they ended.
+        size (int): Height and width of the image, pixels.
         problem (str, optional): Why the training forward could not be tried, if it could not.
     """
 
@@ -35,6 +38,7 @@ class DryRun:
     calls: dict[Tap, int] = field(default_factory=dict)
     in_place: frozenset[Tap] = frozenset()
     ran: list[str] = field(default_factory=list)
+    size: int = EXAMPLE_SIZES[0]
     problem: str | None = None
 
 
@@ -60,18 +64,38 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-    inputs, samples = example_batch(model, device)
-    problem = None
-    try:
-        run = read_once(model, taps, lambda: model(inputs, samples, mode='loss'))
-    except Exception as error:  # whatever a foreign model makes of our labels
-        problem = f'{type(error).__name__}: {error}'
-        run = read_once(model, taps, lambda: model(inputs, samples, mode='tensor'))
-    run.problem = problem
+    run = _first_that_works(model, taps, device, 'loss')
+    if run.problem is not None:
+        problem = run.problem
+        run = _first_that_works(model, taps, device, 'tensor')
+        if run.problem is not None:
+            raise ValueError(
+                'the student could not be tried on a made-up image, neither its training forward '
+                f"({problem}) nor its forward in mode='tensor' ({run.problem})"
+            )
+        run.problem = problem
     for tap in taps:
         if not run.calls[tap]:
             raise ValueError(never_ran(student, tap, run, 'the student'))
     return run
+
+
+def _first_that_works(
+    model: nn.Module, taps: Sequence[Tap], device: torch.device, mode: str
+) -> DryRun:
+    """Tries the sizes and kinds of made-up labels; ``problem`` is set if none suits the model."""
+    problem = None
+    for size in EXAMPLE_SIZES:
+        for masks in (True, False):
+            try:
+                inputs, samples = example_batch(model, device, size, masks)
+                run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023
+            except Exception as error:  # whatever a foreign model makes of our labels
+                problem = problem or f'{type(error).__name__}: {error}'
+            else:
+                run.size = size
+                return run
+    return DryRun(problem=problem)
 
 
 def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any]) -> DryRun:
@@ -154,26 +178,28 @@ def random_state_kept() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def example_batch(model: nn.Module, device: torch.device) -> tuple[Tensor, list | None]:
+def example_batch(
+    model: nn.Module, device: torch.device, size: int = EXAMPLE_SIZES[0], masks: bool = True
+) -> tuple[Tensor, list | None]:
     """A made-up image and the labels for it that the model's library expects.
 
     Args:
         model (nn.Module): An mmseg segmentor, an mmdet detector, or another model.
-        device (torch.device): Where to put both.
+        device (torch.device): Where the model is.
+        size (int): Height and width of the image, pixels. Defaults to 128.
+        masks (bool): Whether a detector's labels have instance masks. Defaults to True.
 
     Returns:
-        tuple: The image ``(1, C, 128, 128)``, and a list with one data sample (None for a model of
-        another library).
+        tuple: The image as the model's data preprocessor gives it, ``(1, C, size, size)``, and a
+        list with one data sample (None for a model of another library).
     """
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = convolution.in_channels if convolution is not None else 3
-    size = EXAMPLE_SIZE
-    inputs = torch.rand(1, channels, size, size, device=device)
-    sample = {'mmseg': _seg_sample, 'mmdet': _det_sample}.get(library_of(model), lambda _: None)(
-        size
-    )
-    if sample is None:
-        return inputs, None
+    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+    library = library_of(model)
+    if not library:
+        data = model.data_preprocessor(dict(inputs=[image]), False)
+        inputs = data['inputs']
+        return (inputs if isinstance(inputs, Tensor) else torch.stack(inputs).float()), None
+    sample = _seg_sample(size) if library == 'mmseg' else _det_sample(size, masks)
     shape = (size, size)
     sample.set_metainfo(
         dict(
@@ -188,7 +214,8 @@ def example_batch(model: nn.Module, device: torch.device) -> tuple[Tensor, list 
             img_path='',
         )
     )
-    return inputs, [sample.to(device)]
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
+    return data['inputs'], [sample.to(device) for sample in data['data_samples']]
 
 
 def library_of(model: nn.Module) -> str:
@@ -205,7 +232,7 @@ def _seg_sample(size: int) -> Any:
     return SegDataSample(gt_sem_seg=labels, gt_edge_map=labels.clone())
 
 
-def _det_sample(size: int) -> Any:
+def _det_sample(size: int, masks: bool) -> Any:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
@@ -214,10 +241,11 @@ def _det_sample(size: int) -> Any:
     box = torch.tensor([[low, low, high, high]], dtype=torch.float32)
     mask = np.zeros((1, size, size), dtype=np.uint8)
     mask[:, low:high, low:high] = 1
+    instances = InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.long))
+    if masks:
+        instances.masks = BitmapMasks(mask, size, size)
     return DetDataSample(
-        gt_instances=InstanceData(
-            bboxes=box, labels=torch.zeros(1, dtype=torch.long), masks=BitmapMasks(mask, size, size)
-        ),
+        gt_instances=instances,
         ignored_instances=InstanceData(bboxes=box[:0], labels=torch.zeros(0, dtype=torch.long)),
         gt_sem_seg=PixelData(sem_seg=torch.zeros(1, size, size, dtype=torch.long)),
     )

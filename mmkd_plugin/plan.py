@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmkd_plugin.dry_run import EXAMPLE_SIZE, DryRun
+from mmkd_plugin.dry_run import DryRun
 from mmkd_plugin.taps import Maps, Tap
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.term import Term
@@ -43,8 +43,8 @@ def plan(
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
-            f'{term.student_tap}\n{shapes(s)}',
-            f'{teacher}{term.teacher_tap}\n{shapes(t)}',
+            f'{term.student_tap}\n{shapes(s, student.size)}',
+            f'{teacher}{term.teacher_tap}\n{shapes(t, student.size)}',
             connector or 'none',
             f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip(),
             str(term.schedule),
@@ -63,23 +63,24 @@ def plan(
     return '\n'.join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def shapes(maps: Maps) -> str:
-    """Channels and strides of maps from a dry forward, such as ``'256 channels, stride 8, 16'``."""
+def shapes(maps: Maps, size: int) -> str:
+    """Channels and strides of maps, such as ``'256 channels, stride 8, 16'``.
+
+    Args:
+        maps (Maps): What a tap gave in a dry forward.
+        size (int): Height and width of the image that it ran on, pixels.
+    """
     tensors = [maps] if isinstance(maps, Tensor) else maps
     if any(tensor.ndim != 4 for tensor in tensors):
         return '; '.join(str(tuple(tensor.shape[1:])) for tensor in tensors)
     channels = [str(tensor.shape[1]) for tensor in tensors]
     if len(set(channels)) == 1:
         channels = channels[:1]
-    return f'{", ".join(channels)} channels, stride {", ".join(map(_stride, tensors))}'
+    strides = [[f'{size / side:.3g}' for side in tensor.shape[2:]] for tensor in tensors]
+    strides = ['×'.join(dict.fromkeys(stride)) for stride in strides]
+    return f'{", ".join(channels)} channels, stride {", ".join(strides)}'
 
 
 def sizes(maps: Maps) -> list[tuple[int, ...]]:
     """Height and width of each map."""
     return [tuple(t.shape[2:]) for t in ([maps] if isinstance(maps, Tensor) else maps)]
-
-
-def _stride(tensor: Tensor) -> str:
-    height, width = tensor.shape[2:]
-    rows, columns = (f'{EXAMPLE_SIZE / side:.3g}' for side in (height, width))
-    return rows if rows == columns else f'{rows}×{columns}'

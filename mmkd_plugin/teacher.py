@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import load_weights
-from mmkd_plugin.dry_run import DryRun, example_batch, never_ran, read_once
+from mmkd_plugin.dry_run import EXAMPLE_SIZES, DryRun, example_batch, never_ran, read_once
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
@@ -67,13 +67,20 @@ class Teacher:
         self._heads: list[str] | None = None
         self._run: DryRun | None = None
 
-    def prepare(self, preprocessor: nn.Module, taps: Sequence[Tap], device: torch.device) -> DryRun:
+    def prepare(
+        self,
+        preprocessor: nn.Module,
+        taps: Sequence[Tap],
+        device: torch.device,
+        size: int = EXAMPLE_SIZES[0],
+    ) -> DryRun:
         """Gets ready to read ``taps`` from batches made by the student's preprocessor.
 
         Args:
             preprocessor (nn.Module): The student's data preprocessor.
             taps (Sequence[Tap]): All taps that will ever be read.
             device (torch.device): Where to try a forward.
+            size (int): Size of the image to try it on, pixels. Defaults to 128.
 
         Returns:
             DryRun: What the taps saw in it.
@@ -88,10 +95,11 @@ class Teacher:
         self._heads = _heads_of(self.model, taps, owner)
         home = next(self.model.parameters()).device
         self.model.to(device)
-        inputs, samples = example_batch(self.model, device)
+        inputs, samples = example_batch(self.model, device, size)
         self._run = read_once(
             self.model, taps, lambda: _forward(self.model, inputs, samples, self._heads)
         )
+        self._run.size = size
         self.model.to(home)
         for tap in taps:
             if not self._run.calls[tap]:
