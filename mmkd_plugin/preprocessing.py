@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,16 @@ class Normalization:
         return cls(
             mean=(0.0,) if mean is None else tuple(mean.double().flatten().tolist()),
             std=(1.0,) if std is None else tuple(std.double().flatten().tolist()),
-            flip=bool(getattr(preprocessor, '_channel_conversion', False)),
-            pad_value=float(getattr(preprocessor, 'pad_value', 0)),
+            flip=bool(_first(preprocessor, '_channel_conversion', 'channel_conversion')),
+            pad_value=float(_first(preprocessor, 'pad_value', 'pad_val') or 0),
         )
+
+
+def _first(preprocessor: nn.Module, *names: str) -> Any:
+    """The first attribute that there is; upstream mmseg's names differ from the others'."""
+    return next(
+        (getattr(preprocessor, name) for name in names if hasattr(preprocessor, name)), None
+    )
 
 
 class InputConverter:

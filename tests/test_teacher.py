@@ -8,6 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.preprocessing import Normalization
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teacher import Teacher, without_pretraining
 from tests import models
@@ -167,7 +168,7 @@ def test_weights_come_from_a_checkpoint_and_the_config_from_a_file(tmp_path):
     teacher = Teacher(str(file), str(tmp_path / 'teacher.pth'))
     for key, value in trained.state_dict().items():
         assert torch.equal(teacher.model.state_dict()[key], value)
-    assert teacher.model.data_preprocessor._channel_conversion
+    assert Normalization.of(teacher.model.data_preprocessor).flip
 
 
 @pytest.mark.parametrize(
