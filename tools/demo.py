@@ -7,26 +7,27 @@ then prints a table and draws ``report.png``. Run it again after an interruption
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = re.compile(r'Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+|nan|inf)')
-CLASSES = tuple('0123456789')
 ROWS = 4  # scenes in the report
 
 
@@ -230,7 +231,8 @@ def load(name: str, config: Path, checkpoint: Path) -> Any:
         from mmseg.apis import init_model as init
     else:
         from mmdet.apis import init_detector as init
-    return init(str(config), str(checkpoint), device='cpu')
+    with redirect_stdout(io.StringIO()):
+        return init(str(config), str(checkpoint), device='cpu')
 
 
 def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
@@ -264,15 +266,19 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
             for run in ('student', 'distilled', 'teacher')
         },
     }
+    plt.switch_backend('agg')  # a file, also where there is no screen
     figure = plt.figure(figsize=(11, 2.15 * ROWS + 3.6), layout='constrained')
     pictures, plot = figure.subfigures(2, 1, height_ratios=[2.15 * ROWS, 3.4])
     grid = pictures.subplots(ROWS, len(shown))
+    for axes, title in zip(grid[0], shown):
+        axes.set_title(title, fontsize=11)
     for row, file in zip(grid, files):
-        for axes, (title, paint) in zip(row, shown.items()):
-            paint(axes, file)
+        for axes, paint in zip(row, shown.values()):
+            with redirect_stdout(io.StringIO()):  # what the libraries print on the first image
+                paint(axes, file)
             axes.set_axis_off()
-            if row is grid[0]:
-                axes.set_title(title, fontsize=11)
+    digits = [Patch(color=plt.get_cmap('tab10')(n), label=str(n)) for n in range(10)]
+    pictures.legend(handles=digits, ncols=10, loc='outside lower center', frameon=False)
     axes = plot.subplots()
     colors = {'teacher': 'tab:gray', 'student': 'tab:orange', 'distilled': 'tab:blue'}
     for run in RUNS:
@@ -324,7 +330,7 @@ def show_boxes(axes: Any, file: Path, model: Any) -> None:
         axes.add_patch(
             Rectangle(corner, right - left, bottom - top, fill=False, color=color, linewidth=1.4)
         )
-        axes.text(left, top, CLASSES[label], color='white', fontsize=7, va='bottom',
+        axes.text(left, top, str(label), color='white', fontsize=7, va='bottom',
                   bbox=dict(facecolor=color, edgecolor='none', pad=0.6))  # fmt: skip
 
 
