@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, find_module
 
 # Pixels of a made-up image. At 128 the coarsest FPN level, stride 128, still has one position; some
-# heads pool over windows that only the larger one holds.
+# heads pool over windows that only the larger one holds. A few transformers take neither, but only
+# images as large as their training crops.
 EXAMPLE_SIZES = (128, 512)
 
 
@@ -85,17 +86,25 @@ def _first_that_works(
 ) -> DryRun:
     """Tries the sizes and kinds of made-up labels; ``problem`` is set if none suits the model."""
     problem = None
-    for size in EXAMPLE_SIZES:
+    for size in (*EXAMPLE_SIZES, *crop_size(model.data_preprocessor)):
         for masks in (True, False):
             try:
                 inputs, samples = example_batch(model, device, size, masks)
                 run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023
+            except TapError as error:
+                raise TapError(f'the student: {error}') from None
             except Exception as error:  # whatever a foreign model makes of our labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
                 run.size = size
                 return run
     return DryRun(problem=problem)
+
+
+def crop_size(preprocessor: nn.Module) -> tuple[int, ...]:
+    """The side of the square images that mmseg's preprocessor pads to in training, if it does."""
+    size = getattr(preprocessor, 'size', None) or ()
+    return (size[0],) if len(size) == 2 and size[0] == size[1] else ()
 
 
 def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any]) -> DryRun:
@@ -193,7 +202,7 @@ def example_batch(
         tuple: The image as the model's data preprocessor gives it, ``(1, C, size, size)``, and a
         list with one data sample (None for a model of another library).
     """
-    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+    image = torch.randint(0, 256, (_channels(model), size, size), dtype=torch.uint8)
     library = library_of(model)
     if not library:
         data = model.data_preprocessor(dict(inputs=[image]), False)
@@ -216,6 +225,12 @@ def example_batch(
     )
     data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
     return data['inputs'], [sample.to(device) for sample in data['data_samples']]
+
+
+def _channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes, before its preprocessor: 3, or 1 for grey ones."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
 
 
 def library_of(model: nn.Module) -> str:

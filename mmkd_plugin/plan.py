@@ -37,14 +37,16 @@ def plan(
     )
     for name, term in terms.items():
         teacher = f'{term.teacher}: ' if len(teachers) > 1 else ''
-        s, t = student.values[term.student_tap], taught[term.teacher].values[term.teacher_tap]
+        run = taught[term.teacher]
+        s, t = student.values[term.student_tap], run.values[term.teacher_tap]
         connector = term.describe_connectors()
-        if getattr(term.loss, 'needs_same_size', True) and sizes(s) != sizes(t):
+        resized = strides(s, student.size) != strides(t, run.size)
+        if resized and getattr(term.loss, 'needs_same_size', True):
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
             f'{term.student_tap}\n{shapes(s, student.size)}',
-            f'{teacher}{term.teacher_tap}\n{shapes(t, student.size)}',
+            f'{teacher}{term.teacher_tap}\n{shapes(t, run.size)}',
             connector or 'none',
             f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip(),
             str(term.schedule),
@@ -76,11 +78,11 @@ def shapes(maps: Maps, size: int) -> str:
     channels = [str(tensor.shape[1]) for tensor in tensors]
     if len(set(channels)) == 1:
         channels = channels[:1]
-    strides = [[f'{size / side:.3g}' for side in tensor.shape[2:]] for tensor in tensors]
-    strides = ['×'.join(dict.fromkeys(stride)) for stride in strides]
-    return f'{", ".join(channels)} channels, stride {", ".join(strides)}'
+    texts = ['×'.join(dict.fromkeys(f'{n:.3g}' for n in pair)) for pair in strides(maps, size)]
+    return f'{", ".join(channels)} channels, stride {", ".join(texts)}'
 
 
-def sizes(maps: Maps) -> list[tuple[int, ...]]:
-    """Height and width of each map."""
-    return [tuple(t.shape[2:]) for t in ([maps] if isinstance(maps, Tensor) else maps)]
+def strides(maps: Maps, size: int) -> list[tuple[float, ...]]:
+    """Pixels per position of each map that has positions, in height and in width."""
+    tensors = [maps] if isinstance(maps, Tensor) else maps
+    return [tuple(size / side for side in t.shape[2:]) for t in tensors if t.ndim == 4]

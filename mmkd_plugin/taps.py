@@ -93,6 +93,10 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
 
 
+class TapError(ValueError):
+    """A tap that cannot be read from what its module gave."""
+
+
 class _AllSeen(BaseException):
     """Ends a forward once every tap has been read; no ``except Exception`` may swallow it."""
 
@@ -184,13 +188,13 @@ class TapReader:
         """What the tap saw: a tensor, or a list of tensors.
 
         Raises:
-            ValueError: If the module did not run, has no such element, or gives something that is
+            TapError: If the module did not run, has no such element, or gives something that is
                 neither a tensor nor a sequence of tensors.
             RuntimeError: If the tensor was changed in place since.
         """
         values = self._values[tap]
         if not values:
-            raise ValueError(f"tap '{tap}' did not run in this forward")
+            raise TapError(f"tap '{tap}' did not run in this forward")
         if self.changed_in_place(tap):
             raise RuntimeError(
                 f"what tap '{tap}' read was overwritten in place later in this forward, though not "
@@ -204,13 +208,13 @@ class TapReader:
                     if isinstance(value, Sequence)
                     else f'one {describe(value)}'
                 )
-                raise ValueError(f"tap '{tap}' has no element [{position}]: it gives {kind}")
+                raise TapError(f"tap '{tap}' has no element [{position}]: it gives {kind}")
             value = value[position]
         if isinstance(value, Tensor):
             return value
         tensors = list(_flatten(value))
         if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-            raise ValueError(
+            raise TapError(
                 f"tap '{tap}' gives {describe(value)}, not a tensor or a sequence of tensors; name "
                 'a module inside it, or an element such as '
                 f"'{tap.path}[0]'"

@@ -17,10 +17,17 @@ from torch import Tensor, nn
 
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import load_weights
-from mmkd_plugin.dry_run import EXAMPLE_SIZES, DryRun, example_batch, never_ran, read_once
+from mmkd_plugin.dry_run import (
+    EXAMPLE_SIZES,
+    DryRun,
+    crop_size,
+    example_batch,
+    never_ran,
+    read_once,
+)
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, find_module
 
 stack.prepare()  # `mmseg::` paths on either stack
 
@@ -80,7 +87,8 @@ class Teacher:
             preprocessor (nn.Module): The student's data preprocessor.
             taps (Sequence[Tap]): All taps that will ever be read.
             device (torch.device): Where to try a forward.
-            size (int): Size of the image to try it on, pixels. Defaults to 128.
+            size (int): Size of the image to try it on, pixels; where that does not suit the
+                teacher, the size of the student's training crops is tried. Defaults to 128.
 
         Returns:
             DryRun: What the taps saw in it.
@@ -95,16 +103,28 @@ class Teacher:
         self._heads = _heads_of(self.model, taps, owner)
         home = next(self.model.parameters()).device
         self.model.to(device)
-        inputs, samples = example_batch(self.model, device, size)
-        self._run = read_once(
-            self.model, taps, lambda: _forward(self.model, inputs, samples, self._heads)
-        )
-        self._run.size = size
+        try:
+            self._run = self._try(taps, device, size)
+        except TapError as error:
+            raise TapError(f'{owner}: {error}') from None
+        except Exception:  # a transformer that takes images of its own training size alone
+            crop = crop_size(preprocessor)
+            if crop in ((), (size,)):
+                raise
+            self._run = self._try(taps, device, *crop)
         self.model.to(home)
         for tap in taps:
             if not self._run.calls[tap]:
                 raise ValueError(never_ran(self.model, tap, self._run, owner))
         return self._run
+
+    def _try(self, taps: Sequence[Tap], device: torch.device, size: int) -> DryRun:
+        inputs, samples = example_batch(self.model, device, size)
+        run = read_once(
+            self.model, taps, lambda: _forward(self.model, inputs, samples, self._heads)
+        )
+        run.size = size
+        return run
 
     @torch.no_grad()
     def __call__(

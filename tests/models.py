@@ -86,6 +86,24 @@ def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
     return _seg(backbone, head, classes, **preprocessor)
 
 
+def beit(width: int = 8, classes: int = 5, side: int = 64, **preprocessor: Any) -> dict:
+    """FCN on BEiT, a transformer that takes images of ``side`` pixels alone; stride 16."""
+    backbone = dict(
+        type='BEiT',
+        img_size=(side, side),
+        patch_size=16,
+        embed_dims=2 * width,
+        num_layers=3,
+        num_heads=2,
+        mlp_ratio=2,
+        out_indices=(0, 1, 2),
+        qv_bias=True,
+        init_values=0.1,
+    )
+    head = dict(type='FCNHead', in_channels=2 * width, in_index=2, channels=width, num_convs=1)
+    return _seg(backbone, head, classes, **{'size': (side, side), **preprocessor})
+
+
 def _det(
     kind: str, width: int, bbox_head: dict, start: int = 1, outs: int = 5, **kwargs: Any
 ) -> dict:

@@ -1,0 +1,127 @@
+"""The plan: the exact text, and shapes in words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmkd_plugin import distiller as distiller_module
+from mmkd_plugin.plan import shapes, strides
+from tests import models
+from tests.models import cwd, distiller
+
+LOGITS = dict(tap='decode_head.conv_seg', loss=cwd(tau=2, loss_weight=3))
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Builds a Distiller and returns its plan."""
+
+    def build(*args):
+        logged: list[str] = []
+        monkeypatch.setattr(distiller_module, 'print_log', lambda text, **_: logged.append(text))
+        distiller(*args)
+        (text,) = (text for text in logged if 'connector' in text)
+        return text
+
+    return build
+
+
+ONE = """
+┏━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━┓
+┃ term ┃ student              ┃ teacher              ┃ connector ┃ loss                 ┃ on     ┃
+┡━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━┩
+│ cwd  │ decode_head.conv_seg │ decode_head.conv_seg │ none      │ ChannelWiseLoss      │ always │
+│      │ 5 channels, stride 8 │ 5 channels, stride 8 │           │ tau=2, loss_weight=3 │        │
+└──────┴──────────────────────┴──────────────────────┴───────────┴──────────────────────┴────────┘
+teacher 'teacher' (EncoderDecoder): EncoderDecoder, 0.8 M parameters, runs backbone, decode_head; stops after decode_head.conv_seg
+"""  # noqa: E501
+
+TWO = """
+┏━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ term     ┃ student                      ┃ teacher                    ┃ connector              ┃ loss                     ┃ on                                          ┃
+┡━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ logits   │ decode_head.conv_seg         │ wide: decode_head.conv_seg │ none                   │ ChannelWiseLoss          │ always                                      │
+│          │ 5 channels, stride 8         │ 5 channels, stride 8       │                        │ tau=2, loss_weight=3     │                                             │
+├──────────┼──────────────────────────────┼────────────────────────────┼────────────────────────┼──────────────────────────┼─────────────────────────────────────────────┤
+│ features │ decode_head.bottleneck@input │ other: backbone[2]         │ 1×1 conv 96→64, resize │ ChannelWiseLoss          │ from iteration 10 to 50, linear ramp over 5 │
+│          │ 96 channels, stride 8        │ 64 channels, stride 16     │                        │ tau=4.0, loss_weight=1.0 │                                             │
+└──────────┴──────────────────────────────┴────────────────────────────┴────────────────────────┴──────────────────────────┴─────────────────────────────────────────────┘
+teacher 'wide' (EncoderDecoder): EncoderDecoder, 0.8 M parameters, runs backbone, decode_head; stops after decode_head.conv_seg
+teacher 'other' (EncoderDecoder): EncoderDecoder, 0.4 M parameters, runs backbone; stops after backbone
+"""  # noqa: E501
+
+
+def test_one_term(planned):
+    text = planned(models.pspnet(), models.pspnet(16), dict(cwd=LOGITS))
+    assert text.strip() == ONE.strip()
+
+
+def test_two_teachers_and_a_schedule(planned):
+    teachers = [
+        dict(name='wide', config=models.pspnet(16), checkpoint=None),
+        dict(name='other', config=models.segformer(16), checkpoint=None),
+    ]
+    features = dict(
+        student_tap='decode_head.bottleneck@input',
+        teacher_tap='backbone[2]',
+        teacher='other',
+        loss=cwd(),
+        schedule=dict(start=10, stop=50, ramp=5),
+    )
+    distill = dict(logits=dict(LOGITS, teacher='wide'), features=features)
+    text = planned(models.pspnet(), teachers, distill)
+    assert text.strip() == TWO.strip()
+
+
+def test_levels_and_their_connectors(planned):
+    text = planned(models.retinanet(), models.retinanet(16), dict(cwd=dict(tap='neck', loss=cwd())))
+    assert '│ 16 channels, stride 8, 16, 32, 64, 128 │' in text
+    assert '│ 1×1 conv 16→32 (×5) │' in text
+    assert text.strip().endswith('runs backbone, neck; stops after neck')
+
+
+def test_no_resize_is_promised_where_the_loss_takes_any_size(planned, monkeypatch):
+    distill = dict(cwd=dict(student_tap='backbone[1]', teacher_tap='backbone[2]', loss=cwd()))
+    assert '1×1 conv 16→64, resize' in planned(models.fcn(), models.fcn(16), distill)
+    loss = dict(type='mmkd_plugin.AttentionLoss')
+    distill = dict(at=dict(student_tap='backbone[1]', teacher_tap='backbone[2]', loss=loss))
+    assert '│ resize    │' in planned(models.fcn(), models.fcn(16), distill)
+    monkeypatch.setattr('mmkd_plugin.losses.AttentionLoss.needs_same_size', False)
+    monkeypatch.setattr('mmkd_plugin.losses.AttentionLoss.forward', lambda *_: torch.ones(()))
+    assert '│ none      │' in planned(models.fcn(), models.fcn(16), distill)
+
+
+def test_the_teachers_source_is_its_config(planned, tmp_path):
+    from mmengine.config import Config
+
+    path = str(tmp_path / 'teacher.py')
+    config = models.pspnet(16)
+    Config(dict(default_scope=config.pop('_scope_'), model=config)).dump(path)
+    text = planned(models.pspnet(), dict(config=path, checkpoint=None), dict(cwd=LOGITS))
+    assert f"\nteacher 'teacher' ({path}): EncoderDecoder, 0.8 M parameters" in text
+
+
+@pytest.mark.parametrize(
+    ('maps', 'text'),
+    [
+        ([(256, 16, 16)], '256 channels, stride 8'),
+        ([(8, 128, 128)], '8 channels, stride 1'),
+        ([(8, 20, 128)], '8 channels, stride 6.4×1'),
+        ([(8, 16, 16), (8, 8, 8)], '8 channels, stride 8, 16'),
+        ([(8, 16, 16), (16, 8, 8)], '8, 16 channels, stride 8, 16'),
+        ([(64, 256)], '(64, 256)'),
+        ([(64, 256), (19,)], '(64, 256); (19,)'),
+    ],
+)
+def test_shapes_in_words(maps, text):
+    tensors = [torch.empty(1, *shape) for shape in maps]
+    assert shapes(tensors, 128) == text
+    if len(maps) == 1:
+        assert shapes(tensors[0], 128) == text
+
+
+def test_strides_of_what_has_positions():
+    maps = [torch.empty(1, 8, 16, 32), torch.empty(1, 64, 256), torch.empty(1, 4)]
+    assert strides(maps, 128) == [(8, 4)]
+    assert strides(maps[0], 256) == [(16, 8)]
