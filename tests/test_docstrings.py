@@ -1,0 +1,45 @@
+"""The examples in the docstrings run, and whatever a config can name has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import mmkd_plugin
+from mmkd_plugin.registry import MODELS
+
+MODULES = [
+    'mmkd_plugin',
+    *(info.name for info in pkgutil.walk_packages(mmkd_plugin.__path__, 'mmkd_plugin.')),
+]
+
+
+def examples_of(module):
+    return [test for test in doctest.DocTestFinder(recurse=True).find(module) if test.examples]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_examples_run(name):
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    failed = []
+    for test in examples_of(module):
+        said: list[str] = []
+        if runner.run(test, out=said.append).failed:
+            failed.append(''.join(said))
+    assert not failed, '\n'.join(failed)
+
+
+def test_what_a_config_can_name_has_an_example():
+    MODELS.import_from_location()
+    own = {kind for name, kind in MODELS.module_dict.items() if kind.__module__ in MODULES}
+    documented = {
+        test.name
+        for name in {kind.__module__ for kind in own}
+        for test in examples_of(importlib.import_module(name))
+    }
+    assert own
+    assert not {f'{kind.__module__}.{kind.__qualname__}' for kind in own} - documented
