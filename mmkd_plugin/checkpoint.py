@@ -184,7 +184,7 @@ def load_state(
     if fit.matched == 0:
         raise CheckpointError(
             f'{path} has nothing in common with the {name}: none of its {len(state_dict)} tensors '
-            f"fits one of the {name}'s {fit.expected}.\n{fit.describe(path)}"
+            f'fits one of its {fit.expected}.\n{fit.describe(path)}'
             f'{_hint(model, state_dict, fit)}'
         )
     if fit.is_complete:
@@ -342,8 +342,8 @@ def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit) -> str:
     expected = {key: value.shape for key, value in model.state_dict().items()}
     if fit.matched and fit.missing and _only_backbone(state_dict):
         return (
-            "\n  The file holds a backbone alone; it belongs into the backbone's `init_cfg` "
-            "(`type='Pretrained'`)."
+            "\n  The file holds a backbone alone; a student's backbone takes it by "
+            "`init_cfg` (`type='Pretrained'`), a teacher has to be trained as a whole."
         )
     return _prefix_hint(expected, state_dict)
 
@@ -366,8 +366,8 @@ def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Te
             )
     if sum(f'backbone.{key}' in expected for key in state_dict) > len(state_dict) // 2:
         return (
-            "\n  Its keys are those of a backbone alone; it belongs into the backbone's `init_cfg` "
-            "(`type='Pretrained'`)."
+            "\n  Its keys are those of a backbone alone; a student's backbone takes it by "
+            "`init_cfg` (`type='Pretrained'`), a teacher has to be trained as a whole."
         )
     return ''
 

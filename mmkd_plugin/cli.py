@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmkd_plugin.checkpoint import nearest_names
-from mmkd_plugin.stack import prepare
+from mmkd_plugin.stack import prepare, shipped_config
 
 
 class UsageError(Exception):
@@ -100,24 +99,13 @@ def read_config(name: str) -> Config:
         UsageError: If it, or a config that it builds on, does not exist; with the nearest names.
     """
     prepare()
-    path = _shipped_config(name) if '::' in name else Path(name)
+    path = shipped_config(name) if '::' in name else Path(name)
     if not path.is_file():
         raise UsageError(f'no config at {name}{nearest_names(path, [".py"])}')
     try:
         return Config.fromfile(path)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
-
-
-def _shipped_config(name: str) -> Path:
-    package, _, path = name.partition('::')
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f'no package {package!r} is installed to look for {name} in')
-    root = Path(next(iter(spec.submodule_search_locations)))
-    shipped = root / '.mim' / 'configs' / path
-    in_clone = root.parent / 'configs' / path  # of a source tree that was not installed
-    return in_clone if not shipped.is_file() and in_clone.is_file() else shipped
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -131,7 +131,7 @@ class Distiller(BaseModel):
         }
         with TapReader(self.student, [t.student_tap for t in active], self._in_place) as reader:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
-        labels = _labels(data_samples) if any(term.needs_labels for term in active) else None
+        labels = _labels(data_samples, active)
         values = {}
         for term in active:
             student, target = reader.read(term.student_tap), targets[term.teacher][term.teacher_tap]
@@ -326,11 +326,15 @@ def _classes(model: nn.Module, tap: Tap) -> int | None:
     return None
 
 
-def _labels(data_samples: list | None) -> Tensor:
-    """The segmentation labels of a batch, ``(N, H, W)``."""
+def _labels(data_samples: list | None, active: Sequence[Term]) -> Tensor | None:
+    """The segmentation labels of a batch, ``(N, H, W)``, if a term needs them."""
+    asking = next((term.name for term in active if term.needs_labels), None)
+    if asking is None:
+        return None
     if not data_samples or 'gt_sem_seg' not in data_samples[0]:
         raise ValueError(
-            'a loss with `ignore_index` needs segmentation labels; this batch has none'
+            f'distill.{asking}: its loss has an `ignore_index` and needs segmentation labels; '
+            'this batch has none'
         )
     maps = [sample.gt_sem_seg for sample in data_samples]
     return torch.cat([m.data if 'data' in m else m.sem_seg for m in maps])

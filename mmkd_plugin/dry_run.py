@@ -140,16 +140,17 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
 
 def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:
     """The message for a tap whose module exists but did not run."""
-    inside = [name for name in run.ran if name.startswith(f'{tap.path}.')]
+    forward = 'a training forward' if owner == 'the student' else 'a forward up to its scores'
+    inside = [name for name in run.ran if name.startswith(f'{tap.path}.') and 'loss' not in name]
     message = f"{owner} has a module '{tap.path}', but nothing can be read there"
     if inside:
         message += (
             ': its parent calls its methods instead of the module itself, so it gives no output of '
-            f'its own in a training forward. Inside it these run: {", ".join(_outermost(inside))}.'
+            f'its own in {forward}. Inside it these run: {", ".join(_outermost(inside))}.'
         )
     else:
         ran = [name for name in run.ran if '.' in name] or run.ran
-        message += f', it never runs in a training forward. Among those that run: {_some(ran)}.'
+        message += f', it never runs in {forward}. Among those that run: {_some(ran)}.'
     if run.problem:
         message += (
             ' (The training forward could not be tried with a made-up label, so this was seen in '

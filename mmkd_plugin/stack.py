@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -219,3 +220,27 @@ def _published_as(
     published.__module__ = module
     published.__name__ = published.__qualname__ = name or function.__name__
     return published
+
+
+def shipped_config(name: str) -> Path:
+    """The file behind ``'mmseg::pspnet/....py'``.
+
+    mmengine's own look-up installs a package that is missing; this one says so.
+
+    Args:
+        name (str): An import name, ``::``, and a path below the library's configs.
+
+    Returns:
+        Path: Where the file is, or would be.
+
+    Raises:
+        FileNotFoundError: If no such package is installed.
+    """
+    package, _, path = name.partition('::')
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f'no package {package!r} is installed to look for {name} in')
+    root = Path(next(iter(spec.submodule_search_locations)))
+    shipped = root / '.mim' / 'configs' / path
+    in_clone = root.parent / 'configs' / path  # of a source tree that was not installed
+    return in_clone if not shipped.is_file() and in_clone.is_file() else shipped

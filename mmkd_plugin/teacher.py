@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkd_plugin import stack
-from mmkd_plugin.checkpoint import load_weights
+from mmkd_plugin.checkpoint import load_weights, nearest_names
 from mmkd_plugin.dry_run import (
     EXAMPLE_SIZES,
     DryRun,
@@ -68,7 +66,8 @@ class Teacher:
                 level=30,
             )
         else:
-            load_weights(self.model, checkpoint, strict=strict, name=name)
+            label = name if name == 'teacher' else f"teacher '{name}'"
+            load_weights(self.model, checkpoint, strict=strict, name=label)
         self.model.requires_grad_(False).eval()
         self._convert: InputConverter | None = None
         self._heads: list[str] | None = None
@@ -207,19 +206,13 @@ def without_pretraining(model: dict) -> dict:
 
 
 def _read_config(path: str, name: str) -> Config:
-    try:
-        if '::' in path:
-            return get_config(path)
-        return Config.fromfile(path)
-    except FileNotFoundError as error:
-        folder = Path(path).parent
-        files = [str(file) for file in folder.glob('*.py')] if '::' not in path else []
-        close = get_close_matches(path, files, n=3)
-        hint = f' Closest: {", ".join(close)}.' if close else ''
+    file = stack.shipped_config(path) if '::' in path else Path(path)
+    if not file.is_file():
         raise FileNotFoundError(
-            f"teacher '{name}': there is no config {path}.{hint} Expected a path from the folder "
-            "you are in, or a path in an installed library such as 'mmseg::pspnet/....py'"
-        ) from error
+            f"teacher '{name}': no config at {path}{nearest_names(file, ['.py'])}. Expected a path "
+            "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
+        )
+    return Config.fromfile(file)
 
 
 def _heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | None:

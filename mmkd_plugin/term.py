@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,7 +70,9 @@ class Term(nn.Module):
         """
         here = f'distill.{name}'
         if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
-            raise ValueError(f"{here}: '{name}' cannot name a term; use letters, digits and '_'")
+            raise ValueError(
+                f"{here}: '{name}' cannot name a term; take another word of letters, digits and '_'"
+            )
         if not isinstance(config, dict):
             raise ValueError(f'{here}: expected dict(tap=..., loss=dict(type=...)), got {config!r}')
         check_keys(here, config, KEYS)
@@ -89,7 +92,9 @@ class Term(nn.Module):
             said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
             raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
         try:
-            schedule = dict(config.get('schedule') or {})
+            schedule = config.get('schedule') or {}
+            if not isinstance(schedule, dict):
+                raise ValueError(f'schedule: expected dict(start=..., ramp=...), got {schedule!r}')
             check_keys(f'{here}.schedule', schedule, inspect.signature(Schedule).parameters)
             return cls(
                 name,
@@ -124,7 +129,8 @@ class Term(nn.Module):
             raise ValueError(
                 f"distill.{self.name}: '{self.student_tap}' gives {len(_as_list(student))} maps in "
                 f"the student and '{self.teacher_tap}' {len(_as_list(teacher))} in the teacher; "
-                f"name one of them, such as '{self.student_tap.path}[0]', or taps with as many"
+                f"name one of them, such as student_tap='{self.student_tap.path}[0]', or taps with "
+                'as many'
             )
         configs = self._connector
         if not isinstance(configs, (list, tuple)):
@@ -137,8 +143,12 @@ class Term(nn.Module):
         self.connectors = nn.ModuleList(
             self._connect_one(config, s, t) for config, (s, t) in zip(configs, pairs)
         )
+        training = self.training
         try:
-            self(student, teacher, labels)
+            with (
+                torch.no_grad()
+            ):  # in eval mode, for connectors with a norm and maps of one position
+                self.eval()(student, teacher, labels)
         except (ValueError, RuntimeError) as error:
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             raise ValueError(
@@ -146,6 +156,8 @@ class Term(nn.Module):
                 f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher "
                 f'(in a trial: {shapes}). {error}'
             ) from error
+        finally:
+            self.train(training)
 
     def _connect_one(self, config: Any, student: Tensor, teacher: Tensor) -> nn.Module:
         if config is None:
@@ -226,8 +238,6 @@ def _build(config: Any, here: str, defaults: dict | None = None) -> nn.Module:
     if kind is None:
         names = [f'mmkd_plugin.{name}' for name in MODELS.module_dict]
         close = get_close_matches(config['type'], names, n=3, cutoff=0.4)
-        bare = f'mmkd_plugin.{config["type"]}'
-        close = [bare] if bare in names else close
         hint = f'; did you mean {" or ".join(close)}?' if close else ''
         raise ValueError(f"{here}: there is no '{config['type']}'{hint}")
     arguments = {key: value for key, value in config.items() if key not in ('type', '_scope_')}

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
@@ -420,6 +421,7 @@ def term(**changes):
         (dict(cwd=dict(student_tap='a', loss=cwd())), 'distill.cwd has no tap'),
         (term(tap='a[b]'), r"distill.cwd: 'a\[b\]' is not a tap: expected"),
         (term(teacher='big'), "distill.cwd has teacher='big'; the teachers are: teacher"),
+        (term(schedule=5), r'distill.cwd: schedule: expected dict\(start=..., ramp=...\), got 5'),
         (term(schedule=dict(begin=3)), 'distill.cwd.schedule has an unknown key `begin`'),
         (term(schedule=dict(start=3, stop=2)), r'distill.cwd: stop \(2\) must come after'),
         (
@@ -509,6 +511,19 @@ def test_other_numbers_of_levels_are_named():
     teacher['bbox_head']['anchor_generator']['strides'] = [8, 16, 32, 64]
     with pytest.raises(ValueError, match="'neck' gives 5 maps in the student and 'neck' 4 in the"):
         distiller(models.retinanet(), teacher, distill)
+
+
+def test_a_connector_with_a_norm_is_tried_without_a_trace():
+    distill = dict(
+        cwd=dict(
+            NECK['cwd'],
+            connector=dict(type=ConvModule, kernel_size=1, norm_cfg=dict(type='BN')),
+        )
+    )
+    model = distiller(models.retinanet(), models.retinanet(16), distill)
+    norms = [m for m in model.distill.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 5 and all(int(norm.num_batches_tracked) == 0 for norm in norms)
+    assert all(norm.training for norm in norms)
 
 
 def test_a_connector_of_ones_own_gets_its_channels():

@@ -185,15 +185,20 @@ def test_a_config_of_an_installed_library(path, scope):
 
 def test_missing_config_names_the_closest(tmp_path):
     (tmp_path / 'pspnet_r101.py').write_text('model = dict()')
-    with pytest.raises(FileNotFoundError, match=r'there is no config .*Closest: .*pspnet_r101.py'):
+    with pytest.raises(
+        FileNotFoundError, match=r"teacher 'teacher': no config at .*pspnet_r101.py"
+    ):
         Teacher(str(tmp_path / 'pspnet_r110.py'), None)
 
 
 def test_missing_config_of_a_library():
-    with pytest.raises(
-        FileNotFoundError, match=r"teacher 't': there is no config mmseg::pspnet/no"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"teacher 't': no config at mmseg::pspnet/no"):
         Teacher('mmseg::pspnet/no.py', None, name='t')
+
+
+def test_a_library_that_is_missing_is_not_installed():
+    with pytest.raises(FileNotFoundError, match="no package 'mmyolo' is installed"):
+        Teacher('mmyolo::yolov5/yolov5_s.py', None)
 
 
 def test_config_without_a_model(tmp_path):

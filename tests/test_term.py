@@ -218,7 +218,9 @@ def test_the_gradient_goes_to_student_and_connector():
 
 
 def test_other_numbers_of_maps():
-    with pytest.raises(ValueError, match=r"'neck' gives 1 maps in the student .* such as 'neck\["):
+    with pytest.raises(
+        ValueError, match=r"'neck' gives 1 maps in the student .* such as student_tap='neck\["
+    ):
         connected(maps((8, 4, 4)), maps((8, 4, 4), (8, 2, 2)))
     with pytest.raises(ValueError, match=r'distill.t: 3 connectors for 2 maps; give one dict'):
         connected(*[maps((8, 4, 4), (8, 2, 2))] * 2, connector=[None] * 3)

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,13 +226,20 @@ def curve(folder: Path, task: Task) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what the libraries print while they load and predict off the screen."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
 def load(name: str, config: Path, checkpoint: Path) -> Any:
     """Builds a model with its library's own function, which takes a distilled student as well."""
-    if name == 'segmentation':
-        from mmseg.apis import init_model as init
-    else:
-        from mmdet.apis import init_detector as init
-    with redirect_stdout(io.StringIO()):
+    with quiet():
+        if name == 'segmentation':
+            from mmseg.apis import init_model as init
+        else:
+            from mmdet.apis import init_detector as init
         return init(str(config), str(checkpoint), device='cpu')
 
 
@@ -256,9 +264,10 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
     """Scenes with ground truth and predictions side by side, and the score as it rose."""
     files = sorted(Path('data/digit_scenes/img_dir/val').glob('*.png'))[:ROWS]
     show = show_masks if name == 'segmentation' else show_boxes
+    truth = 'ground truth' + ('\n(white: ignored)' if name == 'segmentation' else '')
     shown = {
         'image': lambda axes, file: axes.imshow(plt.imread(file)),
-        'ground truth': lambda axes, file: show(axes, file, None),
+        truth: lambda axes, file: show(axes, file, None),
         **{
             f'{NAMES[run]}\n{scores[run][-1][1]:.1f} {task.title}': (
                 lambda axes, file, run=run: show(axes, file, models[run])
@@ -274,7 +283,7 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
         axes.set_title(title, fontsize=11)
     for row, file in zip(grid, files):
         for axes, paint in zip(row, shown.values()):
-            with redirect_stdout(io.StringIO()):  # what the libraries print on the first image
+            with quiet():
                 paint(axes, file)
             axes.set_axis_off()
     digits = [Patch(color=plt.get_cmap('tab10')(n), label=str(n)) for n in range(10)]

@@ -40,20 +40,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    with safe_loading():
-        with plain_errors():
-            args = parse_args()
-            cfg = load_config(args)
-            if args.amp:
-                use_amp(cfg)
-            if args.auto_scale_lr:
-                use_auto_scale_lr(cfg)
-            if args.resume == 'auto':
-                resume_latest(cfg)
-            elif args.resume is not None:
-                cfg.resume, cfg.load_from = True, args.resume
-            check_start(cfg)
-            runner = build_runner(cfg)
+    with safe_loading(), plain_errors():
+        args = parse_args()
+        cfg = load_config(args)
+        if args.amp:
+            use_amp(cfg)
+        if args.auto_scale_lr:
+            use_auto_scale_lr(cfg)
+        if args.resume == 'auto':
+            resume_latest(cfg)
+        elif args.resume is not None:
+            cfg.resume, cfg.load_from = True, args.resume
+        check_start(cfg)
+        runner = build_runner(cfg)
         runner.train()
 
 

@@ -1,0 +1,107 @@
+"""The demo, from data to report, with runs of two iterations."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STUDENT = """
+_base_ = '{root}/configs/digit_scenes/fpn_r18-w16_1k_digit-scenes-128x128.py'
+train_cfg = dict(max_iters=2, val_interval=1)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=4))
+test_dataloader = val_dataloader
+default_hooks = dict(checkpoint=dict(interval=1), logger=dict(interval=1))
+"""
+DISTILLED = """
+_base_ = './student.py'
+model = dict(
+    _delete_=True, type='mmkd_plugin.Distiller', student={{{{_base_.model}}}},
+    teacher=dict(config='{folder}/student.py', checkpoint='given by the demo'),
+    distill=dict(cwd=dict(tap='decode_head.conv_seg',
+                          loss=dict(type='mmkd_plugin.ChannelWiseLoss'))))
+"""
+
+
+@pytest.fixture(scope='module')
+def demo():
+    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools' / 'demo.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['demo'] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('demo')
+    (folder / 'student.py').write_text(STUDENT.format(root=ROOT))
+    (folder / 'distilled.py').write_text(DISTILLED.format(folder=folder))
+    return folder
+
+
+def run(demo, folder, monkeypatch, seed=0):
+    student = str(folder / 'student.py')
+    task = demo.Task(student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1)
+    monkeypatch.setitem(demo.TASKS, 'segmentation', task)
+    monkeypatch.chdir(folder)
+    console = Console(record=True, width=100)
+    demo.run_demo('segmentation', folder / 'work', seed, console)
+    return console.export_text()
+
+
+def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
+    text = run(demo, folder, monkeypatch)
+    for name in ('teacher', 'student alone', 'distilled student'):
+        assert re.search(rf'{name} +│ +\d+\.\d\d │ +0\.80 M │ +\d+\.\d min', text)
+    assert 'no gap to close' in text  # the teacher is the student's own config here
+    with Image.open(folder / 'work' / 'report.png') as picture:
+        assert picture.width > 1000 and len(picture.convert('RGB').getcolors(10**7)) > 100
+
+    (folder / 'work' / 'distilled' / 'done.json').unlink()  # as if cut off at the very end
+    text = run(demo, folder, monkeypatch)
+    assert text.count('done before') == 2
+    assert 'esumed' in (folder / 'work' / 'distilled' / 'train.log').read_text()
+
+    with pytest.raises(demo.DemoError, match='holds a run with other settings'):
+        run(demo, folder, monkeypatch, seed=1)
+
+
+def test_a_run_that_fails_says_where_to_look(demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'broken.py').write_text("model = dict(type='NoSuchModel')\n")
+    with pytest.raises(demo.DemoError) as error:
+        demo.train(
+            tmp_path / 'broken.py', tmp_path / 'run', ['a=1'], 'teacher', Console(quiet=True)
+        )
+    text = str(error.value)
+    assert text.startswith('teacher failed. The end of ') and 'train.log' in text
+    assert 'the same command goes on' in text
+
+
+def test_the_curve_joins_the_parts_of_a_resumed_run(demo, tmp_path):
+    for name, steps in (('20260101_000000', (100, 200)), ('20260101_010000', (200, 300))):
+        data = tmp_path / name / 'vis_data'
+        data.mkdir(parents=True)
+        lines = [dict(mIoU=step / 10, step=step) for step in steps] + [dict(loss=1.0, step=150)]
+        (data / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    task = demo.TASKS['segmentation']
+    assert demo.curve(tmp_path, task) == [(100, 10.0), (200, 20.0), (300, 30.0)]
+    with pytest.raises(demo.DemoError, match='has no mIoU'):
+        demo.curve(tmp_path / 'nothing', task)
+
+
+@pytest.mark.parametrize('name', ['segmentation', 'detection'])
+def test_its_configs_exist(demo, name):
+    task = demo.TASKS[name]
+    for config in (task.teacher, task.student, task.distilled):
+        assert (ROOT / 'configs' / config).is_file()
