@@ -65,6 +65,9 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+    with torch.no_grad():  # some parameters are raw memory until `init_weights`, after the build
+        for parameter in model.parameters():
+            parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
     run = _first_that_works(model, taps, device, 'loss')
     if run.problem is not None:
         problem = run.problem

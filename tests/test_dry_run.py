@@ -135,6 +135,16 @@ def test_a_transformer_that_takes_its_own_size_alone():
         run(build(models.beit(side=80, size=None, size_divisor=16)), 'backbone[0]')
 
 
+@needs_ops
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -1e30])
+def test_parameters_that_are_raw_memory_until_they_are_initialised(value):
+    model = build(models.dino())
+    model.level_embed.data.fill_(value)
+    seen, _ = run(model, 'neck')
+    assert seen.problem is None
+    assert (model.level_embed == value).all() or value != value
+
+
 @pytest.mark.parametrize(('student', 'teacher'), [('beit', 'fcn'), ('fcn', 'beit')])
 def test_it_learns_and_teaches_at_that_size(student, teacher):
     distill = dict(cwd=dict(student_tap='backbone[2]', teacher_tap='backbone[2]', loss=cwd()))

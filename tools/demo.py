@@ -316,7 +316,7 @@ def show_masks(axes: Any, file: Path, model: Any) -> None:
 
 
 def show_boxes(axes: Any, file: Path, model: Any) -> None:
-    """Boxes on the image: the ground truth's, or a model's with a score over 0.3."""
+    """Boxes on the image: the ground truth's, or a model's with a score over 0.4."""
     axes.imshow(plt.imread(file))
     if model is None:
         instances = json.loads(Path('data/digit_scenes/annotations/instances_val.json').read_text())
@@ -331,7 +331,7 @@ def show_boxes(axes: Any, file: Path, model: Any) -> None:
         from mmdet.apis import inference_detector
 
         found = inference_detector(model, str(file)).pred_instances
-        found = found[found.scores > 0.3]
+        found = found[found.scores > 0.4]
         boxes = list(zip(found.bboxes.tolist(), found.labels.tolist()))
     for (left, top, right, bottom), label in boxes:
         color = plt.get_cmap('tab10')(label)
@@ -339,7 +339,7 @@ def show_boxes(axes: Any, file: Path, model: Any) -> None:
         axes.add_patch(
             Rectangle(corner, right - left, bottom - top, fill=False, color=color, linewidth=1.4)
         )
-        axes.text(left, top, str(label), color='white', fontsize=7, va='bottom',
+        axes.text(left, top, str(label), color='white', fontsize=7, va='top',
                   bbox=dict(facecolor=color, edgecolor='none', pad=0.6))  # fmt: skip
 
 

@@ -5,4 +5,4 @@ _base_ = [
     '../_base_/runtime_digit-scenes.py',
 ]
 default_scope = 'mmdet'
-train_dataloader = dict(batch_size=16, sampler=dict(_delete_=True, type='InfiniteSampler'))
+train_dataloader = dict(batch_size=12, sampler=dict(_delete_=True, type='InfiniteSampler'))
