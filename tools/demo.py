@@ -169,7 +169,8 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
     ]  # fmt: skip
     start = time.monotonic()
     last: deque[str] = deque(maxlen=15)
-    with progress_bar(console) as progress, log.open('a') as file:
+    shown = 0  # where no bar can be drawn, a line now and then
+    with progress_bar(console) as progress, log.open('a', buffering=1) as file:
         bar = progress.add_task(title, total=None, note='starting')
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -183,8 +184,9 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
                     done_iters, total, loss = int(step[1]), int(step[2]), step[3]
                     note = f'loss {float(loss):.2f}'
                     progress.update(bar, completed=done_iters, total=total, note=note)
-                    if not console.is_terminal and done_iters % 100 == 0:
-                        console.print(f'{title}: {done_iters} of {total} iterations, {note}')
+                    if not console.is_terminal and (done_iters - shown >= 100 or not shown):
+                        shown = done_iters
+                        console.print(f'{title}: {shown} of {total} iterations, {note}')
         finally:
             code = process.wait()
             clock.write_text(str(before + time.monotonic() - start))
