@@ -43,7 +43,7 @@ def test_resume_from_the_latest(trained, segmentation, tmp_path):
         '--resume',
         '--cfg-options',
         'train_cfg.max_iters=6',
-        'train_cfg.val_interval=100',  # a new best one would remove that of the first run
+        'train_cfg.val_begin=100',  # a new best one would remove that of the first run
         cwd=segmentation,
     )
     assert 'resumed epoch: 0, iter: 4' in log
