@@ -281,9 +281,9 @@ class TestExistingFolder:
         assert f'--out {copy}_train6_seed7' in result.stderr
 
     def test_other_settings(self, copy, monkeypatch, capsys):
-        monkeypatch.setattr(tool, 'MAX_ROTATION', 20.0)
+        monkeypatch.setattr(tool, 'MAX_ROTATION', 45.0)
         assert make(copy, *SMALL) == 2
-        assert 'MAX_ROTATION is 30.0 there and 20.0 here' in capsys.readouterr().err
+        assert 'MAX_ROTATION is 20.0 there and 45.0 here' in capsys.readouterr().err
 
     def test_other_version(self, copy, monkeypatch, capsys):
         monkeypatch.setattr(tool, 'VERSION', tool.VERSION + 1)
@@ -365,6 +365,8 @@ class TestInterruptedRun:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a shell's background jobs ignore SIGINT, and so do their children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for _ in range(600):
             if (partial / 'img_dir' / 'train' / '00002.png').exists():
