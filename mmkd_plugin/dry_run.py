@@ -90,7 +90,7 @@ def _first_that_works(
     """Tries the sizes and kinds of made-up labels; ``problem`` is set if none suits the model."""
     problem = None
     for size in (*EXAMPLE_SIZES, *crop_size(model.data_preprocessor)):
-        for masks in (True, False):
+        for masks in (True, False) if library_of(model) == 'mmdet' else (False,):
             try:
                 inputs, samples = example_batch(model, device, size, masks)
                 run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023

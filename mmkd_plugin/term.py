@@ -183,6 +183,11 @@ class Term(nn.Module):
             Tensor: A scalar.
         """
         students, teachers = _as_list(student), _as_list(teacher)
+        if not len(students) == len(teachers) == len(self.connectors):
+            raise ValueError(
+                f'distill.{self.name}: {len(students)} maps of the student and {len(teachers)} of '
+                f'the teacher, where the dry forward at build time gave {len(self.connectors)}'
+            )
         students = [
             self._fit(connector, s, t)
             for connector, s, t in zip(self.connectors, students, teachers)

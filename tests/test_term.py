@@ -226,6 +226,12 @@ def test_other_numbers_of_maps():
         connected(*[maps((8, 4, 4), (8, 2, 2))] * 2, connector=[None] * 3)
 
 
+def test_maps_that_come_or_go_after_the_dry_forward():
+    term = connected(*[maps((8, 4, 4), (8, 2, 2))] * 2)
+    with pytest.raises(ValueError, match=r'distill.t: 1 maps of the student and 2 of the teacher'):
+        term(maps((8, 4, 4)), maps((8, 4, 4), (8, 2, 2)))
+
+
 # A line of the config -----------------------------------------------------------------------------
 
 
