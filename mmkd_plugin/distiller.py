@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkd_plugin.checkpoint import check_student_weights
+from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
 from mmkd_plugin.dry_run import DryRun, dry_run_student, random_state_kept
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
@@ -211,7 +211,7 @@ class Distiller(BaseModel):
         """Takes a student's state dict, and the state of the terms that lies beside it."""
         own = self.student.state_dict()
         found = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
-        saved = local_metadata.get('mmkd')
+        saved = local_metadata.get(METADATA_KEY)
         check_student_weights(
             {key: value.shape for key, value in own.items()},
             {key: state_dict[full] for key, full in found.items()},
@@ -257,7 +257,7 @@ def _student_state(module: nn.Module, destination: dict, prefix: str, local_meta
     metadata = getattr(destination, '_metadata', {})
     for key in [key for key in metadata if f'{key}.'.startswith(start)]:
         metadata[(prefix + key[len(start) :]).rstrip('.')] = metadata[key]
-    local_metadata['mmkd'] = dict(version=STATE_VERSION, state=terms)
+    local_metadata[METADATA_KEY] = dict(version=STATE_VERSION, state=terms)
     metadata[prefix[:-1]] = local_metadata
 
 
