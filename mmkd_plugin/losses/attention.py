@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
     Maps,
+    Weight,
     check_shapes,
-    finite_number,
     full_precision,
+    loss_weights,
     positive_number,
     sum_over_maps,
 )
@@ -81,8 +82,8 @@ class AttentionLoss(nn.Module):
 
     Args:
         p (float): Power of the absolute values; higher stresses the peaks. Default: 2.
-        loss_weight (float): Factor on the loss. The authors use 1e3 on each of three stages,
-            CIRKD 1e4 on the last feature. Default: 1.0.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
+            1e3 on each of three stages, CIRKD 1e4 on the last feature. Default: 1.0.
 
     Shape:
         - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
@@ -110,15 +111,15 @@ class AttentionLoss(nn.Module):
     #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, p: float = 2, loss_weight: float = 1.0) -> None:
+    def __init__(self, p: float = 2, loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.p = positive_number('p', p)
-        self.loss_weight = finite_number('loss_weight', loss_weight)
+        self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
-        loss = sum_over_maps(partial(attention, p=self.p), student, teacher)
-        return self.loss_weight * loss
+        compare = partial(attention, p=self.p)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return f'p={self.p}, loss_weight={self.loss_weight}'

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
     Maps,
+    Weight,
     check_shapes,
-    finite_number,
     full_precision,
+    loss_weights,
     positive_number,
     sum_over_maps,
     tempered_kl,
@@ -50,9 +51,9 @@ class ChannelWiseLoss(nn.Module):
 
     Args:
         tau (float): Temperature of the softmax; higher is softer. Default: 4.0.
-        loss_weight (float): Factor on the loss. The authors use 3 on logits (before upsampling)
-            and 50 on features, both with ``tau=4``, and 10 with ``tau=1`` on the levels of a
-            detector's pyramid. Default: 1.0.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
+            3 on logits (before upsampling) and 50 on features, both with ``tau=4``, and 10 with
+            ``tau=1`` on the levels of a detector's pyramid. Default: 1.0.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
@@ -80,15 +81,15 @@ class ChannelWiseLoss(nn.Module):
     #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, tau: float = 4.0, loss_weight: float = 1.0) -> None:
+    def __init__(self, tau: float = 4.0, loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.tau = positive_number('tau', tau)
-        self.loss_weight = finite_number('loss_weight', loss_weight)
+        self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
-        loss = sum_over_maps(partial(channel_wise, tau=self.tau), student, teacher)
-        return self.loss_weight * loss
+        compare = partial(channel_wise, tau=self.tau)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return f'tau={self.tau}, loss_weight={self.loss_weight}'

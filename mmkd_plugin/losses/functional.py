@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Real
-from typing import Callable, Union
+from typing import Any, Callable, Union
 
 import torch
 from torch import Tensor
@@ -14,28 +14,39 @@ from torch import Tensor
 #: One map, or several (the levels of a pyramid, the stages of a backbone).
 Maps = Union[Tensor, Sequence[Tensor]]
 
+#: One factor for all maps, or one for each.
+Weight = Union[float, Sequence[float]]
+
 ADD_CONV = 'leave `connector` out so that a 1x1 conv is added, or name one'
 ADD_RESIZE = 'leave `connector` out so that a bilinear resize is added, or name one'
 
 
 def sum_over_maps(
-    compare: Callable[[Tensor, Tensor], Tensor], student: Maps, teacher: Maps
+    compare: Callable[..., Tensor],
+    student: Maps,
+    teacher: Maps,
+    weight: Weight = 1.0,
+    *others: Sequence[Any],
 ) -> Tensor:
-    """Apply ``compare`` to each pair of maps and add the results up.
+    """Apply ``compare`` to each pair of maps and add the weighted results up.
 
     Args:
-        compare (Callable): Takes one map of the student and one of the teacher, returns a scalar.
+        compare (Callable): Takes one map of the student, one of the teacher and one element of
+            each of ``others``; returns a scalar.
         student (Tensor | Sequence[Tensor]): The student's map or maps.
         teacher (Tensor | Sequence[Tensor]): As many maps of the teacher.
+        weight (float | Sequence[float]): Factor on the sum, or one on each result. Default: 1.0.
+        others (Sequence): What else ``compare`` takes, each with as many elements as there are
+            maps.
 
     Returns:
         Tensor: A scalar.
 
     Raises:
         TypeError: If something other than tensors is given.
-        ValueError: If the numbers of maps differ, or there is none.
+        ValueError: If the numbers of maps or of weights differ, or there are no maps.
     """
-    students, teachers = _as_maps(student, 'student'), _as_maps(teacher, 'teacher')
+    students, teachers = as_maps(student, 'student'), as_maps(teacher, 'teacher')
     if len(students) != len(teachers):
         raise ValueError(
             f'numbers of maps differ: student {len(students)}, teacher {len(teachers)}; '
@@ -43,13 +54,32 @@ def sum_over_maps(
         )
     if not students:
         raise ValueError('there are no maps to compare: the taps gave empty sequences')
-    total = compare(students[0], teachers[0])
-    for one, other in zip(students[1:], teachers[1:]):
-        total = total + compare(one, other)
-    return total
+    return weighted_sum([compare(*pair) for pair in zip(students, teachers, *others)], weight)
 
 
-def _as_maps(maps: Maps, whose: str) -> Sequence[Tensor]:
+def weighted_sum(losses: Sequence[Tensor], weight: Weight) -> Tensor:
+    """Add scalars up, with one factor on the sum or one factor on each.
+
+    Raises:
+        ValueError: If there are several weights, and not as many as losses.
+    """
+    if not isinstance(weight, Sequence):
+        return weight * sum(losses[1:], start=losses[0])
+    if len(weight) != len(losses):
+        raise ValueError(
+            f'loss_weight has {len(weight)} entries for {len(losses)} comparisons; give one number '
+            'for all, or one for each map'
+        )
+    terms = [factor * loss for factor, loss in zip(weight, losses)]
+    return sum(terms[1:], start=terms[0])
+
+
+def as_maps(maps: Maps, whose: str) -> Sequence[Tensor]:
+    """One map or several as a sequence of maps.
+
+    Raises:
+        TypeError: If it is neither.
+    """
     if isinstance(maps, Tensor):
         return (maps,)
     got = type(maps).__name__
@@ -167,3 +197,17 @@ def positive_number(name: str, value: float) -> float:
     if finite_number(name, value) <= 0:
         raise ValueError(f'{name} must be above 0, got {value!r}')
     return value
+
+
+def loss_weights(value: Weight) -> Weight:
+    """Return a ``loss_weight`` if it is a finite number or a sequence of them, as a tuple.
+
+    Raises:
+        TypeError: If it, or an entry, is not a number.
+        ValueError: If it is empty, or one is infinite or NaN.
+    """
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError('loss_weight must be a number or one number per map, got none')
+        return tuple(finite_number('loss_weight', entry) for entry in value)
+    return finite_number('loss_weight', value)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
     Maps,
+    Weight,
     check_shapes,
-    finite_number,
     full_precision,
+    loss_weights,
     sum_over_maps,
 )
 from mmkd_plugin.registry import MODELS
@@ -158,8 +159,8 @@ class PairWiseLoss(nn.Module):
             sides. None compares every position. Default: 2.
         detach_norm (bool): Treat the norms as constants in the gradient, as the authors' code
             does; the value is the same. Default: False.
-        loss_weight (float): Factor on the loss. The authors use 0.5 with ``pool=0.5``, 10 goes
-            with ``pool=2``. Default: 1.0.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
+            0.5 with ``pool=0.5``, 10 goes with ``pool=2``. Default: 1.0.
 
     Shape:
         - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
@@ -190,7 +191,7 @@ class PairWiseLoss(nn.Module):
         self,
         pool: int | float | None = 2,
         detach_norm: bool = False,
-        loss_weight: float = 1.0,
+        loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
         if pool is not None:
@@ -207,7 +208,7 @@ class PairWiseLoss(nn.Module):
             raise TypeError(f'detach_norm must be a bool, got {detach_norm!r}')
         self.pool = pool
         self.detach_norm = detach_norm
-        self.loss_weight = finite_number('loss_weight', loss_weight)
+        self.loss_weight = loss_weights(loss_weight)
 
     @property
     def needs_same_size(self) -> bool:
@@ -217,7 +218,7 @@ class PairWiseLoss(nn.Module):
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
         compare = partial(pair_wise, pool=self.pool, detach_norm=self.detach_norm)
-        return self.loss_weight * sum_over_maps(compare, student, teacher)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return f'pool={self.pool}, detach_norm={self.detach_norm}, loss_weight={self.loss_weight}'

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
     Maps,
+    Weight,
     check_shapes,
-    finite_number,
     full_precision,
+    loss_weights,
     positive_number,
     sum_over_maps,
     tempered_kl,
@@ -99,8 +100,8 @@ class PixelWiseLoss(nn.Module):
         tau (float): Temperature of the softmax; higher is softer. Default: 1.0.
         ignore_index (int, optional): Label of the positions to leave out; ``forward`` then needs
             ``labels``. Default: None, every position counts.
-        loss_weight (float): Factor on the loss. CIRKD uses 1 on this form; CWD's comparison uses
-            10 on a sum that is also divided by C. Default: 1.0.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 1 on
+            this form; CWD's comparison uses 10 on a sum that is also divided by C. Default: 1.0.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
@@ -132,26 +133,26 @@ class PixelWiseLoss(nn.Module):
     needs_same_size: ClassVar[bool] = True
 
     def __init__(
-        self, tau: float = 1.0, ignore_index: int | None = None, loss_weight: float = 1.0
+        self, tau: float = 1.0, ignore_index: int | None = None, loss_weight: Weight = 1.0
     ) -> None:
         super().__init__()
         if ignore_index is not None and type(ignore_index) is not int:
             raise TypeError(f'ignore_index must be an int or None, got {ignore_index!r}')
         self.tau = positive_number('tau', tau)
         self.ignore_index = ignore_index
-        self.loss_weight = finite_number('loss_weight', loss_weight)
+        self.loss_weight = loss_weights(loss_weight)
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether ``forward`` needs ``labels``: only if there is something to ignore."""
-        return self.ignore_index is not None
+    def needs(self) -> tuple[str, ...]:
+        """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
+        return () if self.ignore_index is None else ('labels',)
 
     def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
         compare = partial(
             soft_targets, tau=self.tau, labels=labels, ignore_index=self.ignore_index, ndims=(4,)
         )
-        return self.loss_weight * sum_over_maps(compare, student, teacher)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return f'tau={self.tau}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}'
@@ -171,7 +172,7 @@ class SoftTargetLoss(nn.Module):
 
     Args:
         tau (float): Temperature of the softmax; higher is softer. Default: 4.0.
-        loss_weight (float): Factor on the loss. Default: 1.0.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. Default: 1.0.
 
     Shape:
         - student: (N, C) or (N, C, H, W), or a sequence of such tensors (the losses are added up).
@@ -199,15 +200,15 @@ class SoftTargetLoss(nn.Module):
     #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, tau: float = 4.0, loss_weight: float = 1.0) -> None:
+    def __init__(self, tau: float = 4.0, loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.tau = positive_number('tau', tau)
-        self.loss_weight = finite_number('loss_weight', loss_weight)
+        self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""
-        loss = sum_over_maps(partial(soft_targets, tau=self.tau), student, teacher)
-        return self.loss_weight * loss
+        compare = partial(soft_targets, tau=self.tau)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return f'tau={self.tau}, loss_weight={self.loss_weight}'

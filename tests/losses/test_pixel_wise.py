@@ -105,7 +105,7 @@ def test_labels_serve_every_map_of_a_sequence(labels):
 
 def test_labels_are_asked_for():
     student, teacher = random_pair((SHAPE, SHAPE))
-    assert PixelWiseLoss(ignore_index=0).needs_labels and not PixelWiseLoss().needs_labels
+    assert PixelWiseLoss(ignore_index=0).needs == ('labels',) and not PixelWiseLoss().needs
     with pytest.raises(ValueError, match='ignore_index=0 needs `labels`'):
         PixelWiseLoss(ignore_index=0)(student, teacher)
 
