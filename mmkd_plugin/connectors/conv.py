@@ -1,4 +1,4 @@
-"""Connectors: modules between the student's map and the loss."""
+"""A convolution between the student's map and the loss."""
 
 from __future__ import annotations
 
@@ -17,31 +17,43 @@ class ConvConnector(nn.Conv2d):
     Args:
         in_channels (int): Channels of the student's map.
         out_channels (int): Channels of the teacher's map.
-        kernel_size (int): Odd size of the kernel; the map keeps its size. Defaults to 1.
-        bias (bool): Whether to add a bias. Defaults to True.
+        kernel_size (int): Odd size of the kernel; the map keeps its size. Default: 1.
+        bias (bool): Whether the convolution has a bias. Default: True.
+        norm (bool): Whether a batch norm follows, as in activation boundaries and in the feature
+            overhaul; it makes the bias superfluous. Default: False.
 
     Shape:
-        - Input: ``(N, in_channels, H, W)``.
-        - Output: ``(N, out_channels, H, W)``.
+        - student: (N, in_channels, H, W).
+        - output: (N, out_channels, H, W).
 
     Raises:
         ValueError: If ``kernel_size`` is even.
 
-    Examples:
+    Example:
         >>> import torch
+        >>> from mmkd_plugin.connectors import ConvConnector
         >>> ConvConnector(64, 256)(torch.rand(2, 64, 8, 8)).shape
         torch.Size([2, 256, 8, 8])
+        >>> list(ConvConnector(64, 256, bias=False, norm=True).parameters())[0].shape
+        torch.Size([256, 64, 1, 1])
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 1, bias: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        bias: bool = True,
+        norm: bool = False,
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd to keep the map size, got {kernel_size}')
         super().__init__(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
         )
+        self.norm = nn.BatchNorm2d(out_channels) if norm else None
 
     def forward(self, student: Tensor) -> Tensor:
         """Converts ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
-        return super().forward(student)
+        student = super().forward(student)
+        return student if self.norm is None else self.norm(student)

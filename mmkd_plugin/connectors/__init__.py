@@ -1,0 +1,6 @@
+"""Connectors: modules between a map and the loss."""
+
+from mmkd_plugin.connectors.conv import ConvConnector
+from mmkd_plugin.connectors.factor_transfer import Paraphraser, Translator
+
+__all__ = ['ConvConnector', 'Paraphraser', 'Translator']
