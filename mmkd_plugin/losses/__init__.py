@@ -3,7 +3,8 @@
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
-from mmkd_plugin.losses.pixel_wise import PixelWiseLoss, SoftTargetLoss
+from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
+from mmkd_plugin.losses.soft_target import SoftTargetLoss
 
 __all__ = [
     'AttentionLoss',

@@ -1,4 +1,4 @@
-"""What the losses share: sums over several maps, shape checks, precision, argument checks."""
+"""What the losses share: sums over maps, shape checks, labels, precision, argument checks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, Callable, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: One map, or several (the levels of a pyramid, the stages of a backbone).
@@ -46,6 +47,17 @@ def sum_over_maps(
         TypeError: If something other than tensors is given.
         ValueError: If the numbers of maps or of weights differ, or there are no maps.
     """
+    students, teachers = as_pairs(student, teacher)
+    return weighted_sum([compare(*pair) for pair in zip(students, teachers, *others)], weight)
+
+
+def as_pairs(student: Maps, teacher: Maps) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The maps of the student and as many of the teacher, as two sequences.
+
+    Raises:
+        TypeError: If something other than tensors is given.
+        ValueError: If the numbers of maps differ, or there are no maps.
+    """
     students, teachers = as_maps(student, 'student'), as_maps(teacher, 'teacher')
     if len(students) != len(teachers):
         raise ValueError(
@@ -54,7 +66,7 @@ def sum_over_maps(
         )
     if not students:
         raise ValueError('there are no maps to compare: the taps gave empty sequences')
-    return weighted_sum([compare(*pair) for pair in zip(students, teachers, *others)], weight)
+    return students, teachers
 
 
 def weighted_sum(losses: Sequence[Tensor], weight: Weight) -> Tensor:
@@ -131,6 +143,40 @@ def check_shapes(
         raise ValueError(f'map sizes differ: {shapes}; {size_hint}')
 
 
+def labels_at(x: Tensor, labels: Tensor) -> Tensor:
+    """The label of each position of a map: resized by nearest if the sizes differ.
+
+    Args:
+        x (Tensor): A map of the student, (N, C, H, W); only its shape is read.
+        labels (Tensor): Integers, (N, h, w).
+
+    Returns:
+        Tensor: The labels as int64, (N, H, W).
+
+    Raises:
+        TypeError: If the labels are not a tensor of integers.
+        ValueError: If their shape does not fit.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f'labels must be a tensor of integers, got {type(labels).__name__}')
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f'labels must be integers, got {labels.dtype}')
+    if labels.dim() != 3 or labels.shape[0] != x.shape[0] or 0 in labels.shape[1:]:
+        raise ValueError(
+            f'labels do not fit the maps: labels {tuple(labels.shape)}, student '
+            f'{tuple(x.shape)}; give one (H, W) label map per image, stacked to (N, H, W)'
+        )
+    if labels.shape[1:] != x.shape[2:]:
+        # F.interpolate takes no int64, and float32 does not hold every id: resize the positions
+        rows, columns = (
+            F.interpolate(torch.arange(old, device=labels.device)[None, None].float(), new).long()
+            for old, new in zip(labels.shape[1:], x.shape[2:])
+        )
+        labels = labels[:, rows.view(-1, 1), columns.view(1, -1)]
+    # uint8 compares with a number outside of its range as with that number modulo 256
+    return labels.long()
+
+
 @contextmanager
 def full_precision(student: Tensor, teacher: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Hand out the pair in float32 or wider, the teacher detached, with autocast off.
@@ -171,6 +217,68 @@ def tempered_kl(student: Tensor, teacher: Tensor, tau: float, dim: int) -> Tenso
     p_t = log_t.exp()
     # In place: nobody needs log_t any more, and these maps are the largest tensors of the loss.
     return log_t.sub_(log_s).mul_(p_t).sum(dim)
+
+
+def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor, Tensor]:
+    """Pool two maps to the lesser of their heights and the lesser of their widths.
+
+    A map that has this size already is returned as it is; each is pooled where one is the higher
+    and the other the wider of the two.
+
+    Args:
+        a (Tensor): (N, C_a, H_a, W_a).
+        b (Tensor): (N, C_b, H_b, W_b).
+        pool (str): ``'avg'`` or ``'max'``, adaptive. Default: ``'avg'``.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, C_a, H, W) and (N, C_b, H, W).
+    """
+    size = tuple(map(min, a.shape[2:], b.shape[2:]))
+    reduce = dict(avg=F.adaptive_avg_pool2d, max=F.adaptive_max_pool2d)[pool]
+    return tuple(x if x.shape[2:] == size else reduce(x, size) for x in (a, b))
+
+
+def gram_gap(s: Tensor, t: Tensor) -> Tensor:
+    """Sum over the batch of ``||s^T s - t^T t||_F^2``, without the larger kind of Gram matrix.
+
+    Where there are more columns than rows, the n x n matrices are never built. What stands in for
+    them must not subtract large sums of float32, or the loss drowns in rounding once the student
+    is close to the teacher:
+
+    - equal numbers of rows: with ``d = s - t`` and ``p = s + t``,
+      ``s^T s - t^T t = (d^T p + p^T d) / 2``, so the sum is
+      ``(<d d^T, p p^T> + tr(d p^T d p^T)) / 2``, in which every term shrinks with ``d``;
+    - other numbers: ``||s s^T||^2 - 2 ||s t^T||^2 + ||t t^T||^2``, added up in float64.
+
+    Args:
+        s (Tensor): The student's matrices, (N, C_s, n).
+        t (Tensor): The teacher's matrices, (N, C_t, n).
+
+    Returns:
+        Tensor: A scalar, never below 0.
+    """
+    (_, c_s, columns), c_t = s.shape, t.shape[1]
+    if columns <= max(c_s, c_t):
+        return (s.mT @ s - t.mT @ t).square().sum()
+    if c_s == c_t:
+        d, p = s - t, s + t
+        cross = d @ p.mT
+        gap = ((d @ d.mT) * (p @ p.mT) + cross * cross.mT).sum() / 2
+    else:
+        wide = widest(s)
+        ss, st, tt = ((a @ b.mT).square().sum(dtype=wide) for a, b in ((s, s), (s, t), (t, t)))
+        gap = (ss - 2 * st + tt).to(s.dtype)
+    return at_least_zero(gap)
+
+
+def at_least_zero(x: Tensor) -> Tensor:
+    """Lift a value that rounding has brought below 0 to 0, and leave the gradient as it is."""
+    return x - x.detach().clamp(max=0)
+
+
+def widest(x: Tensor) -> torch.dtype:
+    """The type to add up differences of large sums in: float64, where the device has it."""
+    return torch.float32 if x.device.type == 'mps' else torch.float64
 
 
 def finite_number(name: str, value: float) -> float:

@@ -1,87 +1,21 @@
-"""Soft targets: of an image (Hinton's distillation) and of every pixel (PI)."""
+"""Pixel-wise distillation (PI): the soft targets of every position."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
-    check_shapes,
-    full_precision,
     loss_weights,
     positive_number,
     sum_over_maps,
-    tempered_kl,
 )
+from mmkd_plugin.losses.soft_target import soft_targets
 from mmkd_plugin.registry import MODELS
-
-
-def soft_targets(
-    student: Tensor,
-    teacher: Tensor,
-    tau: float = 1.0,
-    labels: Tensor | None = None,
-    ignore_index: int | None = None,
-    ndims: tuple[int, ...] = (2, 4),
-) -> Tensor:
-    """Softmax over the channels at each position: ``tau^2 * mean over positions of KL``.
-
-    Args:
-        student (Tensor): Logits of the student, (N, C) or (N, C, H, W).
-        teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
-        tau (float): Temperature of both softmaxes. Default: 1.0.
-        labels (Tensor, optional): Integers (N, h, w), used with ``ignore_index`` only.
-        ignore_index (int, optional): Positions with this label leave the sum and the count.
-        ndims (tuple[int, ...]): The numbers of dimensions to accept. Default: (2, 4).
-
-    Returns:
-        Tensor: A scalar; 0 where no position is left.
-    """
-    check_shapes(student, teacher, ndims=ndims)
-    with full_precision(student, teacher) as (s, t):
-        kl = tempered_kl(s, t, tau, dim=1)
-        if ignore_index is None:
-            return kl.sum() * (tau**2 / max(kl.numel(), 1))
-        kept = kept_positions(student, labels, ignore_index).to(kl.dtype)
-        return (kl * kept).sum() * tau**2 / kept.sum().clamp(min=1)
-
-
-def kept_positions(logits: Tensor, labels: Tensor | None, ignore_index: int) -> Tensor:
-    """Where the labels, resized to the logits by nearest, are not ``ignore_index``.
-
-    Args:
-        logits (Tensor): Logits, (N, C, H, W); only the shape is read.
-        labels (Tensor): Integer labels, (N, h, w).
-        ignore_index (int): The label of the positions to leave out.
-
-    Returns:
-        Tensor: Booleans, (N, H, W).
-
-    Raises:
-        TypeError: If the labels are not integers.
-        ValueError: If they are missing, or their shape does not fit.
-    """
-    if labels is None:
-        raise ValueError(
-            f'ignore_index={ignore_index} needs `labels`; give them, or leave `ignore_index` out'
-        )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f'labels must be integers, got {labels.dtype}')
-    if labels.dim() != 3 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f'labels do not fit the logits: labels {tuple(labels.shape)}, student '
-            f'{tuple(logits.shape)}; give one (H, W) label map per image, stacked to (N, H, W)'
-        )
-    kept = labels != ignore_index
-    if kept.shape[1:] != logits.shape[2:] and kept.numel() > 0:
-        kept = F.interpolate(kept[:, None].float(), size=logits.shape[2:])[:, 0] > 0
-    return kept
 
 
 @MODELS.register_module()
@@ -156,59 +90,3 @@ class PixelWiseLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f'tau={self.tau}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}'
-
-
-@MODELS.register_module()
-class SoftTargetLoss(nn.Module):
-    """Match the teacher's softened class distribution (Hinton's KD).
-
-    ``tau^2 / N * sum of KL`` for the logits of a classifier; on a map the same as
-    :class:`PixelWiseLoss`, which shares the implementation.
-
-    Distilling the Knowledge in a Neural Network, NIPS 2014 Deep Learning Workshop.
-
-    - paper: https://arxiv.org/abs/1503.02531
-    - code: none by the authors
-
-    Args:
-        tau (float): Temperature of the softmax; higher is softer. Default: 4.0.
-        loss_weight (float | list[float]): Factor on the loss, or one for each map. Default: 1.0.
-
-    Shape:
-        - student: (N, C) or (N, C, H, W), or a sequence of such tensors (the losses are added up).
-        - teacher: the same shapes as the student.
-        - output: a scalar. A single channel always costs 0.
-
-    Raises:
-        TypeError: If an argument is not a number.
-        ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ.
-
-    Example:
-        >>> import torch
-        >>> from mmkd_plugin.losses import SoftTargetLoss
-        >>> criterion = SoftTargetLoss(tau=4, loss_weight=0.9)
-        >>> student = torch.randn(16, 100, requires_grad=True)
-        >>> teacher = torch.randn(16, 100)
-        >>> loss = criterion(student, teacher)
-        >>> loss.backward()
-        >>> loss.shape, student.grad.shape
-        (torch.Size([]), torch.Size([16, 100]))
-    """
-
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
-    needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
-    needs_same_size: ClassVar[bool] = True
-
-    def __init__(self, tau: float = 4.0, loss_weight: Weight = 1.0) -> None:
-        super().__init__()
-        self.tau = positive_number('tau', tau)
-        self.loss_weight = loss_weights(loss_weight)
-
-    def forward(self, student: Maps, teacher: Maps) -> Tensor:
-        """Return the weighted loss of a tensor, or of a sequence of tensors."""
-        compare = partial(soft_targets, tau=self.tau)
-        return sum_over_maps(compare, student, teacher, self.loss_weight)
-
-    def extra_repr(self) -> str:
-        return f'tau={self.tau}, loss_weight={self.loss_weight}'

@@ -5,22 +5,21 @@ import pytest
 import torch
 from loss_contract import LossContract, alike, random_pair, value_and_grad
 
-from mmkd_plugin.losses import PixelWiseLoss, SoftTargetLoss
+from mmkd_plugin.losses import PixelWiseLoss
 
 
 def mean_kl(student, teacher, tau, labels=None, ignore_index=None):
-    """``tau^2 * mean over positions of KL`` over the channels; positions are the last axes."""
-    student = student.reshape(*student.shape[:2], -1)
-    teacher = teacher.reshape(*teacher.shape[:2], -1)
+    """``tau^2 * mean over the positions of a map of KL`` over the channels."""
     total, count = 0.0, 0
     for n in range(student.shape[0]):
-        for i in range(student.shape[2]):
-            if labels is not None and labels[n].ravel()[i] == ignore_index:
-                continue
-            s, t = student[n, :, i] / tau, teacher[n, :, i] / tau
-            q, p = np.exp(s) / np.exp(s).sum(), np.exp(t) / np.exp(t).sum()
-            total += sum(p[c] * (np.log(p[c]) - np.log(q[c])) for c in range(p.size))
-            count += 1
+        for y in range(student.shape[2]):
+            for x in range(student.shape[3]):
+                if labels is not None and labels[n, y, x] == ignore_index:
+                    continue
+                s, t = student[n, :, y, x] / tau, teacher[n, :, y, x] / tau
+                q, p = np.exp(s) / np.exp(s).sum(), np.exp(t) / np.exp(t).sum()
+                total += sum(p[c] * (np.log(p[c]) - np.log(q[c])) for c in range(p.size))
+                count += 1
     return tau**2 * total / max(count, 1)
 
 
@@ -31,16 +30,6 @@ class TestPixelWiseLoss(LossContract):
 
     @staticmethod
     def reference(student, teacher, tau=1.0):
-        return mean_kl(student, teacher, tau)
-
-
-class TestSoftTargetLoss(LossContract):
-    name = 'SoftTargetLoss'
-    variants = (dict(), dict(tau=1))
-    pairs = alike((4, 5), (1, 3), (2, 1), (2, 3, 4, 4), (1, 3, 1, 1))
-
-    @staticmethod
-    def reference(student, teacher, tau=4.0):
         return mean_kl(student, teacher, tau)
 
 
@@ -95,12 +84,27 @@ def test_labels_are_resized_by_nearest(labels):
     torch.testing.assert_close(loss(student, teacher, odd), loss(student, teacher, picked))
 
 
+def test_ignore_index_out_of_the_range_of_the_labels_type():
+    student, teacher = random_pair((SHAPE, SHAPE))
+    labels = torch.full((2, 4, 5), 255, dtype=torch.uint8)  # as uint8, -1 is 255
+    value = PixelWiseLoss(ignore_index=-1)(student, teacher, labels)
+    torch.testing.assert_close(value, PixelWiseLoss()(student, teacher))
+
+
 def test_labels_serve_every_map_of_a_sequence(labels):
     small = (2, 3, 2, 2)
     (s1, t1), (s2, t2) = random_pair((SHAPE, SHAPE)), random_pair((small, small))
     loss = PixelWiseLoss(ignore_index=1)
     expected = loss(s1, t1, labels) + loss(s2, t2, labels)
     torch.testing.assert_close(loss([s1, s2], [t1, t2], labels), expected)
+
+
+def test_empty_batch_with_labels_of_another_size():
+    student, teacher = random_pair(((0, *SHAPE[1:]), (0, *SHAPE[1:])))
+    loss = PixelWiseLoss(ignore_index=0)
+    labels = torch.zeros(0, 9, 7, dtype=torch.int64)
+    value, grad = value_and_grad(lambda s, t: loss(s, t, labels), student, teacher)
+    assert value.item() == 0 and grad.shape == student.shape
 
 
 def test_labels_are_asked_for():
@@ -113,8 +117,8 @@ def test_labels_are_asked_for():
 def test_labels_are_checked(labels):
     student, teacher = random_pair((SHAPE, SHAPE))
     loss = PixelWiseLoss(ignore_index=0)
-    for wrong in (labels[:1], labels[:, None], labels[0]):
-        with pytest.raises(ValueError, match='labels do not fit the logits') as error:
+    for wrong in (labels[:1], labels[:, None], labels[0], labels[:, :0]):
+        with pytest.raises(ValueError, match='labels do not fit the maps') as error:
             loss(student, teacher, wrong)
         assert f'labels {tuple(wrong.shape)}, student {SHAPE}' in str(error.value)
     for wrong in (labels.double(), labels > 0):
@@ -122,23 +126,15 @@ def test_labels_are_checked(labels):
             loss(student, teacher, wrong)
 
 
-def test_both_names_are_one_loss_on_maps():
-    student, teacher = random_pair((SHAPE, SHAPE))
-    assert SoftTargetLoss().tau == 4 and PixelWiseLoss().tau == 1
-    values = [kind(tau=3)(student, teacher) for kind in (SoftTargetLoss, PixelWiseLoss)]
-    assert torch.equal(*values)
-
-
 def test_pixel_wise_loss_wants_maps():
     with pytest.raises(ValueError, match=r'expected two tensors \(N, C, H, W\)'):
         PixelWiseLoss()(torch.ones(2, 3), torch.ones(2, 3))
 
 
-@pytest.mark.parametrize('kind', [PixelWiseLoss, SoftTargetLoss])
 @pytest.mark.parametrize(('tau', 'error'), [(0, ValueError), (-2, ValueError), ('1', TypeError)])
-def test_tau_is_checked(kind, tau, error):
+def test_tau_is_checked(tau, error):
     with pytest.raises(error, match='tau must be'):
-        kind(tau=tau)
+        PixelWiseLoss(tau=tau)
 
 
 @pytest.mark.parametrize('index', [255.0, '255', True])
