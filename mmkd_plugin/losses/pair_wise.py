@@ -15,6 +15,7 @@ from mmkd_plugin.losses.functional import (
     Weight,
     check_shapes,
     full_precision,
+    gram_gap,
     loss_weights,
     sum_over_maps,
 )
@@ -61,7 +62,7 @@ def pair_wise(
             )
         s, t = unit_vectors(s, detach_norm), unit_vectors(t)
         batch, _, positions = s.shape
-        return cosine_gap(s, t) / max(batch * positions**2, 1)
+        return gram_gap(s, t) / max(batch * positions**2, 1)
 
 
 def max_pool(x: Tensor, pool: int | float | None) -> Tensor:
@@ -103,40 +104,6 @@ def unit_vectors(x: Tensor, detach_norm: bool = False) -> Tensor:
     if detach_norm:
         norm = norm.detach()
     return x / norm.masked_fill(norm <= EPS, math.inf)
-
-
-def cosine_gap(s: Tensor, t: Tensor) -> Tensor:
-    """Sum over the batch of ``||s^T s - t^T t||_F^2``, without the larger kind of Gram matrix.
-
-    Where there are more positions than channels, the n x n matrices are never built. What stands
-    in for them must not subtract large sums of float32, or the loss drowns in rounding once the
-    student is close to the teacher:
-
-    - equal channel counts: with ``d = s - t`` and ``p = s + t``,
-      ``s^T s - t^T t = (d^T p + p^T d) / 2``, so the sum is
-      ``(<d d^T, p p^T> + tr(d p^T d p^T)) / 2``, in which every term shrinks with ``d``;
-    - other channel counts: ``||s s^T||^2 - 2 ||s t^T||^2 + ||t t^T||^2``, added up in float64.
-
-    Args:
-        s (Tensor): Unit vectors of the student, (N, C_s, n).
-        t (Tensor): Unit vectors of the teacher, (N, C_t, n).
-
-    Returns:
-        Tensor: A scalar, never below 0.
-    """
-    (_, c_s, positions), c_t = s.shape, t.shape[1]
-    if positions <= max(c_s, c_t):
-        return (s.mT @ s - t.mT @ t).square().sum()
-    if c_s == c_t:
-        d, p = s - t, s + t
-        cross = d @ p.mT
-        gap = ((d @ d.mT) * (p @ p.mT) + cross * cross.mT).sum() / 2
-    else:
-        wide = torch.float32 if s.device.type == 'mps' else torch.float64  # mps has no float64
-        ss, st, tt = ((a @ b.mT).square().sum(dtype=wide) for a, b in ((s, s), (s, t), (t, t)))
-        gap = (ss - 2 * st + tt).to(s.dtype)
-    # Rounding can end a hair below 0: lift the value, keep the gradient.
-    return gap - gap.detach().clamp(max=0)
 
 
 @MODELS.register_module()
