@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.device import get_device
@@ -14,13 +14,29 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
 from mmkd_plugin.dry_run import DryRun, dry_run_student, random_state_kept
+from mmkd_plugin.keys import check_keys
+from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+from mmkd_plugin.schedule import Schedule
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
+from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
 from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.term import Term, check_keys
+from mmkd_plugin.term import Term
 
 STATE_VERSION = 1
+
+
+class Seen(NamedTuple):
+    """What one forward of a model showed."""
+
+    maps: dict[Tap, Maps]
+    gradients: dict[Tap, Maps]
+
+    def by(self, term: Term, taps: Taps) -> Maps:
+        """What a term compares."""
+        return taps.of(self.gradients if term.compares_gradients else self.maps)
 
 
 @MODELS.register_module()
@@ -37,8 +53,11 @@ class Distiller(BaseModel):
             ``checkpoint``, ``strict`` and ``name`` of a :class:`Teacher`; a list for several,
             which then all need a name.
         distill (dict[str, dict]): The terms: ``tap`` (or ``student_tap`` and ``teacher_tap``),
-            ``loss``, and optionally ``teacher``, ``connector`` and ``schedule``. See :class:`Term`
-            and :class:`Schedule`.
+            ``loss``, and optionally ``teacher``, ``connector``, ``teacher_connector``, ``norm`` and
+            ``schedule``. See :class:`Term` and :class:`Schedule`.
+        task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
+            it is off the student runs no further than its last tap. Defaults to None, which is
+            weight 1 and always on.
         data_preprocessor (dict, optional): The student's, where its own config has none; filled in
             by the runner. Defaults to None.
 
@@ -63,6 +82,7 @@ class Distiller(BaseModel):
         student: dict | nn.Module,
         teacher: dict | Sequence[dict],
         distill: dict,
+        task: dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
         if isinstance(student, dict):
@@ -73,7 +93,7 @@ class Distiller(BaseModel):
         with random_state_kept():  # the student starts as it would alone
             super().__init__(data_preprocessor=student.data_preprocessor)
             self.student = student
-            configs = _teacher_configs(teacher)
+            configs = teacher_configs(teacher)
             self.distill = nn.ModuleDict(_terms(distill, list(configs)))
             used = {term.teacher for term in self.distill.values()}
             for name in set(configs) - used:
@@ -83,29 +103,41 @@ class Distiller(BaseModel):
                     level=30,
                 )
             self.teachers = {n: Teacher(**c) for n, c in configs.items() if n in used}
-            self._in_place = self._connect()
-        self._checked_schedules = False
+            self.task_weight, self.task_schedule = _task(task)
+            self._run = self._connect()
+        self._checked_schedules = self._checked_gradients = False
         self._register_state_dict_hook(_student_state)
 
-    def _connect(self) -> frozenset[Tap]:
+    def _connect(self) -> DryRun:
         """Tries student and teachers once, builds the connectors and logs the plan."""
         device = torch.device(get_device())
         terms = list(self.distill.values())
-        student = dry_run_student(self.student, [term.student_tap for term in terms], device)
+        student = dry_run_student(self.student, _taps(terms, 'student_tap'), device)
         taught: dict[str, DryRun] = {}
         for name, teacher in self.teachers.items():
-            taps = [term.teacher_tap for term in terms if term.teacher == name]
+            mine = [term for term in terms if term.teacher == name]
             taught[name] = teacher.prepare(
-                self.student.data_preprocessor, taps, device, student.size
+                self.student.data_preprocessor,
+                _taps(mine, 'teacher_tap', gradients=False),
+                device,
+                student.size,
+                _taps(mine, 'teacher_tap', gradients=True),
             )
-        labels = torch.zeros(1, student.size, student.size, dtype=torch.long)
+        given = {need: source.example(student.size) for need, source in FROM_BATCH.items()}
         for term in terms:
-            s, t = student.values[term.student_tap], taught[term.teacher].values[term.teacher_tap]
-            _check_classes(term, self.student, s, self.teachers[term.teacher].model, t)
-            term.connect(s, t, labels)
+            teacher, run = self.teachers[term.teacher], taught[term.teacher]
+            s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
+            _check_classes(term, self.student, s, teacher.model, t)
+            if any(need in FROM_NORM for need in term.needs):
+                term.use_norms(teacher.norms(term.teacher_tap, term.norm_names))
+            term.connect(s, t, given)
         text = plan(self.distill, self.teachers, student, taught)
+        if self.task_weight != 1 or self.task_schedule != Schedule():
+            text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
         print_log(f'\n{text}', logger='current')
-        return student.in_place
+        for run in (student, *taught.values()):
+            run.values.clear()
+        return student
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
@@ -122,56 +154,94 @@ class Distiller(BaseModel):
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
-        factors = self._factors()
+        factors, task = self._factors()
         active = [term for name, term in self.distill.items() if factors[name] > 0]
-        targets = {
-            name: teacher(inputs, data_samples, taps)
+        if not active and task == 0:
+            raise ValueError(
+                'there is nothing to learn now: the task loss is off, and so are all terms of '
+                '`distill`; let their schedules meet'
+            )
+        taught = {
+            name: _taught(teacher, inputs, data_samples, terms)
             for name, teacher in self.teachers.items()
-            if (taps := [term.teacher_tap for term in active if term.teacher == name])
+            if (terms := [term for term in active if term.teacher == name])
         }
-        with TapReader(self.student, [t.student_tap for t in active], self._in_place) as reader:
-            losses = dict(self.student(inputs, data_samples, mode='loss'))
-        labels = _labels(data_samples, active)
-        values = {}
+        losses, seen = self._run_student(inputs, data_samples, active, task)
+        given = {need: _from_batch(need, data_samples, active) for need in FROM_BATCH}
+        values, compared = {}, {}
         for term in active:
-            student, target = reader.read(term.student_tap), targets[term.teacher][term.teacher_tap]
+            student = seen.by(term, term.student_tap)
+            teacher = taught[term.teacher].by(term, term.teacher_tap)
             if torch.is_grad_enabled():
                 _check_gradient(term, student)
-            values[term] = term(student, target, labels)
+            values[term], compared[term] = term(student, teacher, given), (student, teacher)
             losses[f'distill.{term.name}.loss'] = values[term] * factors[term.name]
         if values and not torch.isfinite(torch.stack([*values.values()]).detach()).all():
             term = next(term for term, loss in values.items() if not torch.isfinite(loss))
-            target = targets[term.teacher][term.teacher_tap]
-            raise FloatingPointError(
-                _not_finite(term, values[term], reader.read(term.student_tap), target)
-            )
+            raise FloatingPointError(_not_finite(term, values[term], *compared[term]))
         if get_world_size() > 1:  # DDP waits for the gradient of every parameter
             idle = [
                 p for term in self.distill.values() if term not in active for p in term.parameters()
             ]
+            if task == 0:
+                idle += [p for p in self.student.parameters() if p.requires_grad]
             if idle:
                 losses['distill.idle_loss'] = sum(p.sum() for p in idle) * 0
         return losses
 
-    def _factors(self) -> dict[str, float]:
-        """The factor of each term now, by the counters that mmengine's runner keeps."""
-        hub = MessageHub.get_current_instance()
-        info = hub.runtime_info
+    def _run_student(
+        self, inputs: Tensor, data_samples: list | None, active: Sequence[Term], task: float
+    ) -> tuple[dict, Seen]:
+        """The student's own losses, times ``task``, and what the terms compare."""
+        taps = _taps(active, 'student_tap', gradients=False)
+        gradient_taps = _taps(active, 'student_tap', gradients=True)
+        reader = TapReader(
+            self.student,
+            [*taps, *gradient_taps],
+            self._run.in_place,
+            self._run.calls if task == 0 and not gradient_taps else None,
+            self._run.places,
+            on_path=gradient_taps,
+        )
+        losses, gradients = {}, {}
+        if not gradient_taps:
+            with reader:
+                losses = dict(self.student(inputs, data_samples, mode='loss'))
+        else:
+            learning = torch.is_grad_enabled()
+            with torch.enable_grad(), twice_differentiable(self.student), reader:
+                losses = dict(self.student(inputs, data_samples, mode='loss'))
+                maps = {tap: reader.read(tap) for tap in gradient_taps}
+                loss = self.student.parse_losses(losses)[0]
+                if not self._checked_gradients:
+                    _check_second_derivative(loss, maps)
+                    self._checked_gradients = True
+                gradients = task_gradients(loss, maps, create_graph=learning)
+        if task != 1:
+            losses = {} if task == 0 else {k: _scaled(k, v, task) for k, v in losses.items()}
+        return losses, Seen({tap: reader.read(tap) for tap in taps}, gradients)
+
+    def _factors(self) -> tuple[dict[str, float], float]:
+        """The factors of the terms and of the task now, by the counters of mmengine's runner."""
+        info = MessageHub.get_current_instance().runtime_info
+        schedules = {f'distill.{name}': term.schedule for name, term in self.distill.items()}
         if not self._checked_schedules:
-            for name, term in self.distill.items():
-                unit = 'epochs' if term.schedule.by_epoch else 'iters'
+            for name, schedule in (schedules | {'task': self.task_schedule}).items():
+                unit = 'epochs' if schedule.by_epoch else 'iters'
                 length = info.get(f'max_{unit}')
-                if length is not None and term.schedule.never_on(length):
+                if length is not None and schedule.never_on(length):
                     raise ValueError(
-                        f'distill.{name} never comes on: its schedule is "{term.schedule}" and the '
+                        f'{name} never comes on: its schedule is "{schedule}" and the '
                         f'run has {length} {unit}'
                         + ('; a run by iterations has one epoch' if unit == 'epochs' else '')
                     )
             self._checked_schedules = True
-        return {
-            name: term.schedule.factor(info.get('epoch' if term.schedule.by_epoch else 'iter', 0))
-            for name, term in self.distill.items()
-        }
+
+        def now(schedule: Schedule) -> float:
+            return schedule.factor(info.get('epoch' if schedule.by_epoch else 'iter', 0))
+
+        factors = {name: now(term.schedule) for name, term in self.distill.items()}
+        return factors, self.task_weight * now(self.task_schedule)
 
     def init_weights(self) -> None:
         """Initialises the student as it would be alone; the teachers keep what they loaded."""
@@ -261,7 +331,12 @@ def _student_state(module: nn.Module, destination: dict, prefix: str, local_meta
     metadata[prefix[:-1]] = local_metadata
 
 
-def _teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
+def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
+    """The teachers of a config by their names.
+
+    Raises:
+        ValueError: If a key is unknown or missing, or names are not distinct.
+    """
     several = not isinstance(teacher, dict)
     configs: dict[str, dict] = {}
     for config in teacher if several else [teacher]:
@@ -300,11 +375,12 @@ def _check_classes(
     if term._connector != 'auto' or not getattr(term.loss, 'needs_same_channels', True):
         return
     ours, theirs = (
-        _classes(m, tap) for m, tap in ((student, term.student_tap), (teacher, term.teacher_tap))
+        _classes(m, taps.taps[0])
+        for m, taps in ((student, term.student_tap), (teacher, term.teacher_tap))
     )
     if not ours or not theirs or ours == theirs:
         return
-    s, t = (maps if isinstance(maps, Tensor) else maps[0] for maps in (student_maps, teacher_maps))
+    s, t = as_list(student_maps)[0], as_list(teacher_maps)[0]
     each, rest = divmod(s.shape[1], ours)
     if not rest and t.shape[1] == each * theirs:
         raise ValueError(
@@ -326,23 +402,76 @@ def _classes(model: nn.Module, tap: Tap) -> int | None:
     return None
 
 
-def _labels(data_samples: list | None, active: Sequence[Term]) -> Tensor | None:
-    """The segmentation labels of a batch, ``(N, H, W)``, if a term needs them."""
-    asking = next((term.name for term in active if term.needs_labels), None)
+def _task(config: Any) -> tuple[float, Schedule]:
+    """Weight and schedule of the student's own losses."""
+    config = {} if config is None else config
+    if not isinstance(config, dict):
+        raise ValueError(f'task: expected dict(loss_weight=..., schedule=...), got {config!r}')
+    check_keys('task', config, ('loss_weight', 'schedule'))
+    try:
+        weight = finite_number('loss_weight', config.get('loss_weight', 1.0))
+        if weight < 0:
+            raise ValueError(f'loss_weight cannot be negative, got {weight}')
+        return weight, Schedule.from_config('schedule', config.get('schedule'))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'task: {error}') from error
+
+
+def _taps(terms: Sequence[Term], attribute: str, gradients: bool | None = None) -> list[Tap]:
+    """The taps of terms on one side, each once; all, or those of one kind of loss."""
+    return list(
+        dict.fromkeys(
+            tap
+            for term in terms
+            if gradients is None or term.compares_gradients is gradients
+            for tap in getattr(term, attribute)
+        )
+    )
+
+
+def _taught(
+    teacher: Teacher, inputs: Tensor, data_samples: list | None, terms: Sequence[Term]
+) -> Seen:
+    taps = _taps(terms, 'teacher_tap', gradients=False)
+    gradient_taps = _taps(terms, 'teacher_tap', gradients=True)
+    if gradient_taps:
+        return Seen(*teacher.with_gradients(inputs, data_samples, taps, gradient_taps))
+    return Seen(teacher(inputs, data_samples, taps), {})
+
+
+def _from_batch(need: str, data_samples: list | None, active: Sequence[Term]) -> Any:
+    """What the losses that are on need of a batch, None if none of them needs it."""
+    asking = next((term for term in active if need in term.needs), None)
     if asking is None:
         return None
-    if not data_samples or 'gt_sem_seg' not in data_samples[0]:
+    value = FROM_BATCH[need].read(data_samples) if data_samples else None
+    if value is None:
         raise ValueError(
-            f'distill.{asking}: its loss has an `ignore_index` and needs segmentation labels; '
-            'this batch has none'
+            f'distill.{asking.name}: {type(asking.loss).__name__} needs {FROM_BATCH[need].words} '
+            f'(`{need}`); this batch has none'
         )
-    maps = [sample.gt_sem_seg for sample in data_samples]
-    return torch.cat([m.data if 'data' in m else m.sem_seg for m in maps])
+    return value
+
+
+def _scaled(key: str, value: Any, factor: float) -> Any:
+    """An entry of the losses of a model; what is no loss (an accuracy, say) stays."""
+    if 'loss' not in key:
+        return value
+    return value * factor if isinstance(value, Tensor) else [item * factor for item in value]
+
+
+def _check_second_derivative(loss: Tensor, maps: Mapping[Tap, Maps]) -> None:
+    culprit = once_only(loss, [tensor for value in maps.values() for tensor in as_list(value)])
+    if culprit is not None:
+        raise ValueError(
+            f"the student's task loss cannot be differentiated twice: {culprit} lies between "
+            f'{", ".join(map(str, maps))} and the loss. Tap behind it, or take a PyTorch '
+            'counterpart of it in the student (BN for SyncBN, say)'
+        )
 
 
 def _check_gradient(term: Term, student: Maps) -> None:
-    tensors = [student] if isinstance(student, Tensor) else student
-    if not any(tensor.requires_grad for tensor in tensors):
+    if not any(tensor.requires_grad for tensor in as_list(student)):
         raise ValueError(
             f"distill.{term.name}: no gradient flows into '{term.student_tap}' of the student. It "
             'lies in a frozen part, or inside a block with activation checkpointing '
@@ -361,9 +490,8 @@ def _not_finite(term: Term, loss: Tensor, student: Maps, teacher: Maps) -> str:
 
 
 def _ranges(maps: Maps) -> str:
-    tensors = [maps] if isinstance(maps, Tensor) else maps
     return '; '.join(
         f'{tuple(t.shape)} {t.min().item():.3g} to {t.max().item():.3g}, '
         f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} not finite'
-        for t in tensors
+        for t in as_list(maps)
     )

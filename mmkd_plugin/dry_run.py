@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable
 
 import numpy as np
@@ -21,6 +24,9 @@ from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, find_module
 # images as large as their training crops.
 EXAMPLE_SIZES = (128, 512)
 
+RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
 
 @dataclass
 class DryRun:
@@ -28,8 +34,10 @@ class DryRun:
 
     Args:
         values (dict[Tap, Maps]): What each tap read, on the CPU.
-        calls (dict[Tap, int]): How often each tap's module ran.
-        in_place (frozenset[Tap]): Taps whose tensor was overwritten later in the forward.
+        calls (dict[Tap, int]): How often each place ran, and each tap's module.
+        in_place (frozenset[Tap]): Places whose tensor was overwritten later in the forward.
+        places (dict[Tap, tuple[Tap]]): Where the ``@pre_relu`` taps are read.
+        norms (dict[Tap, list[str]]): The batch norm that feeds each map of a tap, ``''`` for none.
         ran (list[str]): Names of all modules that ran, in the order in which they ended.
         size (int): Height and width of the image, pixels.
         problem (str, optional): Why the training forward could not be tried, if it could not.
@@ -38,6 +46,8 @@ class DryRun:
     values: dict[Tap, Maps] = field(default_factory=dict)
     calls: dict[Tap, int] = field(default_factory=dict)
     in_place: frozenset[Tap] = frozenset()
+    places: dict[Tap, tuple[Tap, ...]] = field(default_factory=dict)
+    norms: dict[Tap, list[str]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     size: int = EXAMPLE_SIZES[0]
     problem: str | None = None
@@ -63,15 +73,15 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         find_module(student, tap, 'the student')
     model = copy.deepcopy(student).to(device).train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, NORMS):
             module.eval()
     with torch.no_grad():  # some parameters are raw memory until `init_weights`, after the build
         for parameter in model.parameters():
             parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
-    run = _first_that_works(model, taps, device, 'loss')
+    run = first_that_works(model, taps, device, 'loss', 'the student')
     if run.problem is not None:
         problem = run.problem
-        run = _first_that_works(model, taps, device, 'tensor')
+        run = first_that_works(model, taps, device, 'tensor', 'the student')
         if run.problem is not None:
             raise ValueError(
                 'the student could not be tried on a made-up image, neither its training forward '
@@ -84,10 +94,18 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
     return run
 
 
-def _first_that_works(
-    model: nn.Module, taps: Sequence[Tap], device: torch.device, mode: str
+def first_that_works(
+    model: nn.Module, taps: Sequence[Tap], device: torch.device, mode: str, owner: str
 ) -> DryRun:
-    """Tries the sizes and kinds of made-up labels; ``problem`` is set if none suits the model."""
+    """Tries sizes and kinds of made-up labels; ``problem`` is set if none suits the model.
+
+    Args:
+        model (nn.Module): The model that runs.
+        taps (Sequence[Tap]): What to read.
+        device (torch.device): Where the model is.
+        mode (str): ``'loss'`` or ``'tensor'``.
+        owner (str): What the error calls the model.
+    """
     problem = None
     for size in (*EXAMPLE_SIZES, *crop_size(model.data_preprocessor)):
         for masks in (True, False) if library_of(model) == 'mmdet' else (False,):
@@ -95,7 +113,7 @@ def _first_that_works(
                 inputs, samples = example_batch(model, device, size, masks)
                 run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023
             except TapError as error:
-                raise TapError(f'the student: {error}') from None
+                raise TapError(f'{owner}: {error}') from None
             except Exception as error:  # whatever a foreign model makes of our labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
@@ -119,26 +137,126 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         forward (Callable): Runs the model.
     """
     ran: list[str] = []
+    norms: list[tuple[str, Any]] = []
+
+    def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
+        ran.append(name)
+        if isinstance(module, NORMS):
+            norms.append((name, output))
+
     handles = [
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        module.register_forward_hook(partial(note, name))
         for name, module in model.named_modules()
         if name
     ]
     try:
-        with torch.no_grad(), warnings.catch_warnings(), TapReader(model, taps) as reader:
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            forward()
+            places = _before_relu(model, taps, forward)
+            del ran[:], norms[:]
+            found = [tap for tap in taps if tap.where != 'pre_relu' or tap in places]
+            with TapReader(model, found, places=places) as reader:
+                forward()
     finally:
         for handle in handles:
             handle.remove()
-    in_place = frozenset(tap for tap in taps if reader.changed_in_place(tap))
+    in_place = frozenset(tap for tap in reader.taps if reader.changed_in_place(tap))
     reader.forget_versions()
+    values, fed_by = {}, {}
+    for tap in found:
+        if all(reader.calls(place) for place in places.get(tap, (tap,))):
+            maps = reader.read(tap)
+            around = places.get(tap, (tap,))[0]
+            fed_by[tap] = [
+                _norm_before(tensor, norms, around)
+                for tensor in ([maps] if isinstance(maps, Tensor) else maps)
+            ]
+            values[tap] = _cpu(maps)
     return DryRun(
-        values={tap: _cpu(reader.read(tap)) for tap in taps if reader.calls(tap)},
-        calls={tap: reader.calls(tap) for tap in taps},
+        values=values,
+        calls={tap: reader.calls(tap) for tap in reader.taps}
+        | {tap: int(tap in values) for tap in taps if tap not in reader.taps},
         in_place=in_place,
+        places=places,
+        norms=fed_by,
         ran=list(dict.fromkeys(ran)),
     )
+
+
+def _before_relu(
+    model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any]
+) -> dict[Tap, tuple[Tap, ...]]:
+    """Finds the call of a ReLU whose output is what a module gives, for each ``@pre_relu`` tap.
+
+    In a residual stage this is the last ReLU of the last block, which runs two or three times in a
+    block and mostly in place: neither its name nor its output shows what went into it.
+    """
+    asked = [tap for tap in taps if tap.where == 'pre_relu']
+    if not asked:
+        return {}
+    outputs: dict[str, Any] = {}
+    relus: list[tuple[Tap, Tensor]] = []
+    count: Counter[str] = Counter()
+
+    def note_relu(name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        relus.append((Tap(name, where='input', call=count[name]), output))
+        count[name] += 1
+
+    def note_output(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        outputs[name] = output
+
+    wanted = {tap.path for tap in asked}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, RELUS):
+            handles.append(module.register_forward_hook(partial(note_relu, name)))
+        if name in wanted:
+            handles.append(module.register_forward_hook(partial(note_output, name)))
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    places = {}
+    for tap in asked:
+        if tap.path not in outputs:
+            continue
+        value = outputs[tap.path]
+        for position in tap.index:
+            value = value[position]
+        maps = [value] if isinstance(value, Tensor) else list(value)
+        # the last one, for a ReLU behind a ReLU
+        places[tap] = tuple(
+            next((place for place, output in reversed(relus) if output is tensor), None)
+            for tensor in maps
+        )
+        if None in places[tap]:
+            raise TapError(
+                f"'{tap}': what '{tap.path}' gives does not come out of a ReLU (one that is a "
+                'module), so there is no map before it. If it ends without one, as a neck does, '
+                f"tap '{Tap(tap.path, tap.index)}'"
+            )
+    return places
+
+
+def _norm_before(tensor: Tensor, norms: Sequence[tuple[str, Any]], place: Tap) -> str:
+    """The batch norm that gave a tensor, or gave what a residual block then added to.
+
+    A residual block adds in place, so its sum is still the object that its last norm returned.
+    Where it is not, the last norm around the tap that gave as many channels is taken.
+    """
+    same = [name for name, output in norms if output is tensor]
+    if same:
+        return same[-1]
+    around = place.path if place.where == 'output' else place.path.rpartition('.')[0]
+    inside = [
+        name
+        for name, output in norms
+        if name.startswith(f'{around}.')
+        and output.shape == tensor.shape
+        and not re.search(r'downsample|shortcut', name)
+    ]
+    return inside[-1] if inside else ''
 
 
 def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:

@@ -10,7 +10,8 @@ from rich.table import Table
 from torch import Tensor
 
 from mmkd_plugin.dry_run import DryRun
-from mmkd_plugin.taps import Maps, Tap
+from mmkd_plugin.needs import FROM_NORM
+from mmkd_plugin.taps import Maps
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.term import Term
 
@@ -38,7 +39,7 @@ def plan(
     for name, term in terms.items():
         teacher = f'{term.teacher}: ' if len(teachers) > 1 else ''
         run = taught[term.teacher]
-        s, t = student.values[term.student_tap], run.values[term.teacher_tap]
+        s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
         connector = term.describe_connectors()
         resized = strides(s, student.size) != strides(t, run.size)
         if resized and getattr(term.loss, 'needs_same_size', True):
@@ -48,14 +49,19 @@ def plan(
             f'{term.student_tap}\n{shapes(s, student.size)}',
             f'{teacher}{term.teacher_tap}\n{shapes(t, run.size)}',
             connector or 'none',
-            f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip(),
+            _loss(term),
             str(term.schedule),
         )
     out = io.StringIO()
     console = Console(file=out, width=1000, color_system=None, highlight=False, markup=False)
     console.print(table)
     for name, teacher in teachers.items():
-        taps: list[Tap] = [term.teacher_tap for term in terms.values() if term.teacher == name]
+        taps = [
+            tap
+            for term in terms.values()
+            if term.teacher == name and not term.compares_gradients
+            for tap in term.teacher_tap
+        ]
         console.print(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
     if student.problem:
         console.print(
@@ -63,6 +69,15 @@ def plan(
             f"mode='tensor'. What it said: {student.problem}"
         )
     return '\n'.join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _loss(term: Term) -> str:
+    text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
+    if term.compares_gradients:
+        text += '\non gradients of the task loss'
+    if term.norms:
+        text += f'\n{", ".join(n for n in term.needs if n in FROM_NORM)} of {", ".join(term.norms)}'
+    return text
 
 
 def shapes(maps: Maps, size: int) -> str:

@@ -11,5 +11,10 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmkd_plugin',
-    locations=['mmkd_plugin.losses', 'mmkd_plugin.connectors', 'mmkd_plugin.distiller'],
+    locations=[
+        'mmkd_plugin.losses',
+        'mmkd_plugin.connectors',
+        'mmkd_plugin.distiller',
+        'mmkd_plugin.paraphrasing',
+    ],
 )

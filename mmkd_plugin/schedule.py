@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from mmkd_plugin.keys import check_keys
 
 CURVES = {'linear': lambda t: t, 'cosine': lambda t: 0.5 - 0.5 * math.cos(math.pi * t)}
 
@@ -45,6 +49,23 @@ class Schedule:
             raise ValueError(f'stop ({self.stop}) must come after start ({self.start})')
         if self.curve not in CURVES:
             raise ValueError(f'curve must be one of {", ".join(CURVES)}, got {self.curve!r}')
+
+    @classmethod
+    def from_config(cls, here: str, config: Any) -> Schedule:
+        """Builds a schedule from a dict of its arguments, None or ``{}`` for always.
+
+        Args:
+            here (str): What messages call the place in the config.
+            config (dict, optional): The arguments.
+
+        Raises:
+            ValueError: If a key is unknown or a value cannot be used.
+        """
+        config = config or {}
+        if not isinstance(config, dict):
+            raise ValueError(f'schedule: expected dict(start=..., ramp=...), got {config!r}')
+        check_keys(here, config, inspect.signature(cls).parameters)
+        return cls(**config)
 
     def factor(self, position: int) -> float:
         """The factor at an iteration (or epoch), counted from 0.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Union
+from functools import partial
+from typing import Any, Callable, Union
 
 from torch import Tensor, nn
 
 Maps = Union[Tensor, list[Tensor]]
 
-_FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output))?')
+_FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu))?')
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,26 @@ class Tap:
         path (str): Dotted name of a module, as in ``model.named_modules()``.
         index (tuple[int]): Elements to take one after the other, of a module that gives a sequence
             or runs several times in one forward. Defaults to ``()``, everything.
-        where (str): ``'output'`` or ``'input'``. Defaults to ``'output'``.
+        where (str): ``'output'``, ``'input'``, or ``'pre_relu'``: what enters the ReLU whose output
+            the module gives. Defaults to ``'output'``.
+        call (int, optional): Which run of a module that runs several times in one forward, counted
+            from 0; found by a dry forward, never typed. Defaults to None, all of them.
 
     Examples:
-        >>> Tap.parse('neck[2]')
-        Tap(path='neck', index=(2,), where='output')
-        >>> str(Tap.parse('backbone.layer4@input'))
-        'backbone.layer4@input'
+        >>> Tap.parse('neck[2]').index
+        (2,)
+        >>> str(Tap.parse('backbone.layer4@pre_relu'))
+        'backbone.layer4@pre_relu'
     """
 
     path: str
     index: tuple[int, ...] = ()
     where: str = 'output'
+    call: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """Reads ``'a.b'``, ``'a.b@input'`` or ``'a.b[2]'``.
+        """Reads ``'a.b'``, ``'a.b@input'``, ``'a.b@pre_relu'`` or ``'a.b[2]'``.
 
         Raises:
             ValueError: If the text has another form.
@@ -47,15 +52,59 @@ class Tap:
         match = _FORM.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(
-                f"{text!r} is not a tap: expected 'module.path', 'module.path@input' or "
-                "'module.path[2]' (a child of a list is written 'layers.0.conv')"
+                f"{text!r} is not a tap: expected 'module.path', 'module.path@input', "
+                "'module.path@pre_relu' or 'module.path[2]' (a child of a list is written "
+                "'layers.0.conv')"
             )
         index = tuple(int(number) for number in re.findall(r'-?\d+', match['index']))
         return cls(match['path'], index, match['where'] or 'output')
 
     def __str__(self) -> str:
         index = ''.join(f'[{number}]' for number in self.index)
-        return f'{self.path}{index}' + ('@input' if self.where == 'input' else '')
+        return f'{self.path}{index}' + ('' if self.where == 'output' else f'@{self.where}')
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One tap, or several that are read as one list of maps.
+
+    Args:
+        taps (tuple[Tap]): The places, in the order of the maps.
+
+    Examples:
+        >>> str(Taps.parse(['backbone.layer3', 'neck']))
+        'backbone.layer3, neck'
+    """
+
+    taps: tuple[Tap, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Taps:
+        """Reads the text of a tap, or a list of such texts.
+
+        Raises:
+            ValueError: If the list is empty or a text has another form.
+        """
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if not texts:
+            raise ValueError('a list of taps cannot be empty')
+        return cls(tuple(Tap.parse(text) for text in texts))
+
+    def __iter__(self) -> Iterator[Tap]:
+        return iter(self.taps)
+
+    def __str__(self) -> str:
+        return ', '.join(map(str, self.taps))
+
+    def of(self, values: Mapping[Tap, Maps]) -> Maps:
+        """What these taps read: a tensor, or a list of tensors.
+
+        Args:
+            values (Mapping[Tap, Maps]): What each tap read.
+        """
+        if len(self.taps) == 1:
+            return values[self.taps[0]]
+        return [tensor for tap in self.taps for tensor in _flatten(values[tap])]
 
 
 def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
@@ -110,10 +159,15 @@ class TapReader:
     Args:
         model (nn.Module): The model that is going to run.
         taps (Iterable[Tap]): What to read.
-        clone (Collection[Tap]): Taps whose tensor is changed in place later in the forward (an
+        clone (Collection[Tap]): Places whose tensor is changed in place later in the forward (an
             in-place ReLU behind a batch norm, say) and which are copied for that reason.
-        stop_after (Mapping[Tap, int], optional): How many times each tap runs in one forward. If
+        stop_after (Mapping[Tap, int], optional): How many times each place runs in one forward. If
             given, the forward ends as soon as all of them have.
+        places (Mapping[Tap, Sequence[Tap]]): Where ``@pre_relu`` taps are read, as
+            :func:`mmkd_plugin.dry_run.read_once` found it. Defaults to ``{}``.
+        on_path (Collection[Tap]): Taps whose tensor the model has to go on with, so that the
+            gradient of its loss with respect to it exists; one that has no graph yet becomes a
+            leaf. Defaults to ``()``.
 
     Examples:
         >>> import torch
@@ -131,11 +185,20 @@ class TapReader:
         taps: Iterable[Tap],
         clone: Collection[Tap] = (),
         stop_after: Mapping[Tap, int] | None = None,
+        places: Mapping[Tap, Sequence[Tap]] | None = None,
+        on_path: Collection[Tap] = (),
     ) -> None:
         self.model = model
-        self.taps = list(dict.fromkeys(taps))
+        self._places = {tap: tuple((places or {}).get(tap, (tap,))) for tap in taps}
+        self.taps = list(dict.fromkeys(place for all_ in self._places.values() for place in all_))
         self.clone = clone
-        self._missing = Counter(stop_after) if stop_after is not None else None
+        self.on_path = {place for tap in on_path for place in self._places[tap]}
+        self._missing = None
+        if stop_after is not None:
+            self._missing = {
+                tap: stop_after[tap] if tap.call is None else tap.call + 1 for tap in self.taps
+            }
+        self._count: Counter[Tap] = Counter()
         self._values: dict[Tap, list[Any]] = {tap: [] for tap in self.taps}
         self._versions: dict[Tap, list[tuple[Tensor, int]]] = {tap: [] for tap in self.taps}
         self._handles: list = []
@@ -144,14 +207,10 @@ class TapReader:
         for tap in self.taps:
             module = find_module(self.model, tap, 'the model')
             if tap.where == 'input':
-                handle = module.register_forward_pre_hook(
-                    lambda _, args, kwargs, tap=tap: self._keep(tap, _only(args, kwargs)),
-                    with_kwargs=True,
-                )
+                hook = partial(self._before, tap)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
             else:
-                handle = module.register_forward_hook(
-                    lambda _, __, output, tap=tap: self._keep(tap, output)
-                )
+                handle = module.register_forward_hook(partial(self._after, tap))
             self._handles.append(handle)
         return self
 
@@ -161,23 +220,45 @@ class TapReader:
         self._handles.clear()
         return kind is _AllSeen
 
+    def _before(self, tap: Tap, _: nn.Module, args: tuple, kwargs: dict) -> Any:
+        if tap in self.on_path:
+            args, kwargs = _map_tensors(args, _with_graph), _map_tensors(kwargs, _with_graph)
+        self._keep(tap, _only(args, kwargs))
+        if tap not in self.on_path:
+            return None
+        return self._onward(tap, args), self._onward(tap, kwargs)
+
+    def _after(self, tap: Tap, _: nn.Module, __: tuple, output: Any) -> Any:
+        if tap not in self.on_path:
+            return self._keep(tap, output)
+        output = _map_tensors(output, _with_graph)
+        self._keep(tap, output)
+        return self._onward(tap, output)
+
+    def _onward(self, tap: Tap, value: Any) -> Any:
+        """What the model goes on with where the tensor that was read is to be on its path."""
+        return _map_tensors(value, Tensor.clone) if tap in self.clone else value
+
     def _keep(self, tap: Tap, value: Any) -> None:
-        if tap in self.clone:
-            value = _map_tensors(value, Tensor.clone)
-        else:
-            self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
-        self._values[tap].append(value)
+        call = self._count[tap]
+        self._count[tap] += 1
+        if tap.call in (None, call):
+            if tap in self.clone and tap not in self.on_path:
+                value = _map_tensors(value, Tensor.clone)
+            else:
+                self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
+            self._values[tap].append(value)
         if self._missing is not None:
             self._missing[tap] -= 1
             if all(count <= 0 for count in self._missing.values()):
                 raise _AllSeen
 
     def calls(self, tap: Tap) -> int:
-        """How often the tap's module has run."""
-        return len(self._values[tap])
+        """How often a place has run."""
+        return self._count[tap]
 
     def changed_in_place(self, tap: Tap) -> bool:
-        """Whether something wrote into the tap's tensor after it was read."""
+        """Whether something wrote into the tensor of a place after it was read."""
         return any(tensor._version != version for tensor, version in self._versions[tap])
 
     def forget_versions(self) -> None:
@@ -192,6 +273,10 @@ class TapReader:
                 neither a tensor nor a sequence of tensors.
             RuntimeError: If the tensor was changed in place since.
         """
+        places = self._places.get(tap, (tap,))
+        if places != (tap,):
+            maps = [self.read(place) for place in places]
+            return maps[0] if len(maps) == 1 else maps
         values = self._values[tap]
         if not values:
             raise TapError(f"tap '{tap}' did not run in this forward")
@@ -220,6 +305,11 @@ class TapReader:
                 f"'{tap.path}[0]'"
             )
         return tensors
+
+
+def as_list(maps: Maps) -> list[Tensor]:
+    """One map or several as a list."""
+    return [maps] if isinstance(maps, Tensor) else list(maps)
 
 
 def describe(value: Any) -> str:
@@ -254,7 +344,17 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     return (item for item in _flatten(value) if isinstance(item, Tensor))
 
 
-def _map_tensors(value: Any, function: Any) -> Any:
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_map_tensors(item, function) for item in value]
+        items = [_map_tensors(item, function) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
     return function(value) if isinstance(value, Tensor) else value
+
+
+def _with_graph(tensor: Tensor) -> Tensor:
+    """A tensor that gradients can be asked for: itself, or a leaf of its values."""
+    if tensor.requires_grad or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().requires_grad_()

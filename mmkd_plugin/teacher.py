@@ -20,12 +20,14 @@ from mmkd_plugin.dry_run import (
     DryRun,
     crop_size,
     example_batch,
+    first_that_works,
     never_ran,
     read_once,
 )
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, find_module
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, find_module
+from mmkd_plugin.task_gradient import task_gradients
 
 stack.prepare()  # `mmseg::` paths on either stack
 
@@ -72,6 +74,7 @@ class Teacher:
         self._convert: InputConverter | None = None
         self._heads: list[str] | None = None
         self._run: DryRun | None = None
+        self._loss_run: DryRun | None = None
 
     def prepare(
         self,
@@ -79,15 +82,18 @@ class Teacher:
         taps: Sequence[Tap],
         device: torch.device,
         size: int = EXAMPLE_SIZES[0],
+        gradient_taps: Sequence[Tap] = (),
     ) -> DryRun:
         """Gets ready to read ``taps`` from batches made by the student's preprocessor.
 
         Args:
             preprocessor (nn.Module): The student's data preprocessor.
-            taps (Sequence[Tap]): All taps that will ever be read.
+            taps (Sequence[Tap]): All taps at which maps will ever be read.
             device (torch.device): Where to try a forward.
             size (int): Size of the image to try it on, pixels; where that does not suit the
                 teacher, the size of the student's training crops is tried. Defaults to 128.
+            gradient_taps (Sequence[Tap]): All taps at which the gradient of the teacher's own task
+                loss will ever be read. Defaults to ``()``.
 
         Returns:
             DryRun: What the taps saw in it.
@@ -96,26 +102,44 @@ class Teacher:
             ValueError: If a tap names no module, or one that does not run.
         """
         owner = f"teacher '{self.name}'"
-        for tap in taps:
+        every = list(dict.fromkeys([*taps, *gradient_taps]))
+        for tap in every:
             find_module(self.model, tap, owner)
         self._convert = InputConverter.between(preprocessor, self.model.data_preprocessor)
-        self._heads = _heads_of(self.model, taps, owner)
         home = next(self.model.parameters()).device
         self.model.to(device)
+        if taps:
+            self._heads = _heads_of(self.model, taps, owner)
+            self._run = self._prepare_maps(preprocessor, taps, device, size, owner)
+            _check_ran(self.model, self._run, taps, owner)
+        if gradient_taps:
+            self._loss_run = first_that_works(self.model, every, device, 'loss', owner)
+            if self._loss_run.problem is not None:
+                raise ValueError(
+                    f'{owner}: a loss on gradients needs its task loss, which could not be tried '
+                    f'on a made-up label. What it said: {self._loss_run.problem}'
+                )
+            _check_ran(self.model, self._loss_run, every, owner)
+        self.model.to(home)
+        return self._loss_run or self._run
+
+    def _prepare_maps(
+        self,
+        preprocessor: nn.Module,
+        taps: Sequence[Tap],
+        device: torch.device,
+        size: int,
+        owner: str,
+    ) -> DryRun:
         try:
-            self._run = self._try(taps, device, size)
+            return self._try(taps, device, size)
         except TapError as error:
             raise TapError(f'{owner}: {error}') from None
         except Exception:  # a transformer that takes images of its own training size alone
             crop = crop_size(preprocessor)
             if crop in ((), (size,)):
                 raise
-            self._run = self._try(taps, device, *crop)
-        self.model.to(home)
-        for tap in taps:
-            if not self._run.calls[tap]:
-                raise ValueError(never_ran(self.model, tap, self._run, owner))
-        return self._run
+            return self._try(taps, device, *crop)
 
     def _try(self, taps: Sequence[Tap], device: torch.device, size: int) -> DryRun:
         inputs, samples = example_batch(self.model, device, size)
@@ -127,7 +151,10 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(
-        self, inputs: Tensor, data_samples: list | None, taps: Sequence[Tap]
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        taps: Sequence[Tap],
     ) -> dict[Tap, Maps]:
         """Reads taps for a batch that the student's preprocessor made.
 
@@ -140,13 +167,65 @@ class Teacher:
             dict[Tap, Maps]: A tensor or a list of tensors for each tap.
         """
         inputs = self._convert(inputs, data_samples)
-        heads = self._heads
+        run, heads = self._run, self._heads
         if heads is not None:
             heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
-        calls = {tap: self._run.calls[tap] for tap in taps}
-        with TapReader(self.model, taps, self._run.in_place, stop_after=calls) as reader:
+        with TapReader(self.model, taps, run.in_place, run.calls, run.places) as reader:
             _forward(self.model, inputs, data_samples, heads)
         return {tap: reader.read(tap) for tap in taps}
+
+    @torch.no_grad()
+    def with_gradients(
+        self, inputs: Tensor, data_samples: list, taps: Sequence[Tap], gradient_taps: Sequence[Tap]
+    ) -> tuple[dict[Tap, Maps], dict[Tap, Maps]]:
+        """Reads taps while the teacher runs its task loss, and the gradients of that loss.
+
+        There is a graph from the first of ``gradient_taps`` on, and none for the weights.
+
+        Args:
+            inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
+            data_samples (list): Their data samples, with labels.
+            taps (Sequence[Tap]): A part of those given to :meth:`prepare`.
+            gradient_taps (Sequence[Tap]): A part of the ``gradient_taps`` given to it.
+
+        Returns:
+            tuple[dict[Tap, Maps], dict[Tap, Maps]]: The maps of ``taps``, and the gradients at
+            ``gradient_taps`` in their shapes.
+        """
+        inputs, run = self._convert(inputs, data_samples), self._loss_run
+        every = [*taps, *gradient_taps]
+        reader = TapReader(
+            self.model, every, run.in_place, places=run.places, on_path=gradient_taps
+        )
+        with torch.enable_grad(), reader:
+            losses = self.model(inputs, data_samples, mode='loss')
+            loss = self.model.parse_losses(losses)[0]
+            gradients = task_gradients(
+                loss, {tap: reader.read(tap) for tap in gradient_taps}, create_graph=False
+            )
+        return {tap: reader.read(tap) for tap in taps}, gradients
+
+    def norms(
+        self, taps: Taps, names: Sequence[str] | None = None
+    ) -> list[tuple[str, nn.Module | None]]:
+        """The batch norms that feed the maps of taps, in the order of the maps.
+
+        Args:
+            taps (Taps): Some of those given to :meth:`prepare`.
+            names (Sequence[str], optional): Their names. Defaults to None: what a dry forward
+                showed.
+
+        Returns:
+            list[tuple]: Name and module of each, ``('', None)`` where none was found.
+
+        Raises:
+            ValueError: If there is no module of a name.
+        """
+        owner = f"teacher '{self.name}'"
+        if names is None:
+            run = self._run if self._run is not None else self._loss_run
+            names = [name for tap in taps for name in run.norms[tap]]
+        return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
     def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
         """Follows ``.to()``, ``.cuda()``, ``.half()`` of the model that it teaches."""
@@ -158,16 +237,18 @@ class Teacher:
 
     def work(self, taps: Sequence[Tap]) -> str:
         """What the teacher computes for these taps, in words."""
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        text = f'{type(self.model).__name__}, {millions:.1f} M parameters'
+        if self._loss_run is not None:
+            text += ', runs its task loss and the gradient of it while a loss on gradients is on'
+        if self._run is None:
+            return text
         run = self._run
         last = max(run.ran.index(tap.path) for tap in taps)
         roots = {name.split('.')[0] for name in run.ran[: last + 1]}
         parts = [name for name, _ in self.model.named_children() if name in roots]
-        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        kind = type(self.model).__name__
-        return (
-            f'{kind}, {millions:.1f} M parameters, runs {", ".join(parts)}; '
-            f'stops after {run.ran[last]}'
-        )
+        other = ', else' if self._loss_run is not None else ','
+        return f'{text}{other} runs {", ".join(parts)}; stops after {run.ran[last]}'
 
 
 def _build(config: str | dict, name: str) -> nn.Module:
@@ -213,6 +294,12 @@ def _read_config(path: str, name: str) -> Config:
             "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
         )
     return Config.fromfile(file)
+
+
+def _check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) -> None:
+    for tap in taps:
+        if not run.calls[tap]:
+            raise ValueError(never_ran(model, tap, run, owner))
 
 
 def _heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | None:

@@ -9,23 +9,44 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.connectors import ConvConnector
+from mmkd_plugin.keys import check_keys
+from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.schedule import Schedule
-from mmkd_plugin.taps import Maps, Tap
+from mmkd_plugin.taps import Maps, Taps, as_list
 
-KEYS = ('tap', 'student_tap', 'teacher_tap', 'teacher', 'loss', 'connector', 'schedule')
+KEYS = (
+    'tap',
+    'student_tap',
+    'teacher_tap',
+    'teacher',
+    'loss',
+    'connector',
+    'teacher_connector',
+    'norm',
+    'schedule',
+)
+
+
+class _Outside(list):
+    """Modules that the tree of a model does not see; a copy of the model shares them."""
+
+    def __deepcopy__(self, memo: dict) -> _Outside:
+        return self
 
 
 class Term(nn.Module):
-    """What the student learns from one tap of one teacher.
+    """What the student learns from one place of one teacher.
 
     Args:
         name (str): Its key in the ``distill`` config; the log shows ``distill.<name>.loss``.
-        student_tap (Tap): What to read in the student.
-        teacher_tap (Tap): What to read in the teacher.
+        student_tap (Taps): What to read in the student.
+        teacher_tap (Taps): What to read in the teacher.
         loss (nn.Module): Called with the student's and the teacher's map or list of maps; gives a
             scalar that is already weighted.
         teacher (str): Name of the teacher. Defaults to ``'teacher'``.
@@ -33,17 +54,24 @@ class Term(nn.Module):
             adds a 1×1 convolution where the loss compares channels and the counts differ; a dict
             is built once per map with ``in_channels`` and ``out_channels`` filled in; None is none.
             Defaults to ``'auto'``.
+        teacher_connector (dict, optional): What converts the teacher's maps: a module that was
+            trained before and is frozen, with the file of its weights as ``checkpoint``. Defaults
+            to None.
+        norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps,
+            for a loss that needs them. Defaults to None, which finds them.
         schedule (Schedule): When it is on. Defaults to always.
     """
 
     def __init__(
         self,
         name: str,
-        student_tap: Tap,
-        teacher_tap: Tap,
+        student_tap: Taps,
+        teacher_tap: Taps,
         loss: nn.Module,
         teacher: str = 'teacher',
         connector: dict | list | str | None = 'auto',
+        teacher_connector: dict | None = None,
+        norm: str | Sequence[str] | None = None,
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
@@ -54,7 +82,19 @@ class Term(nn.Module):
         self.loss = loss
         self.schedule = schedule or Schedule()
         self.connectors = nn.ModuleList()
+        self.teacher_connectors = _Outside()
+        self.norms: list[str] = []
         self._connector = connector
+        self._teacher_connector = teacher_connector
+        self.norm_names = [norm] if isinstance(norm, str) else norm
+        self.needs = tuple(getattr(loss, 'needs', ()))
+        known = [*FROM_BATCH, *FROM_NORM]
+        for need in self.needs:
+            if need not in known:
+                raise ValueError(
+                    f"distill.{name}: {type(loss).__name__} needs '{need}'; what there is: "
+                    f'{", ".join(known)}'
+                )
 
     @classmethod
     def from_config(cls, name: str, config: Any, teachers: Sequence[str]) -> Term:
@@ -92,46 +132,90 @@ class Term(nn.Module):
             said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
             raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
         try:
-            schedule = config.get('schedule') or {}
-            if not isinstance(schedule, dict):
-                raise ValueError(f'schedule: expected dict(start=..., ramp=...), got {schedule!r}')
-            check_keys(f'{here}.schedule', schedule, inspect.signature(Schedule).parameters)
             return cls(
                 name,
-                Tap.parse(student_tap),
-                Tap.parse(teacher_tap),
-                _build(config['loss'], f'{here}.loss'),
+                Taps.parse(student_tap),
+                Taps.parse(teacher_tap),
+                build_module(config['loss'], f'{here}.loss'),
                 teacher,
                 config.get('connector', 'auto'),
-                Schedule(**schedule),
+                config.get('teacher_connector'),
+                config.get('norm'),
+                Schedule.from_config(f'{here}.schedule', config.get('schedule')),
             )
         except ValueError as error:
             raise ValueError(_prefixed(here, error)) from error
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether the loss asks for the segmentation labels ``(N, H, W)``."""
-        return bool(getattr(self.loss, 'needs_labels', False))
+    def compares_gradients(self) -> bool:
+        """Whether the loss compares gradients of the task losses instead of maps."""
+        return getattr(self.loss, 'compares', 'maps') == 'gradients'
 
-    def connect(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> None:
+    @property
+    def from_batch(self) -> tuple[str, ...]:
+        """Names of what the loss needs from the batch."""
+        return tuple(need for need in self.needs if need in FROM_BATCH)
+
+    def use_norms(self, norms: Sequence[tuple[str, nn.Module | None]]) -> None:
+        """Takes what the loss needs from the batch norms that feed the teacher's maps.
+
+        Args:
+            norms (Sequence[tuple]): Name and module for each map, in their order; the module is
+                None where none was found.
+
+        Raises:
+            ValueError: If there is none, or it has no weight and bias.
+        """
+        for position, (name, norm) in enumerate(norms):
+            weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+            if weight is None or bias is None:
+                found = f"'{name}' is a {type(norm).__name__} without them" if norm else 'none was'
+                found += '' if norm else ' found'
+                raise ValueError(
+                    f'distill.{self.name}: {type(self.loss).__name__} needs the weight and the '
+                    f"bias of the batch norm that feeds '{self.teacher_tap}' of the teacher, and "
+                    f"{found}. Name it: norm='backbone.layer4.2.bn3'"
+                )
+            for need in self.needs:
+                if need in FROM_NORM:
+                    value = FROM_NORM[need](weight.detach(), bias.detach())
+                    self.register_buffer(f'_{need}_{position}', value, persistent=False)
+        self.norms = [name for name, _ in norms]
+
+    def _constants(self) -> dict[str, Any]:
+        """What :meth:`use_norms` took, as keyword arguments of the loss."""
+        constants = {}
+        for need in self.needs:
+            if need in FROM_NORM:
+                values = [getattr(self, f'_{need}_{n}') for n in range(len(self.norms))]
+                constants[need] = values[0] if len(values) == 1 else values
+        return constants
+
+    def connect(self, student: Maps, teacher: Maps, given: dict[str, Any] | None = None) -> None:
         """Builds the connectors and tries the loss, with what a dry forward has shown.
 
         Args:
-            student (Maps): What the student's tap gave.
-            teacher (Maps): What the teacher's tap gave.
-            labels (Tensor, optional): Labels of the same images ``(N, H, W)``.
+            student (Maps): What the student's taps gave.
+            teacher (Maps): What the teacher's taps gave.
+            given (dict, optional): What the loss needs from a batch, of the same images.
 
         Raises:
             ValueError: If the loss cannot take these shapes.
+            FileNotFoundError: If the weights of a ``teacher_connector`` do not exist.
         """
-        pairs = list(zip(_as_list(student), _as_list(teacher)))
-        if len(_as_list(student)) != len(_as_list(teacher)):
+        students, teachers = as_list(student), as_list(teacher)
+        if len(students) != len(teachers):
             raise ValueError(
-                f"distill.{self.name}: '{self.student_tap}' gives {len(_as_list(student))} maps in "
-                f"the student and '{self.teacher_tap}' {len(_as_list(teacher))} in the teacher; "
-                f"name one of them, such as student_tap='{self.student_tap.path}[0]', or taps with "
-                'as many'
+                f"distill.{self.name}: '{self.student_tap}' gives {len(students)} maps in the "
+                f"student and '{self.teacher_tap}' {len(teachers)} in the teacher; name one of "
+                f"them, such as student_tap='{self.student_tap.taps[0].path}[0]', or taps with as "
+                'many'
             )
+        if self._teacher_connector is not None:
+            self.teacher_connectors[:] = self._build_teacher_connectors(teachers)
+        with torch.no_grad():
+            converted = self._convert_teacher(teachers)
+        pairs = list(zip(students, converted))
         configs = self._connector
         if not isinstance(configs, (list, tuple)):
             configs = [configs] * len(pairs)
@@ -148,7 +232,7 @@ class Term(nn.Module):
             with (
                 torch.no_grad()
             ):  # in eval mode, for connectors with a norm and maps of one position
-                self.eval()(student, teacher, labels)
+                self.eval()(student, teacher, given)
         except (ValueError, RuntimeError) as error:
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             raise ValueError(
@@ -164,39 +248,73 @@ class Term(nn.Module):
             return nn.Identity()
         channels = dict(in_channels=student.shape[1], out_channels=teacher.shape[1])
         if config != 'auto':
-            return _build(config, f'distill.{self.name}.connector', channels)
+            return build_module(config, f'distill.{self.name}.connector', channels)
         differ = student.shape[1] != teacher.shape[1]
         if differ and student.ndim == 4 and getattr(self.loss, 'needs_same_channels', True):
             return ConvConnector(**channels)
         return nn.Identity()
 
-    def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
+    def _build_teacher_connectors(self, maps: Sequence[Tensor]) -> list[nn.Module]:
+        here = f'distill.{self.name}.teacher_connector'
+        config = self._teacher_connector
+        if not isinstance(config, dict) or 'type' not in config:
+            raise ValueError(f"{here}: expected dict(type='mmkd_plugin.Paraphraser'), got {config}")
+        if 'checkpoint' not in config:
+            raise ValueError(
+                f'{here} has no `checkpoint`: it is trained before the student. Train it with '
+                'tools/train.py CONFIG --paraphraser, which says where its weights are'
+            )
+        config = {key: value for key, value in config.items() if key != 'checkpoint'}
+        modules = [build_module(config, here, dict(in_channels=x.shape[1])) for x in maps]
+        path = self._teacher_connector['checkpoint']
+        if path is None:
+            print_log(f'{here} has no checkpoint: its weights are random.', 'current', 30)
+        else:
+            load_teacher_connectors(modules, path, self.name)
+        for module in modules:
+            module.requires_grad_(False).eval()
+            if hasattr(module, 'drop_decoder'):
+                module.drop_decoder()
+        return modules
+
+    def _convert_teacher(self, maps: list[Tensor]) -> list[Tensor]:
+        if not self.teacher_connectors:
+            return maps
+        with torch.no_grad():
+            return [connect(x) for connect, x in zip(self.teacher_connectors, maps)]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Term:
+        for module in self.teacher_connectors:
+            module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, student: Maps, teacher: Maps, given: dict[str, Any] | None = None) -> Tensor:
         """The weighted loss, before the schedule.
 
         Args:
             student (Maps): Maps ``(N, C, H, W)`` of the student, with gradient.
             teacher (Maps): Maps of the teacher.
-            labels (Tensor, optional): Segmentation labels ``(N, H, W)``, for a loss that asks for
-                them.
+            given (dict, optional): What the loss needs from the batch, by name. Other entries are
+                left alone.
 
         Returns:
             Tensor: A scalar.
         """
-        students, teachers = _as_list(student), _as_list(teacher)
+        students, teachers = as_list(student), as_list(teacher)
         if not len(students) == len(teachers) == len(self.connectors):
             raise ValueError(
                 f'distill.{self.name}: {len(students)} maps of the student and {len(teachers)} of '
                 f'the teacher, where the dry forward at build time gave {len(self.connectors)}'
             )
+        teachers = self._convert_teacher(teachers)
         students = [
             self._fit(connector, s, t)
             for connector, s, t in zip(self.connectors, students, teachers)
         ]
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
-        if self.needs_labels:
-            return self.loss(students, teachers, labels=labels)
-        return self.loss(students, teachers)
+        batch = {need: (given or {}).get(need) for need in self.from_batch}
+        return self.loss(students, teachers, **batch, **self._constants())
 
     def _fit(self, connector: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
         size = teacher.shape[2:]
@@ -216,25 +334,71 @@ class Term(nn.Module):
         for connector in self.connectors:
             if isinstance(connector, ConvConnector):
                 kernel = '×'.join(map(str, connector.kernel_size))
-                texts.append(f'{kernel} conv {connector.in_channels}→{connector.out_channels}')
+                text = f'{kernel} conv {connector.in_channels}→{connector.out_channels}'
+                texts.append(text + (' + BN' if connector.norm is not None else ''))
             elif not isinstance(connector, nn.Identity):
                 texts.append(type(connector).__name__)
+        texts += [f'{type(module).__name__} (teacher)' for module in self.teacher_connectors]
         unique = list(dict.fromkeys(texts))
         return ', '.join(
             f'{text} (×{texts.count(text)})' if texts.count(text) > 1 else text for text in unique
         )
 
 
-def check_keys(here: str, config: dict, known: Any) -> None:
-    """Raises a ValueError that names an unknown key and the closest known one."""
-    for key in config:
-        if key not in known:
-            close = get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-            hint = f'; did you mean `{close[0]}`?' if close else ''
-            raise ValueError(f'{here} has an unknown key `{key}`{hint} (known: {", ".join(known)})')
+def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) -> None:
+    """Loads what ``tools/train.py --paraphraser`` saved: ``<term>.<number of the map>.<weight>``.
+
+    Args:
+        modules (Sequence[nn.Module]): One for each map.
+        path (str): The file.
+        term (str): Name of the term; a file with one other term is taken for it too.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights do not fit.
+    """
+    here = f'distill.{term}.teacher_connector'
+    try:
+        state = state_dict_of(read_checkpoint(path), path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{here}: {error}. Train it with tools/train.py CONFIG --paraphraser'
+        ) from error
+    names = list(dict.fromkeys(key.partition('.')[0] for key in state))
+    name = term if term in names or len(names) != 1 else names[0]
+    wanted = {
+        f'{name}.{number}.{key}': value
+        for number, module in enumerate(modules)
+        for key, value in module.state_dict().items()
+    }
+    held = {key: value for key, value in state.items() if key.startswith(f'{name}.')}
+    wrong = [key for key in wanted if key not in held or held[key].shape != wanted[key].shape]
+    wrong += [key for key in held if key not in wanted]
+    if wrong:
+        there, here_ = (
+            tuple(x[wrong[0]].shape) if wrong[0] in x else 'nothing' for x in (held, wanted)
+        )
+        raise ValueError(
+            f'{here}: {path} was trained for another teacher, tap or ratio: {wrong[0]} is {there} '
+            f'in the file and {here_} in this config. Train it again with '
+            'tools/train.py CONFIG --paraphraser'
+        )
+    for number, module in enumerate(modules):
+        start = f'{name}.{number}.'
+        module.load_state_dict({k[len(start) :]: state[k] for k in wanted if k.startswith(start)})
 
 
-def _build(config: Any, here: str, defaults: dict | None = None) -> nn.Module:
+def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Module:
+    """Builds a module from its dict, with arguments filled in where it has them.
+
+    Args:
+        config (dict | nn.Module): ``dict(type='mmkd_plugin.NAME', ...)``; a module stays as it is.
+        here (str): What messages call the place in the config.
+        defaults (dict, optional): Arguments that the config may leave out. Defaults to None.
+
+    Raises:
+        ValueError: If there is no such module, or it does not take these arguments.
+    """
     if isinstance(config, nn.Module):
         return config
     if not isinstance(config, dict) or 'type' not in config:
@@ -258,10 +422,6 @@ def _build(config: Any, here: str, defaults: dict | None = None) -> nn.Module:
 
 def _prefixed(here: str, error: Exception) -> str:
     return str(error) if str(error).startswith(here) else f'{here}: {error}'
-
-
-def _as_list(maps: Maps) -> list[Tensor]:
-    return [maps] if isinstance(maps, Tensor) else list(maps)
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

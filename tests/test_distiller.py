@@ -232,7 +232,7 @@ def test_in_place_activations_do_not_reach_what_a_tap_kept():
         sum=dict(tap='backbone.layer4.1.bn2', loss=dict(type='mmkd_plugin.AttentionLoss')),
     )
     model = distiller(models.fcn(), models.fcn(16), distill).train()
-    assert {str(tap) for tap in model._in_place} == {
+    assert {str(tap) for tap in model._run.in_place} == {
         'backbone.layer1.0.bn1',
         'backbone.layer4.1.bn2',
     }

@@ -10,11 +10,11 @@ from torch import nn
 from mmkd_plugin.connectors import ConvConnector
 from mmkd_plugin.losses import ChannelWiseLoss
 from mmkd_plugin.schedule import Schedule
-from mmkd_plugin.taps import Tap
+from mmkd_plugin.taps import Tap, Taps
 from mmkd_plugin.term import Term
 from tests.models import cwd
 
-NECK = Tap('neck')
+NECK = Taps.parse('neck')
 CONV = dict(type='mmkd_plugin.ConvConnector')
 
 
@@ -31,7 +31,7 @@ class Gap(nn.Module):
 
 
 class LabelledGap(Gap):
-    needs_labels = True
+    needs = ('labels',)
 
     def forward(self, student, teacher, labels):
         self.labels = labels
@@ -43,9 +43,9 @@ class FreeGap(Gap):
     needs_same_size = False
 
 
-def connected(student, teacher, loss=None, labels=None, **kwargs):
+def connected(student, teacher, loss=None, given=None, **kwargs):
     term = Term('t', NECK, NECK, loss or Gap(), **kwargs)
-    term.connect(student, teacher, labels)
+    term.connect(student, teacher, given)
     return term
 
 
@@ -204,9 +204,9 @@ def test_one_map_in_a_list_is_given_as_a_map():
 def test_labels_for_a_loss_that_asks():
     student, teacher = maps((8, 4, 4)), maps((8, 4, 4))
     labels = torch.ones(1, 16, 16, dtype=torch.long)
-    term = connected(student, teacher, LabelledGap(), labels)
-    assert term.needs_labels and term.loss.labels is labels
-    assert not connected(student, teacher, Gap(), labels).needs_labels
+    term = connected(student, teacher, LabelledGap(), dict(labels=labels))
+    assert term.needs == ('labels',) and term.loss.labels is labels
+    assert not connected(student, teacher, Gap(), dict(labels=labels)).needs
 
 
 def test_the_gradient_goes_to_student_and_connector():
@@ -238,7 +238,7 @@ def test_maps_that_come_or_go_after_the_dry_forward():
 def test_a_short_line():
     term = Term.from_config('cwd', dict(tap='a.b[1]', loss=cwd(tau=2)), ['teacher'])
     assert term.name == 'cwd' and term.teacher == 'teacher'
-    assert term.student_tap == term.teacher_tap == Tap('a.b', (1,))
+    assert term.student_tap == term.teacher_tap == Taps((Tap('a.b', (1,)),))
     assert isinstance(term.loss, ChannelWiseLoss) and term.loss.tau == 2
     assert term.schedule == Schedule() and len(term.connectors) == 0
 

@@ -10,11 +10,21 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint, save_checkpoint
 
 from mmkd_plugin.checkpoint import read_checkpoint
-from mmkd_plugin.cli import UsageError, add_run_arguments, build_runner, load_config, plain_errors
+from mmkd_plugin.cli import (
+    UsageError,
+    add_run_arguments,
+    build_runner,
+    is_distilled,
+    load_config,
+    plain_errors,
+)
+from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.stack import safe_loading
 
 
@@ -35,6 +45,12 @@ def parse_args() -> argparse.Namespace:
         help='go on from this checkpoint; without a value, from the latest in the work dir, '
         'or from the start when there is none yet',
     )
+    parser.add_argument(
+        '--paraphraser',
+        action='store_true',
+        help='train what a `teacher_connector` needs (the paraphraser of factor transfer) and save '
+        'it in the work dir, where the run of the student finds it',
+    )
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -47,6 +63,7 @@ def main() -> None:
             use_amp(cfg)
         if args.auto_scale_lr:
             use_auto_scale_lr(cfg)
+        saved = find_paraphraser(cfg, args.paraphraser)
         if args.resume == 'auto':
             resume_latest(cfg)
         elif args.resume is not None:
@@ -54,6 +71,8 @@ def main() -> None:
         check_start(cfg)
         runner = build_runner(cfg)
         runner.train()
+        if args.paraphraser:
+            save_paraphraser(runner, saved)
 
 
 def use_amp(cfg: Config) -> None:
@@ -75,6 +94,33 @@ def use_auto_scale_lr(cfg: Config) -> None:
             '--auto-scale-lr needs `auto_scale_lr=dict(base_batch_size=...)` in the config'
         )
     cfg.auto_scale_lr.enable = True
+
+
+def find_paraphraser(cfg: Config, train_it: bool) -> Path:
+    """Say where trained teacher connectors are, and set the config up to train them if asked."""
+    path = Path(cfg.work_dir, FILE_NAME)
+    lines = (cfg.model.get('distill') or {}) if is_distilled(cfg) else {}
+    lines = [line for line in lines.values() if has_teacher_connector(line)]
+    if train_it:
+        if not lines:
+            raise UsageError('--paraphraser: no term of `distill` has a `teacher_connector`')
+        if path.exists():
+            raise UsageError(
+                f'--paraphraser: there is one at {path} already; move it away, or take another '
+                '--work-dir'
+            )
+        stage_config(cfg, str(path.with_suffix('')))
+    else:
+        for line in lines:
+            line.teacher_connector.setdefault('checkpoint', str(path))
+    return path
+
+
+def save_paraphraser(runner: Runner, path: Path) -> None:
+    if is_main_process():
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        save_checkpoint(dict(state_dict=model.paraphrasers.state_dict()), str(path))
+        print_log(f'The paraphraser is at {path}; train the student now.', logger='current')
 
 
 def resume_latest(cfg: Config) -> None:

@@ -1,0 +1,153 @@
+"""The stage before factor transfer: a paraphraser learns the maps of the frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmkd_plugin.distiller import teacher_configs
+from mmkd_plugin.dry_run import random_state_kept
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import as_list
+from mmkd_plugin.teacher import Teacher
+from mmkd_plugin.term import Term, build_module
+
+FILE_NAME = 'paraphraser.pth'
+
+
+@MODELS.register_module()
+class ParaphraserTraining(BaseModel):
+    """Trains the ``teacher_connector`` of each term on what its tap of the teacher gives.
+
+    Takes the arguments of a :class:`Distiller`, so a config changes its type and nothing else. The
+    student does not run; no labels are read.
+
+    Args:
+        student (dict): The student, for its data preprocessor.
+        teacher (dict | list[dict]): As for the Distiller.
+        distill (dict[str, dict]): As for the Distiller; terms without a ``teacher_connector`` are
+            left out.
+        task (dict, optional): Not used. Defaults to None.
+        data_preprocessor (dict, optional): Where the student's config has none. Defaults to None.
+
+    Raises:
+        ValueError: If no term has a ``teacher_connector``, or one cannot be trained.
+    """
+
+    def __init__(
+        self,
+        student: dict,
+        teacher: dict | Sequence[dict],
+        distill: dict,
+        task: dict | None = None,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=student.get('data_preprocessor') or data_preprocessor)
+        configs = teacher_configs(teacher)
+        lines = {name: line for name, line in distill.items() if has_teacher_connector(line)}
+        if not lines:
+            raise ValueError(
+                'no term of `distill` has a `teacher_connector`; nothing to train here'
+            )
+        self.terms = {
+            name: Term.from_config(name, line, list(configs)) for name, line in lines.items()
+        }
+        used = {term.teacher for term in self.terms.values()}
+        with random_state_kept():
+            self.teachers = {name: Teacher(**configs[name]) for name in configs if name in used}
+        self.paraphrasers = nn.ModuleDict()
+        for name, own in self.teachers.items():
+            taps = self._taps(name)
+            run = own.prepare(self.data_preprocessor, taps, torch.device(get_device()))
+            for term in self._terms_of(name):
+                maps = as_list(term.teacher_tap.of(run.values))
+                self.paraphrasers[term.name] = nn.ModuleList(
+                    _build(lines[term.name]['teacher_connector'], term.name, x) for x in maps
+                )
+            work = own.work(taps)
+            print_log(f"\nteacher '{name}' ({own.source}): {work}", logger='current')
+        print_log(f'\n{self.paraphrasers}', logger='current')
+
+    def _terms_of(self, teacher: str) -> list[Term]:
+        return [term for term in self.terms.values() if term.teacher == teacher]
+
+    def _taps(self, teacher: str) -> list:
+        return list(dict.fromkeys(t for term in self._terms_of(teacher) for t in term.teacher_tap))
+
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'loss'
+    ) -> dict[str, Tensor]:
+        """The reconstruction loss of each term.
+
+        Args:
+            inputs (Tensor): Images ``(N, C, H, W)`` from the data preprocessor.
+            data_samples (list, optional): Their data samples. Defaults to None.
+            mode (str): ``'loss'``, the only one.
+
+        Returns:
+            dict[str, Tensor]: ``<term>.loss``.
+        """
+        if mode != 'loss':
+            raise ValueError(f"a ParaphraserTraining only trains, it has no mode='{mode}'")
+        losses = {}
+        for name, teacher in self.teachers.items():
+            values = teacher(inputs, data_samples, self._taps(name))
+            for term in self._terms_of(name):
+                maps = as_list(term.teacher_tap.of(values))
+                losses[f'{term.name}.loss'] = sum(
+                    paraphraser.reconstruction_loss(x)
+                    for paraphraser, x in zip(self.paraphrasers[term.name], maps)
+                )
+        return losses
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ParaphraserTraining:
+        for teacher in self.teachers.values():
+            teacher.apply_to_tensors(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def has_teacher_connector(line: Any) -> bool:
+    """Whether a line of ``distill`` converts the teacher's maps."""
+    return isinstance(line, dict) and isinstance(line.get('teacher_connector'), dict)
+
+
+def stage_config(cfg: Config, work_dir: str) -> None:
+    """Turns the config of a distilled run into that of the stage before it, in place.
+
+    The data, the optimizer and the length of training stay, but for what the config has at its top
+    as ``paraphraser=dict(...)``. There is no validation.
+
+    Args:
+        cfg (Config): The config of the run.
+        work_dir (str): Where logs and checkpoints of the stage go.
+    """
+    cfg.model.type = 'mmkd_plugin.ParaphraserTraining'
+    cfg.work_dir = work_dir
+    for name in ('val', 'test'):
+        for part in ('dataloader', 'cfg', 'evaluator'):
+            cfg[f'{name}_{part}'] = None
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
+    if checkpoint:
+        checkpoint.pop('save_best', None)
+    cfg.load_from = None
+    settings = cfg.pop('paraphraser', None)
+    if settings:
+        cfg.merge_from_dict(dict(settings))
+
+
+def _build(config: dict, term: str, maps: Tensor) -> nn.Module:
+    here = f'distill.{term}.teacher_connector'
+    config = {key: value for key, value in config.items() if key != 'checkpoint'}
+    module = build_module(config, here, dict(in_channels=maps.shape[1]))
+    if not hasattr(module, 'reconstruction_loss'):
+        raise ValueError(
+            f'{here}: {type(module).__name__} has no `reconstruction_loss` to train it'
+        )
+    return module
