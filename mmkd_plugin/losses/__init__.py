@@ -1,14 +1,24 @@
 """The losses: one file per paper, a pure function for the formula and a thin class around it."""
 
+from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
+from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
+from mmkd_plugin.losses.hint import HintLoss
+from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
+from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 
 __all__ = [
+    'ActivationBoundaryLoss',
     'AttentionLoss',
     'ChannelWiseLoss',
+    'FactorTransferLoss',
+    'HintLoss',
+    'LocalSimilarityLoss',
+    'OverhaulLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
     'SoftTargetLoss',

@@ -281,6 +281,50 @@ def widest(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == 'mps' else torch.float64
 
 
+def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8) -> Tensor:
+    """Divide the channel vector of each position by its L2 norm.
+
+    A vector no longer than ``eps`` has no direction: it becomes zero (cosine 0 with all others)
+    and gets no gradient. Dividing by ``max(norm, eps)`` gives it the same value, but a gradient of
+    1e8, which float16 turns into infinity.
+
+    Args:
+        x (Tensor): (N, C, ...), in float32 or wider.
+        detach_norm (bool): Treat the norm as a constant in the gradient. Default: False.
+        eps (float): See above. Default: 1e-8.
+
+    Returns:
+        Tensor: Vectors of length 1 or 0 along dimension 1, the shape of the input.
+    """
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if detach_norm:
+        norm = norm.detach()
+    return x / norm.masked_fill(norm <= eps, math.inf)
+
+
+def nz(x: Tensor) -> Tensor:
+    """Flatten each sample and divide it by its L2 norm; one no longer than 1e-12 becomes zero.
+
+    Args:
+        x (Tensor): (N, ...), in float32 or wider.
+
+    Returns:
+        Tensor: (N, all the rest), rows of length 1 or 0, see :func:`unit_vectors`.
+    """
+    return unit_vectors(x.flatten(1), eps=1e-12)
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of the choices, else raise naming the argument and them.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, got {value!r}')
+    return value
+
+
 def finite_number(name: str, value: float) -> float:
     """Return ``value`` if it is a finite number, else raise naming the argument.
 

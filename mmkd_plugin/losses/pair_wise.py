@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,10 +16,10 @@ from mmkd_plugin.losses.functional import (
     gram_gap,
     loss_weights,
     sum_over_maps,
+    unit_vectors,
 )
 from mmkd_plugin.registry import MODELS
 
-EPS = 1e-8
 SIZE_HINT = (
     'leave `connector` out so that a bilinear resize is added, or set `pool=0.5` '
     'to compare fractions of the maps'
@@ -60,7 +58,7 @@ def pair_wise(
                 f'{tuple(teacher.shape)} leave {tuple(s.shape[2:])} and {tuple(t.shape[2:])} '
                 f'positions with pool={pool}; name a `connector` that resizes'
             )
-        s, t = unit_vectors(s, detach_norm), unit_vectors(t)
+        s, t = unit_vectors(s.flatten(2), detach_norm), unit_vectors(t.flatten(2))
         batch, _, positions = s.shape
         return gram_gap(s, t) / max(batch * positions**2, 1)
 
@@ -83,27 +81,6 @@ def max_pool(x: Tensor, pool: int | float | None) -> Tensor:
     else:
         kernel = pool, pool
     return F.max_pool2d(x, kernel, stride=kernel, ceil_mode=True)
-
-
-def unit_vectors(x: Tensor, detach_norm: bool = False) -> Tensor:
-    """Divide the channel vector of each position by its L2 norm.
-
-    A vector no longer than 1e-8 has no direction: it becomes zero (cosine 0 with all others) and
-    gets no gradient. Dividing by ``max(norm, eps)`` gives it the same value, but a gradient of
-    1e8, which float16 turns into infinity.
-
-    Args:
-        x (Tensor): (N, C, H, W).
-        detach_norm (bool): Treat the norm as a constant in the gradient. Default: False.
-
-    Returns:
-        Tensor: (N, C, H*W).
-    """
-    x = x.flatten(2)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    if detach_norm:
-        norm = norm.detach()
-    return x / norm.masked_fill(norm <= EPS, math.inf)
 
 
 @MODELS.register_module()
