@@ -7,7 +7,6 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
@@ -16,6 +15,7 @@ from mmkd_plugin.losses.functional import (
     check_shapes,
     full_precision,
     loss_weights,
+    nz,
     positive_number,
     sum_over_maps,
 )
@@ -64,7 +64,7 @@ def attention_map(x: Tensor, p: float = 2) -> Tensor:
     else:  # the slope at 0 is infinite; it is taken to be 0
         zero = x == 0
         energy = x.abs().masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
-    return F.normalize(energy.mean(1).flatten(1), dim=1, eps=EPS)
+    return nz(energy.mean(1))
 
 
 @MODELS.register_module()

@@ -8,6 +8,7 @@ from mmkd_plugin.losses.functional import (
     finite_number,
     full_precision,
     labels_at,
+    nz,
     positive_number,
     sum_over_maps,
     tempered_kl,
@@ -117,3 +118,17 @@ def test_labels_at_refuses():
     for wrong in (None, [[1]]):
         with pytest.raises(TypeError, match='labels must be a tensor of integers, got'):
             labels_at(x, wrong)
+
+
+def test_nz_brings_each_sample_to_unit_length():
+    x = torch.randn(3, 2, 4, 5)
+    x[1] = 0
+    x[2] *= 1e-3
+    x = x.requires_grad_()
+    out = nz(x)
+    torch.testing.assert_close(out[0], (x[0] / x[0].square().sum().sqrt()).flatten())
+    torch.testing.assert_close(out.norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
+    out.pow(3).sum().backward()
+    assert x.grad[0].any() and x.grad[2].any() and x.grad.isfinite().all()
+    assert not torch.autograd.grad(nz(x)[1].sum(), x)[0].any()  # not 1e12
+    assert nz(x[:0]).shape == (0, 40)

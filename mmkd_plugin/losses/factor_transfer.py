@@ -1,0 +1,92 @@
+"""Factor transfer (FT): the loss. Its paraphraser and translator are connectors."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.functional import (
+    Maps,
+    Weight,
+    check_shapes,
+    full_precision,
+    loss_weights,
+    nz,
+    sum_over_maps,
+)
+from mmkd_plugin.registry import MODELS
+
+
+def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean over all elements of abs(nz(student) - nz(teacher))``.
+
+    Args:
+        student (Tensor): Factor of the student, (N, C, H, W) or (N, C).
+        teacher (Tensor): Factor of the teacher, same shape. It gets no gradient.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    check_shapes(student, teacher, ndims=(2, 4))
+    with full_precision(student, teacher) as (s, t):
+        return F.l1_loss(nz(s), nz(t), reduction='sum') / max(s.numel(), 1)
+
+
+@MODELS.register_module()
+class FactorTransferLoss(nn.Module):
+    """Match the direction of the factors, which two networks make of the maps (FT).
+
+    ``mean over all elements of abs(nz(F_S) - nz(F_T))``, where ``nz`` brings each sample to unit L2
+    norm. The teacher's factor comes from a trained :class:`~mmkd_plugin.connectors.Paraphraser`,
+    the student's from a :class:`~mmkd_plugin.connectors.Translator`. A factor no longer than 1e-12
+    has no direction: its ``nz`` is 0, and it gets no gradient.
+
+    Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018.
+
+    - paper: https://arxiv.org/abs/1802.04977
+    - code: https://github.com/Jangho-Kim/Factor-Transfer-pytorch
+
+    Args:
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
+            500 on the last stage. Default: 1.0.
+
+    Shape:
+        - student: (N, C, H, W) or (N, C), or a sequence of such factors (the losses are added up).
+        - teacher: the same shapes as the student.
+        - output: a scalar.
+
+    Raises:
+        TypeError: If ``loss_weight`` is not a number.
+        ValueError: In ``forward``, if shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from mmkd_plugin.connectors import Paraphraser, Translator
+        >>> from mmkd_plugin.losses import FactorTransferLoss
+        >>> paraphraser, translator = Paraphraser(64), Translator(16, 32)
+        >>> criterion = FactorTransferLoss(loss_weight=500)
+        >>> student = torch.randn(2, 16, 8, 8, requires_grad=True)
+        >>> teacher = torch.randn(2, 64, 8, 8)
+        >>> loss = criterion(translator(student), paraphraser(teacher))
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape
+        (torch.Size([]), torch.Size([2, 16, 8, 8]))
+    """
+
+    #: Whether student and teacher must have equally many channels. Read by the Distiller.
+    needs_same_channels: ClassVar[bool] = True
+    #: Whether student and teacher must have equal height and width. Read by the Distiller.
+    needs_same_size: ClassVar[bool] = True
+
+    def __init__(self, loss_weight: Weight = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weights(loss_weight)
+
+    def forward(self, student: Maps, teacher: Maps) -> Tensor:
+        """Return the weighted loss of a factor, or of a sequence of factors."""
+        return sum_over_maps(factor_transfer, student, teacher, self.loss_weight)
+
+    def extra_repr(self) -> str:
+        return f'loss_weight={self.loss_weight}'
