@@ -4,22 +4,31 @@ from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
+from mmkd_plugin.losses.fsp import FSPLoss
+from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
 from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
+from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
 from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
+from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 
 __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
     'ChannelWiseLoss',
+    'FSPLoss',
     'FactorTransferLoss',
+    'GradientAttentionLoss',
     'HintLoss',
     'LocalSimilarityLoss',
+    'NeuronSelectivityLoss',
     'OverhaulLoss',
     'PairWiseLoss',
     'PixelWiseLoss',
+    'RKDAngleLoss',
+    'RKDDistanceLoss',
     'SoftTargetLoss',
 ]
