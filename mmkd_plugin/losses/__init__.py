@@ -7,6 +7,7 @@ from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.fsp import FSPLoss
 from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
 from mmkd_plugin.losses.hint import HintLoss
+from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
 from mmkd_plugin.losses.overhaul import OverhaulLoss
@@ -23,6 +24,7 @@ __all__ = [
     'FactorTransferLoss',
     'GradientAttentionLoss',
     'HintLoss',
+    'IntraClassVariationLoss',
     'LocalSimilarityLoss',
     'NeuronSelectivityLoss',
     'OverhaulLoss',

@@ -15,6 +15,7 @@ from mmkd_plugin.losses.functional import (
     check_shapes,
     full_precision,
     loss_weights,
+    one_of,
     sum_over_maps,
     unit_vectors,
 )
@@ -139,9 +140,7 @@ class LocalSimilarityLoss(nn.Module):
 
     def __init__(self, similarity: str = 'distance', loss_weight: Weight = 1.0) -> None:
         super().__init__()
-        if similarity not in SIMILARITIES:
-            raise ValueError(f"similarity must be 'distance' or 'cosine', got {similarity!r}")
-        self.similarity = similarity
+        self.similarity = one_of('similarity', similarity, SIMILARITIES)
         self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:

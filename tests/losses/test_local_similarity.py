@@ -199,6 +199,6 @@ def test_few_copies_of_the_maps(similarity, kept):
 
 @pytest.mark.parametrize('similarity', ['euclidean', None, 2, ''])
 def test_similarity_is_checked(similarity):
-    with pytest.raises(ValueError, match="similarity must be 'distance' or 'cosine', got") as error:
+    with pytest.raises(ValueError, match="similarity must be one of 'distance', 'cosine'") as error:
         LocalSimilarityLoss(similarity)
     assert repr(similarity) in str(error.value)
