@@ -446,7 +446,9 @@ def build(config: dict) -> nn.Module:
         return MODELS.build(config)
 
 
-def distiller(student: dict, teacher: dict | list, distill: dict, seed: int = 0) -> nn.Module:
+def distiller(
+    student: dict, teacher: dict | list, distill: dict, seed: int = 0, **kwargs: Any
+) -> nn.Module:
     """A Distiller around small models; a teacher given as a model dict gets random weights."""
     torch.manual_seed(seed)
     if isinstance(teacher, dict) and 'config' not in teacher:
@@ -458,6 +460,7 @@ def distiller(student: dict, teacher: dict | list, distill: dict, seed: int = 0)
             student=student,
             teacher=teacher,
             distill=distill,
+            **kwargs,
         )
     )
 
