@@ -26,6 +26,10 @@ from mmkd_plugin.registry import MODELS
 
 KERNELS = ('polynomial', 'linear', 'gaussian')
 
+# The least sigma^2 of the gaussian kernel, in units of the rounding of numbers near 1: the rounding
+# of a pattern then has a gradient of about a hundredth. In float32, angles of 0.003 are this small.
+ROUNDING = 64
+
 
 def neuron_selectivity(student: Tensor, teacher: Tensor, kernel: str = 'polynomial') -> Tensor:
     """Squared maximum mean discrepancy (MMD) of the channels' patterns, mean over the samples.
@@ -89,8 +93,9 @@ def gaussian_mmd(s: Tensor, t: Tensor) -> Tensor:
     centre = (s.detach().mean(1, keepdim=True) + t.mean(1, keepdim=True)) / 2
     s, t = s - centre, t - centre
     between = squared_distances(s, t)
-    # Below eps, rows differ by no more than their rounding: all distances count as 0.
-    variance = between.mean((1, 2), keepdim=True).clamp(min=torch.finfo(s.dtype).eps)
+    # Rows that differ by hardly more than their rounding count as equal.
+    floor = ROUNDING * torch.finfo(s.dtype).eps
+    variance = between.mean((1, 2), keepdim=True).clamp(min=floor)
     ss, st, tt = (
         (distances / (-2 * variance)).exp().mean((1, 2), dtype=widest(s))
         for distances in (squared_distances(s, s), between, squared_distances(t, t))
