@@ -39,6 +39,19 @@ class ParaphraserTraining(BaseModel):
 
     Raises:
         ValueError: If no term has a ``teacher_connector``, or one cannot be trained.
+
+    Examples:
+        >>> model = dict(
+        ...     type='mmkd_plugin.ParaphraserTraining',
+        ...     student=dict(type='EncoderDecoder'),  # and so on, as in a config of mmseg
+        ...     teacher=dict(config='mmseg::pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-512x1024.py',
+        ...                  checkpoint='pspnet_r101.pth'),
+        ...     distill=dict(
+        ...         ft=dict(
+        ...             tap='decode_head.bottleneck',
+        ...             connector=dict(type='mmkd_plugin.Translator'),
+        ...             teacher_connector=dict(type='mmkd_plugin.Paraphraser'),
+        ...             loss=dict(type='mmkd_plugin.FactorTransferLoss', loss_weight=500))))
     """
 
     def __init__(

@@ -211,6 +211,11 @@ class Term(nn.Module):
                 f"them, such as student_tap='{self.student_tap.taps[0].path}[0]', or taps with as "
                 'many'
             )
+        if self.norms and len(self.norms) != len(teachers):
+            raise ValueError(
+                f'distill.{self.name}: norm has {len(self.norms)} names for {len(teachers)} maps; '
+                'give one for each'
+            )
         if self._teacher_connector is not None:
             self.teacher_connectors[:] = self._build_teacher_connectors(teachers)
         with torch.no_grad():

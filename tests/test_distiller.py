@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from mmkd_plugin.checkpoint import distillation_state
+from mmkd_plugin.losses.overhaul import margin_from_norm
 from tests import models
 from tests.models import batch, build, cwd, distiller
 
@@ -574,3 +575,213 @@ def test_in_mixed_precision_the_loss_is_float32():
     assert losses['distill.cwd.loss'].dtype == torch.float32
     model.parse_losses(losses)[0].backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+# The task loss by a schedule ----------------------------------------------------------------------
+
+BACKBONE = dict(init=dict(tap='backbone.layer4', loss=cwd()))
+
+
+def at(hub, iteration):
+    hub.update_info('iter', iteration)
+
+
+def test_the_task_is_off_until_its_schedule_starts(counters):
+    late = dict(schedule=dict(start=10))
+    model = distiller(models.pspnet(), models.pspnet(16), BACKBONE, task=late).train()
+    inputs, samples = batch(model)
+    at(counters, 0)
+    head_runs = []
+    model.student.decode_head.conv_seg.register_forward_hook(lambda *_: head_runs.append(1))
+    losses = model(inputs, samples, mode='loss')
+    assert set(losses) == {'distill.init.loss'} and not head_runs
+    losses['distill.init.loss'].backward()
+    grads = {name for name, p in model.student.named_parameters() if p.grad is not None}
+    assert 'backbone.layer4.0.conv1.weight' in grads
+    assert not any(name.startswith('decode_head') for name in grads)
+    at(counters, 10)
+    assert 'decode.loss_ce' in model(inputs, samples, mode='loss') and head_runs
+
+
+def test_an_initialisation_stage_then_the_task_alone(counters):
+    terms = dict(init=dict(BACKBONE['init'], schedule=dict(stop=5)))
+    task = dict(schedule=dict(start=5))
+    model = distiller(models.pspnet(), models.pspnet(16), terms, task=task).train()
+    inputs, samples = batch(model)
+    for iteration, expected in ((0, 'distill.init.loss'), (4, 'distill.init.loss')):
+        at(counters, iteration)
+        assert set(model(inputs, samples, mode='loss')) == {expected}
+    at(counters, 5)
+    alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
+    losses = model(inputs, samples, mode='loss')
+    assert losses.keys() == alone.keys()
+    assert all(torch.equal(losses[key], value) for key, value in alone.items())
+
+
+def test_the_weight_of_the_task_leaves_the_accuracy_alone():
+    model = distiller(
+        models.pspnet(), models.pspnet(16), LOGITS, task=dict(loss_weight=0.25)
+    ).train()
+    inputs, samples = batch(model)
+    alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
+    losses = model(inputs, samples, mode='loss')
+    torch.testing.assert_close(losses['decode.loss_ce'], alone['decode.loss_ce'] * 0.25)
+    assert torch.equal(losses['decode.acc_seg'], alone['decode.acc_seg'])
+
+
+def test_lists_of_losses_are_weighted_too():
+    model = distiller(
+        models.retinanet(), models.retinanet(16), NECK, task=dict(loss_weight=0.5)
+    ).train()
+    inputs, samples = batch(model)
+    alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
+    losses = model(inputs, samples, mode='loss')
+    assert isinstance(alone['loss_cls'], list)
+    for ours, theirs in zip(losses['loss_cls'], alone['loss_cls']):
+        torch.testing.assert_close(ours, theirs * 0.5)
+
+
+def test_nothing_to_learn_is_an_error(counters):
+    terms = dict(init=dict(BACKBONE['init'], schedule=dict(stop=5)))
+    model = distiller(
+        models.pspnet(), models.pspnet(16), terms, task=dict(schedule=dict(start=8))
+    ).train()
+    inputs, samples = batch(model)
+    at(counters, 6)
+    with pytest.raises(ValueError, match='there is nothing to learn now'):
+        model(inputs, samples, mode='loss')
+
+
+def test_a_task_that_never_comes_on_is_an_error(counters):
+    model = distiller(
+        models.pspnet(), models.pspnet(16), BACKBONE, task=dict(schedule=dict(start=80))
+    ).train()
+    counters.update_info('max_iters', 80)
+    with pytest.raises(ValueError, match=r'task never comes on: .* the run has 80 iters'):
+        model(*batch(model), mode='loss')
+
+
+@pytest.mark.parametrize(
+    ('task', 'message'),
+    [
+        (dict(weight=1), 'task has an unknown key `weight`; did you mean `loss_weight`'),
+        (dict(loss_weight=-1), 'task: loss_weight cannot be negative'),
+        (dict(loss_weight='1'), 'task: loss_weight must be a number'),
+        (dict(schedule=dict(begin=1)), 'task: schedule has an unknown key `begin`'),
+        (dict(schedule=3), 'task: schedule: expected dict'),
+        (0.5, 'task: expected dict'),
+    ],
+)
+def test_a_task_that_cannot_be_read(task, message):
+    with pytest.raises(ValueError, match=message):
+        distiller(models.pspnet(), models.pspnet(16), LOGITS, task=task)
+
+
+# Lists of taps, and what losses need --------------------------------------------------------------
+
+
+def test_a_list_of_taps_is_one_list_of_maps():
+    weights = [0.5, 1, 2]
+    stages = ['backbone.layer2', 'backbone.layer3', 'backbone.layer4']
+    attention = dict(type='mmkd_plugin.AttentionLoss')
+    terms = {
+        f'at{n}': dict(tap=tap, loss=dict(attention, loss_weight=w))
+        for n, (tap, w) in enumerate(zip(stages, weights))
+    }
+    terms['all'] = dict(tap=stages, loss=dict(attention, loss_weight=weights))
+    model = distiller(models.pspnet(), models.pspnet(16), terms).train()
+    losses = model(*batch(model), mode='loss')
+    expected = sum(losses[f'distill.at{n}.loss'] for n in range(3))
+    torch.testing.assert_close(losses['distill.all.loss'], expected)
+
+
+def test_a_list_of_taps_in_one_model_and_a_sequence_in_the_other():
+    term = dict(
+        student_tap=[f'backbone.layer{n}' for n in (1, 2, 3, 4)],
+        teacher_tap='backbone',
+        loss=dict(type='mmkd_plugin.AttentionLoss'),
+    )
+    model = distiller(models.fcn(), models.fcn(16), dict(at=term)).train()
+    assert model(*batch(model), mode='loss')['distill.at.loss'] > 0
+
+
+def test_two_taps_for_a_flow():
+    term = dict(tap=['backbone.layer2', 'backbone.layer3'], loss=dict(type='mmkd_plugin.FSPLoss'))
+    model = distiller(models.fcn(), models.fcn(16), dict(fsp=term)).train()
+    assert len(model.distill.fsp.connectors) == 2
+    assert model(*batch(model), mode='loss')['distill.fsp.loss'] > 0
+    with pytest.raises(ValueError, match=r"distill\.fsp: .*tap=\['backbone\.layer1', 'backbone"):
+        distiller(models.fcn(), models.fcn(16), dict(fsp=dict(term, tap='backbone.layer2')))
+
+
+def test_a_loss_gets_the_labels_it_asks_for():
+    term = dict(tap='decode_head.bottleneck', loss=dict(type='mmkd_plugin.IntraClassVariationLoss'))
+    model = distiller(models.pspnet(), models.pspnet(16), dict(ifv=term)).eval()
+    inputs, samples = batch(model)
+    for sample in samples:
+        sample.gt_sem_seg.data = torch.randint(5, sample.gt_sem_seg.data.shape)
+    loss = model(inputs, samples, mode='loss')['distill.ifv.loss']
+    features = []
+    for net in (model.student, model.teachers['teacher'].model):
+        handle = net.decode_head.bottleneck.register_forward_hook(
+            lambda _, __, out: features.append(out)
+        )
+        net(inputs)
+        handle.remove()
+    labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+    torch.testing.assert_close(loss, build(term['loss'])(*features, labels))
+
+
+def test_labels_that_a_batch_does_not_have():
+    term = dict(tap='neck', loss=dict(type='mmkd_plugin.IntraClassVariationLoss'))
+    model = distiller(models.retinanet(), models.retinanet(16), dict(ifv=term)).train()
+    inputs, samples = batch(model)
+    for sample in samples:
+        sample.pop('gt_sem_seg', None)
+    with pytest.raises(ValueError, match=r'distill\.ifv: .* needs segmentation labels'):
+        model(inputs, samples, mode='loss')
+
+
+OVERHAUL = dict(
+    tap=[f'backbone.layer{n}@pre_relu' for n in (1, 2, 3, 4)],
+    connector=dict(type='mmkd_plugin.ConvConnector', bias=False, norm=True),
+    loss=dict(type='mmkd_plugin.OverhaulLoss', loss_weight=[1e-3, 2e-3, 4e-3, 8e-3]),
+)
+
+
+def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
+    model = distiller(models.fcn(), models.fcn(16), dict(ofd=OVERHAUL)).train()
+    term = model.distill.ofd
+    assert term.norms == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
+    named = distiller(
+        models.fcn(), models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
+    ).train()
+    inputs, samples = batch(model)
+    loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
+    assert torch.equal(loss, named(inputs, samples, mode='loss')['distill.ofd.loss'])
+    teacher = model.teachers['teacher'].model
+    for name, margin in zip(term.norms, term._constants()['margin']):
+        norm = teacher.get_submodule(name)
+        assert torch.equal(margin, margin_from_norm(norm.weight, norm.bias))
+    assert not [key for key in model.state_dict() if 'margin' in key]
+    loss.backward()
+    assert term.connectors[0].norm.weight.grad is not None
+
+
+def test_margins_follow_the_model():
+    model = distiller(models.fcn(), models.fcn(16), dict(ofd=OVERHAUL)).double()
+    assert all(m.dtype == torch.float64 for m in model.distill.ofd._constants()['margin'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(norm=['backbone.layer1.1.bm2'] * 4), 'backbone.layer1.1.bn2'),
+        (dict(norm=['backbone.layer1.1.conv2'] * 4), "'backbone.layer1.1.conv2' is a Conv2d"),
+        (dict(norm='backbone.layer1.1.bn2'), 'norm has 1 names for 4 maps'),
+        (dict(tap=['backbone.conv1'] * 4), r"none was found\. Name it: norm='"),
+    ],
+)
+def test_a_margin_without_a_norm(change, message):
+    with pytest.raises(ValueError, match=message):
+        distiller(models.fcn(), models.fcn(16), dict(ofd=dict(OVERHAUL, **change)))

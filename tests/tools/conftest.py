@@ -187,3 +187,23 @@ def trained_detector(detection: Path) -> Path:
     work_dir = detection / 'work_dirs' / 'distilled'
     (work_dir / 'log.txt').write_text(log)
     return work_dir
+
+
+@pytest.fixture(scope='session')
+def factors(segmentation: Path) -> Path:
+    """A config of factor transfer beside the others; its paraphraser is not trained yet."""
+    text = (segmentation / 'distilled.py').read_text()
+    start = text.index('    distill=dict(')
+    config = segmentation / 'factors.py'
+    config.write_text(
+        text[:start]
+        + """    distill=dict(
+        ft=dict(
+            tap='decode_head.convs',
+            connector=dict(type='mmkd_plugin.Translator'),
+            teacher_connector=dict(type='mmkd_plugin.Paraphraser'),
+            loss=dict(type='mmkd_plugin.FactorTransferLoss', loss_weight=500))))
+paraphraser = dict(train_cfg=dict(max_iters=3))
+"""
+    )
+    return config

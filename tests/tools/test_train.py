@@ -64,6 +64,39 @@ def test_a_distilled_detector(trained_detector):
     assert (trained_detector / 'epoch_1.pth').is_file()
 
 
+# --- the paraphraser, a stage of its own ------------------------------------------------------
+
+
+def test_a_paraphraser_and_then_the_student(factors, fails, tmp_path):
+    before = fails('train', factors, '--work-dir', tmp_path)
+    assert 'Train it with tools/train.py CONFIG --paraphraser' in before
+    assert str(tmp_path / 'paraphraser.pth') in before
+
+    log = run_tool('train', factors, '--work-dir', tmp_path, '--paraphraser', cwd=factors.parent)
+    assert 'Iter(train) [3/3]' in log and 'ft.loss: ' in log
+    assert 'mIoU' not in log
+    saved = tmp_path / 'paraphraser.pth'
+    assert f'The paraphraser is at {saved}' in log
+    assert (tmp_path / 'paraphraser' / 'iter_3.pth').is_file()
+    trained = read_checkpoint(saved)['state_dict']
+    assert {key.split('.')[:2] == ['ft', '0'] for key in trained} == {True}
+
+    log = run_tool('train', factors, '--work-dir', tmp_path, cwd=factors.parent)
+    assert 'distill.ft.loss: ' in log and 'Iter(train) [4/4]' in log
+    assert read_checkpoint(tmp_path / 'iter_4.pth')['meta']['iter'] == 4
+    dumped = read_config(str(tmp_path / 'factors.py'))
+    assert dumped.model.distill.ft.teacher_connector.checkpoint == str(saved)
+
+    again = fails('train', factors, '--work-dir', tmp_path, '--paraphraser')
+    assert f'there is one at {saved} already' in again
+
+
+def test_no_paraphraser_to_train(fails, segmentation, tmp_path):
+    for config in ('student.py', 'distilled.py'):
+        message = fails('train', segmentation / config, '--work-dir', tmp_path, '--paraphraser')
+        assert 'no term of `distill` has a `teacher_connector`' in message
+
+
 # --- without a subprocess: arguments ----------------------------------------------------------
 
 
