@@ -25,9 +25,10 @@ from mmkd_plugin.registry import MODELS
 
 EMBEDS = ('flatten', 'pool', 'positions')
 
-# Points count as coinciding where their squared distance is within the rounding of the squared
-# lengths that it is a difference of: in float64, at a distance of 2e-7 of the size of the cloud.
-ROUNDING = 256
+# Points coincide where the square of their distance is within the rounding of what it is made of,
+# sums of D products: this many times eps * sqrt(D). With D = 1e6, in float64, they do at a distance
+# of 2e-6 of the size of the cloud.
+ROUNDING = 16
 
 
 # --- formulas --------------------------------------------------------------------------------
@@ -43,7 +44,8 @@ def distance_gap(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Tensor: A scalar, the mean over all B*M^2 entries.
     """
-    return smooth_l1(relative_distances(student), relative_distances(teacher))
+    gap = smooth_l1(relative_distances(student), relative_distances(teacher))
+    return gap.to(student.dtype)
 
 
 def angle_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -71,13 +73,13 @@ def relative_distances(x: Tensor) -> Tensor:
         x (Tensor): (B, M, D), in float32 or wider.
 
     Returns:
-        Tensor: (B, M, M).
+        Tensor: (B, M, M), in float64.
     """
     squares = SquaredDistances.apply(x)
     apart = squares != 0
     distances = squares.masked_fill(~apart, 1).sqrt().masked_fill(~apart, 0)
     mean = distances.sum((1, 2), keepdim=True) / apart.sum((1, 2), keepdim=True).clamp(min=1)
-    return (distances / mean.masked_fill(mean == 0, 1)).to(x.dtype)
+    return distances / mean.masked_fill(mean == 0, 1)
 
 
 def cosines(x: Tensor) -> Tensor:
@@ -120,8 +122,8 @@ class SquaredDistances(torch.autograd.Function):
         lengths = products.diagonal(dim1=1, dim2=2)
         lengths = lengths[:, :, None] + lengths[:, None, :]
         squares = lengths - 2 * products
-        rounding = ROUNDING * torch.finfo(squares.dtype).eps * lengths
-        return squares.masked_fill_(squares <= rounding, 0)
+        rounding = ROUNDING * torch.finfo(x.dtype).eps * x.shape[2] ** 0.5
+        return squares.masked_fill_(squares <= rounding * lengths, 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
