@@ -323,6 +323,7 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
     model['distill']['late'] = dict(
         tap='backbone[3]', loss=models.cwd(), schedule=dict(start=1, stop=2)
     )
+    model['task'] = dict(schedule=dict(start=1))  # the head has no gradient at first
     cfg = config(
         model,
         data,
@@ -358,6 +359,8 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
     terms = [{k for k in losses if k.startswith('distill')} for losses in first['losses']]
     assert ['distill.late.loss' in term for term in terms] == [False, True, False]
     assert ['distill.idle_loss' in term for term in terms] == [True, False, True]
+    tasks = [any(key.startswith('decode') for key in losses) for losses in first['losses']]
+    assert tasks == [False, True, True]
     assert all(losses.get('distill.idle_loss', 0) == 0 for losses in first['losses'])
     state = read_checkpoint(tmp_path / 'iter_3.pth')['state_dict']
     alone.load_state_dict(state, strict=True)
