@@ -54,6 +54,21 @@ def mean_gap(relations, student, teacher, embed):
     return float(np.mean(gaps))
 
 
+def distances_between(x):
+    """As above, for the gradient: nothing comes from where points coincide."""
+    squares = (x[None] - x[:, None]).square().sum(2)
+    apart = squares > 0
+    distances = squares.masked_fill(~apart, math.inf).sqrt().masked_fill(~apart, 0)
+    return distances / distances[apart].mean()
+
+
+def angles_between(x):
+    gaps = x[None] - x[:, None]
+    squares = gaps.square().sum(2, keepdim=True)
+    unit = gaps / squares.masked_fill(squares == 0, math.inf).sqrt()
+    return unit @ unit.mT
+
+
 class RKDContract(LossContract):
     variants = (dict(), dict(embed='pool'), dict(gather=True))
     pairs = (
@@ -66,6 +81,7 @@ class RKDContract(LossContract):
     same_channels = False
     same_size = False
     relations = staticmethod(distances_of)
+    between = staticmethod(distances_between)
 
     @classmethod
     def reference(cls, student, teacher, embed='flatten', gather=False):
@@ -110,11 +126,10 @@ class RKDContract(LossContract):
         single, slope = self.value_and_grad(loss, student.float(), teacher.float())
         assert single.item() == pytest.approx(expected, rel=1e-5)
         torch.testing.assert_close(slope, grad.float(), rtol=1e-4, atol=1e-7)
-        # moved together they pull with what the others give both of them, and nothing else
-        step = torch.zeros_like(student)
-        step[[1, 3]] = torch.tensor([0.3, -0.2, 0.5, 0.1]).double()
-        ends = [loss(student + h * step, teacher).item() for h in (1e-6, -1e-6)]
-        assert (grad * step).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
+        student.requires_grad_()
+        relations = (self.between(x) for x in (student, teacher))
+        (slope,) = torch.autograd.grad(nn.functional.smooth_l1_loss(*relations), student)
+        torch.testing.assert_close(grad, slope)
 
     def test_all_points_in_one_place(self):
         student, teacher = (x.detach() for x in random_pair(((5, 4), (5, 3)), torch.float32))
@@ -127,7 +142,7 @@ class RKDContract(LossContract):
     def test_points_that_lie_close_together_keep_their_digits(self, offset):
         generator = torch.Generator().manual_seed(0)
         centres = torch.randn(3, 1, 64, generator=generator).repeat(1, 4, 1).flatten(0, 1)
-        for spread in (1.0, 1e-1, 1e-2):
+        for spread in (1.0, 1e-2, 1e-4):
             noise = torch.randn(12, 64, generator=generator)
             student = centres + spread * noise + offset
             teacher = centres + spread * torch.randn(12, 64, generator=generator)
@@ -225,6 +240,7 @@ class TestRKDDistanceLoss(RKDContract):
 class TestRKDAngleLoss(RKDContract):
     name = 'RKDAngleLoss'
     relations = staticmethod(angles_of)
+    between = staticmethod(angles_between)
 
 
 class TestRKDDistanceLossOfPositions(PositionsContract):
@@ -293,7 +309,7 @@ def test_points_that_coincide_have_a_distance_of_exactly_zero(width):
 
 # --- several processes -----------------------------------------------------------------------
 
-COUNTS = ((3, 3), (4, 2), (5, 1), (6, 0))
+COUNTS = ((3, 3), (4, 2), (1, 5), (6, 0))
 
 
 def student_model() -> nn.Module:
