@@ -216,6 +216,16 @@ class Term(nn.Module):
                 f'distill.{self.name}: norm has {len(self.norms)} names for {len(teachers)} maps; '
                 'give one for each'
             )
+        if self.compares_gradients:
+            for s, t in zip(students, teachers):
+                if s.shape != t.shape:
+                    raise ValueError(
+                        f"distill.{self.name}: gradients at '{self.student_tap}' of the student "
+                        f"and '{self.teacher_tap}' of the teacher have different shapes (in a "
+                        f'trial: {tuple(s.shape)} and {tuple(t.shape)}), and no connector can '
+                        "change that; tap what has the same in both, such as 'backbone@input' or "
+                        'the class scores'
+                    )
         if self._teacher_connector is not None:
             self.teacher_connectors[:] = self._build_teacher_connectors(teachers)
         with torch.no_grad():

@@ -230,11 +230,11 @@ def test_operations_without_a_second_derivative_are_named():
     assert 'backbone.layer4' in str(e.value)
 
 
-def test_the_teacher_needs_labels_of_its_own_task():
-    teacher = models.pspnet(classes=7)
-    with pytest.raises(ValueError, match=r'distill\.g: .*channel counts differ'):
-        distiller(
-            models.pspnet(),
-            teacher,
-            dict(g=dict(tap='decode_head.conv_seg', loss=GRADIENT, connector=None)),
-        )
+def test_gradients_of_other_shapes_are_refused():
+    for tap, student, teacher in (
+        ('decode_head.bottleneck', models.pspnet(), models.pspnet(16)),
+        ('backbone.layer4', models.pspnet(), models.fcn()),
+    ):
+        with pytest.raises(ValueError, match='no connector can change that') as error:
+            distiller(student, teacher, dict(g=dict(tap=tap, loss=GRADIENT)))
+        assert f"distill.g: gradients at '{tap}' of the student" in str(error.value)
