@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +21,15 @@ from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.schedule import Schedule
+from mmkd_plugin.self_teacher import SelfTeacher
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
 from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.term import Term
 
 STATE_VERSION = 1
+#: Parts whose state lies beside that of the student in a checkpoint.
+BESIDE = ('distill', 'self_teachers')
 
 
 class Seen(NamedTuple):
@@ -50,8 +54,9 @@ class Distiller(BaseModel):
     Args:
         student (dict | nn.Module): A model that trains by itself: any mmengine ``BaseModel``.
         teacher (dict | list[dict]): ``config`` (path, ``pkg::`` path or model dict),
-            ``checkpoint``, ``strict`` and ``name`` of a :class:`Teacher`; a list for several,
-            which then all need a name.
+            ``checkpoint``, ``strict`` and ``name`` of a :class:`Teacher`; or
+            ``type='mmkd_plugin.SelfTeacher'`` and the arguments of a :class:`SelfTeacher`; a list
+            for several, which then all need a name.
         distill (dict[str, dict]): The terms: ``tap`` (or ``student_tap`` and ``teacher_tap``),
             ``loss``, and optionally ``teacher``, ``connector``, ``teacher_connector``, ``norm`` and
             ``schedule``. See :class:`Term` and :class:`Schedule`.
@@ -85,6 +90,7 @@ class Distiller(BaseModel):
         task: dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
+        config = student
         if isinstance(student, dict):
             student = dict(student)
             if data_preprocessor is not None:
@@ -94,25 +100,40 @@ class Distiller(BaseModel):
             super().__init__(data_preprocessor=student.data_preprocessor)
             self.student = student
             configs = teacher_configs(teacher)
+            own = {name for name, one in configs.items() if is_self_teacher(one)}
+            if own and not isinstance(config, dict):
+                raise ValueError("a self-teacher is built from the student's config; give a dict")
             self.distill = nn.ModuleDict(_terms(distill, list(configs)))
             used = {term.teacher for term in self.distill.values()}
-            for name in set(configs) - used:
+            for name in set(configs) - used - own:
                 print_log(
                     f"Teacher '{name}' is not built: no term of `distill` has teacher='{name}'.",
                     logger='current',
                     level=30,
                 )
-            self.teachers = {n: Teacher(**c) for n, c in configs.items() if n in used}
+            self.teachers = {
+                n: Teacher(**c) for n, c in configs.items() if n in used and n not in own
+            }
+            self.self_teachers = nn.ModuleDict(
+                {
+                    n: SelfTeacher(**{k: v for k, v in configs[n].items() if k != 'type'})
+                    for n in configs
+                    if n in own
+                }
+            )
             self.task_weight, self.task_schedule = _task(task)
-            self._run = self._connect()
+            self._run = self._connect(config)
         self._checked_schedules = self._checked_gradients = False
         self._register_state_dict_hook(_student_state)
 
-    def _connect(self) -> DryRun:
+    def _connect(self, config: dict) -> DryRun:
         """Tries student and teachers once, builds the connectors and logs the plan."""
         device = torch.device(get_device())
         terms = list(self.distill.values())
-        student = dry_run_student(self.student, _taps(terms, 'student_tap'), device)
+        taps = _taps(terms, 'student_tap') + [
+            t for own in self.self_teachers.values() for t in own.tap
+        ]
+        student = dry_run_student(self.student, taps, device)
         taught: dict[str, DryRun] = {}
         for name, teacher in self.teachers.items():
             mine = [term for term in terms if term.teacher == name]
@@ -123,20 +144,37 @@ class Distiller(BaseModel):
                 student.size,
                 _taps(mine, 'teacher_tap', gradients=True),
             )
+        for name, own in self.self_teachers.items():
+            mine = [term for term in terms if term.teacher == name]
+            samples = student.samples and [sample.cpu() for sample in student.samples]
+            sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
+            maps, taps = own.tap.of(student.values), _taps(mine, 'teacher_tap')
+            taught[name] = own.prepare(config, maps, samples, taps, sync)
+            taught[name].size = student.size
         given = {need: source.example(student.size) for need, source in FROM_BATCH.items()}
         for term in terms:
-            teacher, run = self.teachers[term.teacher], taught[term.teacher]
+            own = term.teacher in self.self_teachers
+            teacher = (self.self_teachers if own else self.teachers)[term.teacher]
+            run = taught[term.teacher]
             s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
             _check_classes(term, self.student, s, teacher.model, t)
+            if own and term.compares_gradients:
+                raise ValueError(
+                    f'distill.{term.name}: {type(term.loss).__name__} compares gradients of task '
+                    'losses, for which a self-teacher is no teacher'
+                )
             if any(need in FROM_NORM for need in term.needs):
-                term.use_norms(teacher.norms(term.teacher_tap, term.norm_names))
+                term.use_norms(teacher.norms(term.teacher_tap, term.norm_names), live=own)
             term.connect(s, t, given)
         text = plan(self.distill, self.teachers, student, taught)
+        for own in self.self_teachers.values():
+            text += f'\n{own.work(student.size)}'
         if self.task_weight != 1 or self.task_schedule != Schedule():
             text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
         print_log(f'\n{text}', logger='current')
         for run in (student, *taught.values()):
             run.values.clear()
+            run.samples = None
         return student
 
     def forward(
@@ -156,7 +194,7 @@ class Distiller(BaseModel):
             return self.student(inputs, data_samples, mode=mode)
         factors, task = self._factors()
         active = [term for name, term in self.distill.items() if factors[name] > 0]
-        if not active and task == 0:
+        if not active and task == 0 and not self.self_teachers:
             raise ValueError(
                 'there is nothing to learn now: the task loss is off, and so are all terms of '
                 '`distill`; let their schedules meet'
@@ -167,6 +205,11 @@ class Distiller(BaseModel):
             if (terms := [term for term in active if term.teacher == name])
         }
         losses, seen = self._run_student(inputs, data_samples, active, task)
+        for name, own in self.self_teachers.items():
+            taps = _taps([term for term in active if term.teacher == name], 'teacher_tap')
+            learnt, maps = own(own.tap.of(seen.maps), data_samples, taps)
+            losses |= {key: _scaled(key, x, own.loss_weight) for key, x in learnt.items()}
+            taught[name] = Seen(maps, {})
         given = {need: _from_batch(need, data_samples, active) for need in FROM_BATCH}
         values, compared = {}, {}
         for term in active:
@@ -194,6 +237,7 @@ class Distiller(BaseModel):
     ) -> tuple[dict, Seen]:
         """The student's own losses, times ``task``, and what the terms compare."""
         taps = _taps(active, 'student_tap', gradients=False)
+        taps += [tap for own in self.self_teachers.values() for tap in own.tap if tap not in taps]
         gradient_taps = _taps(active, 'student_tap', gradients=True)
         reader = TapReader(
             self.student,
@@ -246,6 +290,9 @@ class Distiller(BaseModel):
     def init_weights(self) -> None:
         """Initialises the student as it would be alone; the teachers keep what they loaded."""
         self.student.init_weights()
+        with random_state_kept():
+            for own in self.self_teachers.values():
+                own.init_weights()
 
     def named_parameters(
         self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True
@@ -299,7 +346,12 @@ class Distiller(BaseModel):
                 state_dict[f'{prefix}data_preprocessor.{key}'] = value
         terms = {} if saved is None else saved['state']
         missing = []
-        for key, value in self.distill.state_dict(prefix='distill.').items():
+        beside = {
+            f'{part}.{key}': value
+            for part in BESIDE
+            for key, value in getattr(self, part).state_dict().items()
+        }
+        for key, value in beside.items():
             if key in terms and terms[key].shape == value.shape:
                 value = terms[key]
             elif saved is not None:
@@ -322,7 +374,7 @@ def _student_state(module: nn.Module, destination: dict, prefix: str, local_meta
         value = destination.pop(key)
         if key.startswith(start):
             destination[prefix + key[len(start) :]] = value
-        elif key.startswith(f'{prefix}distill.'):
+        elif key.startswith(tuple(f'{prefix}{part}.' for part in BESIDE)):
             terms[key[len(prefix) :]] = value.detach().cpu()
     metadata = getattr(destination, '_metadata', {})
     for key in [key for key in metadata if f'{key}.'.startswith(start)]:
@@ -340,21 +392,46 @@ def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
     several = not isinstance(teacher, dict)
     configs: dict[str, dict] = {}
     for config in teacher if several else [teacher]:
-        check_keys('teacher', config, ('config', 'checkpoint', 'strict', 'name'))
-        if 'config' not in config:
-            raise ValueError("teacher has no `config`: a path, 'mmseg::...' or a model dict")
-        if 'checkpoint' not in config:
-            raise ValueError(
-                'teacher has no `checkpoint`: a file or URL of its trained weights '
-                '(checkpoint=None is a teacher with random weights)'
-            )
-        name = config.get('name', None if several else 'teacher')
+        own = is_self_teacher(config)
+        _check_self_teacher(config) if own else _check_teacher(config)
+        name = config.get('name', None if several else 'self_teacher' if own else 'teacher')
         if name is None or name in configs:
             raise ValueError("with several teachers each needs a `name` of its own: name='large'")
         configs[name] = dict(config, name=name)
     if not configs:
         raise ValueError('teacher is an empty list')
     return configs
+
+
+def is_self_teacher(config: dict) -> bool:
+    """Whether the config of a teacher is that of a :class:`SelfTeacher`."""
+    return 'type' in config
+
+
+def _check_teacher(config: dict) -> None:
+    check_keys('teacher', config, ('config', 'checkpoint', 'strict', 'name'))
+    if 'config' not in config:
+        raise ValueError("teacher has no `config`: a path, 'mmseg::...' or a model dict")
+    if 'checkpoint' not in config:
+        raise ValueError(
+            'teacher has no `checkpoint`: a file or URL of its trained weights '
+            '(checkpoint=None is a teacher with random weights)'
+        )
+
+
+def _check_self_teacher(config: dict) -> None:
+    if config['type'] != 'mmkd_plugin.SelfTeacher':
+        raise ValueError(
+            f"teacher has type={config['type']!r}: write type='mmkd_plugin.SelfTeacher' for one "
+            'that is trained along, or leave `type` out for a trained one'
+        )
+    check_keys('teacher', config, ('type', *inspect.signature(SelfTeacher).parameters))
+    for key in ('tap', 'neck'):
+        if key not in config:
+            raise ValueError(
+                f'teacher has no `{key}`: a self-teacher has a tap in the student and a neck, such '
+                "as tap='backbone', neck=dict(type='mmkd_plugin.BiFPNSelfTeacher')"
+            )
 
 
 def _terms(distill: Any, teachers: Sequence[str]) -> dict[str, Term]:

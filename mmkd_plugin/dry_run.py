@@ -40,6 +40,7 @@ class DryRun:
         norms (dict[Tap, list[str]]): The batch norm that feeds each map of a tap, ``''`` for none.
         ran (list[str]): Names of all modules that ran, in the order in which they ended.
         size (int): Height and width of the image, pixels.
+        samples (list, optional): The made-up data samples.
         problem (str, optional): Why the training forward could not be tried, if it could not.
     """
 
@@ -50,6 +51,7 @@ class DryRun:
     norms: dict[Tap, list[str]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     size: int = EXAMPLE_SIZES[0]
+    samples: list | None = None
     problem: str | None = None
 
 
@@ -117,7 +119,7 @@ def first_that_works(
             except Exception as error:  # whatever a foreign model makes of our labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
-                run.size = size
+                run.size, run.samples = size, samples
                 return run
     return DryRun(problem=problem)
 

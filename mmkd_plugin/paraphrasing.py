@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkd_plugin.distiller import teacher_configs
+from mmkd_plugin.distiller import is_self_teacher, teacher_configs
 from mmkd_plugin.dry_run import random_state_kept
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import as_list
@@ -73,6 +73,9 @@ class ParaphraserTraining(BaseModel):
             name: Term.from_config(name, line, list(configs)) for name, line in lines.items()
         }
         used = {term.teacher for term in self.terms.values()}
+        for name in used:
+            if is_self_teacher(configs[name]):
+                raise ValueError(f"'{name}' is trained along: it cannot have a `teacher_connector`")
         with random_state_kept():
             self.teachers = {name: Teacher(**configs[name]) for name in configs if name in used}
         self.paraphrasers = nn.ModuleDict()

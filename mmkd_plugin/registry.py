@@ -14,6 +14,7 @@ MODELS = Registry(
     locations=[
         'mmkd_plugin.losses',
         'mmkd_plugin.connectors',
+        'mmkd_plugin.necks',
         'mmkd_plugin.distiller',
         'mmkd_plugin.paraphrasing',
     ],

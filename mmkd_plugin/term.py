@@ -156,12 +156,14 @@ class Term(nn.Module):
         """Names of what the loss needs from the batch."""
         return tuple(need for need in self.needs if need in FROM_BATCH)
 
-    def use_norms(self, norms: Sequence[tuple[str, nn.Module | None]]) -> None:
+    def use_norms(self, norms: Sequence[tuple[str, nn.Module | None]], live: bool = False) -> None:
         """Takes what the loss needs from the batch norms that feed the teacher's maps.
 
         Args:
             norms (Sequence[tuple]): Name and module for each map, in their order; the module is
                 None where none was found.
+            live (bool): Whether the norms are trained, so that they are read in every iteration.
+                Defaults to False.
 
         Raises:
             ValueError: If there is none, or it has no weight and bias.
@@ -176,18 +178,20 @@ class Term(nn.Module):
                     f"bias of the batch norm that feeds '{self.teacher_tap}' of the teacher, and "
                     f"{found}. Name it: norm='backbone.layer4.2.bn3'"
                 )
-            for need in self.needs:
+            for need in self.needs if not live else ():
                 if need in FROM_NORM:
                     value = FROM_NORM[need](weight.detach(), bias.detach())
                     self.register_buffer(f'_{need}_{position}', value, persistent=False)
         self.norms = [name for name, _ in norms]
+        self._live = _Outside(norm for _, norm in norms) if live else _Outside()
 
     def _constants(self) -> dict[str, Any]:
         """What :meth:`use_norms` took, as keyword arguments of the loss."""
         constants = {}
         for need in self.needs:
             if need in FROM_NORM:
-                values = [getattr(self, f'_{need}_{n}') for n in range(len(self.norms))]
+                values = [FROM_NORM[need](n.weight.detach(), n.bias.detach()) for n in self._live]
+                values = values or [getattr(self, f'_{need}_{n}') for n in range(len(self.norms))]
                 constants[need] = values[0] if len(values) == 1 else values
         return constants
 

@@ -1,0 +1,359 @@
+"""The self-teachers of FRSKD: bidirectional feature pyramids that refine a model's own maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.registry import MODELS
+
+EPS = 1e-6
+
+
+# --- classification form ---------------------------------------------------------------------
+
+
+def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    """1×1 convolution, BN, ReLU: changes the number of channels."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def separable_block(channels: int, depth: int) -> nn.Sequential:
+    """``depth`` depthwise separable 3×3 convolutions with BN, and a ReLU between two of them."""
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        layers += [nn.ReLU(inplace=True)] if number else []
+        layers += [
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        ]
+    return nn.Sequential(*layers)
+
+
+def fused(weights: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """The mean of maps with ``relu(w) / (sum of relu(w) + 1e-6)`` as weights.
+
+    Args:
+        weights (Tensor): One number for each map.
+        maps (Sequence[Tensor]): Maps of one shape.
+    """
+    weights = weights.relu()
+    weights = weights / (weights.sum() + EPS)
+    return sum(weight * x for weight, x in zip(weights, maps))
+
+
+def pool_down(x: Tensor, size: Sequence[int]) -> Tensor:
+    """3×3 max-pooling with zero padding as TensorFlow's 'same', to a given size.
+
+    The stride is 2 from one level of a pyramid to the next, and 1 where a dilated stage keeps the
+    size. What is left of a difference, where sizes do not halve, is taken by nearest.
+
+    Args:
+        x (Tensor): (N, C, H, W), not below 0.
+        size (Sequence[int]): Height and width to come to.
+    """
+    strides = [max(1, round(old / new)) for old, new in zip(x.shape[2:], size)]
+    padding: list[int] = []
+    for old, stride in zip(x.shape[:1:-1], strides[::-1]):
+        extra = max((math.ceil(old / stride) - 1) * stride + 3 - old, 0)
+        padding += [extra // 2, extra - extra // 2]
+    x = F.max_pool2d(F.pad(x, padding), 3, stride=strides)
+    return x if x.shape[2:] == tuple(size) else F.interpolate(x, size=tuple(size))
+
+
+@MODELS.register_module()
+class BiFPNSelfTeacher(nn.Module):
+    """Auxiliary pyramid that refines the maps of a classifier's stages (FRSKD).
+
+    A top-down and a bottom-up path with learnt, normalised weights where maps meet. The maps keep
+    the order, number and sizes of the inputs; the widths follow those of the stages.
+
+    Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021
+    (the network that its experiments on classification use).
+
+    - paper: https://arxiv.org/abs/2103.08273
+    - code: https://github.com/MingiJi/FRSKD
+
+    Args:
+        in_channels (Sequence[int]): Channels of the inputs, at least two, from high to low
+            resolution.
+        width (float): Channels of an output, as a multiple of those of its input. Defaults to 2.
+        depth (int): Separable convolutions in each node. Defaults to 2.
+        out_channels (int, optional): Channels of all outputs instead, as in the paper's ablation.
+            Defaults to None.
+
+    Shape:
+        - inputs: as many maps (N, C_i, H_i, W_i), of any sizes.
+        - outputs: (N, ``width`` * C_i, H_i, W_i), not below 0.
+
+    Raises:
+        ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
+
+    Example:
+        >>> import torch
+        >>> neck = BiFPNSelfTeacher([16, 32, 64])
+        >>> maps = [torch.rand(2, 16, 32, 32), torch.rand(2, 32, 16, 16), torch.rand(2, 64, 8, 8)]
+        >>> [tuple(x.shape) for x in neck(maps)]
+        [(2, 32, 32, 32), (2, 64, 16, 16), (2, 128, 8, 8)]
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        width: float = 2,
+        depth: int = 2,
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) < 2:
+            raise ValueError(
+                f'in_channels must name at least two maps, got {list(in_channels)}; tap more stages'
+            )
+        if depth < 1 or width <= 0:
+            raise ValueError(f'width and depth must be above 0, got {width} and {depth}')
+        self.in_channels = list(in_channels)
+        self.out_channels = [out_channels or int(width * c) for c in in_channels]
+        out, levels = self.out_channels, range(len(in_channels))
+        self.lateral = nn.ModuleList(conv_block(self.in_channels[i], out[i]) for i in levels)
+        self.lateral2 = nn.ModuleList(conv_block(self.in_channels[i], out[i]) for i in levels[1:])
+        self.from_above = nn.ModuleList(conv_block(out[i + 1], out[i]) for i in levels[:-1])
+        self.from_below = nn.ModuleList(conv_block(out[i - 1], out[i]) for i in levels[1:])
+        self.top_down = nn.ModuleList(separable_block(out[i], depth) for i in levels[:-1])
+        self.bottom_up = nn.ModuleList(separable_block(out[i], depth) for i in levels[1:])
+        self.top_down_weights = nn.ParameterList(torch.ones(2) for _ in levels[:-1])
+        self.bottom_up_weights = nn.ParameterList(
+            torch.ones(3 if i < levels[-1] else 2) for i in levels[1:]
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the refined maps."""
+        check_maps(inputs, self.in_channels, 'BiFPNSelfTeacher')
+        last = len(inputs) - 1
+        lateral = [conv(x) for conv, x in zip(self.lateral, inputs)]
+        down = [lateral[last]]
+        for i in range(last - 1, -1, -1):
+            above = F.interpolate(down[0].relu(), size=inputs[i].shape[2:])
+            maps = lateral[i].relu(), self.from_above[i](above)
+            down.insert(0, self.top_down[i](fused(self.top_down_weights[i], maps)))
+        up = [down[0]]
+        for i in range(1, last + 1):
+            maps = [self.lateral2[i - 1](inputs[i]).relu()]
+            maps += [down[i].relu()] if i < last else []
+            maps += [self.from_below[i - 1](pool_down(up[-1].relu(), inputs[i].shape[2:]))]
+            up.append(self.bottom_up[i - 1](fused(self.bottom_up_weights[i - 1], maps)))
+        return tuple(x.relu() for x in up)
+
+
+# --- segmentation form -----------------------------------------------------------------------
+
+
+def node(channels: int) -> nn.Sequential:
+    """A scale and a shift for each channel, BN, ReLU: what follows each sum of maps."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 1, groups=channels),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class BiFPNLayer(nn.Module):
+    """One top-down and one bottom-up path over levels of one width; sums are unweighted.
+
+    ``U_n = node(P_n)``, ``U_i = node(P_i + bilinear(U_{i+1}))`` and then ``O_1 = U_1``,
+    ``O_i = node(P_i + U_i + nearest(O_{i-1}))``; each node has weights of its own.
+
+    Args:
+        channels (int): Channels of all levels.
+        num_levels (int): Levels, from high to low resolution.
+        bottom_up (bool): Whether there is the second path; without it the ``U_i`` are returned.
+            Defaults to True.
+
+    Shape:
+        - inputs: ``num_levels`` maps (N, channels, H_i, W_i).
+        - outputs: the same shapes.
+    """
+
+    def __init__(self, channels: int, num_levels: int, bottom_up: bool = True) -> None:
+        super().__init__()
+        self.top_down = nn.ModuleList(node(channels) for _ in range(num_levels))
+        self.bottom_up = nn.ModuleList(
+            node(channels) for _ in range(num_levels - 1 if bottom_up else 0)
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the maps of the last path."""
+        down = [self.top_down[-1](inputs[-1])]
+        for x, convert in zip(inputs[-2::-1], self.top_down[-2::-1]):
+            down.insert(0, convert(x + resized(down[0], x, 'bilinear')))
+        if not self.bottom_up:
+            return down
+        up = [down[0]]
+        for x, between, convert in zip(inputs[1:], down[1:], self.bottom_up):
+            up.append(convert(x + between + resized(up[-1], x, 'nearest')))
+        return up
+
+
+def resized(x: Tensor, like: Tensor, mode: str) -> Tensor:
+    """A map in the size of another."""
+    if x.shape[2:] == like.shape[2:]:
+        return x
+    corners = dict(align_corners=False) if mode == 'bilinear' else {}
+    return F.interpolate(x, size=like.shape[2:], mode=mode, **corners)
+
+
+@MODELS.register_module()
+class BiFPNSegSelfTeacher(nn.Module):
+    """Auxiliary pyramid that refines the levels of a segmentor's BiFPN neck (FRSKD).
+
+    Layers as in :class:`BiFPN`, but the last one ends after its top-down path.
+
+    Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021
+    (the network that its experiments on segmentation use).
+
+    - paper: https://arxiv.org/abs/2103.08273
+    - code: https://github.com/MingiJi/FRSKD
+
+    Args:
+        channels (int): Channels of all levels.
+        num_layers (int): Layers. Defaults to 2.
+        num_levels (int): Levels, from high to low resolution. Defaults to 6.
+
+    Shape:
+        - inputs: ``num_levels`` maps (N, channels, H_i, W_i).
+        - outputs: the same shapes.
+
+    Raises:
+        ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
+
+    Example:
+        >>> import torch
+        >>> neck = BiFPNSegSelfTeacher(64, num_levels=3)
+        >>> maps = [torch.rand(2, 64, size, size) for size in (32, 16, 8)]
+        >>> [tuple(x.shape) for x in neck(maps)]
+        [(2, 64, 32, 32), (2, 64, 16, 16), (2, 64, 8, 8)]
+    """
+
+    def __init__(self, channels: int, num_layers: int = 2, num_levels: int = 6) -> None:
+        super().__init__()
+        check_counts(num_layers, num_levels)
+        self.channels = channels
+        self.in_channels = self.out_channels = [channels] * num_levels
+        self.layers = nn.ModuleList(
+            BiFPNLayer(channels, num_levels, bottom_up=number < num_layers - 1)
+            for number in range(num_layers)
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the refined maps."""
+        check_maps(inputs, self.in_channels, 'BiFPNSegSelfTeacher')
+        for layer in self.layers:
+            inputs = layer(inputs)
+        return tuple(inputs)
+
+
+@MODELS.register_module()
+class BiFPN(nn.Module):
+    """The student's neck of FRSKD's segmentation form: a bidirectional feature pyramid.
+
+    A 1×1 convolution and BN bring the maps of the backbone to one width. Levels beyond those of the
+    backbone come from its last map: a 1×1 convolution, BN and max-pooling (3, stride 2) for the
+    first, max-pooling for the next ones, as in EfficientDet. Then come the layers.
+
+    - paper: https://arxiv.org/abs/2103.08273
+    - code: https://github.com/MingiJi/FRSKD
+
+    Args:
+        in_channels (Sequence[int]): Channels of the backbone's maps, from high to low resolution.
+        channels (int): Channels of all levels; the paper's models have 64, 88 and 112.
+        num_layers (int): Layers. Defaults to 3.
+        num_levels (int): Levels, at least as many as there are inputs. Defaults to 6.
+
+    Shape:
+        - inputs: maps (N, C_i, H_i, W_i) of the backbone.
+        - outputs: ``num_levels`` maps (N, channels, H_i, W_i); each further level has half the
+          size, rounded up.
+
+    Raises:
+        ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
+
+    Example:
+        >>> import torch
+        >>> neck = BiFPN([16, 32], channels=64, num_levels=4)
+        >>> maps = [torch.rand(2, 16, 32, 32), torch.rand(2, 32, 16, 16)]
+        >>> [tuple(x.shape) for x in neck(maps)]
+        [(2, 64, 32, 32), (2, 64, 16, 16), (2, 64, 8, 8), (2, 64, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        num_layers: int = 3,
+        num_levels: int = 6,
+    ) -> None:
+        super().__init__()
+        check_counts(num_layers, num_levels)
+        if not 1 <= len(in_channels) <= num_levels:
+            raise ValueError(
+                f'num_levels ({num_levels}) must be at least the number of inputs '
+                f'({len(in_channels)})'
+            )
+        self.in_channels, self.channels = list(in_channels), channels
+        self.num_levels = num_levels
+        further = [self.in_channels[-1]] if num_levels > len(in_channels) else []
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), nn.BatchNorm2d(channels))
+            for c in self.in_channels + further
+        )
+        self.layers = nn.ModuleList(BiFPNLayer(channels, num_levels) for _ in range(num_layers))
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the levels."""
+        check_maps(inputs, self.in_channels, 'BiFPN')
+        maps = [convert(x) for convert, x in zip(self.lateral, inputs)]
+        further = self.num_levels - len(maps)
+        for number in range(further):
+            x = self.lateral[-1](inputs[-1]) if number == 0 else maps[-1]
+            maps.append(F.max_pool2d(x, 3, stride=2, padding=1))
+        for layer in self.layers:
+            maps = layer(maps)
+        return tuple(maps)
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def check_counts(num_layers: int, num_levels: int) -> None:
+    """Refuse a pyramid without layers, or of one level.
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    if num_layers < 1 or num_levels < 2:
+        raise ValueError(
+            f'a pyramid has at least 1 layer and 2 levels, got num_layers={num_layers} and '
+            f'num_levels={num_levels}'
+        )
+
+
+def check_maps(maps: Sequence[Tensor], channels: Sequence[int], name: str) -> None:
+    """Refuse maps that a neck was not built for.
+
+    Raises:
+        ValueError: If there are other numbers of maps or channels.
+    """
+    got = [x.shape[1] for x in maps] if isinstance(maps, (list, tuple)) else None
+    if got != list(channels):
+        said = f'maps with {got} channels' if got is not None else f'a {type(maps).__name__}'
+        raise ValueError(
+            f'{name} was built for {len(channels)} maps with {list(channels)} channels, got {said}'
+        )
