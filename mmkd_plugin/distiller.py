@@ -222,6 +222,10 @@ class Distiller(BaseModel):
         if values and not torch.isfinite(torch.stack([*values.values()]).detach()).all():
             term = next(term for term, loss in values.items() if not torch.isfinite(loss))
             raise FloatingPointError(_not_finite(term, values[term], *compared[term]))
+        for name, term in self.distill.items():
+            if term.schedule.is_over(self._position(term.schedule)):
+                # mmengine's log would go on to show the last value
+                losses[f'distill.{name}.loss'] = inputs.new_zeros(())
         if get_world_size() > 1:  # DDP waits for the gradient of every parameter
             idle = [
                 p for term in self.distill.values() if term not in active for p in term.parameters()
@@ -281,11 +285,17 @@ class Distiller(BaseModel):
                     )
             self._checked_schedules = True
 
-        def now(schedule: Schedule) -> float:
-            return schedule.factor(info.get('epoch' if schedule.by_epoch else 'iter', 0))
+        factors = {
+            name: term.schedule.factor(self._position(term.schedule))
+            for name, term in self.distill.items()
+        }
+        task = self.task_schedule.factor(self._position(self.task_schedule))
+        return factors, self.task_weight * task
 
-        factors = {name: now(term.schedule) for name, term in self.distill.items()}
-        return factors, self.task_weight * now(self.task_schedule)
+    @staticmethod
+    def _position(schedule: Schedule) -> int:
+        info = MessageHub.get_current_instance().runtime_info
+        return info.get('epoch' if schedule.by_epoch else 'iter', 0)
 
     def init_weights(self) -> None:
         """Initialises the student as it would be alone; the teachers keep what they loaded."""

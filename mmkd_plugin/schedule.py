@@ -82,6 +82,10 @@ class Schedule:
             return 1.0
         return CURVES[self.curve]((position - self.start) / self.ramp)
 
+    def is_over(self, position: int) -> bool:
+        """Whether it was on and is off for good at an iteration (or epoch)."""
+        return self.stop is not None and position >= self.stop
+
     def never_on(self, length: int) -> bool:
         """Whether a run of ``length`` iterations (or epochs) ends before the term is ever on."""
         return length <= self.start

@@ -50,3 +50,9 @@ def test_text():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**arguments)
+
+
+def test_over_is_off_for_good():
+    schedule = Schedule(start=2, stop=5)
+    assert [schedule.is_over(n) for n in (0, 3, 4, 5, 9)] == [False, False, False, True, True]
+    assert not Schedule(start=2).is_over(10**9)
