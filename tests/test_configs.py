@@ -1,15 +1,20 @@
-"""Every config under ``configs/`` builds; one of each detector and segmentor trains and predicts.
+"""Every config under ``configs/`` builds, and every term of every recipe teaches the backbone.
 
 Nothing is downloaded: weights are random, and a teacher's checkpoint is only compared with the
 metafile that the OpenMMLab packages carry.
+
+Recipes of one pair in ``_base_/pairs`` differ in what they add to it. The first of each pair is
+built as it is; the others are built an eighth as wide, with the same modules.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -19,16 +24,30 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
 
-from mmkd_plugin import stack
+from mmkd_plugin import losses, stack
+from mmkd_plugin.paraphrasing import stage_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SHIPPED = sorted(
     path for path in CONFIGS.rglob('*.py') if '_base_' not in path.relative_to(CONFIGS).parts
 )
+PAIRS = sorted(path.stem for path in CONFIGS.glob('_base_/pairs/*.py'))
+PAIR_OF = {path: pair for path in SHIPPED for pair in PAIRS if path.stem.endswith(f'_{pair}')}
+#: One recipe of each pair; what is true of the pair is tested with it alone.
+SAMPLES = list({pair: path for path, pair in reversed(PAIR_OF.items())}.values())
+WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
+CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
+    next(pair for pair in PAIRS if re.search(pattern, pair))
+    for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
+)
+#: What a detector has no labels for.
+SEGMENTATION_ONLY = ('IntraClassVariationLoss',)
 FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl')
 SIZE = 128
 
@@ -48,6 +67,14 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
 
 
+@pytest.fixture(autouse=True)
+def hub() -> Iterator[MessageHub]:
+    """The counters of a run, which schedules follow; those of each test are its own."""
+    hub = MessageHub.get_instance(f'test-configs-{len(MessageHub._instance_dict)}')
+    yield hub
+    MessageHub._instance_dict.pop(hub.instance_name)
+
+
 def config_id(path: Path) -> str:
     return path.relative_to(CONFIGS).with_suffix('').as_posix()
 
@@ -58,12 +85,18 @@ def first_of(family: str) -> Path:
     )
 
 
+@cache
+def read(path: Path | str) -> Config:
+    stack.prepare()
+    path = stack.shipped_config(path) if '::' in str(path) else path
+    return Config.fromfile(path)
+
+
 @contextmanager
 def loaded(path: Path) -> Iterator[Config]:
     """Read a config and work in its scope, as a runner does; skip what is not installed."""
-    stack.prepare()
     try:
-        cfg = Config.fromfile(path)
+        cfg = copy.deepcopy(read(path))
     except PackageNotFoundError as error:
         pytest.skip(str(error))
     if cfg.default_scope == 'mmdet':
@@ -78,7 +111,7 @@ def teachers_of(model: dict) -> list[dict]:
 
 
 def offline(cfg: Any) -> Any:
-    """Fit a model's config to a test: no pretrained weights, BN for SyncBN, no large crops."""
+    """Fit a model's config to a test: random weights, BN for SyncBN, no large crops."""
     if isinstance(cfg, dict):
         for key, value in cfg.items():
             if key in ('pretrained', 'checkpoint') or (
@@ -89,12 +122,39 @@ def offline(cfg: Any) -> Any:
                 value['size'] = (SIZE, SIZE)  # mmseg pads to the crop size
             elif key == 'type' and value == 'SyncBN':
                 cfg[key] = 'BN'
+            elif key == 'teacher_connector':
+                value['checkpoint'] = None  # tools/train.py names the file
             else:
                 offline(value)
     elif isinstance(cfg, (list, tuple)):
         for item in cfg:
             offline(item)
     return cfg
+
+
+def narrow(model: Any) -> Any:
+    """Make a PSPNet or a RetinaNet an eighth as wide; its modules keep their names."""
+    widths = dict(
+        backbone=('base_channels', 'stem_channels'),
+        neck=('in_channels', 'out_channels'),
+        decode_head=('in_channels', 'channels'),
+        auxiliary_head=('in_channels', 'channels'),
+        bbox_head=('in_channels', 'feat_channels'),
+    )
+    for part, keys in widths.items():
+        for key in keys if part in model else ():
+            width = model[part].get(key, 64)  # a ResNet's own default
+            model[part][key] = [w // 8 for w in width] if isinstance(width, list) else width // 8
+    return model
+
+
+def fit_for_a_test(model: Any) -> Any:
+    """A Distiller's config with student and teacher narrow, where they are stock models."""
+    model = offline(model)
+    if '::' in model.teacher.config:
+        model.student = narrow(model.student)
+        model.teacher.config = narrow(offline(copy.deepcopy(read(model.teacher.config).model)))
+    return model
 
 
 def packed_inputs(scope: str, num: int = 2) -> dict:
@@ -149,6 +209,10 @@ def official_checkpoint(config: str) -> str:
 @pytest.mark.parametrize('path', SHIPPED, ids=config_id)
 def test_config_survives_a_dump(path: Path, tmp_path: Path) -> None:
     with loaded(path) as cfg:
+        if path not in WHOLE:  # writing a whole model down takes most of the time
+            for part in ('student', 'teacher'):
+                del cfg.model[part]
+            cfg = Config(dict(model=cfg.model))
         cfg.dump(tmp_path / 'dumped.py')
         assert Config.fromfile(tmp_path / 'dumped.py').model == cfg.model
 
@@ -176,12 +240,30 @@ def test_name_ends_with_that_of_the_students_config(path: Path) -> None:
         assert {**cfg.model.student, '_scope_': None} == {**model, '_scope_': None}
 
 
-@pytest.mark.parametrize('path', SHIPPED, ids=config_id)
+@pytest.mark.parametrize('path', WHOLE, ids=config_id)
 def test_config_builds(path: Path) -> None:
     with loaded(path) as cfg:
         model = MODELS.build(offline(cfg.model))
         student = MODELS.build(cfg.model.get('student', cfg.model))
     assert list(model.state_dict()) == list(student.state_dict())
+
+
+@pytest.mark.parametrize('path', SAMPLES, ids=config_id)
+def test_narrow_models_have_the_modules_of_the_whole_ones(path: Path) -> None:
+    with loaded(path) as cfg:
+        if '::' not in cfg.model.teacher.config:
+            pytest.skip('these models are small as they are')
+        for model in (cfg.model.student, read(cfg.model.teacher.config).model):
+            whole = MODELS.build(offline(copy.deepcopy(model)))
+            small = MODELS.build(narrow(offline(copy.deepcopy(model))))
+            for get in (nn.Module.named_modules, nn.Module.named_parameters):
+                ours, theirs = dict(get(small)), dict(get(whole))
+                assert list(ours) == list(theirs)
+                assert [type(x) for x in ours.values()] == [type(x) for x in theirs.values()]
+            frozen = [[not p.requires_grad for p in m.parameters()] for m in (small, whole)]
+            assert frozen[0] == frozen[1]
+            count = [sum(p.numel() for p in m.parameters()) for m in (small, whole)]
+            assert 30 * count[0] < count[1]
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -214,3 +296,114 @@ def test_config_trains_and_predicts(family: str) -> None:
         assert prediction.pred_sem_seg.data.shape == (1, SIZE, SIZE)
     else:
         assert prediction.pred_instances.bboxes.shape[1:] == (4,)
+
+
+# Recipes: what each term does ---------------------------------------------------------------------
+
+
+def schedules_of(model: Any) -> dict[str, dict]:
+    """The schedule of each term, and that of the student's own losses as ``''``."""
+    lines = {'': model.get('task') or {}, **model.distill}
+    return {name: dict(line.get('schedule') or {}) for name, line in lines.items()}
+
+
+def is_on(schedule: dict, moment: int) -> bool:
+    return schedule.get('start', 0) <= moment < schedule.get('stop', float('inf'))
+
+
+def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
+    """The largest gradient of each parameter that the loss depends on, by name."""
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if not parameters:
+        return {}
+    found = torch.autograd.grad(loss, [*parameters.values()], retain_graph=True, allow_unused=True)
+    return {n: g.abs().max().item() for n, g in zip(parameters, found) if g is not None}
+
+
+@pytest.mark.parametrize('path', PAIR_OF, ids=config_id)
+def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
+    """One step in each phase of a recipe; two images have no angles between them, so three."""
+    torch.manual_seed(0)
+    with loaded(path) as cfg:
+        model = MODELS.build(fit_for_a_test(cfg.model))
+    schedules, length = schedules_of(cfg.model), cfg.train_cfg
+    moments = {0} | {s[key] for s in schedules.values() for key in ('start', 'stop') if key in s}
+    unit = 'iters' if 'max_iters' in length else 'epochs'
+    hub.update_info(f'max_{unit}', length[f'max_{unit}'])
+    assert max(moments) < length[f'max_{unit}']
+    assert all(s.get('by_epoch', False) == (unit == 'epochs') for s in schedules.values() if s)
+    model.init_weights()
+    model.train()
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
+    seen = set()
+    for moment in sorted(moments):
+        hub.update_info('iter', moment)
+        hub.update_info('epoch', moment)
+        on = {name for name, schedule in schedules.items() if is_on(schedule, moment)}
+        before = [p.clone() for p in model.student.backbone.parameters()]
+
+        data = model.data_preprocessor(packed_inputs(cfg.default_scope, num=3), True)
+        result = model(**data, mode='loss')
+        total, logs = model.parse_losses(result)
+
+        own = {key for key in logs if not key.startswith('distill.') and key != 'loss'}
+        # a term is missing before it starts and costs 0 after it has stopped
+        terms = {key.split('.')[1] for key in logs if key.startswith('distill.') and logs[key] != 0}
+        assert terms == on - {''} and any('loss' in key for key in own) == ('' in on)
+        assert all(torch.isfinite(value).all() for value in logs.values()), logs
+        for name in terms:
+            loss = result[f'distill.{name}.loss']
+            reached = gradients(loss, model.student.backbone)
+            assert reached and max(reached.values()) > 0, name
+            connectors = gradients(loss, model.distill[name].connectors)
+            assert all(value > 0 for value in connectors.values()), connectors
+            assert len(connectors) == len([*model.distill[name].connectors.parameters()])
+        optimizer.update_params(total)
+        after = [*model.student.backbone.parameters()]
+        assert any(not torch.equal(old, new) for old, new in zip(before, after))
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+        seen |= on
+    assert seen == set(schedules)
+
+
+def losses_of(pair: str) -> set[str]:
+    """The names of the losses that the recipes of a pair use."""
+    found = set()
+    for path in (path for path in PAIR_OF if PAIR_OF[path] == pair):
+        with loaded(path) as cfg:
+            found |= {term.loss.type.rpartition('.')[2] for term in cfg.model.distill.values()}
+    return found
+
+
+@pytest.mark.parametrize('pair', [CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET])
+def test_every_loss_has_a_recipe(pair: str) -> None:
+    exempt = () if pair in (CITYSCAPES, DIGITS_SEG) else SEGMENTATION_ONLY
+    assert set(losses.__all__) - set(exempt) - losses_of(pair) == set()
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in PAIR_OF if 'teacher_connector' in path.read_text()], ids=config_id
+)
+def test_a_paraphraser_is_trained_for_an_eighth_of_the_run(path: Path, tmp_path: Path) -> None:
+    with loaded(path) as cfg:
+        whole = copy.deepcopy(cfg.train_cfg)
+        stage_config(cfg, str(tmp_path))
+        key = 'max_iters' if 'max_iters' in whole else 'max_epochs'
+        assert cfg.train_cfg == {**whole, key: whole[key] // 8}
+        model = MODELS.build(fit_for_a_test(cfg.model))
+        model.train()
+        before = [p.clone() for p in model.parameters()]
+        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3))
+        logs = model.train_step(packed_inputs(cfg.default_scope), optimizer)
+    assert {*logs} == {'loss', *(f'{term}.loss' for term in cfg.model.distill)}
+    assert torch.isfinite(logs['loss'])
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters()))
+
+
+def test_the_readme_lists_every_recipe() -> None:
+    text = (CONFIGS / 'README.md').read_text(encoding='utf-8')
+    listed = set(re.findall(r'\]\(([\w/.-]+\.py)\)', text))
+    small = (DIGITS_SEG, DIGITS_DET)  # they are listed by method
+    recipes = [path for path in SHIPPED if PAIR_OF.get(path) not in small]
+    paths = {path.relative_to(CONFIGS).as_posix() for path in recipes}
+    assert {path for path in paths if not path.startswith('digit_scenes/')} <= listed

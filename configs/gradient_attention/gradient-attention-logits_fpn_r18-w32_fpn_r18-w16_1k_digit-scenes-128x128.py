@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/fpn_r18-w32_fpn_r18-w16_1k_digit-scenes-128x128.py'
+
+model = dict(
+    distill=dict(
+        gradient_attention=dict(
+            tap='decode_head.conv_seg',
+            loss=dict(type='mmkd_plugin.GradientAttentionLoss', loss_weight=30),
+        ),
+    ),
+)

@@ -1,0 +1,18 @@
+_base_ = '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    task=dict(loss_weight=0.1, schedule=dict(start=10000)),
+    distill=dict(
+        hint=dict(
+            tap='backbone.layer2',
+            connector=dict(type='mmkd_plugin.ConvConnector', bias=False),
+            loss=dict(type='mmkd_plugin.HintLoss', loss_weight=10),
+            schedule=dict(stop=10000),
+        ),
+        soft_target=dict(
+            tap='decode_head.conv_seg',
+            loss=dict(type='mmkd_plugin.SoftTargetLoss', tau=4, loss_weight=0.9),
+            schedule=dict(start=10000),
+        ),
+    ),
+)

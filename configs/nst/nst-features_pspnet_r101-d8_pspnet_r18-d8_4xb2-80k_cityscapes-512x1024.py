@@ -1,0 +1,12 @@
+_base_ = '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    distill=dict(
+        nst=dict(
+            tap='decode_head.bottleneck',
+            loss=dict(
+                type='mmkd_plugin.NeuronSelectivityLoss', kernel='polynomial', loss_weight=50
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,16 @@
+_base_ = '../_base_/pairs/pspnet_r101-d8_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    distill=dict(
+        distance=dict(
+            tap='decode_head.bottleneck',
+            loss=dict(
+                type='mmkd_plugin.RKDDistanceLoss', embed='pool', gather=True, loss_weight=25
+            ),
+        ),
+        angle=dict(
+            tap='decode_head.bottleneck',
+            loss=dict(type='mmkd_plugin.RKDAngleLoss', embed='pool', gather=True, loss_weight=50),
+        ),
+    ),
+)

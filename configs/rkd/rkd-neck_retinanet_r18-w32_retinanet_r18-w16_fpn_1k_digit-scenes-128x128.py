@@ -1,0 +1,16 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
+
+model = dict(
+    distill=dict(
+        distance=dict(
+            tap='neck',
+            loss=dict(
+                type='mmkd_plugin.RKDDistanceLoss', embed='pool', gather=True, loss_weight=25
+            ),
+        ),
+        angle=dict(
+            tap='neck',
+            loss=dict(type='mmkd_plugin.RKDAngleLoss', embed='pool', gather=True, loss_weight=50),
+        ),
+    ),
+)

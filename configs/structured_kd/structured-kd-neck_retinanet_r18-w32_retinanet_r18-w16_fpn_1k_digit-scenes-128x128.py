@@ -1,0 +1,14 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
+
+model = dict(
+    distill=dict(
+        pixel_wise=dict(
+            tap='bbox_head.retina_cls',
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=10),
+        ),
+        pair_wise=dict(
+            tap='neck',
+            loss=dict(type='mmkd_plugin.PairWiseLoss', pool=2, loss_weight=10),
+        ),
+    ),
+)
