@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmkd_plugin.schedule import Schedule
+from mmkd_plugin.schedule import CURVES, Schedule
 
 
 def test_always():
@@ -28,6 +28,25 @@ def test_cosine_ramp():
     assert values == pytest.approx([0, 0.1464466, 0.5, 0.8535534, 1])
 
 
+def test_exp_ramp():
+    schedule = Schedule(start=40, ramp=20, curve='exp', by_epoch=True)
+    values = [schedule.factor(n) for n in (0, 39, 40, 45, 50, 55, 59, 60, 1000)]
+    # exp(-5), exp(-45/16), exp(-5/4), exp(-5/16), exp(-1/80)
+    expected = [0, 0, 0.0067379470, 0.0600546679, 0.2865047969, 0.7316156289, 0.9875778005, 1, 1]
+    assert values == pytest.approx(expected, abs=1e-10)
+    assert str(schedule) == 'from epoch 40, exp ramp over 20'
+
+
+@pytest.mark.parametrize('curve', CURVES)
+def test_curves_rise_to_one(curve):
+    schedule = Schedule(start=3, ramp=7, stop=20, curve=curve)
+    values = [schedule.factor(n) for n in range(3, 11)]
+    assert values == sorted(values) and len(set(values)) == 8
+    assert 0 <= values[0] < 0.01 and values[-1] == 1
+    assert schedule.factor(2) == schedule.factor(20) == 0 and schedule.factor(19) == 1
+    assert Schedule(start=3, curve=curve).factor(3) == 1  # without a ramp, a curve has no say
+
+
 def test_never_on():
     assert Schedule(start=10).never_on(10)
     assert not Schedule(start=10).never_on(11)
@@ -44,7 +63,7 @@ def test_text():
         (dict(start=-1), 'cannot be negative'),
         (dict(ramp=-1), 'cannot be negative'),
         (dict(start=5, stop=5), r'stop \(5\) must come after start \(5\)'),
-        (dict(curve='step'), "curve must be one of linear, cosine, got 'step'"),
+        (dict(curve='step'), "curve must be one of linear, cosine, exp, got 'step'"),
     ],
 )
 def test_errors(arguments, message):
