@@ -14,7 +14,7 @@ from mmkd_plugin.losses.functional import (
     positive_number,
     sum_over_maps,
 )
-from mmkd_plugin.losses.soft_target import soft_targets
+from mmkd_plugin.losses.soft_target import check_sigmoid, soft_targets
 from mmkd_plugin.registry import MODELS
 
 
@@ -34,6 +34,9 @@ class PixelWiseLoss(nn.Module):
         tau (float): Temperature of the softmax; higher is softer. Default: 1.0.
         ignore_index (int, optional): Label of the positions to leave out; ``forward`` then needs
             ``labels``. Default: None, every position counts.
+        sigmoid (bool): For heads whose classes are independent, as those of detectors with a focal
+            loss: each channel is a yes or no of its own, and the divergences of the channels are
+            added up. Default: False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 1 on
             this form; CWD's comparison uses 10 on a sum that is also divided by C. Default: 1.0.
 
@@ -41,7 +44,7 @@ class PixelWiseLoss(nn.Module):
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
         - teacher: the same shapes as the student.
         - labels: (N, h, w), integers; resized by nearest to each map of another size.
-        - output: a scalar. Maps with a single channel always cost 0.
+        - output: a scalar. Maps with a single channel always cost 0, unless ``sigmoid``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -67,13 +70,18 @@ class PixelWiseLoss(nn.Module):
     needs_same_size: ClassVar[bool] = True
 
     def __init__(
-        self, tau: float = 1.0, ignore_index: int | None = None, loss_weight: Weight = 1.0
+        self,
+        tau: float = 1.0,
+        ignore_index: int | None = None,
+        sigmoid: bool = False,
+        loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
         if ignore_index is not None and type(ignore_index) is not int:
             raise TypeError(f'ignore_index must be an int or None, got {ignore_index!r}')
         self.tau = positive_number('tau', tau)
         self.ignore_index = ignore_index
+        self.sigmoid = check_sigmoid(sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
     @property
@@ -84,9 +92,17 @@ class PixelWiseLoss(nn.Module):
     def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
         compare = partial(
-            soft_targets, tau=self.tau, labels=labels, ignore_index=self.ignore_index, ndims=(4,)
+            soft_targets,
+            tau=self.tau,
+            labels=labels,
+            ignore_index=self.ignore_index,
+            ndims=(4,),
+            sigmoid=self.sigmoid,
         )
         return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
-        return f'tau={self.tau}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}'
+        return (
+            f'tau={self.tau}, ignore_index={self.ignore_index}, sigmoid={self.sigmoid}, '
+            f'loss_weight={self.loss_weight}'
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
@@ -28,27 +29,63 @@ def soft_targets(
     labels: Tensor | None = None,
     ignore_index: int | None = None,
     ndims: tuple[int, ...] = (2, 4),
+    sigmoid: bool = False,
 ) -> Tensor:
-    """Softmax over the channels at each position: ``tau^2 * mean over positions of KL``.
+    """``tau^2 * mean over positions of KL`` between the distributions of the classes there.
+
+    With a softmax over the channels, or with a sigmoid in each: then the divergences of the
+    channels are added up.
 
     Args:
         student (Tensor): Logits of the student, (N, C) or (N, C, H, W).
         teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
-        tau (float): Temperature of both softmaxes. Default: 1.0.
+        tau (float): Temperature of both distributions. Default: 1.0.
         labels (Tensor, optional): Integers (N, h, w), used with ``ignore_index`` only.
         ignore_index (int, optional): Positions with this label leave the sum and the count.
         ndims (tuple[int, ...]): The numbers of dimensions to accept. Default: (2, 4).
+        sigmoid (bool): Whether the classes are independent. Default: False.
 
     Returns:
         Tensor: A scalar; 0 where no position is left.
     """
     check_shapes(student, teacher, ndims=ndims)
     with full_precision(student, teacher) as (s, t):
-        kl = tempered_kl(s, t, tau, dim=1)
+        kl = (bernoulli_kl if sigmoid else tempered_kl)(s, t, tau, dim=1)
         if ignore_index is None:
             return kl.sum() * (tau**2 / max(kl.numel(), 1))
         kept = kept_positions(student, labels, ignore_index).to(kl.dtype)
         return (kl * kept).sum() * tau**2 / kept.sum().clamp(min=1)
+
+
+def bernoulli_kl(student: Tensor, teacher: Tensor, tau: float, dim: int) -> Tensor:
+    """``KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau)))``, summed along ``dim``.
+
+    Args:
+        student (Tensor): Logits, in float32 or wider.
+        teacher (Tensor): Logits of the same shape, without gradient.
+        tau (float): Temperature.
+        dim (int): The dimension of the classes.
+
+    Returns:
+        Tensor: The divergences; the shape of the inputs without ``dim``.
+    """
+    divergences = []
+    for scale in (tau, -tau):  # the logits of yes, then those of no
+        log_s, log_t = F.logsigmoid(student / scale), F.logsigmoid(teacher / scale)
+        p_t = log_t.exp()
+        divergences.append(log_t.sub_(log_s).mul_(p_t).sum(dim))
+    return divergences[0] + divergences[1]
+
+
+def check_sigmoid(value: bool) -> bool:
+    """Return ``value`` if it is a bool, else raise.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f'sigmoid must be True or False, got {value!r}')
+    return value
 
 
 def kept_positions(logits: Tensor, labels: Tensor | None, ignore_index: int) -> Tensor:
@@ -87,15 +124,17 @@ class SoftTargetLoss(nn.Module):
 
     Args:
         tau (float): Temperature of the softmax; higher is softer. Default: 4.0.
+        sigmoid (bool): For heads whose classes are independent: each channel is a yes or no of
+            its own, and the divergences of the channels are added up. Default: False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. Default: 1.0.
 
     Shape:
         - student: (N, C) or (N, C, H, W), or a sequence of such tensors (the losses are added up).
         - teacher: the same shapes as the student.
-        - output: a scalar. A single channel always costs 0.
+        - output: a scalar. A single channel always costs 0, unless ``sigmoid``.
 
     Raises:
-        TypeError: If an argument is not a number.
+        TypeError: If an argument has the wrong type.
         ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ.
 
     Example:
@@ -115,15 +154,16 @@ class SoftTargetLoss(nn.Module):
     #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, tau: float = 4.0, loss_weight: Weight = 1.0) -> None:
+    def __init__(self, tau: float = 4.0, sigmoid: bool = False, loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.tau = positive_number('tau', tau)
+        self.sigmoid = check_sigmoid(sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""
-        compare = partial(soft_targets, tau=self.tau)
+        compare = partial(soft_targets, tau=self.tau, sigmoid=self.sigmoid)
         return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
-        return f'tau={self.tau}, loss_weight={self.loss_weight}'
+        return f'tau={self.tau}, sigmoid={self.sigmoid}, loss_weight={self.loss_weight}'

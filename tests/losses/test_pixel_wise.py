@@ -8,8 +8,8 @@ from loss_contract import LossContract, alike, random_pair, value_and_grad
 from mmkd_plugin.losses import PixelWiseLoss
 
 
-def mean_kl(student, teacher, tau, labels=None, ignore_index=None):
-    """``tau^2 * mean over the positions of a map of KL`` over the channels."""
+def mean_kl(student, teacher, tau, labels=None, ignore_index=None, sigmoid=False):
+    """``tau^2 * mean over the positions of a map of KL`` over the channels, or of each of them."""
     total, count = 0.0, 0
     for n in range(student.shape[0]):
         for y in range(student.shape[2]):
@@ -17,20 +17,26 @@ def mean_kl(student, teacher, tau, labels=None, ignore_index=None):
                 if labels is not None and labels[n, y, x] == ignore_index:
                     continue
                 s, t = student[n, :, y, x] / tau, teacher[n, :, y, x] / tau
+                count += 1
+                if sigmoid:
+                    for c in range(s.size):
+                        for sign in (-1, 1):  # yes, no
+                            q, p = 1 / (1 + np.exp(sign * s[c])), 1 / (1 + np.exp(sign * t[c]))
+                            total += p * (np.log(p) - np.log(q))
+                    continue
                 q, p = np.exp(s) / np.exp(s).sum(), np.exp(t) / np.exp(t).sum()
                 total += sum(p[c] * (np.log(p[c]) - np.log(q[c])) for c in range(p.size))
-                count += 1
     return tau**2 * total / max(count, 1)
 
 
 class TestPixelWiseLoss(LossContract):
     name = 'PixelWiseLoss'
-    variants = (dict(), dict(tau=4))
+    variants = (dict(), dict(tau=4), dict(sigmoid=True), dict(tau=4, sigmoid=True))
     pairs = alike((2, 3, 4, 4), (1, 2, 5, 3), (2, 3, 1, 1), (1, 1, 2, 3))
 
     @staticmethod
-    def reference(student, teacher, tau=1.0):
-        return mean_kl(student, teacher, tau)
+    def reference(student, teacher, tau=1.0, sigmoid=False):
+        return mean_kl(student, teacher, tau, sigmoid=sigmoid)
 
 
 SHAPE = (2, 3, 4, 5)
@@ -44,10 +50,11 @@ def labels():
 
 @pytest.mark.parametrize('tau', [1.0, 4.0])
 @pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.uint8])
-def test_ignored_positions_leave_sum_and_count(labels, tau, dtype):
+@pytest.mark.parametrize('sigmoid', [False, True])
+def test_ignored_positions_leave_sum_and_count(labels, tau, dtype, sigmoid):
     student, teacher = random_pair((SHAPE, SHAPE))
-    loss = PixelWiseLoss(tau=tau, ignore_index=2)
-    expected = mean_kl(student.detach().numpy(), teacher.numpy(), tau, labels.numpy(), 2)
+    loss = PixelWiseLoss(tau=tau, ignore_index=2, sigmoid=sigmoid)
+    expected = mean_kl(student.detach().numpy(), teacher.numpy(), tau, labels.numpy(), 2, sigmoid)
     value = loss(student, teacher, labels.to(dtype))
     assert value.item() == pytest.approx(expected, rel=1e-9)
     value.backward()
@@ -64,13 +71,21 @@ def test_nothing_ignored_is_the_plain_loss(labels):
     torch.testing.assert_close(value, PixelWiseLoss()(student, teacher, labels))
 
 
-def test_everything_ignored_is_zero_with_a_graph():
+@pytest.mark.parametrize('sigmoid', [False, True])
+def test_everything_ignored_is_zero_with_a_graph(sigmoid):
     student, teacher = random_pair((SHAPE, SHAPE))
     labels = torch.full((2, 4, 5), 255)
-    value, grad = value_and_grad(
-        lambda s, t: PixelWiseLoss(ignore_index=255)(s, t, labels), student, teacher
-    )
+    loss = PixelWiseLoss(ignore_index=255, sigmoid=sigmoid)
+    value, grad = value_and_grad(lambda s, t: loss(s, t, labels), student, teacher)
     assert value.item() == 0 and not grad.any()
+
+
+def test_one_channel_with_a_sigmoid_says_something(labels):
+    student, teacher = random_pair(((2, 1, 4, 5), (2, 1, 4, 5)))
+    assert PixelWiseLoss()(student, teacher).item() == 0
+    loss = PixelWiseLoss(sigmoid=True, ignore_index=0)
+    value, grad = value_and_grad(lambda s, t: loss(s, t, labels), student, teacher)
+    assert value.item() > 0 and torch.equal(grad[:, 0] != 0, labels != 0)
 
 
 def test_labels_are_resized_by_nearest(labels):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from loss_contract import LossContract, alike, random_pair
+from loss_contract import LossContract, alike, random_pair, value_and_grad
 
 from mmkd_plugin.losses import PixelWiseLoss, SoftTargetLoss
 from mmkd_plugin.losses.soft_target import soft_targets
@@ -11,19 +11,82 @@ from mmkd_plugin.losses.soft_target import soft_targets
 
 class TestSoftTargetLoss(LossContract):
     name = 'SoftTargetLoss'
-    variants = (dict(), dict(tau=1), dict(tau=0.5))
+    variants = (dict(), dict(tau=1), dict(tau=0.5), dict(sigmoid=True), dict(tau=1, sigmoid=True))
     pairs = alike((4, 5), (1, 3), (2, 1), (2, 3, 4, 4), (1, 3, 1, 1))
 
     @staticmethod
-    def reference(student, teacher, tau=4.0):
+    def reference(student, teacher, tau=4.0, sigmoid=False):
         divergences = []
         for n in range(student.shape[0]):
             # a classifier's logits are those of a map with one position
             s, t = (x[n].reshape(x.shape[1], -1) / tau for x in (student, teacher))
             for i in range(s.shape[1]):
+                if sigmoid:
+                    divergences.append(yes_or_no(s[:, i], t[:, i]))
+                    continue
                 q, p = (np.exp(x[:, i]) / np.exp(x[:, i]).sum() for x in (s, t))
                 divergences.append(sum(p[c] * np.log(p[c] / q[c]) for c in range(p.size)))
         return tau**2 * sum(divergences) / len(divergences)
+
+
+def yes_or_no(student, teacher):
+    """The sum over classes of the divergence of a yes or no, from logits over tau."""
+    total = 0.0
+    for s, t in zip(student, teacher):
+        for sign in (-1, 1):  # yes, no
+            q, p = 1 / (1 + np.exp(sign * s)), 1 / (1 + np.exp(sign * t))
+            total += p * np.log(p / q)
+    return total
+
+
+def test_known_value_of_independent_classes():
+    logit = np.log(3)  # 3/4; its negative is 1/4
+    teacher, student = torch.tensor([[0.0, logit]]), torch.tensor([[logit, -logit]])
+    first = np.log(2 / 3) / 2 + np.log(2) / 2  # 1/2 and 1/2 against 3/4 and 1/4
+    second = 0.75 * np.log(3) + 0.25 * np.log(1 / 3)  # 3/4 and 1/4 against 1/4 and 3/4
+    value = soft_targets(student, teacher, sigmoid=True)
+    assert value.item() == pytest.approx(first + second)
+    value = soft_targets(2 * student, 2 * teacher, tau=2, sigmoid=True)
+    assert value.item() == pytest.approx(4 * (first + second))
+    maps = (x[:, :, None, None].expand(3, 2, 4, 5) for x in (student, teacher))
+    assert soft_targets(*maps, sigmoid=True).item() == pytest.approx(first + second)
+
+
+def test_an_independent_class_is_a_softmax_over_it_and_zero():
+    student, teacher = random_pair(((4, 5), (4, 5)))
+    pairs = (torch.stack([x, torch.zeros_like(x)], 2).flatten(0, 1) for x in (student, teacher))
+    expected = 5 * soft_targets(*pairs, tau=3.0)  # a mean over 4 * 5 rows
+    torch.testing.assert_close(soft_targets(student, teacher, tau=3.0, sigmoid=True), expected)
+
+
+def test_gradient_of_independent_classes():
+    student, teacher = random_pair(((4, 5), (4, 5)))
+    soft_targets(student, teacher, tau=3.0, sigmoid=True).backward()
+    gap = (student.detach() / 3).sigmoid() - (teacher / 3).sigmoid()
+    torch.testing.assert_close(student.grad, gap * 3 / 4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('tau', [1.0, 0.5, 4.0])
+def test_independent_classes_that_are_certain(dtype, tau):
+    student = torch.tensor([[1e4, -1e4, 1e4, -1e4, 0, 0]], dtype=dtype, requires_grad=True)
+    teacher = torch.tensor([[1e4, -1e4, -1e4, 1e4, 1e4, -1e4]], dtype=dtype)
+    value, grad = value_and_grad(
+        lambda s, t: soft_targets(s, t, tau, sigmoid=True), student, teacher
+    )
+    size = student.detach()[0, 0].item()  # bfloat16 rounds 1e4
+    assert value.item() == pytest.approx(tau**2 * (2 * size / tau + 2 * np.log(2)))
+    expected = tau * torch.tensor([[0, 0, 1, -1, -0.5, 0.5]], dtype=dtype)
+    assert torch.equal(grad, expected)
+
+
+def test_independent_classes_close_to_the_teacher_keep_their_digits():
+    _, teacher = random_pair(((64, 1000), (64, 1000)))
+    teacher = teacher - 4  # as a detector's scores: nearly all are no
+    student = teacher + 1e-2 * torch.randn_like(teacher)
+    expected = soft_targets(student, teacher, sigmoid=True).item()
+    value = soft_targets(student.float(), teacher.float(), sigmoid=True).item()
+    assert value == pytest.approx(expected, rel=1e-3)
 
 
 def test_known_value():
@@ -50,15 +113,25 @@ def test_the_level_of_the_logits_does_not_matter():
     )
 
 
+@pytest.mark.parametrize('sigmoid', [False, True])
 @pytest.mark.parametrize('tau', [1.0, 3.0])
-def test_on_maps_it_is_the_pixel_wise_loss(tau):
+def test_on_maps_it_is_the_pixel_wise_loss(tau, sigmoid):
     student, teacher = random_pair(((2, 3, 4, 5), (2, 3, 4, 5)))
-    values = [kind(tau=tau)(student, teacher) for kind in (SoftTargetLoss, PixelWiseLoss)]
+    options = dict(tau=tau, sigmoid=sigmoid)
+    values = [kind(**options)(student, teacher) for kind in (SoftTargetLoss, PixelWiseLoss)]
     assert torch.equal(*values)
 
 
 def test_default_temperatures():
     assert SoftTargetLoss().tau == 4 and PixelWiseLoss().tau == 1
+
+
+@pytest.mark.parametrize('kind', [SoftTargetLoss, PixelWiseLoss])
+@pytest.mark.parametrize('value', [1, 'True', None])
+def test_sigmoid_is_checked(kind, value):
+    assert kind().sigmoid is False
+    with pytest.raises(TypeError, match=f'sigmoid must be True or False, got {value!r}'):
+        kind(sigmoid=value)
 
 
 @pytest.mark.parametrize(('tau', 'error'), [(0, ValueError), (-2, ValueError), ('1', TypeError)])
