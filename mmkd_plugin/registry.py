@@ -17,5 +17,6 @@ MODELS = Registry(
         'mmkd_plugin.necks',
         'mmkd_plugin.distiller',
         'mmkd_plugin.paraphrasing',
+        'mmkd_plugin.batch_augments',
     ],
 )

@@ -21,6 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from mmkd_plugin.batch_augments import use_stock_preprocessor
 from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, plain_errors, read_config, use_student
 
@@ -92,12 +93,13 @@ def build(cfg: Config) -> nn.Module:
 
 
 def strip(cfg: Config) -> None:
-    """Take out of the student's config what belonged to that one run."""
+    """Take out of the student's config what belonged to that one run, or to this package."""
     cfg.load_from, cfg.resume = None, False
     for key in ('work_dir', 'launcher'):
         cfg.pop(key, None)
     if isinstance(imports := cfg.get('custom_imports', {}).get('imports'), list):
         cfg.custom_imports.imports = [i for i in imports if not i.startswith('mmkd_plugin')]
+    use_stock_preprocessor(list(cfg.values()))
 
 
 def describe(checkpoint: dict[str, Any], cfg: Config) -> dict[str, Any]:
