@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from mmkd_plugin.self_teacher import SelfTeacher
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
 from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
 from mmkd_plugin.teacher import Teacher
+from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
 from mmkd_plugin.term import Term
 
 STATE_VERSION = 1
@@ -391,57 +391,6 @@ def _student_state(module: nn.Module, destination: dict, prefix: str, local_meta
         metadata[(prefix + key[len(start) :]).rstrip('.')] = metadata[key]
     local_metadata[METADATA_KEY] = dict(version=STATE_VERSION, state=terms)
     metadata[prefix[:-1]] = local_metadata
-
-
-def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
-    """The teachers of a config by their names.
-
-    Raises:
-        ValueError: If a key is unknown or missing, or names are not distinct.
-    """
-    several = not isinstance(teacher, dict)
-    configs: dict[str, dict] = {}
-    for config in teacher if several else [teacher]:
-        own = is_self_teacher(config)
-        _check_self_teacher(config) if own else _check_teacher(config)
-        name = config.get('name', None if several else 'self_teacher' if own else 'teacher')
-        if name is None or name in configs:
-            raise ValueError("with several teachers each needs a `name` of its own: name='large'")
-        configs[name] = dict(config, name=name)
-    if not configs:
-        raise ValueError('teacher is an empty list')
-    return configs
-
-
-def is_self_teacher(config: dict) -> bool:
-    """Whether the config of a teacher is that of a :class:`SelfTeacher`."""
-    return 'type' in config
-
-
-def _check_teacher(config: dict) -> None:
-    check_keys('teacher', config, ('config', 'checkpoint', 'strict', 'name'))
-    if 'config' not in config:
-        raise ValueError("teacher has no `config`: a path, 'mmseg::...' or a model dict")
-    if 'checkpoint' not in config:
-        raise ValueError(
-            'teacher has no `checkpoint`: a file or URL of its trained weights '
-            '(checkpoint=None is a teacher with random weights)'
-        )
-
-
-def _check_self_teacher(config: dict) -> None:
-    if config['type'] != 'mmkd_plugin.SelfTeacher':
-        raise ValueError(
-            f"teacher has type={config['type']!r}: write type='mmkd_plugin.SelfTeacher' for one "
-            'that is trained along, or leave `type` out for a trained one'
-        )
-    check_keys('teacher', config, ('type', *inspect.signature(SelfTeacher).parameters))
-    for key in ('tap', 'neck'):
-        if key not in config:
-            raise ValueError(
-                f'teacher has no `{key}`: a self-teacher has a tap in the student and a neck, such '
-                "as tap='backbone', neck=dict(type='mmkd_plugin.BiFPNSelfTeacher')"
-            )
 
 
 def _terms(distill: Any, teachers: Sequence[str]) -> dict[str, Term]:
