@@ -15,6 +15,7 @@ MODELS = Registry(
         'mmkd_plugin.losses',
         'mmkd_plugin.connectors',
         'mmkd_plugin.necks',
+        'mmkd_plugin.heads',
         'mmkd_plugin.distiller',
         'mmkd_plugin.paraphrasing',
         'mmkd_plugin.batch_augments',
