@@ -34,6 +34,7 @@ from mmkd_plugin.batch_augments import (
     use_stock_preprocessor,
 )
 from mmkd_plugin.preprocessing import InputConverter
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.stack import safe_loading
 from tests import models
 from tests.runs import SEG_CLASSES, config, save_weights, train
@@ -505,17 +506,20 @@ def test_it_is_the_stock_preprocessor():
     assert not torch.equal(mixed[0], plain(padded_batch(), True)['inputs'])
 
 
-def test_augmentations_follow_one_another():
+def test_augmentations_follow_one_another(monkeypatch):
     calls = []
 
-    def note(name: str) -> Any:
-        def augment(inputs: Tensor, samples: list) -> tuple[Tensor, list]:
-            calls.append(name)
+    class Note:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, inputs: Tensor, samples: list) -> tuple[Tensor, list]:
+            calls.append(self.name)
             return inputs + 1, samples
 
-        return augment
-
-    preprocessor = build([note('first'), dict(CUTMIX, prob=0.0), note('second')])
+    monkeypatch.setitem(MODELS.module_dict, 'Note', Note)
+    by_name = dict(type='mmkd_plugin.Note', name='second')
+    preprocessor = build([Note('first'), dict(CUTMIX, prob=0.0), by_name])
     out = preprocessor(padded_batch(), True)['inputs']
     assert calls == ['first', 'second'] and out[2].unique().tolist() == [122]
     preprocessor({key: value[2:3] for key, value in padded_batch().items()}, False)

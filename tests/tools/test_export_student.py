@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from test_train import needs_ops
-from tool_runs import load_tool
+from tool_runs import load_tool, run_tool
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
@@ -88,6 +89,55 @@ def test_stock_mmseg_loads_every_checkpoint_of_a_run(
     said = '\n'.join([*warnings_logged, *capsys.readouterr()])
     assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
     assert same(model.state_dict(), state_dict_of(read_checkpoint(file)))
+
+
+MIXED = """
+_base_ = [{student!r}]
+model = dict(data_preprocessor=dict(
+    type='mmkd_plugin.SegDataPreProcessor',
+    batch_augments=[dict(type='mmkd_plugin.CutMix', prob=1.0)]))
+"""
+STOCK_ALONE = """
+import sys
+sys.modules['mmkd_plugin'] = None
+from mmseg.apis import inference_model, init_model
+for config, weights in zip(sys.argv[2::2], sys.argv[3::2]):
+    model = init_model(config, weights, device='cpu')
+    print('found', inference_model(model, sys.argv[1]).pred_sem_seg.data.sum().item())
+"""
+
+
+def test_batch_augmentations_stay_behind(export, trained, segmentation, data, tmp_path):
+    student = segmentation / 'student.py'
+    (tmp_path / 'mixed.py').write_text(MIXED.format(student=str(student)))
+    text = (segmentation / 'distilled.py').read_text().replace('student.py', 'mixed.py')
+    (tmp_path / 'taught.py').write_text(text)
+    run_tool('train', 'taught.py', '--work-dir', 'run', cwd=tmp_path)
+    weights = tmp_path / 'run' / 'iter_4.pth'
+    assert 'mIoU' in run_tool('test', 'taught.py', weights, cwd=tmp_path)
+    assert not same(
+        state_dict_of(read_checkpoint(weights)),
+        state_dict_of(read_checkpoint(trained / 'iter_4.pth')),
+    )
+    out, plain = tmp_path / 'student.pth', tmp_path / 'plain.pth'
+    export(tmp_path / 'taught.py', weights, out)
+    export(segmentation / 'distilled.py', weights, plain)
+    text = out.with_suffix('.py').read_text()
+    assert text == plain.with_suffix('.py').read_text() and 'mmkd' not in text
+    assert load_plain(out)['meta']['cfg'] == load_plain(plain)['meta']['cfg']
+
+    config = out.with_suffix('.py')
+    pairs = [config, out, config, weights]  # the training checkpoint, too
+    image = data / 'images/0.png'
+    done = subprocess.run(
+        [sys.executable, '-c', STOCK_ALONE, *map(str, [image, *pairs])],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if line.startswith('found')]
+    assert len(found) == 2 and found[0] == found[1]
+    assert 'missing' not in done.stdout + done.stderr
 
 
 @needs_ops
