@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.functional import positive_number
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-6
@@ -17,10 +18,13 @@ EPS = 1e-6
 # --- classification form ---------------------------------------------------------------------
 
 
-def conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
-    """1×1 convolution, BN, ReLU: changes the number of channels."""
+def conv_block(
+    in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1
+) -> nn.Sequential:
+    """1×1 (or other) convolution, BN, ReLU: changes the number of channels."""
+    padding = kernel_size // 2
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -48,7 +52,9 @@ def fused(weights: Tensor, maps: Sequence[Tensor]) -> Tensor:
     """
     weights = weights.relu()
     weights = weights / (weights.sum() + EPS)
-    return sum(weight * x for weight, x in zip(weights, maps))
+    # each weight has no dimension, so one of float32 leaves a map of bfloat16 in bfloat16
+    terms = [weight * x for weight, x in zip(weights, maps)]
+    return sum(terms[1:], start=terms[0])
 
 
 def pool_down(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -75,7 +81,9 @@ class BiFPNSelfTeacher(nn.Module):
     """Auxiliary pyramid that refines the maps of a classifier's stages (FRSKD).
 
     A top-down and a bottom-up path with learnt, normalised weights where maps meet. The maps keep
-    the order, number and sizes of the inputs; the widths follow those of the stages.
+    the order, number and sizes of the inputs; the widths follow those of the stages. What they are
+    before the last ReLU (``OverhaulLoss`` wants that) are the outputs of ``top_down.0``,
+    ``bottom_up.0``, ``bottom_up.1`` and so on.
 
     Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021
     (the network that its experiments on classification use).
@@ -89,13 +97,14 @@ class BiFPNSelfTeacher(nn.Module):
         width (float): Channels of an output, as a multiple of those of its input. Defaults to 2.
         depth (int): Separable convolutions in each node. Defaults to 2.
         out_channels (int, optional): Channels of all outputs instead, as in the paper's ablation.
-            Defaults to None.
+            A map then goes to the next level without a convolution. Defaults to None.
 
     Shape:
-        - inputs: as many maps (N, C_i, H_i, W_i), of any sizes.
+        - inputs: as many maps (N, C_i, H_i, W_i), after a ReLU, of any sizes.
         - outputs: (N, ``width`` * C_i, H_i, W_i), not below 0.
 
     Raises:
+        TypeError: If an argument is not a number.
         ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
 
     Example:
@@ -114,19 +123,26 @@ class BiFPNSelfTeacher(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if len(in_channels) < 2:
+        self.in_channels = channel_counts(in_channels)
+        if len(self.in_channels) < 2:
             raise ValueError(
-                f'in_channels must name at least two maps, got {list(in_channels)}; tap more stages'
+                f'in_channels must name at least two maps, got {self.in_channels}; tap more stages'
             )
-        if depth < 1 or width <= 0:
-            raise ValueError(f'width and depth must be above 0, got {width} and {depth}')
-        self.in_channels = list(in_channels)
-        self.out_channels = [out_channels or int(width * c) for c in in_channels]
-        out, levels = self.out_channels, range(len(in_channels))
+        at_least_one('depth', depth)
+        if out_channels is None:
+            self.out_channels = [int(positive_number('width', width) * c) for c in self.in_channels]
+            if 0 in self.out_channels:
+                raise ValueError(
+                    f'width={width} leaves no channel of {min(self.in_channels)}; take a larger one'
+                )
+        else:
+            self.out_channels = [at_least_one('out_channels', out_channels)] * len(self.in_channels)
+        out, levels = self.out_channels, range(len(self.in_channels))
+        between = conv_block if out_channels is None else nn.Identity
         self.lateral = nn.ModuleList(conv_block(self.in_channels[i], out[i]) for i in levels)
         self.lateral2 = nn.ModuleList(conv_block(self.in_channels[i], out[i]) for i in levels[1:])
-        self.from_above = nn.ModuleList(conv_block(out[i + 1], out[i]) for i in levels[:-1])
-        self.from_below = nn.ModuleList(conv_block(out[i - 1], out[i]) for i in levels[1:])
+        self.from_above = nn.ModuleList(between(out[i + 1], out[i]) for i in levels[:-1])
+        self.from_below = nn.ModuleList(between(out[i - 1], out[i]) for i in levels[1:])
         self.top_down = nn.ModuleList(separable_block(out[i], depth) for i in levels[:-1])
         self.bottom_up = nn.ModuleList(separable_block(out[i], depth) for i in levels[1:])
         self.top_down_weights = nn.ParameterList(torch.ones(2) for _ in levels[:-1])
@@ -232,6 +248,7 @@ class BiFPNSegSelfTeacher(nn.Module):
         - outputs: the same shapes.
 
     Raises:
+        TypeError: If an argument is not a whole number.
         ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
 
     Example:
@@ -244,9 +261,10 @@ class BiFPNSegSelfTeacher(nn.Module):
 
     def __init__(self, channels: int, num_layers: int = 2, num_levels: int = 6) -> None:
         super().__init__()
-        check_counts(num_layers, num_levels)
+        check_counts(channels, num_layers, num_levels)
         self.channels = channels
-        self.in_channels = self.out_channels = [channels] * num_levels
+        self.in_channels = [channels] * num_levels
+        self.out_channels = [channels] * num_levels
         self.layers = nn.ModuleList(
             BiFPNLayer(channels, num_levels, bottom_up=number < num_layers - 1)
             for number in range(num_layers)
@@ -264,9 +282,11 @@ class BiFPNSegSelfTeacher(nn.Module):
 class BiFPN(nn.Module):
     """The student's neck of FRSKD's segmentation form: a bidirectional feature pyramid.
 
-    A 1×1 convolution and BN bring the maps of the backbone to one width. Levels beyond those of the
-    backbone come from its last map: a 1×1 convolution, BN and max-pooling (3, stride 2) for the
-    first, max-pooling for the next ones, as in EfficientDet. Then come the layers.
+    As in the authors' code: a 1×1 convolution, BN and ReLU bring the maps of the backbone to one
+    width, and from the last one on each is resized and added to the next higher one. The first
+    level beyond those comes from the backbone's last map and each further level from the one before
+    it, by a 3×3 convolution of stride 2, BN and ReLU. Then come the layers. (BNs have torch's
+    ``eps`` and ``momentum``; those of the authors' laterals are 1e-4 and 0.997.)
 
     - paper: https://arxiv.org/abs/2103.08273
     - code: https://github.com/MingiJi/FRSKD
@@ -283,6 +303,7 @@ class BiFPN(nn.Module):
           size, rounded up.
 
     Raises:
+        TypeError: If an argument is not a whole number.
         ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
 
     Example:
@@ -301,18 +322,19 @@ class BiFPN(nn.Module):
         num_levels: int = 6,
     ) -> None:
         super().__init__()
-        check_counts(num_layers, num_levels)
-        if not 1 <= len(in_channels) <= num_levels:
+        self.in_channels = channel_counts(in_channels)
+        check_counts(channels, num_layers, num_levels)
+        inputs = len(self.in_channels)
+        if not 1 <= inputs <= num_levels:
             raise ValueError(
-                f'num_levels ({num_levels}) must be at least the number of inputs '
-                f'({len(in_channels)})'
+                f'in_channels must name 1 to num_levels={num_levels} maps, got {self.in_channels}'
             )
-        self.in_channels, self.channels = list(in_channels), channels
-        self.num_levels = num_levels
-        further = [self.in_channels[-1]] if num_levels > len(in_channels) else []
-        self.lateral = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, channels, 1, bias=False), nn.BatchNorm2d(channels))
-            for c in self.in_channels + further
+        self.channels = channels
+        self.out_channels = [channels] * num_levels
+        self.lateral = nn.ModuleList(conv_block(c, channels) for c in self.in_channels)
+        sources = [self.in_channels[-1], *[channels] * num_levels]
+        self.further = nn.ModuleList(
+            conv_block(c, channels, 3, stride=2) for c in sources[: num_levels - inputs]
         )
         self.layers = nn.ModuleList(BiFPNLayer(channels, num_levels) for _ in range(num_layers))
 
@@ -320,10 +342,12 @@ class BiFPN(nn.Module):
         """Returns the levels."""
         check_maps(inputs, self.in_channels, 'BiFPN')
         maps = [convert(x) for convert, x in zip(self.lateral, inputs)]
-        further = self.num_levels - len(maps)
-        for number in range(further):
-            x = self.lateral[-1](inputs[-1]) if number == 0 else maps[-1]
-            maps.append(F.max_pool2d(x, 3, stride=2, padding=1))
+        for i in range(len(maps) - 2, -1, -1):
+            maps[i] = maps[i] + resized(maps[i + 1], maps[i], 'bilinear')
+        x = inputs[-1]
+        for convert in self.further:
+            x = convert(x)
+            maps.append(x)
         for layer in self.layers:
             maps = layer(maps)
         return tuple(maps)
@@ -332,28 +356,58 @@ class BiFPN(nn.Module):
 # --- checks ----------------------------------------------------------------------------------
 
 
-def check_counts(num_layers: int, num_levels: int) -> None:
-    """Refuse a pyramid without layers, or of one level.
+def at_least_one(name: str, value: int, least: int = 1) -> int:
+    """Return ``value`` if it is a whole number from ``least`` on, else raise naming the argument.
 
     Raises:
+        TypeError: If it is not a whole number.
+        ValueError: If it is less.
+    """
+    if type(value) is not int:
+        raise TypeError(f'{name} must be a whole number, got {value!r}')
+    if value < least:
+        raise ValueError(f'{name} must be at least {least}, got {value}')
+    return value
+
+
+def channel_counts(in_channels: Sequence[int]) -> list[int]:
+    """Return ``in_channels`` as a list if it is a sequence of numbers of channels, else raise.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If one is below 1.
+    """
+    if not isinstance(in_channels, (list, tuple)):
+        raise TypeError(f'in_channels must be a list, one number for each map, got {in_channels!r}')
+    return [at_least_one('each of in_channels', count) for count in in_channels]
+
+
+def check_counts(channels: int, num_layers: int, num_levels: int) -> None:
+    """Refuse a pyramid without channels or layers, or of one level.
+
+    Raises:
+        TypeError: If one is not a whole number.
         ValueError: If there are too few.
     """
-    if num_layers < 1 or num_levels < 2:
-        raise ValueError(
-            f'a pyramid has at least 1 layer and 2 levels, got num_layers={num_layers} and '
-            f'num_levels={num_levels}'
-        )
+    at_least_one('channels', channels)
+    at_least_one('num_layers', num_layers)
+    at_least_one('num_levels', num_levels, least=2)
 
 
 def check_maps(maps: Sequence[Tensor], channels: Sequence[int], name: str) -> None:
     """Refuse maps that a neck was not built for.
 
     Raises:
-        ValueError: If there are other numbers of maps or channels.
+        ValueError: If there are other numbers of maps or channels, or something else than maps.
     """
-    got = [x.shape[1] for x in maps] if isinstance(maps, (list, tuple)) else None
+    wanted = f'{name} was built for {len(channels)} maps with {list(channels)} channels'
+    if not isinstance(maps, (list, tuple)):
+        raise ValueError(f'{wanted}, got a {type(maps).__name__}; give a list or tuple of maps')
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in maps]
+    if any(not isinstance(shape, tuple) or len(shape) != 4 for shape in shapes):
+        raise ValueError(f'{wanted}, (N, C, H, W) each, got {shapes}')
+    got = [shape[1] for shape in shapes]
     if got != list(channels):
-        said = f'maps with {got} channels' if got is not None else f'a {type(maps).__name__}'
-        raise ValueError(
-            f'{name} was built for {len(channels)} maps with {list(channels)} channels, got {said}'
-        )
+        raise ValueError(f'{wanted}, got {len(got)} with {got}')
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f'{wanted} of one batch, got shapes {shapes}')
