@@ -145,6 +145,50 @@ def test_a_resumed_run_is_the_same_bit_for_bit(scope, by_epoch, hooks, distilled
         assert not torch.equal(averaged[WEIGHT], last[WEIGHT])
 
 
+def test_a_self_teacher_goes_on_bit_for_bit_and_leaves_a_plain_student(data, tmp_path):
+    model = dict(
+        _scope_='mmseg',
+        type='mmkd_plugin.Distiller',
+        student=models.fcn(classes=len(SEG_CLASSES)),
+        teacher=dict(
+            type='mmkd_plugin.SelfTeacher',
+            tap='backbone',
+            neck=dict(type='mmkd_plugin.BiFPNSelfTeacher', width=1),
+        ),
+        distill=dict(
+            features=dict(
+                student_tap='backbone',
+                teacher_tap='neck',
+                loss=dict(type='mmkd_plugin.AttentionLoss', loss_weight=50),
+                schedule=dict(start=2, ramp=4, curve='exp'),
+            )
+        ),
+    )
+
+    def run(folder: str, **changes: Any) -> tuple[Runner, Record]:
+        record = Record()
+        settings = dict(save_every=4, custom_hooks=[EMA], **changes)
+        return train(config(model, data, tmp_path / folder, 8, **settings), record), record
+
+    whole, seen = run('whole')
+    half = tmp_path / 'whole' / 'iter_4.pth'
+    rest, seen_again = run('rest', load_from=str(half), resume=True)
+    assert_same(seen_again.losses, seen.losses[4:])
+    assert_same(dict(rest.model.named_parameters()), dict(whole.model.named_parameters()))
+    assert_same(dict(rest.model.named_buffers()), dict(whole.model.named_buffers()))
+    ours, theirs = (
+        next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
+        for runner in (rest, whole)
+    )
+    assert_same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+    first = distillation_state(read_checkpoint(half)['state_dict'])['state']
+    last = distillation_state(whole.model.state_dict())['state']
+    learnt = [name for name, _ in whole.model.named_parameters() if 'self_teachers' in name]
+    assert learnt and not any(torch.equal(first[name], last[name]) for name in learnt)
+    state = read_checkpoint(tmp_path / 'whole' / 'iter_8.pth')['state_dict']
+    models.build(models.fcn(classes=len(SEG_CLASSES))).load_state_dict(state, strict=True)
+
+
 # Checkpoints --------------------------------------------------------------------------------------
 
 
