@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import get_world_size
+from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -303,6 +303,9 @@ class Distiller(BaseModel):
         with random_state_kept():
             for own in self.self_teachers.values():
                 own.init_weights()
+        # The runner does this after DDP's own, and for what the state dict holds: the student.
+        for value in self.self_teachers.state_dict().values():
+            broadcast(value)
 
     def named_parameters(
         self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True
