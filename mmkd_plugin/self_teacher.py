@@ -109,9 +109,13 @@ class SelfTeacher(nn.Module):
             find_module(self.model, tap, here)
         trial = copy.deepcopy(self.model).eval()
         counter = FlopCounterMode(display=False)
+
+        def forward() -> None:
+            with counter:  # counts afresh: for some taps there are two forwards
+                trial(maps, samples, mode='loss')
+
         try:
-            with counter:
-                run = read_once(trial, taps, lambda: trial(maps, samples, mode='loss'))
+            run = read_once(trial, taps, forward)
         except Exception as error:  # whatever a foreign head makes of these maps
             raise ValueError(
                 f'{here}: its heads do not work on the {len(refined)} maps of its neck '

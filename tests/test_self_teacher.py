@@ -337,6 +337,15 @@ def test_the_plan_says_what_it_costs(caplog):
     assert f'M parameters, {counter.get_total_flops() / 2e9:.3f} G' in text
 
 
+def test_the_cost_does_not_depend_on_the_taps():
+    pre_relu = dict(FEATURES, student_tap='backbone[3]', teacher_tap='decode_head.convs@pre_relu')
+    pre_relu['loss'] = dict(type='mmkd_plugin.PairWiseLoss', pool=0.5)
+    costs = [
+        segmentor(terms).self_teachers['self_teacher'].costs for terms in (TERMS, dict(f=pre_relu))
+    ]
+    assert costs[0] == costs[1]
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
