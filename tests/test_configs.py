@@ -26,11 +26,13 @@ import yaml
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
+from PIL import Image
 from torch import Tensor, nn
 
 from mmkd_plugin import losses, stack
+from mmkd_plugin.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -39,6 +41,8 @@ SHIPPED = sorted(
 )
 PAIRS = sorted(path.stem for path in CONFIGS.glob('_base_/pairs/*.py'))
 PAIR_OF = {path: pair for path in SHIPPED for pair in PAIRS if path.stem.endswith(f'_{pair}')}
+#: A student and a self-teacher, and no pair in ``_base_/pairs``.
+ALONE = [path for path in SHIPPED if path.parent.name == 'frskd' and path not in PAIR_OF]
 #: One recipe of each pair; what is true of the pair is tested with it alone.
 SAMPLES = list({pair: path for path, pair in reversed(PAIR_OF.items())}.values())
 WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
@@ -99,15 +103,17 @@ def loaded(path: Path) -> Iterator[Config]:
         cfg = copy.deepcopy(read(path))
     except PackageNotFoundError as error:
         pytest.skip(str(error))
-    if cfg.default_scope == 'mmdet':
+    if cfg.default_scope == 'mmdet' or 'mmdet.' in str(cfg.model):
         pytest.importorskip('mmcv.ops')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         yield cfg
 
 
-def teachers_of(model: dict) -> list[dict]:
+def stock_teachers(model: dict) -> list[dict]:
+    """The teachers that OpenMMLab has trained."""
     teacher = model.get('teacher') or []
-    return [teacher] if isinstance(teacher, dict) else list(teacher)
+    teachers = [teacher] if isinstance(teacher, dict) else teacher
+    return [teacher for teacher in teachers if '::' in str(teacher.get('config'))]
 
 
 def offline(cfg: Any) -> Any:
@@ -151,9 +157,10 @@ def narrow(model: Any) -> Any:
 def fit_for_a_test(model: Any) -> Any:
     """A Distiller's config with student and teacher narrow, where they are stock models."""
     model = offline(model)
-    if '::' in model.teacher.config:
+    if stock_teachers(model):
         model.student = narrow(model.student)
-        model.teacher.config = narrow(offline(copy.deepcopy(read(model.teacher.config).model)))
+    for teacher in stock_teachers(model):
+        teacher.config = narrow(offline(copy.deepcopy(read(teacher.config).model)))
     return model
 
 
@@ -220,9 +227,7 @@ def test_config_survives_a_dump(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize('path', SHIPPED, ids=config_id)
 def test_teacher_checkpoint_is_the_official_one(path: Path) -> None:
     with loaded(path) as cfg:
-        for teacher in teachers_of(cfg.model):
-            if '::' not in str(teacher.config):
-                continue
+        for teacher in stock_teachers(cfg.model):
             official = urlparse(official_checkpoint(teacher.config))
             named = urlparse(teacher.checkpoint)
             # The stacks serve the same files from different hosts.
@@ -232,11 +237,13 @@ def test_teacher_checkpoint_is_the_official_one(path: Path) -> None:
 @pytest.mark.parametrize('path', SHIPPED, ids=config_id)
 def test_name_ends_with_that_of_the_students_config(path: Path) -> None:
     with loaded(path) as cfg:
-        if not any('::' in str(teacher.config) for teacher in teachers_of(cfg.model)):
-            pytest.skip('neither student nor teacher is a stock model')
-        known = [*stock_configs(cfg.default_scope).glob('*/*.py'), *CONFIGS.rglob('students/*.py')]
+        if 'student' not in cfg.model:
+            pytest.skip('a model that is trained alone')
+        known = [*stock_configs(cfg.default_scope).glob('*/*.py')]
+        known += [*CONFIGS.glob('_base_/students/*.py'), *CONFIGS.glob('digit_scenes/*.py')]
         known = [student for student in known if path.stem.endswith(f'_{student.stem}')]
         model = Config.fromfile(max(known, key=lambda student: len(student.stem))).model
+        use_stock_preprocessor(cfg.model)  # the recipes with CutMix have another one
         assert {**cfg.model.student, '_scope_': None} == {**model, '_scope_': None}
 
 
@@ -266,12 +273,14 @@ def test_narrow_models_have_the_modules_of_the_whole_ones(path: Path) -> None:
             assert 30 * count[0] < count[1]
 
 
-@pytest.mark.parametrize('family', FAMILIES)
-def test_config_trains_and_predicts(family: str) -> None:
+@pytest.mark.parametrize('path', [*map(first_of, FAMILIES), *ALONE], ids=config_id)
+def test_config_trains_and_predicts(path: Path, hub: MessageHub) -> None:
     torch.manual_seed(0)
-    with loaded(first_of(family)) as cfg:
+    with loaded(path) as cfg:
         model = MODELS.build(offline(cfg.model))
     scope, terms = cfg.default_scope, cfg.model.distill
+    for counter in ('iter', 'epoch'):
+        hub.update_info(counter, 10**6)  # every term is on
     model.init_weights()
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -320,7 +329,7 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
     return {n: g.abs().max().item() for n, g in zip(parameters, found) if g is not None}
 
 
-@pytest.mark.parametrize('path', PAIR_OF, ids=config_id)
+@pytest.mark.parametrize('path', [*PAIR_OF, *ALONE], ids=config_id)
 def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
     """One step in each phase of a recipe; two images have no angles between them, so three."""
     torch.manual_seed(0)
@@ -330,6 +339,7 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
     moments = {0} | {s[key] for s in schedules.values() for key in ('start', 'stop') if key in s}
     unit = 'iters' if 'max_iters' in length else 'epochs'
     hub.update_info(f'max_{unit}', length[f'max_{unit}'])
+    moments |= {s['start'] + s['ramp'] - 1 for s in schedules.values() if 'ramp' in s}
     assert max(moments) < length[f'max_{unit}']
     assert all(s.get('by_epoch', False) == (unit == 'epochs') for s in schedules.values() if s)
     model.init_weights()
@@ -341,6 +351,8 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
         hub.update_info('epoch', moment)
         on = {name for name, schedule in schedules.items() if is_on(schedule, moment)}
         before = [p.clone() for p in model.student.backbone.parameters()]
+        teaching = [[*own.parameters()] for own in model.self_teachers.values()]
+        taught = [[p.clone() for p in own] for own in teaching]
 
         data = model.data_preprocessor(packed_inputs(cfg.default_scope, num=3), True)
         result = model(**data, mode='loss')
@@ -361,6 +373,8 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
         optimizer.update_params(total)
         after = [*model.student.backbone.parameters()]
         assert any(not torch.equal(old, new) for old, new in zip(before, after))
+        for old, new in zip(taught, teaching):
+            assert not all(torch.equal(x, y) for x, y in zip(old, new))
         assert all(torch.isfinite(p).all() for p in model.parameters())
         seen |= on
     assert seen == set(schedules)
@@ -407,3 +421,37 @@ def test_the_readme_lists_every_recipe() -> None:
     recipes = [path for path in SHIPPED if PAIR_OF.get(path) not in small]
     paths = {path.relative_to(CONFIGS).as_posix() for path in recipes}
     assert {path for path in paths if not path.startswith('digit_scenes/')} <= listed
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+def test_both_voc_sets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that the README describes, in small."""
+    path = next(path for path in ALONE if 'voc0712' in path.stem)
+    with loaded(path) as cfg:
+        lists = {'VOC2007': ('trainval', 'test'), 'VOC2012': ('trainval',)}
+        for year, parts in lists.items():
+            root = tmp_path / 'data' / 'VOCdevkit' / year
+            for folder in ('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation'):
+                (root / folder).mkdir(parents=True)
+            for part in parts:
+                names = [f'{year}_{part}_{n}' for n in range(3)]
+                (root / f'ImageSets/Segmentation/{part}.txt').write_text('\n'.join(names) + '\n')
+                for name in names:
+                    Image.new('RGB', (60, 50)).save(root / f'JPEGImages/{name}.jpg')
+                    label = Image.new('P', (60, 50), 20)
+                    label.putpalette([*range(256)] * 3)
+                    label.save(root / f'SegmentationClass/{name}.png')
+        monkeypatch.chdir(tmp_path)
+        train, val = (DATASETS.build(cfg[f'{x}_dataloader'].dataset) for x in ('train', 'val'))
+        first = [data.get_data_info(0)['img_path'] for data in (*train.datasets, val)]
+        names = [Path(name).parts[-3:] for name in first]
+        assert names == [
+            ('VOC2007', 'JPEGImages', 'VOC2007_trainval_0.jpg'),
+            ('VOC2012', 'JPEGImages', 'VOC2012_trainval_0.jpg'),
+            ('VOC2007', 'JPEGImages', 'VOC2007_test_0.jpg'),
+        ]
+        assert len(train) == 6 and len(val) == 3
+        for data in (train[5], val[0]):
+            assert (data['data_samples'].gt_sem_seg.data == 20).all()

@@ -121,6 +121,22 @@ def test_the_terms_of_an_excerpt_are_accepted(text: str) -> None:
         Term.from_config(name, config, [config.get('teacher', 'teacher')])
 
 
+@pytest.mark.parametrize('text', [b for b in EXCERPTS if b.id.startswith('docs/frskd.md')])
+def test_the_terms_of_a_self_teacher_build(text: str) -> None:
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    stack.prepare()
+    detector = 'bbox_head' in text
+    name = 'neck_retinanet_r18_fpn_1x_coco' if detector else 'stages_pspnet_r18-d8_*'
+    (path,) = ROOT.glob(f'configs/frskd/frskd-{name}.py')
+    cfg = Config.fromfile(path)
+    if cfg.default_scope == 'mmdet':
+        pytest.importorskip('mmcv.ops')
+    cfg.model.distill = scope['distill']
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        MODELS.build(without_downloads(cfg.model))
+
+
 # Links --------------------------------------------------------------------------------------------
 
 

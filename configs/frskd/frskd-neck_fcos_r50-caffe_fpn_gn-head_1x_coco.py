@@ -1,0 +1,26 @@
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+
+# Its self-teacher learns alone at first; the terms come on between a quarter and half of the run.
+schedule = dict(start=3, ramp=3, curve='exp', by_epoch=True)
+model = dict(
+    _delete_=True,
+    type='mmkd_plugin.Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        type='mmkd_plugin.SelfTeacher',
+        tap='neck',
+        neck=dict(type='mmkd_plugin.BiFPNSelfTeacher', width=1, depth=2),
+    ),
+    distill=dict(
+        features=dict(
+            tap='neck',
+            loss=dict(type='mmkd_plugin.AttentionLoss', loss_weight=200),
+            schedule=schedule,
+        ),
+        logits=dict(
+            tap='bbox_head.conv_cls',
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=1),
+            schedule=schedule,
+        ),
+    ),
+)
