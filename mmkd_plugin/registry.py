@@ -5,6 +5,7 @@ mmengine imports ``<scope>.registry`` when it meets a scope for the first time, 
 """
 
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry(
@@ -20,4 +21,11 @@ MODELS = Registry(
         'mmkd_plugin.paraphrasing',
         'mmkd_plugin.batch_augments',
     ],
+)
+
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.geometry'],
 )
