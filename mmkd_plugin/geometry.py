@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Callable
 
 import numpy as np
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.config import Config
+from mmengine.registry import Registry
 from torch import Tensor
 
 from mmkd_plugin.registry import TRANSFORMS
@@ -61,7 +63,9 @@ class Geometry:
     def __post_init__(self) -> None:
         matrix = np.asarray(self.matrix, np.float64)
         if matrix[0, 1] or matrix[1, 0] or tuple(matrix[2]) != (0, 0, 1):
-            raise ValueError(f'a geometry resizes, mirrors and moves; this matrix does more: {matrix}')
+            raise ValueError(
+                f'a geometry resizes, mirrors and moves; this matrix does more: {matrix}'
+            )
         object.__setattr__(self, 'matrix', matrix)
         if self.window is None:
             object.__setattr__(
@@ -252,7 +256,7 @@ def _weights(cells: np.ndarray, width: float, count: int) -> tuple[int, np.ndarr
     """A triangle around each position: the first cell it needs, and weights (positions, cells)."""
     first = int(np.clip(np.floor(cells.min() - width) + 1, 0, count - 1))
     last = int(np.clip(np.ceil(cells.max() + width) - 1, 0, count - 1))
-    distances = np.abs(np.clip(cells, 0, count - 1)[:, None] - np.arange(first, last + 1))
+    distances = np.abs(cells[:, None] - np.arange(first, last + 1))
     weights = np.clip(1 - distances / width, 0, None)
     return first, weights / weights.sum(1, keepdims=True)
 
@@ -267,9 +271,7 @@ def _shape(results: dict) -> tuple[int, int]:
     return tuple(results['img'].shape[:2])
 
 
-def _matrix(
-    scale: Sequence[float] = (1, 1), shift: Sequence[float] = (0, 0)
-) -> np.ndarray:
+def _matrix(scale: Sequence[float] = (1, 1), shift: Sequence[float] = (0, 0)) -> np.ndarray:
     """From (y, x) factors and pixels."""
     return np.array([[scale[1], 0, shift[1]], [0, scale[0], shift[0]], [0, 0, 1]], np.float64)
 
@@ -329,6 +331,10 @@ def _pad(transform: Callable, results: dict) -> tuple[dict, Step]:
     return transform(results), (_matrix(), None)  # to the right and below
 
 
+def _pack(transform: Callable, results: dict) -> tuple[dict, None]:
+    return transform(results), None
+
+
 def _cut(transform: Callable, results: dict) -> tuple[dict | None, Step | None]:
     """A crop or a shift looks at labels, never at pixels: given numbers for pixels, it tells by
     them which it took. 0 is what it filled."""
@@ -382,8 +388,8 @@ REPLAYED: dict[str, Callable] = {
     'FixScaleResize': _resize,
     'FixShapeResize': _resize_and_pad,
     'MinIoURandomCrop': _cut,
-    'PackDetInputs': _pad,
-    'PackSegInputs': _pad,
+    'PackDetInputs': _pack,
+    'PackSegInputs': _pack,
     'Pad': _pad,
     'RandomCenterCropPad': _center_crop_and_pad,
     'RandomChoiceResize': _resize,
@@ -396,3 +402,240 @@ REPLAYED: dict[str, Callable] = {
     'ResizeShortestEdge': _resize,
     'ResizeToMultiple': _resize,
 }
+
+#: Stock transforms that leave each pixel in its place. What they change (colours, erased patches)
+#: is not in maps of the image as loaded.
+IGNORED = {
+    'AdjustGamma', 'AutoContrast', 'Brightness', 'CLAHE', 'Color', 'ColorTransform', 'Contrast',
+    'CutOut', 'Equalize', 'FilterAnnotations', 'GTBoxSubOne_GLIP', 'GenerateEdge', 'Invert',
+    'LoadAnnotations', 'LoadDepthAnnotation', 'LoadEmptyAnnotations', 'LoadImageFromFile',
+    'LoadImageFromNDArray', 'LoadImageFromNpyFile', 'LoadMultiChannelImageFromFiles',
+    'LoadPanopticAnnotations', 'LoadProposals', 'LoadSingleRSImageFromFile', 'LoadTextAnnotations',
+    'Normalize', 'PhotoMetricDistortion', 'Posterize', 'RGB2Gray', 'RandomCutOut', 'RandomErasing',
+    'RandomGrayscale', 'RandomSamplingNegPos', 'Rerange', 'SegRescale', 'Sharpness', 'Solarize',
+    'SolarizeAdd', 'YOLOXHSVRandomAug',
+}  # fmt: skip
+
+#: Stock transforms that hold others, and the argument that does.
+WRAPPERS = {
+    'AutoAugment': 'policies',
+    'Compose': 'transforms',
+    'ProposalBroadcaster': 'transforms',
+    'RandAugment': 'aug_space',
+    'RandomApply': 'transforms',
+    'RandomChoice': 'transforms',
+    'RandomOrder': 'transforms',
+}
+
+#: Why some stock transforms cannot be replayed.
+REFUSED = {
+    name: reason
+    for reason, names in {
+        'it mixes several images': (
+            'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'InstaBoost', 'MixUp', 'Mosaic',
+            'RandomDepthMix', 'RandomMosaic',
+        ),
+        'it turns, shears or moves images by parts of a pixel': (
+            'RandomAffine', 'RandomRotFlip', 'RandomRotate', 'Rotate', 'ShearX', 'ShearY',
+            'TranslateX', 'TranslateY',
+        ),
+        'what it holds does not find the image where other transforms do': (
+            'KeyMapper', 'MultiBranch', 'TransformBroadcaster',
+        ),
+        'it is for volumes': (
+            'BioMedical3DPad', 'BioMedical3DRandomCrop', 'BioMedical3DRandomFlip',
+        ),
+    }.items()
+    for name in names
+}  # fmt: skip
+
+
+@TRANSFORMS.register_module()
+class Recorded:
+    """A stock transform, which notes what it did to the image in ``results['mmkd_geometry']``.
+
+    What it gives and the random numbers that it draws are those of the transform. One that packs
+    the inputs adds the :class:`Geometry` to the metainfo. :func:`recorded` makes these.
+
+    Args:
+        transform (dict): Config of a transform in :data:`REPLAYED`.
+
+    Example:
+        >>> _ = __import__('mmcv.transforms')
+        >>> crop = Recorded(dict(type='CenterCrop', crop_size=(4, 2)))
+        >>> results = crop(dict(img=np.zeros((6, 6, 3))))
+        >>> results['mmkd_geometry'].matrix[:2, 2]
+        array([-1., -2.])
+    """
+
+    def __init__(self, transform: dict) -> None:
+        self.transform = TRANSFORMS.build(transform)
+        self.name = type(self.transform).__name__
+        if REPLAYED[self.name] is _pack:
+            self.transform.meta_keys = (*self.transform.meta_keys, KEY)
+
+    def __iter__(self) -> Iterator[Callable]:
+        """As the wrappers of mmcv, which share random numbers among several runs."""
+        return iter((self.transform,))
+
+    def __call__(self, results: dict) -> dict | None:
+        geometry = results.setdefault(KEY, Geometry.of(_shape(results)))
+        if _shape(results) != geometry.packed:
+            raise ValueError(
+                f'`{self.name}` got an image of {_shape(results)} (height, width), not the '
+                f'{geometry.packed} that the replayed transforms before it gave: one between them '
+                'that is ignored changes the size of images'
+            )
+        results, step = REPLAYED[self.name](self.transform, results)
+        if step is not None:
+            matrix, area = step
+            results[KEY] = geometry.then(matrix, _shape(results), area)
+        return results
+
+    def __repr__(self) -> str:
+        return f'Recorded({self.transform!r})'
+
+
+def recorded(
+    pipeline: Sequence[dict],
+    scope: str | None,
+    ignore: Sequence[str] = (),
+    place: str = 'pipeline',
+) -> list[dict]:
+    """The same pipeline, which notes what it does to images.
+
+    Each data sample gets ``metainfo['mmkd_geometry']``, a :class:`Geometry`. Nothing else that the
+    pipeline gives changes, nor the random numbers that it draws.
+
+    Args:
+        pipeline (Sequence[dict]): Configs of transforms of mmcv, mmseg and mmdet.
+        scope (str, optional): In which their names are looked up, ``'mmseg'`` or ``'mmdet'``. None
+            is the default scope.
+        ignore (Sequence[str]): Types of other transforms, as in the config, that leave each pixel
+            in its place. Defaults to ``()``.
+        place (str): What messages call the pipeline. Defaults to ``'pipeline'``.
+
+    Raises:
+        ValueError: If what a transform does to an image cannot be replayed, or is not known.
+
+    Example:
+        >>> _ = __import__('mmcv.transforms')
+        >>> steps = recorded([dict(type='LoadImageFromFile'), dict(type='Pad', size=(8, 8))], None)
+        >>> [step['type'] for step in steps]
+        ['LoadImageFromFile', 'mmkd_plugin.Recorded']
+    """
+    with TRANSFORMS.switch_scope_and_registry(scope) as registry:
+        return _recorded(list(pipeline), place, ignore, registry)
+
+
+def _recorded(step: Any, place: str, ignore: Sequence[str], registry: Registry) -> Any:
+    if isinstance(step, (list, tuple)):
+        return [_recorded(s, f'{place}[{i}]', ignore, registry) for i, s in enumerate(step)]
+    kind = step['type']
+    if kind in ('mmkd_plugin.Recorded', Recorded):
+        return step
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    name = kind if isinstance(kind, str) else kind.__name__
+    known = _stock_name(found)
+    if known in WRAPPERS:
+        key = WRAPPERS[known]
+        held = step[key] if key in step else inspect.signature(found).parameters[key].default
+        return {**step, key: _recorded(held, f'{place}.{key}', ignore, registry)}
+    if known in REPLAYED:
+        if 'resize_type' in step:
+            _check_resize(step['resize_type'], f'{place}.resize_type', registry)
+        return dict(type='mmkd_plugin.Recorded', transform=step)
+    if known in IGNORED or name in ignore:
+        return step
+    if known in REFUSED:
+        raise ValueError(
+            f'{place}: `{name}` cannot be replayed on stored maps: {REFUSED[known]}. {_REMEDY}'
+        )
+    if found is None:
+        close = get_close_matches(name, [*REPLAYED, *IGNORED, *WRAPPERS], n=1)
+        hint = f'; did you mean `{close[0]}`?' if close else ''
+        raise ValueError(f'{place}: no transform `{name}` is registered{hint}')
+    raise ValueError(
+        f'{place}: what `{name}` does to an image is not known, so it cannot be replayed on stored '
+        f"maps. If it leaves each pixel in its place, say ignore=('{name}',). {_REMEDY}"
+    )
+
+
+def _stock_name(found: type | None) -> str | None:
+    stock = found is not None and found.__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmdet')
+    return found.__name__ if stock else None
+
+
+def _check_resize(kind: Any, place: str, registry: Registry) -> None:
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    if REPLAYED.get(_stock_name(found)) is not _resize:
+        raise ValueError(f'{place}: `{kind}` is no resize that can be replayed. {_REMEDY}')
+
+
+_REMEDY = (
+    'Else take it out of the training pipeline, or train with the teacher itself in place of its '
+    'stored maps'
+)
+
+
+def record_training(cfg: Config, ignore: Sequence[str] = ()) -> None:
+    """Makes all pipelines with which a config trains note what they do, in place.
+
+    Args:
+        cfg (Config): With ``train_dataloader``: its data set, those inside wrappers, and the
+            pipelines that hooks switch to.
+        ignore (Sequence[str]): As for :func:`recorded`.
+
+    Raises:
+        ValueError: If one of them cannot be replayed, a data set mixes images, or the data
+            preprocessor changes batches.
+    """
+    _check_batch_augments(cfg)
+    for holder, key, place in train_pipelines(cfg):
+        holder[key] = recorded(holder[key], cfg.get('default_scope'), ignore, place)
+
+
+def train_pipelines(cfg: Config) -> Iterator[tuple[dict, str, str]]:
+    """Finds the pipelines with which a config trains.
+
+    Args:
+        cfg (Config): With ``train_dataloader``.
+
+    Yields:
+        tuple[dict, str, str]: What holds a pipeline, under which key, and where in the config.
+
+    Raises:
+        ValueError: If a data set has a pipeline around another data set, which mixes images.
+    """
+    yield from _pipelines_of(cfg.train_dataloader['dataset'], 'train_dataloader.dataset')
+    for i, hook in enumerate(cfg.get('custom_hooks') or ()):
+        if 'switch_pipeline' in hook:
+            yield hook, 'switch_pipeline', f'custom_hooks[{i}].switch_pipeline'
+
+
+def _pipelines_of(dataset: dict, place: str) -> Iterator[tuple[dict, str, str]]:
+    inner = [(dataset['dataset'], f'{place}.dataset')] if 'dataset' in dataset else []
+    for i, part in enumerate(dataset.get('datasets', ())):
+        inner.append((part, f'{place}.datasets[{i}]'))
+    if inner and dataset.get('pipeline'):
+        raise ValueError(
+            f'{place}: `{dataset["type"]}` has a pipeline around another data set, to mix several '
+            f'images; that cannot be replayed on stored maps. {_REMEDY}'
+        )
+    for part in inner:
+        yield from _pipelines_of(*part)
+    if dataset.get('pipeline'):
+        yield dataset, 'pipeline', f'{place}.pipeline'
+
+
+def _check_batch_augments(cfg: Config) -> None:
+    model = cfg.get('model') or {}
+    holders = {'': cfg, 'model.': model, 'model.student.': model.get('student') or {}}
+    for place, holder in holders.items():
+        augments = (holder.get('data_preprocessor') or {}).get('batch_augments') or ()
+        for augment in [augments] if isinstance(augments, dict) else augments:
+            if augment['type'].split('.')[-1] != 'BatchFixedSizePad':
+                raise ValueError(
+                    f'{place}data_preprocessor.batch_augments: `{augment["type"]}` changes whole '
+                    f'batches, which cannot be replayed on stored maps. {_REMEDY}'
+                )
