@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,14 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
-from mmkd_plugin.dry_run import DryRun, dry_run_student, random_state_kept
+from mmkd_plugin.dry_run import (
+    DryRun,
+    dry_run_student,
+    example_batch,
+    random_state_kept,
+    trial_copy,
+)
+from mmkd_plugin.explanations import Chosen, Explanation, explain, scores_of
 from mmkd_plugin.keys import check_keys
 from mmkd_plugin.losses.functional import finite_number
 from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
@@ -37,9 +45,12 @@ class Seen(NamedTuple):
 
     maps: dict[Tap, Maps]
     gradients: dict[Tap, Maps]
+    explanations: dict[Term, Explanation]
 
     def by(self, term: Term, taps: Taps) -> Maps:
         """What a term compares."""
+        if term.explainer is not None:
+            return self.explanations[term].pairs()
         return taps.of(self.gradients if term.compares_gradients else self.maps)
 
 
@@ -58,8 +69,9 @@ class Distiller(BaseModel):
             ``type='mmkd_plugin.SelfTeacher'`` and the arguments of a :class:`SelfTeacher`; a list
             for several, which then all need a name.
         distill (dict[str, dict]): The terms: ``tap`` (or ``student_tap`` and ``teacher_tap``),
-            ``loss``, and optionally ``teacher``, ``connector``, ``teacher_connector``, ``norm`` and
-            ``schedule``. See :class:`Term` and :class:`Schedule`.
+            ``loss``, and optionally ``teacher``, ``explainer``, ``connector``,
+            ``teacher_connector``, ``norm`` and ``schedule``. See :class:`Term` and
+            :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             it is off the student runs no further than its last tap. Defaults to None, which is
             weight 1 and always on.
@@ -130,25 +142,23 @@ class Distiller(BaseModel):
         """Tries student and teachers once, builds the connectors and logs the plan."""
         device = torch.device(get_device())
         terms = list(self.distill.values())
-        taps = _taps(terms, 'student_tap') + [
-            t for own in self.self_teachers.values() for t in own.tap
-        ]
+        taps = _taps(terms, 'student') + [t for own in self.self_teachers.values() for t in own.tap]
         student = dry_run_student(self.student, taps, device)
         taught: dict[str, DryRun] = {}
         for name, teacher in self.teachers.items():
             mine = [term for term in terms if term.teacher == name]
             taught[name] = teacher.prepare(
                 self.student.data_preprocessor,
-                _taps(mine, 'teacher_tap', gradients=False),
+                _taps(mine, 'teacher', gradients=False),
                 device,
                 student.size,
-                _taps(mine, 'teacher_tap', gradients=True),
+                _taps(mine, 'teacher', gradients=True),
             )
         for name, own in self.self_teachers.items():
             mine = [term for term in terms if term.teacher == name]
             samples = student.samples and [sample.cpu() for sample in student.samples]
             sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
-            maps, taps = own.tap.of(student.values), _taps(mine, 'teacher_tap')
+            maps, taps = own.tap.of(student.values), _taps(mine, 'teacher')
             taught[name] = own.prepare(config, maps, samples, taps, sync)
             taught[name].size = student.size
         given = {need: source.example(student.size) for need, source in FROM_BATCH.items()}
@@ -157,12 +167,16 @@ class Distiller(BaseModel):
             teacher = (self.self_teachers if own else self.teachers)[term.teacher]
             run = taught[term.teacher]
             s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
-            _check_classes(term, self.student, s, teacher.model, t)
-            if own and term.compares_gradients:
+            if own and (term.compares_gradients or term.explainer is not None):
+                what = 'gradients of task losses' if term.compares_gradients else 'explanations'
                 raise ValueError(
-                    f'distill.{term.name}: {type(term.loss).__name__} compares gradients of task '
-                    'losses, for which a self-teacher is no teacher'
+                    f'distill.{term.name}: {type(term.loss).__name__} compares {what}, for which a '
+                    'self-teacher is no teacher'
                 )
+            if term.explainer is not None:
+                s, t = self._try_explaining(term, student.size, run.size, device)
+            else:
+                _check_classes(term, self.student, s, teacher.model, t)
             if any(need in FROM_NORM for need in term.needs):
                 term.use_norms(teacher.norms(term.teacher_tap, term.norm_names), live=own)
             term.connect(s, t, given)
@@ -176,6 +190,41 @@ class Distiller(BaseModel):
             run.values.clear()
             run.samples = None
         return student
+
+    def _try_explaining(
+        self, term: Term, student_size: int, teacher_size: int, device: torch.device
+    ) -> tuple[Maps, Maps]:
+        """Explains a made-up image, so that what cannot be explained is refused before training."""
+        teacher = self.teachers[term.teacher].model
+        kinds, found = [], []
+        for side, model, size in (
+            ('student', trial_copy(self.student, device), student_size),
+            ('teacher', teacher, teacher_size),
+        ):
+            here = f'distill.{term.name}: the {side}'
+            kinds.append(scores_of(model, term.scores(side), here))
+            tap = getattr(term, f'{side}_tap')
+            home = next(model.parameters()).device
+            inputs, samples = example_batch(model.to(device), device, size)
+            try:
+                found.append(explain(model, inputs, samples, term.explainer, tap, side=side))
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"{here}'s scores at '{term.scores(side)}' cannot be explained by '{tap}'. "
+                    f'{error}'
+                ) from error
+            finally:
+                model.to(home)
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f'distill.{term.name}: the student has {kinds[0].classes} classes and the teacher '
+                f'{kinds[1].classes}; explained are the same classes in both'
+                if kinds[0].classes != kinds[1].classes
+                else f'distill.{term.name}: the classes of one model are independent, those of the '
+                'other are not'
+            )
+        term.score_kind = kinds[0]
+        return tuple([x[:, 0] for x in explanation.maps] for explanation in found)
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
@@ -204,12 +253,13 @@ class Distiller(BaseModel):
             for name, teacher in self.teachers.items()
             if (terms := [term for term in active if term.teacher == name])
         }
-        losses, seen = self._run_student(inputs, data_samples, active, task)
+        chosen = {t: e.chosen for seen in taught.values() for t, e in seen.explanations.items()}
+        losses, seen = self._run_student(inputs, data_samples, active, task, chosen)
         for name, own in self.self_teachers.items():
-            taps = _taps([term for term in active if term.teacher == name], 'teacher_tap')
+            taps = _taps([term for term in active if term.teacher == name], 'teacher')
             learnt, maps = own(own.tap.of(seen.maps), data_samples, taps)
             losses |= {key: _scaled(key, x, own.loss_weight) for key, x in learnt.items()}
-            taught[name] = Seen(maps, {})
+            taught[name] = Seen(maps, {}, {})
         given = {need: _from_batch(need, data_samples, active) for need in FROM_BATCH}
         values, compared = {}, {}
         for term in active:
@@ -237,37 +287,61 @@ class Distiller(BaseModel):
         return losses
 
     def _run_student(
-        self, inputs: Tensor, data_samples: list | None, active: Sequence[Term], task: float
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        active: Sequence[Term],
+        task: float,
+        chosen: Mapping[Term, Chosen],
     ) -> tuple[dict, Seen]:
         """The student's own losses, times ``task``, and what the terms compare."""
-        taps = _taps(active, 'student_tap', gradients=False)
+        taps = _taps(active, 'student', gradients=False)
         taps += [tap for own in self.self_teachers.values() for tap in own.tap if tap not in taps]
-        gradient_taps = _taps(active, 'student_tap', gradients=True)
+        gradient_taps = _taps(active, 'student', gradients=True)
+        explaining = list(chosen)
         reader = TapReader(
             self.student,
             [*taps, *gradient_taps],
             self._run.in_place,
             self._run.calls if task == 0 and not gradient_taps else None,
             self._run.places,
-            on_path=gradient_taps,
+            on_path=[*gradient_taps, *(tap for term in explaining for tap in term.student_tap)],
         )
-        losses, gradients = {}, {}
-        if not gradient_taps:
+        losses, gradients, learning = {}, {}, torch.is_grad_enabled()
+        with ExitStack() as stack:
+            if gradient_taps or explaining:
+                stack.enter_context(torch.enable_grad())
+            if gradient_taps:
+                stack.enter_context(twice_differentiable(self.student))
+            for term in explaining:
+                stack.enter_context(term.explainer.context(self.student))
             with reader:
                 losses = dict(self.student(inputs, data_samples, mode='loss'))
-        else:
-            learning = torch.is_grad_enabled()
-            with torch.enable_grad(), twice_differentiable(self.student), reader:
-                losses = dict(self.student(inputs, data_samples, mode='loss'))
-                maps = {tap: reader.read(tap) for tap in gradient_taps}
+            maps = {tap: reader.read(tap) for tap in [*taps, *gradient_taps]}
+            if gradient_taps:
+                compared = {tap: maps[tap] for tap in gradient_taps}
                 loss = self.student.parse_losses(losses)[0]
-                if not self._checked_gradients:
-                    _check_second_derivative(loss, maps)
-                    self._checked_gradients = True
-                gradients = task_gradients(loss, maps, create_graph=learning)
+                self._check_once(loss, compared)
+                gradients = task_gradients(loss, compared, create_graph=learning)
+            explanations = {}
+            for term in explaining:
+                self._check_once(
+                    term.scores('student').of(maps), {tap: maps[tap] for tap in term.student_tap}
+                )
+                explanations[term] = _explained(
+                    term, 'student', maps, chosen[term], inputs.shape[2:], learning
+                )
+            self._checked_gradients = bool(gradient_taps or explaining) or self._checked_gradients
         if task != 1:
             losses = {} if task == 0 else {k: _scaled(k, v, task) for k, v in losses.items()}
-        return losses, Seen({tap: reader.read(tap) for tap in taps}, gradients)
+        return losses, Seen({tap: maps[tap] for tap in taps}, gradients, explanations)
+
+    def _check_once(self, outputs: Maps, maps: Mapping[Tap, Maps]) -> None:
+        """Refuses, in the first iteration, what cannot be differentiated twice."""
+        if self._checked_gradients:
+            return
+        for output in as_list(outputs):
+            _check_second_derivative(output, maps)
 
     def _factors(self) -> tuple[dict[str, float], float]:
         """The factors of the terms and of the task now, by the counters of mmengine's runner."""
@@ -456,14 +530,14 @@ def _task(config: Any) -> tuple[float, Schedule]:
         raise ValueError(f'task: {error}') from error
 
 
-def _taps(terms: Sequence[Term], attribute: str, gradients: bool | None = None) -> list[Tap]:
+def _taps(terms: Sequence[Term], side: str, gradients: bool | None = None) -> list[Tap]:
     """The taps of terms on one side, each once; all, or those of one kind of loss."""
     return list(
         dict.fromkeys(
             tap
             for term in terms
             if gradients is None or term.compares_gradients is gradients
-            for tap in getattr(term, attribute)
+            for tap in term.reads(side)
         )
     )
 
@@ -471,11 +545,45 @@ def _taps(terms: Sequence[Term], attribute: str, gradients: bool | None = None) 
 def _taught(
     teacher: Teacher, inputs: Tensor, data_samples: list | None, terms: Sequence[Term]
 ) -> Seen:
-    taps = _taps(terms, 'teacher_tap', gradients=False)
-    gradient_taps = _taps(terms, 'teacher_tap', gradients=True)
-    if gradient_taps:
-        return Seen(*teacher.with_gradients(inputs, data_samples, taps, gradient_taps))
-    return Seen(teacher(inputs, data_samples, taps), {})
+    explaining = [term for term in terms if term.explainer is not None]
+    gradient_taps = _taps(terms, 'teacher', gradients=True)
+    maps, gradients = {}, {}
+    if gradient_taps:  # the backward pass of the task loss uses its graph up
+        taps = _taps([term for term in terms if term not in explaining], 'teacher', False)
+        maps, gradients = teacher.with_gradients(inputs, data_samples, taps, gradient_taps)
+        terms = explaining
+    if terms:
+        on_path = [tap for term in explaining for tap in term.teacher_tap]
+        with ExitStack() as stack:
+            for term in explaining:
+                stack.enter_context(term.explainer.context(teacher.model))
+            maps |= teacher(inputs, data_samples, _taps(terms, 'teacher'), on_path)
+    step = MessageHub.get_current_instance().runtime_info.get('iter', 0)
+    explanations = {}
+    for term in explaining:
+        scores = term.scores('teacher').of(maps)
+        chosen = term.explainer.choose(scores, term.score_kind, step)
+        explanations[term] = _explained(term, 'teacher', maps, chosen, inputs.shape[2:], False)
+    if explaining:  # their graph is not needed any more
+        maps = {
+            tap: x.detach() if isinstance(x, Tensor) else [y.detach() for y in x]
+            for tap, x in maps.items()
+        }
+    return Seen(maps, gradients, explanations)
+
+
+def _explained(
+    term: Term,
+    side: str,
+    maps: Mapping[Tap, Maps],
+    chosen: Chosen,
+    size: Sequence[int],
+    create_graph: bool,
+) -> Explanation:
+    """The explanations of a model that ran."""
+    taps = term.student_tap if side == 'student' else term.teacher_tap
+    features, scores = taps.of(maps), term.scores(side).of(maps)
+    return term.explainer(features, scores, chosen, term.score_kind, size, create_graph)
 
 
 def _from_batch(need: str, data_samples: list | None, active: Sequence[Term]) -> Any:

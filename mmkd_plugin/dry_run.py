@@ -73,13 +73,7 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
     """
     for tap in taps:
         find_module(student, tap, 'the student')
-    model = copy.deepcopy(student).to(device).train()
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            module.eval()
-    with torch.no_grad():  # some parameters are raw memory until `init_weights`, after the build
-        for parameter in model.parameters():
-            parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
+    model = trial_copy(student, device)
     run = first_that_works(model, taps, device, 'loss', 'the student')
     if run.problem is not None:
         problem = run.problem
@@ -94,6 +88,23 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         if not run.calls[tap]:
             raise ValueError(never_ran(student, tap, run, 'the student'))
     return run
+
+
+def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of a student that has not been initialised yet, to be tried and thrown away.
+
+    Args:
+        student (nn.Module): The model.
+        device (torch.device): Where the copy is to be.
+    """
+    model = copy.deepcopy(student).to(device).train()
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            module.eval()
+    with torch.no_grad():  # some parameters are raw memory until `init_weights`, after the build
+        for parameter in model.parameters():
+            parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
+    return model
 
 
 def first_that_works(

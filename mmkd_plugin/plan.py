@@ -60,7 +60,7 @@ def plan(
             tap
             for term in terms.values()
             if term.teacher == name and not term.compares_gradients
-            for tap in term.teacher_tap
+            for tap in term.reads('teacher')
         ]
         console.print(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
     if student.problem:
@@ -75,6 +75,8 @@ def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
     if term.compares_gradients:
         text += '\non gradients of the task loss'
+    if term.explainer is not None:
+        text += f'\non explanations: {term.explainer}'
     if term.norms:
         text += f'\n{", ".join(n for n in term.needs if n in FROM_NORM)} of {", ".join(term.norms)}'
     return text

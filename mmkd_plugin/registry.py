@@ -17,6 +17,7 @@ MODELS = Registry(
         'mmkd_plugin.connectors',
         'mmkd_plugin.necks',
         'mmkd_plugin.heads',
+        'mmkd_plugin.explanations',
         'mmkd_plugin.distiller',
         'mmkd_plugin.paraphrasing',
         'mmkd_plugin.batch_augments',

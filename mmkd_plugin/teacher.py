@@ -155,6 +155,7 @@ class Teacher:
         inputs: Tensor,
         data_samples: list | None,
         taps: Sequence[Tap],
+        on_path: Sequence[Tap] = (),
     ) -> dict[Tap, Maps]:
         """Reads taps for a batch that the student's preprocessor made.
 
@@ -162,6 +163,8 @@ class Teacher:
             inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
             data_samples (list, optional): Their data samples; tells padding from picture.
             taps (Sequence[Tap]): A part of those given to :meth:`prepare`.
+            on_path (Sequence[Tap]): A part of ``taps`` from which there is to be a graph to those
+                behind it; none for the weights. Defaults to ``()``.
 
         Returns:
             dict[Tap, Maps]: A tensor or a list of tensors for each tap.
@@ -170,7 +173,8 @@ class Teacher:
         run, heads = self._run, self._heads
         if heads is not None:
             heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
-        with TapReader(self.model, taps, run.in_place, run.calls, run.places) as reader:
+        reader = TapReader(self.model, taps, run.in_place, run.calls, run.places, on_path=on_path)
+        with torch.set_grad_enabled(bool(on_path)), reader:
             _forward(self.model, inputs, data_samples, heads)
         return {tap: reader.read(tap) for tap in taps}
 

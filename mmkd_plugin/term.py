@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.connectors import ConvConnector
+from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.keys import check_keys
 from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.schedule import Schedule
-from mmkd_plugin.taps import Maps, Taps, as_list
+from mmkd_plugin.taps import Maps, Tap, Taps, as_list
 
 KEYS = (
     'tap',
@@ -26,6 +27,7 @@ KEYS = (
     'teacher_tap',
     'teacher',
     'loss',
+    'explainer',
     'connector',
     'teacher_connector',
     'norm',
@@ -60,6 +62,8 @@ class Term(nn.Module):
         norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps,
             for a loss that needs them. Defaults to None, which finds them.
         schedule (Schedule): When it is on. Defaults to always.
+        explainer (Explainer, optional): What explains class scores by the maps; the loss compares
+            these explanations instead of the maps. Defaults to None.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Term(nn.Module):
         teacher_connector: dict | None = None,
         norm: str | Sequence[str] | None = None,
         schedule: Schedule | None = None,
+        explainer: Explainer | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -88,6 +93,9 @@ class Term(nn.Module):
         self._teacher_connector = teacher_connector
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.needs = tuple(getattr(loss, 'needs', ()))
+        self.explainer = explainer
+        self.score_kind: Scores | None = None
+        self._check_explainer()
         known = [*FROM_BATCH, *FROM_NORM]
         for need in self.needs:
             if need not in known:
@@ -95,6 +103,44 @@ class Term(nn.Module):
                     f"distill.{name}: {type(loss).__name__} needs '{need}'; what there is: "
                     f'{", ".join(known)}'
                 )
+
+    def _check_explainer(self) -> None:
+        kind = type(self.loss).__name__
+        if self.explainer is None:
+            if getattr(self.loss, 'compares', 'maps') == 'explanations':
+                raise ValueError(
+                    f'distill.{self.name}: {kind} compares explanations; add '
+                    "explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')"
+                )
+            return
+        if not isinstance(self.explainer, Explainer):
+            raise ValueError(
+                f'distill.{self.name}.explainer: {type(self.explainer).__name__} is no explainer; '
+                'take mmkd_plugin.GradCAM, say'
+            )
+        if self.compares_gradients or self.needs:
+            raise ValueError(
+                f'distill.{self.name}: {kind} cannot compare explanations; take '
+                'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
+            )
+        if self._connector not in ('auto', None) or self._teacher_connector is not None:
+            raise ValueError(
+                f'distill.{self.name}: explanations have the size of the image in both models; '
+                'leave the connector out'
+            )
+
+    def reads(self, side: str) -> tuple[Tap, ...]:
+        """All taps that it reads in a model.
+
+        Args:
+            side (str): ``'student'`` or ``'teacher'``.
+        """
+        taps = self.student_tap if side == 'student' else self.teacher_tap
+        return (*taps, *self.scores(side)) if self.explainer is not None else tuple(taps)
+
+    def scores(self, side: str) -> Taps:
+        """The tap of the class scores that its explainer explains, in a model."""
+        return self.explainer.scores(side)
 
     @classmethod
     def from_config(cls, name: str, config: Any, teachers: Sequence[str]) -> Term:
@@ -131,6 +177,9 @@ class Term(nn.Module):
         if teacher not in teachers:
             said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
             raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+        explainer = config.get('explainer')
+        if explainer is not None:
+            explainer = build_module(explainer, f'{here}.explainer')
         try:
             return cls(
                 name,
@@ -142,6 +191,7 @@ class Term(nn.Module):
                 config.get('teacher_connector'),
                 config.get('norm'),
                 Schedule.from_config(f'{here}.schedule', config.get('schedule')),
+                explainer,
             )
         except ValueError as error:
             raise ValueError(_prefixed(here, error)) from error

@@ -3,6 +3,7 @@
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
+from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.fsp import FSPLoss
 from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
@@ -20,6 +21,7 @@ __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
     'ChannelWiseLoss',
+    'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
     'GradientAttentionLoss',

@@ -1,0 +1,476 @@
+"""Explanations: which parts of an image speak for a class (Grad-CAM, gradients, B-cos).
+
+Explained are class scores of dense models: for a class, the sum of its scores over the positions
+where the teacher sees it. A gradient of all classes of all images is taken in one pass, so a loss
+on explanations costs one more backward pass and one double backward, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.functional import finite_number, full_precision
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
+
+
+class Scores(NamedTuple):
+    """How a model's class scores are to be read.
+
+    Args:
+        classes (int): How many classes there are.
+        sigmoid (bool): Whether the classes are independent, as a detector's mostly are.
+    """
+
+    classes: int
+    sigmoid: bool
+
+
+class Chosen(NamedTuple):
+    """What is explained: classes of each image, and where the teacher sees them.
+
+    Args:
+        classes (Tensor): (N, K) int64; -1 where an image has fewer than K.
+        positions (list[Tensor]): For each map of scores (N, K, A, H, W) bool, with A anchors at
+            each position.
+    """
+
+    classes: Tensor
+    positions: list[Tensor]
+
+    @property
+    def present(self) -> Tensor:
+        """(N, K) bool: False where an image has fewer than K classes."""
+        return self.classes >= 0
+
+
+class Explanation(NamedTuple):
+    """Explanations of the chosen classes.
+
+    Args:
+        chosen (Chosen): What is explained.
+        maps (list[Tensor]): For each tapped map (N, K, C, H, W) in the size of the image.
+    """
+
+    chosen: Chosen
+    maps: list[Tensor]
+
+    def pairs(self) -> list[Tensor]:
+        """The explanations alone: for each tapped map (P, C, H, W), without the gaps."""
+        return [x[self.chosen.present] for x in self.maps]
+
+
+def choose_classes(
+    scores: Maps,
+    kind: Scores,
+    max_classes: int,
+    score_thr: float = 0.3,
+    draw: int | None = None,
+) -> Chosen:
+    """Chooses classes among those that the teacher sees in an image.
+
+    With a softmax it sees at each position the class of the highest score; with independent
+    classes those whose probability is above ``score_thr``.
+
+    Args:
+        scores (Maps): The teacher's scores before sigmoid or softmax: (N, A·C, H, W), several of
+            them, or (N, C).
+        kind (Scores): How to read them.
+        max_classes (int): How many at most for each image, K.
+        score_thr (float): See above. Default: 0.3.
+        draw (int, optional): Seed of a draw. Default: None, those with most positions.
+
+    Returns:
+        Chosen: The classes and their positions.
+    """
+    maps = [_by_anchor(x.detach(), kind) for x in as_list(scores)]
+    if kind.sigmoid:
+        seen = [x.sigmoid() > score_thr for x in maps]
+    else:
+        seen = [
+            torch.zeros_like(x, dtype=torch.bool).scatter_(2, x.argmax(2, True), True) for x in maps
+        ]
+    count = sum(x.sum((1, 3, 4)) for x in seen)  # (N, C)
+    rank = count
+    if draw is not None:
+        generator = torch.Generator().manual_seed(draw)
+        rank = torch.rand(count.shape, generator=generator).to(count.device)
+    rank = torch.where(count > 0, rank, -1)
+    best, classes = rank.topk(min(max_classes, kind.classes), dim=1)
+    by_class = [x.transpose(1, 2) for x in seen]  # (N, C, A, H, W)
+    positions = [x.gather(1, _expanded(classes, x)) & _expanded(best >= 0, x) for x in by_class]
+    return Chosen(torch.where(best >= 0, classes, -1), positions)
+
+
+def _by_anchor(scores: Tensor, kind: Scores) -> Tensor:
+    """(N, A·C, H, W) or (N, C) as (N, A, C, H, W); one channel that tells two classes apart as two.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    shape = tuple(scores.shape)
+    if scores.ndim == 2:
+        scores = scores[..., None, None]
+    if scores.ndim == 4 and scores.shape[1] == 1 and kind == Scores(2, False):
+        scores = torch.cat([torch.zeros_like(scores), scores], 1)
+    if scores.ndim != 4 or scores.shape[1] % kind.classes:
+        raise ValueError(
+            f'expected class scores (N, C, H, W), or (N, C), with a channel for each of the '
+            f'{kind.classes} classes (and anchors), got {shape}'
+        )
+    return scores.unflatten(1, (-1, kind.classes))
+
+
+def _expanded(index: Tensor, like: Tensor) -> Tensor:
+    """(N, K) as (N, K, A, H, W) for maps (N, ?, A, H, W)."""
+    return index[:, :, None, None, None].expand(-1, -1, *like.shape[2:])
+
+
+def score_gradients(
+    scores: Maps, features: Maps, chosen: Chosen, kind: Scores, create_graph: bool
+) -> list[Tensor]:
+    """The gradient of each chosen class's score with respect to feature maps.
+
+    A class's score is the sum over its positions. Row k holds the k-th class of every image, and
+    all rows go through the model in one batched backward pass.
+
+    Args:
+        scores (Maps): Class scores with a graph from ``features``.
+        features (Maps): Feature maps.
+        chosen (Chosen): What to explain.
+        kind (Scores): How the scores are to be read.
+        create_graph (bool): Whether the gradients are to be differentiable themselves.
+
+    Returns:
+        list[Tensor]: For each feature map (K, N, C, H, W), zero where there is no class.
+
+    Raises:
+        ValueError: If the scores do not depend on a feature map.
+    """
+    outputs, inputs = as_list(scores), as_list(features)
+    rows = [_selection(x, at, chosen.classes, kind) for x, at in zip(outputs, chosen.positions)]
+
+    def gradients(row: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(
+            outputs, inputs, row, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+        if any(x is None for x in found):
+            raise ValueError('the class scores do not depend on the map that is to explain them')
+        return found
+
+    if len(rows[0]) == 1:  # operations that cannot be batched can still be explained singly
+        return [x[None] for x in gradients(tuple(row[0] for row in rows))]
+    return list(torch.func.vmap(gradients, randomness='same')(tuple(rows)))
+
+
+def _selection(scores: Tensor, positions: Tensor, classes: Tensor, kind: Scores) -> Tensor:
+    """1 where a row's class has its positions, (K, *scores.shape)."""
+    size = scores.shape[2:] or (1, 1)
+    if positions.shape[3:] != size:  # another stride
+        positions = F.interpolate(positions.flatten(1, 2).float(), size).unflatten(
+            1, positions.shape[1:3]
+        )
+    one_hot = F.one_hot(classes.clamp(min=0), kind.classes) * (classes >= 0)[..., None]
+    rows = positions[:, :, :, None] * one_hot[:, :, None, :, None, None]  # (N, K, A, C, H, W)
+    if scores.ndim == 4 and scores.shape[1] == 1 and kind.classes == 2:
+        rows = rows[:, :, :, 1:] - rows[:, :, :, :1]
+    rows = rows.flatten(2, 3).transpose(0, 1).to(scores.dtype)
+    if rows.shape[1:] != (*scores.shape[:2], *size):
+        raise ValueError(
+            f'student and teacher have class scores of different kinds: {tuple(scores.shape)} '
+            f'where {tuple(rows.shape[1:])} was expected'
+        )
+    return rows.reshape(-1, *scores.shape)
+
+
+def grad_cam(features: Tensor, gradients: Tensor) -> Tensor:
+    """``relu(sum_c mean_HW(dy/dF_c) F_c)``.
+
+    Args:
+        features (Tensor): (N, C, H, W).
+        gradients (Tensor): ``dy/dF``, (K, N, C, H, W).
+
+    Returns:
+        Tensor: (N, K, 1, H, W).
+    """
+    return torch.einsum('knc,nchw->nkhw', gradients.mean((3, 4)), features).relu()[:, :, None]
+
+
+def gradient_attention_map(gradients: Tensor) -> Tensor:
+    """``mean_c |dy/dF_c|``.
+
+    Args:
+        gradients (Tensor): ``dy/dF``, (K, N, C, H, W).
+
+    Returns:
+        Tensor: (N, K, 1, H, W).
+    """
+    return gradients.abs().mean(2, keepdim=True).transpose(0, 1)
+
+
+class Explainer:
+    """What explainers have in common: which classes, and the way from gradients to maps.
+
+    Args:
+        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
+        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
+            name. Default: None, which is ``scores``.
+        max_classes (int): How many classes of an image are explained at most, in training drawn
+            anew for each iteration among those that the teacher sees. Default: 1.
+        score_thr (float): Probability from which a teacher with independent classes (a detector)
+            sees a class at a position. Default: 0.3.
+        seed (int): Seed of the draw. Default: 0.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If it is out of range.
+    """
+
+    def __init__(
+        self,
+        scores: str | Sequence[str],
+        teacher_scores: str | Sequence[str] | None = None,
+        max_classes: int = 1,
+        score_thr: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(max_classes, bool) or not isinstance(max_classes, int) or max_classes < 1:
+            raise ValueError(f'max_classes must be a whole number from 1 on, got {max_classes!r}')
+        if not 0 < finite_number('score_thr', score_thr) < 1:
+            raise ValueError(f'score_thr must be between 0 and 1, got {score_thr!r}')
+        self.student_scores = Taps.parse(scores)
+        self.teacher_scores = Taps.parse(scores if teacher_scores is None else teacher_scores)
+        self.max_classes = max_classes
+        self.score_thr = score_thr
+        self.seed = seed
+
+    def scores(self, side: str) -> Taps:
+        """The tap of the class scores, in ``'student'`` or ``'teacher'``."""
+        return self.student_scores if side == 'student' else self.teacher_scores
+
+    def choose(self, scores: Maps, kind: Scores, step: int | None = None) -> Chosen:
+        """Chooses classes; see :func:`choose_classes`.
+
+        Args:
+            scores (Maps): The teacher's scores.
+            kind (Scores): How to read them.
+            step (int, optional): Number of the iteration, for the draw. Default: None, those with
+                most positions.
+        """
+        draw = None if step is None else (self.seed << 32) + step
+        return choose_classes(scores, kind, self.max_classes, self.score_thr, draw)
+
+    def __call__(
+        self,
+        features: Maps,
+        scores: Maps,
+        chosen: Chosen,
+        kind: Scores,
+        size: Sequence[int],
+        create_graph: bool = False,
+    ) -> Explanation:
+        """Explains the chosen classes.
+
+        Args:
+            features (Maps): The tapped maps (N, C, H, W), from which ``scores`` have a graph.
+            scores (Maps): The class scores of the same model.
+            chosen (Chosen): What to explain.
+            kind (Scores): How the scores are to be read.
+            size (Sequence[int]): Height and width of the images, to which the maps are resized.
+            create_graph (bool): Whether the explanations are to be differentiable. Default: False.
+
+        Returns:
+            Explanation: In float32 or wider.
+        """
+        gradients = score_gradients(scores, features, chosen, kind, create_graph)
+        maps = []
+        for x, gradient in zip(as_list(features), gradients):
+            x = x if create_graph else x.detach()
+            with full_precision(x, gradient) as (feature, _):
+                explained = self.explain(feature, gradient.to(feature.dtype))
+                maps.append(_resized(explained, size))
+        return Explanation(chosen, maps)
+
+    def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """From features (N, C, H, W) and gradients (K, N, C, H, W) to maps (N, K, ?, H, W)."""
+        raise NotImplementedError
+
+    def context(self, model: nn.Module) -> AbstractContextManager:
+        """What the forward of a model that is to be explained runs in."""
+        return nullcontext()
+
+    def __str__(self) -> str:
+        classes = 'class' if self.max_classes == 1 else 'classes'
+        return (
+            f'{type(self).__name__} of {self.student_scores}, {self.max_classes} {classes} an image'
+        )
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if maps.shape[3:] == tuple(size):
+        return maps
+    resized = F.interpolate(
+        maps.flatten(1, 2), size=tuple(size), mode='bilinear', align_corners=False
+    )
+    return resized.unflatten(1, maps.shape[1:3])
+
+
+@MODELS.register_module()
+class GradCAM(Explainer):
+    """Grad-CAM: the channels of a feature map, weighted by how much a class's score wants them.
+
+    ``relu(sum_c mean_HW(dy/dF_c) F_c)``, resized to the image. Tap the last map behind a ReLU, or
+    any other on the way to the scores.
+
+    Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
+
+    - paper: https://arxiv.org/abs/1610.02391
+    - code: https://github.com/m-parchami/GoodTeachersExplain (as e2KD uses it)
+
+    Args:
+        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
+        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
+            name. Default: None, which is ``scores``.
+        max_classes (int): How many classes of an image are explained at most. Default: 1.
+        score_thr (float): Probability from which a detector sees a class. Default: 0.3.
+        seed (int): Seed of the draw of classes. Default: 0.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mmkd_plugin.explanations import GradCAM, Scores
+        >>> features = torch.rand(2, 8, 4, 4, requires_grad=True)
+        >>> scores = torch.nn.Conv2d(8, 5, 1)(features)
+        >>> explainer, kind = GradCAM('decode_head.conv_seg', max_classes=3), Scores(5, False)
+        >>> chosen = explainer.choose(scores, kind)
+        >>> explainer(features, scores, chosen, kind, size=(32, 32)).maps[0].shape
+        torch.Size([2, 3, 1, 32, 32])
+    """
+
+    def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """See :func:`grad_cam`."""
+        return grad_cam(features, gradients)
+
+
+@MODELS.register_module()
+class GradientAttention(Explainer):
+    """How much a class's score depends on each position of a map: ``mean_c |dy/dF_c|``.
+
+    Args:
+        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
+        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
+            name. Default: None, which is ``scores``.
+        max_classes (int): How many classes of an image are explained at most. Default: 1.
+        score_thr (float): Probability from which a detector sees a class. Default: 0.3.
+        seed (int): Seed of the draw of classes. Default: 0.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> from mmkd_plugin.explanations import GradientAttention
+        >>> print(GradientAttention('decode_head.conv_seg'))
+        GradientAttention of decode_head.conv_seg, 1 class an image
+    """
+
+    def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """See :func:`gradient_attention_map`."""
+        return gradient_attention_map(gradients)
+
+
+def scores_of(model: nn.Module, taps: Taps, owner: str = 'the model') -> Scores:
+    """How the class scores at a tap of a model are to be read.
+
+    Args:
+        model (nn.Module): A model of mmseg or mmdet.
+        taps (Taps): The tap of its class scores.
+        owner (str): What the error calls it. Default: ``'the model'``.
+
+    Raises:
+        ValueError: If it cannot be told, or the scores are of a kind that cannot be explained.
+    """
+    tap = taps.taps[0]
+    head = _around(model, tap, 'num_classes')
+    if head is None:
+        raise ValueError(f"{owner}: no module around '{tap}' has `num_classes`")
+    sigmoid = getattr(head, 'use_sigmoid_cls', None)
+    if sigmoid is None:
+        sigmoid = getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False)
+        from_detector = hasattr(head, 'loss_cls')
+    else:
+        from_detector = True
+    if from_detector and not sigmoid:
+        raise ValueError(
+            f"{owner}: the scores of {type(head).__name__} at '{tap}' have a background class; "
+            'explained are heads with a sigmoid for each class (RetinaNet, FCOS, GFL, ATSS)'
+        )
+    return Scores(head.num_classes, bool(sigmoid))
+
+
+def _around(model: nn.Module, tap: Tap, attribute: str) -> Any:
+    """The innermost module around a tap that has an attribute."""
+    parts = tap.path.split('.')
+    for end in range(len(parts), 0, -1):
+        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
+        if isinstance(getattr(module, attribute, None), int):
+            return module
+    return None
+
+
+def explain(
+    model: nn.Module,
+    inputs: Tensor,
+    data_samples: list | None,
+    explainer: Explainer,
+    tap: str | Taps,
+    chosen: Chosen | None = None,
+    side: str = 'student',
+) -> Explanation:
+    """Explains what a model sees, or what another model sees, in a batch.
+
+    The model's gradients, modes and buffers stay as they are.
+
+    Args:
+        model (nn.Module): A model of mmseg or mmdet.
+        inputs (Tensor): Images (N, C, H, W) from its data preprocessor.
+        data_samples (list, optional): Their data samples.
+        explainer (Explainer): How to explain; its ``scores`` are read in this model.
+        tap (str | Taps): The maps that explain.
+        chosen (Chosen, optional): What to explain. Default: None, the classes with most positions
+            in the model's own scores.
+        side (str): ``'student'`` or ``'teacher'``: whose name of the scores to take. Default:
+            ``'student'``.
+
+    Returns:
+        Explanation: Without a graph.
+    """
+    taps = tap if isinstance(tap, Taps) else Taps.parse(tap)
+    scored = explainer.scores(side)
+    kind = scores_of(model, scored)
+    training = {module: module.training for module in model.modules()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    # A tensor that is overwritten later cannot be differentiated: all are copied.
+    reader = TapReader(model, [*taps, *scored], clone=list(taps), on_path=list(taps))
+    try:
+        model.eval().requires_grad_(False)
+        with torch.enable_grad(), explainer.context(model), reader:
+            model(inputs, data_samples, mode='tensor')
+        maps = {place: reader.read(place) for place in [*taps, *scored]}
+        features, scores = taps.of(maps), scored.of(maps)
+        chosen = explainer.choose(scores, kind) if chosen is None else chosen
+        return explainer(features, scores, chosen, kind, inputs.shape[2:])
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_(True)
