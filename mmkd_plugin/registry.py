@@ -21,6 +21,8 @@ MODELS = Registry(
         'mmkd_plugin.distiller',
         'mmkd_plugin.paraphrasing',
         'mmkd_plugin.batch_augments',
+        'mmkd_plugin.bcos',
+        'mmkd_plugin.backbones',
     ],
 )
 
