@@ -1,0 +1,326 @@
+"""The B-cos ResNet: the authors' layers in order, linear in six channels, in real models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmkd_plugin.backbones import BcosResNet
+from mmkd_plugin.bcos import (
+    BcosBatchNorm2d,
+    BcosConv2d,
+    DynamicLinear,
+    explanation_mode,
+    not_dynamic_linear,
+)
+from mmkd_plugin.dry_run import example_batch
+from tests import models
+
+PIXELS = dict(mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True)
+CONV = dict(type='mmkd_plugin.BcosConv2d')
+NORM = dict(type='mmkd_plugin.BcosBatchNorm2d')
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def backbone(depth: int = 18, width: int = 8, **kwargs: Any) -> BcosResNet:
+    torch.manual_seed(0)
+    net = BcosResNet(depth, stem_channels=width, base_channels=width, **kwargs)
+    net.init_weights()
+    return net.double()
+
+
+def settled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In evaluation, with norms that have seen something."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, BcosBatchNorm2d):
+            layer.running_var.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)
+            layer.weight.data.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)
+    return model.eval()
+
+
+# The network --------------------------------------------------------------------------------------
+
+
+def by_hand(net: BcosResNet, x: torch.Tensor, bottleneck: bool) -> list[torch.Tensor]:
+    """The forward written out, with the layers looked up by the authors' names."""
+    part = dict(net.named_modules())
+
+    def unit(name: str, number: int | str, x: torch.Tensor) -> torch.Tensor:
+        return part[f'{name}bn{number}'](part[f'{name}conv{number}'](x))
+
+    x = unit('', 1, torch.cat([x, 1 - x], 1))
+    x = nn.functional.avg_pool2d(x, 3, 2, 1)
+    maps = []
+    for stage in range(1, 5):
+        for number in range(len(part[f'layer{stage}'])):
+            name = f'layer{stage}.{number}.'
+            out = unit(name, 2, unit(name, 1, x))
+            out = unit(name, 3, out) if bottleneck else out
+            if f'{name}downsample' in part:
+                x = part[f'{name}downsample.1'](part[f'{name}downsample.0'](x))
+            x = x + out
+        maps.append(x)
+    return maps
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_forward(depth):
+    net, x = settled(backbone(depth)), images(1, 3, 64, 96)
+    expected = by_hand(net, x, depth == 50)
+    for ours, theirs in zip(net(x), expected):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert [y.shape[2:] for y in expected] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+#: Layers and filters of the authors' networks without the classifier (torchvision's, with six
+#: channels and no bias: 11.18 M, 21.28 M and 23.51 M weights with three channels).
+@pytest.mark.parametrize(
+    'depth, convs, parameters',
+    [
+        (18, 20, 11_176_512 - 4800 + 3 * 64 * 49),
+        (34, 36, 21_284_672 - 8512 + 3 * 64 * 49),
+        (50, 53, 23_508_032 - 26_560 + 3 * 64 * 49),
+    ],
+)
+def test_size(depth, convs, parameters):
+    net = BcosResNet(depth)
+    layers = [m for m in net.modules() if isinstance(m, DynamicLinear)]
+    assert sum(isinstance(m, BcosConv2d) for m in layers) == convs
+    assert sum(isinstance(m, BcosBatchNorm2d) for m in layers) == convs
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert not_dynamic_linear(net) == []
+    assert not any(isinstance(m, (nn.ReLU, nn.MaxPool2d)) for m in net.modules())
+
+
+def test_strides_dilations_and_stages():
+    net = settled(
+        backbone(18, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), out_indices=(1, 2), b=1.5)
+    )
+    assert [tuple(y.shape[1:]) for y in net(images(1, 3, 64, 64))] == [(16, 8, 8), (32, 8, 8)]
+    assert not hasattr(net, 'layer4')
+    assert net.layer3[1].conv1.dilation == net.layer3[1].conv1.padding == (2, 2)
+    assert all(m.b == 1.5 for m in net.modules() if isinstance(m, BcosConv2d))
+
+
+def test_start_of_training():
+    net = BcosResNet(18)
+    net.init_weights()
+    weight = net.layer4[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert all((m.weight == 1).all() for m in net.modules() if isinstance(m, BcosBatchNorm2d))
+
+
+def test_norm_eval():
+    for norm_eval in (False, True):
+        net = backbone(norm_eval=norm_eval).train()
+        before = net.bn1.running_var.clone()
+        net(images(2, 3, 32, 32))
+        assert torch.equal(before, net.bn1.running_var) is norm_eval
+        assert net.conv1.training
+
+
+def test_no_such_depth():
+    with pytest.raises(ValueError, match=r'no B-cos ResNet-20; depths: 18, 34, 50, 101, 152'):
+        BcosResNet(20)
+
+
+@pytest.mark.parametrize(
+    'x, text',
+    [
+        (255 * images(1, 3, 32, 32), r'3 channels from .* to 255'),
+        ((images(1, 3, 32, 32) - 0.45) / 0.22, r'mean=\[0, 0, 0\], std=\[255, 255, 255\]'),
+        (images(1, 6, 32, 32), r'got 6 channels'),
+    ],
+)
+def test_images_of_another_range(x, text):
+    with pytest.raises(ValueError, match=text):
+        backbone()(x)
+
+
+def test_colours_a_little_beyond_the_range_are_fine():
+    net = backbone()
+    net(1.5 * images(1, 3, 32, 32) - 0.2)
+    net(9 * images(1, 3, 32, 32))  # the first batch alone is looked at
+
+
+def test_weights_of_the_authors(tmp_path):
+    """Their checkpoints have filters in ``.linear``, a classifier, and a mean in each norm."""
+    trained = settled(backbone())
+    theirs = {'fc.linear.weight': torch.rand(10, 64, 1, 1)}
+    for name, value in trained.state_dict().items():
+        convolution = value.dim() == 4
+        theirs[name.replace('.weight', '.linear.weight') if convolution else name] = value
+        if name.endswith('running_var'):
+            theirs[name.replace('running_var', 'running_mean')] = torch.rand_like(value)
+            theirs[name.replace('running_var', 'num_batches_tracked')] = torch.tensor(1)
+    torch.save(theirs, tmp_path / 'resnet_18.pth')
+    net = BcosResNet(
+        18,
+        stem_channels=8,
+        base_channels=8,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet_18.pth')),
+    )
+    net.init_weights()
+    x = images(1, 3, 64, 64)
+    for ours, expected in zip(net.double().eval()(x), trained(x)):
+        torch.testing.assert_close(ours, expected)
+
+
+# Explanations -------------------------------------------------------------------------------------
+
+
+def six_channels(model: nn.Module, run: Any) -> tuple[torch.Tensor, Any]:
+    """What `add_inverse` gave in ``run()``, from where on there is a graph, and the result."""
+    seen = []
+
+    def keep(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.requires_grad_())
+        return output
+
+    handle = next(m for n, m in model.named_modules() if n.endswith('add_inverse'))
+    handle = handle.register_forward_hook(keep)
+    try:
+        return run(), seen[0]
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize('depth, training', [(18, False), (18, True), (50, False)])
+def test_every_map_is_linear_in_the_six_channels(depth, training):
+    net = settled(backbone(depth, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))).train(training)
+    maps, x = six_channels(net, lambda: net(images(1, 3, 64, 64)))
+    assert x.shape == (1, 6, 64, 64)
+    for y in maps:
+        probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
+        with explanation_mode(net):
+            (weights,) = torch.autograd.grad(y, x, probe, retain_graph=True)
+        torch.testing.assert_close((weights * x).sum(), (y * probe).sum(), rtol=1e-9, atol=1e-9)
+        assert weights[:, :3].abs().sum() > 0 and weights[:, 3:].abs().sum() > 0
+
+
+# In OpenMMLab -------------------------------------------------------------------------------------
+
+
+def net_config(width: int = 8, **kwargs: Any) -> dict:
+    return dict(
+        type='mmkd_plugin.BcosResNet',
+        depth=18,
+        stem_channels=width,
+        base_channels=width,
+        **kwargs,
+    )
+
+
+def segmentor(head: str) -> nn.Module:
+    """FCN or Semantic FPN, of B-cos layers up to the classifier."""
+    config = models.fcn(**PIXELS)
+    config['backbone'] = net_config()
+    config['decode_head'].update(conv_cfg=CONV, norm_cfg=NORM, act_cfg=None)
+    if head == 'FPNHead':
+        config['neck'] = dict(
+            type='FPN',
+            in_channels=[8, 16, 32, 64],
+            out_channels=16,
+            num_outs=4,
+            conv_cfg=CONV,
+            norm_cfg=NORM,
+        )
+        config['decode_head'].update(
+            type=head, in_channels=[16] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32]
+        )
+        del config['decode_head']['num_convs']
+    torch.manual_seed(0)
+    model = models.build(config)
+    model.init_weights()
+    return model
+
+
+def detector(norm: dict | None = None) -> nn.Module:
+    config = models.retinanet()
+    config['data_preprocessor'].update(PIXELS)
+    config['backbone'] = net_config()
+    config['neck'].update(conv_cfg=CONV, norm_cfg=NORM)
+    config['bbox_head'].update(conv_cfg=CONV, norm_cfg=norm)
+    torch.manual_seed(0)
+    model = models.build(config)
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize('head', ['FCNHead', 'FPNHead'])
+def test_a_segmentor_is_linear_up_to_the_bias_of_its_classifier(head):
+    model = settled(segmentor(head)).double()
+    assert not_dynamic_linear(model) == ['decode_head.conv_seg']
+    scores, x = six_channels(model, lambda: model(images(1, 3, 64, 64), mode='tensor'))
+    for c in range(scores.shape[1]):
+        with explanation_mode(model):
+            (weights,) = torch.autograd.grad(scores[0, c].sum(), x, retain_graph=True)
+        bias = model.decode_head.conv_seg.bias[c] * scores[0, c].numel()
+        expected = scores[0, c].sum() - bias
+        torch.testing.assert_close((weights * x).sum(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_detector_is_linear_up_to_the_bias_of_its_classifier():
+    """The ReLUs of its head stay."""
+    pytest.importorskip('mmcv.ops')
+    model = settled(detector(NORM)).double()
+    assert not_dynamic_linear(model) == ['bbox_head.retina_cls', 'bbox_head.retina_reg']
+    assert any(isinstance(m, nn.ReLU) for m in model.modules())
+    (scores, _), x = six_channels(model, lambda: model(images(1, 3, 64, 64), mode='tensor'))
+    for level in scores[:3]:
+        with explanation_mode(model):
+            (weights,) = torch.autograd.grad(level.sum(), x, retain_graph=True)
+        bias = model.bbox_head.retina_cls.bias.sum() * level[0, 0].numel()
+        torch.testing.assert_close((weights * x).sum(), level.sum() - bias, rtol=1e-8, atol=1e-8)
+
+
+def test_a_norm_of_another_kind_is_named():
+    pytest.importorskip('mmcv.ops')
+    model = detector(dict(type='GN', num_groups=4))
+    assert not_dynamic_linear(model.bbox_head) == [
+        'cls_convs.0.gn', 'reg_convs.0.gn', 'retina_cls', 'retina_reg',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', ['FCNHead', 'FPNHead', 'RetinaNet'])
+def test_a_step_of_training_and_a_prediction(kind):
+    if kind == 'RetinaNet':
+        pytest.importorskip('mmcv.ops')
+    model = detector(NORM) if kind == 'RetinaNet' else segmentor(kind)
+    inputs, samples = example_batch(model, torch.device('cpu'))
+    assert inputs.min() >= 0 and 0.9 < inputs.max() <= 1
+    before = copy.deepcopy(model.state_dict())
+    optimizer = OptimWrapper(torch.optim.Adam(model.parameters(), lr=1e-3))
+    losses = []
+    for _ in range(4):
+        loss, _ = model.train().parse_losses(model(inputs, samples, mode='loss'))
+        optimizer.update_params(loss)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = model.state_dict()
+    same = [key for key in after if torch.equal(before[key], after[key])]
+    assert not [key for key in same if key.startswith(('backbone', 'neck'))]
+    with torch.no_grad():
+        (prediction,) = model.eval()(inputs, samples, mode='predict')
+    if kind == 'RetinaNet':
+        assert prediction.pred_instances.bboxes.shape[1] == 4
+    else:
+        assert prediction.pred_sem_seg.shape == inputs.shape[2:]
+
+
+def test_other_preprocessing_is_refused_before_training():
+    config = models.fcn()
+    config['backbone'] = net_config()
+    cwd = dict(cwd=dict(tap='decode_head.conv_seg', loss=models.cwd()))
+    with pytest.raises(ValueError, match=r'BcosResNet takes RGB images in \[0, 1\]'):
+        models.distiller(ConfigDict(config), models.fcn(), cwd)
