@@ -265,9 +265,8 @@ class BcosBatchNorm2d(DynamicLinear):
         if self.training:
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             variance = wide.var((0, 2, 3), unbiased=False)
-            if not self.held:
-                with torch.no_grad():
-                    self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+            with torch.no_grad():
+                self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
             if variance.requires_grad:
                 variance = _Held.apply(variance, self)
         factor = self.weight / (variance + self.eps).sqrt()
@@ -293,11 +292,10 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
 
     In a *backward* pass inside it, the scale of each B-cos convolution and the variance of each
     `BcosBatchNorm2d` are constants, so ``d y / d x`` is the row of W(x) that gave ``y = W(x) x``.
-    It does not matter where the forward ran; values are the same in and out of the mode. With
+    It does not matter where the forward ran: the mode changes nothing about it, neither values nor
+    what it does to running statistics (call ``model.eval()`` to leave those alone). With
     ``create_graph=True`` the weights depend on the parameters in full, through the scales as well.
     So a training step needs one forward, and takes its ``loss.backward()`` after the block.
-
-    A forward inside it leaves running statistics as they are.
 
     Args:
         model (nn.Module): Any module; what is not B-cos in it stays as it is.

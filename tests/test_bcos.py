@@ -325,15 +325,37 @@ def test_weights_times_input_is_the_output(b, kwargs, training):
     torch.testing.assert_close(rows @ x.flatten(), y, rtol=1e-10, atol=1e-12)
 
 
-def test_the_mode_changes_no_value_and_no_statistic():
+def test_the_mode_changes_nothing_about_a_forward():
+    """A step of training has one forward, which is explained too and must not miss the norms."""
     model, x = network(), noise(2, 3, 8, 8)
-    out = model(x)
-    before = copy.deepcopy(model.state_dict())
+    other = copy.deepcopy(model)
+    expected = other(x)
     with explanation_mode(model):
-        torch.testing.assert_close(model(x), out, rtol=0, atol=0)
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    model(x)
-    assert not torch.equal(before['1.running_var'], model[1].running_var)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    state = other.state_dict()
+    assert (state['1.running_var'] != 1).all()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('b', [1.5, 2])
+def test_several_outputs_in_one_batched_pass(b):
+    model, x = network(b, groups=3), noise(1, 3, 8, 8).requires_grad_()
+    y = model(x)
+    rows = noise(3, *y.shape)
+
+    def gradient(row):
+        return torch.autograd.grad(y, x, row, create_graph=True, retain_graph=True)[0]
+
+    for mode in (True, False):
+        with explanation_mode(model) if mode else torch.enable_grad():
+            together = torch.func.vmap(gradient)(rows)
+            singly = torch.stack([gradient(row) for row in rows])
+        torch.testing.assert_close(together, singly)
+        learnt = [
+            torch.autograd.grad(w.square().sum(), model[0].weight, retain_graph=True)[0]
+            for w in (together, singly)
+        ]
+        torch.testing.assert_close(*learnt)
 
 
 def test_one_forward_is_explained_and_learnt_from():
