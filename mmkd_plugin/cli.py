@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmkd_plugin.checkpoint import nearest_names
+from mmkd_plugin.keys import check_keys
+from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
+from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
 
 
 class UsageError(Exception):
@@ -134,9 +139,65 @@ def use_student(cfg: Config) -> None:
         cfg.model.setdefault('data_preprocessor', preprocessor)
     hooks = cfg.get('custom_hooks')
     if hooks:
-        cfg.custom_hooks = [hook for hook in hooks if not _is_own(hook)]
+        cfg.custom_hooks = [hook for hook in hooks if not is_own(hook)]
     print_log('The config distils: using its student alone.', logger='current')
 
 
-def _is_own(config: ConfigDict | Any) -> bool:
+def metrics_of(cfg: Config) -> list:
+    """The configs of the metrics of the test."""
+    metrics = cfg.get('test_evaluator')
+    return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+
+
+def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
+    """Give this package's metrics of the test what the config says elsewhere, in place.
+
+    Args:
+        cfg (Config): With ``test_evaluator``.
+        distilled (ConfigDict, optional): The Distiller that the config trains; a metric that wants
+            a teacher and names none gets that of it.
+
+    Raises:
+        UsageError: If a metric, or a key of it, does not exist, or its teacher is not to be told.
+    """
+    for metric in metrics_of(cfg):
+        if not is_own(metric):
+            continue
+        kind = METRICS.get(metric.type)
+        if kind is None:
+            known = METRICS.module_dict
+            close = get_close_matches(metric.type.partition('.')[2], known, n=1)
+            hint = f'; did you mean mmkd_plugin.{close[0]}?' if close else ''
+            raise UsageError(f'there is no metric {metric.type}{hint} (known: {", ".join(known)})')
+        keys = inspect.signature(kind).parameters
+        check_keys(f'the metric {metric.type}', metric, ('type', *keys))
+        if 'teacher' in keys and not isinstance(metric.get('teacher'), dict):
+            metric.teacher = _teacher_of(distilled, metric)
+
+
+def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:
+    """The trained teacher of a distilled config: its only one, or the one a metric names."""
+    name = metric.get('teacher')
+    if distilled is None:
+        raise UsageError(
+            f"{metric.type} needs a teacher: teacher=dict(config='...', checkpoint='...'), or a "
+            'config that distils'
+        )
+    every = {n: c for n, c in teacher_configs(distilled.teacher).items() if not is_self_teacher(c)}
+    if name is None and len(every) == 1:
+        (name,) = every
+    if name not in every:
+        raise UsageError(
+            f'{metric.type} needs one teacher that is trained and can run alone: '
+            + (
+                f'teacher={next(iter(every))!r} (there are {", ".join(every)})'
+                if every
+                else "teacher=dict(config='...', checkpoint='...')"
+            )
+        )
+    return every[name]
+
+
+def is_own(config: ConfigDict | Any) -> bool:
+    """Whether the config of a hook or a metric names one of this package."""
     return isinstance(config, dict) and str(config.get('type')).startswith('mmkd_plugin.')

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import DumpResults
+from mmengine.evaluator import DumpResults, Evaluator
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
@@ -20,7 +20,11 @@ from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
     build_runner,
+    complete_metrics,
+    is_distilled,
+    is_own,
     load_config,
+    metrics_of,
     plain_errors,
     use_student,
 )
@@ -53,7 +57,9 @@ def main() -> None:
         with plain_errors():
             args = parse_args()
             cfg = load_config(args)
+            distilled = cfg.model if is_distilled(cfg) else None
             use_student(cfg)
+            complete_metrics(cfg, distilled)
             read_checkpoint(args.checkpoint)  # refuse a bad file before anything else happens
             cfg.load_from, cfg.resume = args.checkpoint, False
             if args.show or args.show_dir:
@@ -64,8 +70,9 @@ def main() -> None:
                 keep_label_maps(cfg, args.out)
             runner = build_runner(cfg)
             check_fit(runner, args)
+            evaluator = runner.test_evaluator  # built now, so that its errors are plain too
             if args.out is not None and is_pickle(args.out):
-                dump_predictions(runner, cfg, args.out)
+                dump_predictions(evaluator, cfg, args.out)
         runner.test()
 
 
@@ -96,6 +103,9 @@ def visualize(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def use_tta(cfg: Config) -> None:
+    for metric in metrics_of(cfg):
+        if is_own(metric):
+            raise UsageError(f'--tta: {metric.type} measures predictions for one view of an image')
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -127,19 +137,20 @@ def is_pickle(out: str) -> bool:
 
 def keep_label_maps(cfg: Config, folder: str) -> None:
     """Let mmsegmentation's metrics write the predicted label maps."""
-    metrics = cfg.test_evaluator
-    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+    for metric in metrics_of(cfg):
+        if is_own(metric):
+            continue
         if cfg.get('default_scope') == 'mmdet' or 'IoU' not in str(metric.type):
             raise UsageError(f'--out takes a .pkl file with the metric {metric.type}, not {folder}')
         metric.output_dir, metric.keep_results = folder, True
 
 
-def dump_predictions(runner: Runner, cfg: Config, out: str) -> None:
+def dump_predictions(evaluator: Evaluator, cfg: Config, out: str) -> None:
     if cfg.get('default_scope') == 'mmdet':  # its own class writes masks compactly
         metric = METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out))
     else:
         metric = DumpResults(out_file_path=out)
-    runner.test_evaluator.metrics.append(metric)
+    evaluator.metrics.append(metric)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,191 @@
+"""Teacher agreement: how often student and teacher predict the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric
+from torch import Tensor
+
+from mmkd_plugin.metrics.frozen_teacher import FrozenTeacher
+from mmkd_plugin.metrics.table import log_per_class, percent
+from mmkd_plugin.registry import METRICS
+
+
+def agreement_counts(
+    student: Tensor, teacher: Tensor, num_classes: int, counted: Tensor | None = None
+) -> Tensor:
+    """Pixels of each class in two label maps.
+
+    Args:
+        student (Tensor): ``(H, W)`` predicted classes.
+        teacher (Tensor): ``(H, W)`` predicted classes.
+        num_classes (int): C.
+        counted (Tensor, optional): ``(H, W)`` bool, the pixels that count. Defaults to None, all.
+
+    Returns:
+        Tensor: ``(3, C)`` int64: pixels that both give to the class, that the student does, that
+        the teacher does.
+
+    Examples:
+        >>> agreement_counts(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 1]]), 2)
+        tensor([[1, 1],
+                [1, 2],
+                [2, 1]])
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'a label map of {tuple(student.shape)} cannot be compared with one of '
+            f'{tuple(teacher.shape)}'
+        )
+    if counted is not None:
+        student, teacher = student[counted], teacher[counted]
+    both = student[student == teacher]
+    return torch.stack(
+        [labels.flatten().bincount(minlength=num_classes) for labels in (both, student, teacher)]
+    )
+
+
+def matched_boxes(
+    student: Tensor, student_labels: Tensor, teacher: Tensor, teacher_labels: Tensor, iou_thr: float
+) -> Tensor:
+    """Pairs boxes of the same class one to one, as many as possible.
+
+    Args:
+        student (Tensor): ``(S, 4)`` boxes, corners in pixels.
+        student_labels (Tensor): ``(S,)`` classes.
+        teacher (Tensor): ``(T, 4)`` boxes.
+        teacher_labels (Tensor): ``(T,)`` classes.
+        iou_thr (float): Least intersection over union of a pair.
+
+    Returns:
+        Tensor: ``(M,)``, the class of each pair.
+    """
+    from mmdet.structures.bbox import bbox_overlaps  # only a detector's test has need of mmdet
+    from scipy.optimize import linear_sum_assignment
+
+    pairs = bbox_overlaps(student, teacher) >= iou_thr
+    pairs &= student_labels[:, None] == teacher_labels
+    rows, columns = linear_sum_assignment(pairs.cpu().numpy(), maximize=True)
+    matched = pairs[rows, columns]
+    return student_labels[rows][matched]
+
+
+@METRICS.register_module()
+class TeacherAgreement(BaseMetric):
+    """How often the tested model predicts what its teacher predicts, in percent.
+
+    Segmentation: ``agreement/pixel``, the share of pixels with the same class;
+    ``agreement/mean_found``, the share of the teacher's pixels of a class that the student gives to
+    it too, mean over the classes that the teacher predicts; ``agreement/mean_confirmed``, the same
+    with student and teacher exchanged. Detection: ``agreement/found``, the share of the teacher's
+    confident boxes that the student finds (confident, of the same class, one to one);
+    ``agreement/confirmed``, the share of the student's confident boxes that the teacher has; and
+    both as ``agreement/mean_found`` and ``agreement/mean_confirmed``, means over the classes. A
+    share of nothing is nan and no part of a mean. A table lists the classes.
+
+    The teacher sees the same images (after the resize of the test pipeline) through its own data
+    preprocessor; both predictions are compared at the size of the original image.
+
+    Measure of "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation"
+    (https://arxiv.org/abs/2402.03119), there for image classification.
+
+    Args:
+        teacher (dict | str, optional): ``config``, ``checkpoint`` and ``strict`` of a
+            :class:`~mmkd_plugin.teacher.Teacher`. Defaults to None: ``tools/test.py`` takes the
+            teacher of a distilled config; of several the one of this name.
+        score_thr (float): Boxes with at least this score are confident. Defaults to 0.3.
+        iou_thr (float): Least intersection over union of two boxes that are the same. Defaults to
+            0.5.
+        ignore_index (int, optional): Pixels with this label in the ground truth, where there is
+            one, do not count. Defaults to 255; None counts all.
+        collect_device (str): ``'cpu'`` or ``'gpu'``, see mmengine's ``BaseMetric``. Defaults to
+            ``'cpu'``.
+        prefix (str): What stands before the names. Defaults to ``'agreement'``.
+
+    Raises:
+        ValueError: If there is no usable teacher, or it has other classes than the data set.
+
+    Examples:
+        >>> test_evaluator = [
+        ...     dict(type='IoUMetric', iou_metrics=['mIoU']),
+        ...     dict(type='mmkd_plugin.TeacherAgreement')]  # in a distilled config
+    """
+
+    def __init__(
+        self,
+        teacher: dict | str | None = None,
+        score_thr: float = 0.3,
+        iou_thr: float = 0.5,
+        ignore_index: int | None = 255,
+        collect_device: str = 'cpu',
+        prefix: str = 'agreement',
+    ) -> None:
+        super().__init__(collect_device, prefix)
+        self.score_thr, self.iou_thr, self.ignore_index = score_thr, iou_thr, ignore_index
+        self.teacher = FrozenTeacher(teacher, type(self).__name__)
+        self._kind = ''
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Compares the predictions for each image of a batch."""
+        classes = self.dataset_meta['classes']
+        self._kind = kind = _kind_of(data_samples[0])
+        if not self.results:
+            self.teacher.check_classes(classes)
+        first = data_samples[0][kind]
+        device = (first['data'] if kind == 'pred_sem_seg' else first['bboxes']).device
+        taught = self.teacher.predict(data_batch, device)
+        compare = self._pixels if kind == 'pred_sem_seg' else self._boxes
+        for student, teacher in zip(data_samples, taught):
+            self.results.append(compare(student, teacher[kind], len(classes)))
+
+    def _pixels(self, sample: dict, teacher: dict, num_classes: int) -> Tensor:
+        counted = None
+        if self.ignore_index is not None and 'gt_sem_seg' in sample:
+            counted = sample['gt_sem_seg']['data'].squeeze(0) != self.ignore_index
+        maps = (sample['pred_sem_seg']['data'], teacher['data'])
+        student, teacher = (labels.squeeze(0).long() for labels in maps)
+        return agreement_counts(student, teacher, num_classes, counted)
+
+    def _boxes(self, sample: dict, teacher: dict, num_classes: int) -> Tensor:
+        student = sample['pred_instances']
+        s, t = (one['scores'] >= self.score_thr for one in (student, teacher))
+        s_labels, t_labels = student['labels'][s], teacher['labels'][t]
+        both = matched_boxes(
+            student['bboxes'][s], s_labels, teacher['bboxes'][t], t_labels, self.iou_thr
+        )
+        counts = [labels.bincount(minlength=num_classes) for labels in (both, s_labels, t_labels)]
+        return torch.stack(counts)
+
+    def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
+        """Sums up the images and logs the classes."""
+        both, student, teacher = torch.stack(results).sum(0)
+        found, confirmed = percent(both, teacher), percent(both, student)
+        log_per_class(
+            'Agreement with the teacher, %',
+            self.dataset_meta['classes'],
+            {'found': found, 'confirmed': confirmed},
+        )
+        means = float(found.nanmean()), float(confirmed.nanmean())
+        if self._kind == 'pred_sem_seg':
+            pixel = percent(both.sum(), teacher.sum())
+            return dict(pixel=float(pixel), mean_found=means[0], mean_confirmed=means[1])
+        return dict(
+            found=float(percent(both.sum(), teacher.sum())),
+            confirmed=float(percent(both.sum(), student.sum())),
+            mean_found=means[0],
+            mean_confirmed=means[1],
+        )
+
+
+def _kind_of(sample: dict) -> str:
+    """The key of the predictions that are compared."""
+    for kind in ('pred_sem_seg', 'pred_instances'):
+        if kind in sample:
+            return kind
+    raise ValueError(
+        'TeacherAgreement compares label maps (pred_sem_seg) or boxes (pred_instances); the model '
+        f'gives {", ".join(key for key in sample if key.startswith("pred"))}'
+    )

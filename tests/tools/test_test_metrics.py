@@ -1,0 +1,134 @@
+"""``tools/test.py`` with this package's metrics beside mIoU and mAP."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import save_random_weights
+from mmengine.config import Config
+from test_train import needs_ops
+from tool_runs import load_tool
+
+from mmkd_plugin.cli import UsageError, complete_metrics
+
+AGREEMENT = dict(type='mmkd_plugin.TeacherAgreement')
+
+
+@pytest.fixture
+def tested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs ``tools/test.py`` in this process and returns the numbers that it wrote."""
+
+    def call(config: Path, weights: Path, *args: object) -> dict[str, float]:
+        work_dir = tmp_path / 'test'
+        argv = ['test.py', config, weights, '--work-dir', work_dir, *args]
+        monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
+        monkeypatch.setenv('LOCAL_RANK', '0')
+        load_tool('test').main()
+        (file,) = work_dir.glob('*/2*.json')
+        return json.loads(file.read_text())
+
+    return call
+
+
+def beside(folder: Path, *metrics: dict) -> Path:
+    """A distilled config with more metrics than the one that it has."""
+    config = folder / 'measured.py'
+    config.write_text(
+        "_base_ = ['distilled.py']\n"
+        f'test_evaluator = [{{{{_base_.test_evaluator}}}}, {str([*metrics])[1:-1]}]\n'
+    )
+    return config
+
+
+def test_a_segmentor(segmentation, tested, tmp_path):
+    """The teacher of the config; one given by an option, here the student itself."""
+    weights = tmp_path / 'student.pth'
+    save_random_weights(segmentation / 'student.py', weights)
+    config = beside(segmentation, AGREEMENT)
+    result = tested(
+        config,
+        weights,
+        '--cfg-options',
+        f'model.teacher.config={segmentation / "student.py"}',
+        f'model.teacher.checkpoint={weights}',
+        '--out',
+        tmp_path / 'maps',
+    )
+    assert result['agreement/pixel'] == 100
+    assert 'mIoU' in result
+    assert len(list((tmp_path / 'maps').glob('*.png'))) == 6
+
+
+@needs_ops
+def test_a_detector(detection, tested):
+    """Student and teacher have the same weights here."""
+    config = beside(detection, dict(AGREEMENT, score_thr=0.01))
+    result = tested(config, detection / 'teacher.pth')
+    assert result['agreement/found'] == result['agreement/confirmed'] == 100
+    assert 'coco/bbox_mAP' in result
+
+
+# --- whose teacher ------------------------------------------------------------------------------
+
+TEACHER = dict(config='t.py', checkpoint='t.pth')
+OWN = dict(
+    type='mmkd_plugin.SelfTeacher', tap='backbone', neck=dict(type='mmkd_plugin.BiFPNSelfTeacher')
+)
+
+
+def completed(distilled: dict | list | None, **metric: object) -> dict:
+    cfg = Config(dict(test_evaluator=[dict(type='IoUMetric'), dict(AGREEMENT, **metric)]))
+    complete_metrics(cfg, None if distilled is None else Config(dict(teacher=distilled)))
+    return cfg.test_evaluator[1].teacher
+
+
+def test_the_only_trained_teacher():
+    assert completed(TEACHER) == dict(TEACHER, name='teacher')
+    assert completed([dict(TEACHER, name='large'), dict(OWN, name='own')])['name'] == 'large'
+
+
+def test_one_of_several_by_its_name():
+    two = [dict(TEACHER, name='large'), dict(TEACHER, name='old', config='o.py')]
+    assert completed(two, teacher='old')['config'] == 'o.py'
+    for wrong in (dict(), dict(teacher='odl')):
+        with pytest.raises(UsageError, match=r"teacher='large' \(there are large, old\)"):
+            completed(two, **wrong)
+
+
+def test_a_teacher_of_its_own():
+    other = dict(config='o.py', checkpoint='o.pth')
+    assert completed(TEACHER, teacher=other) == other
+    assert completed(None, teacher=other) == other
+
+
+def test_no_teacher_to_take():
+    with pytest.raises(UsageError, match=r'or a config that distils'):
+        completed(None)
+    with pytest.raises(UsageError, match=r'trained and can run alone: teacher=dict\(config'):
+        completed(OWN)
+
+
+def test_misspelt():
+    with pytest.raises(ValueError, match=r'unknown key `score_th`; did you mean `score_thr`\?'):
+        completed(TEACHER, score_th=0.5)
+    with pytest.raises(UsageError, match=r'did you mean mmkd_plugin\.TeacherAgreement\?'):
+        completed(TEACHER, type='mmkd_plugin.TeacherAgrement')
+
+
+def test_one_metric_and_none():
+    cfg = Config(dict(test_evaluator=dict(AGREEMENT)))
+    complete_metrics(cfg, Config(dict(teacher=TEACHER)))
+    assert cfg.test_evaluator.teacher.config == 't.py'
+    complete_metrics(Config(dict()), None)
+
+
+def test_errors_are_one_line(fails, segmentation, tmp_path):
+    weights = tmp_path / 'student.pth'
+    save_random_weights(segmentation / 'student.py', weights)
+    args = ('test', beside(segmentation, AGREEMENT), weights, '--work-dir', tmp_path)
+    options = ('--cfg-options', 'model.teacher.checkpoint=/gone.pth')
+    assert 'no checkpoint at /gone.pth' in fails(*args, *options)
+    assert '--tta: mmkd_plugin.TeacherAgreement' in fails(*args, '--tta')
