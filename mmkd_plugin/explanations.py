@@ -99,7 +99,7 @@ def choose_classes(
     count = sum(x.sum((1, 3, 4)) for x in seen)  # (N, C)
     rank = count
     if draw is not None:
-        generator = torch.Generator().manual_seed(draw)
+        generator = torch.Generator().manual_seed(draw % 2**32)
         rank = torch.rand(count.shape, generator=generator).to(count.device)
     rank = torch.where(count > 0, rank, -1)
     best, classes = rank.topk(min(max_classes, kind.classes), dim=1)
@@ -138,7 +138,8 @@ def score_gradients(
     """The gradient of each chosen class's score with respect to feature maps.
 
     A class's score is the sum over its positions. Row k holds the k-th class of every image, and
-    all rows go through the model in one batched backward pass.
+    all rows go through the model in one batched backward pass; where an operation on the way cannot
+    be batched, each in one of its own.
 
     Args:
         scores (Maps): Class scores with a graph from ``features``.
@@ -164,9 +165,13 @@ def score_gradients(
             raise ValueError('the class scores do not depend on the map that is to explain them')
         return found
 
-    if len(rows[0]) == 1:  # operations that cannot be batched can still be explained singly
-        return [x[None] for x in gradients(tuple(row[0] for row in rows))]
-    return list(torch.func.vmap(gradients, randomness='same')(tuple(rows)))
+    singly = [tuple(row[k] for row in rows) for k in range(len(rows[0]))]
+    if len(singly) > 1:
+        try:
+            return list(torch.func.vmap(gradients, randomness='same')(tuple(rows)))
+        except RuntimeError:  # some operations cannot be batched, such as a frozen BN under AMP
+            pass
+    return [torch.stack(found) for found in zip(*map(gradients, singly))]
 
 
 def _selection(scores: Tensor, positions: Tensor, classes: Tensor, kind: Scores) -> Tensor:
@@ -263,7 +268,7 @@ class Explainer:
             step (int, optional): Number of the iteration, for the draw. Default: None, those with
                 most positions.
         """
-        draw = None if step is None else (self.seed << 32) + step
+        draw = None if step is None else self.seed * 1_000_003 + step
         return choose_classes(scores, kind, self.max_classes, self.score_thr, draw)
 
     def __call__(
