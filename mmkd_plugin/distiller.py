@@ -552,18 +552,18 @@ def _taught(
         taps = _taps([term for term in terms if term not in explaining], 'teacher', False)
         maps, gradients = teacher.with_gradients(inputs, data_samples, taps, gradient_taps)
         terms = explaining
-    if terms:
-        on_path = [tap for term in explaining for tap in term.teacher_tap]
-        with ExitStack() as stack:
-            for term in explaining:
-                stack.enter_context(term.explainer.context(teacher.model))
-            maps |= teacher(inputs, data_samples, _taps(terms, 'teacher'), on_path)
     step = MessageHub.get_current_instance().runtime_info.get('iter', 0)
     explanations = {}
-    for term in explaining:
-        scores = term.scores('teacher').of(maps)
-        chosen = term.explainer.choose(scores, term.score_kind, step)
-        explanations[term] = _explained(term, 'teacher', maps, chosen, inputs.shape[2:], False)
+    with ExitStack() as stack:
+        for term in explaining:
+            stack.enter_context(term.explainer.context(teacher.model))
+        if terms:
+            on_path = [tap for term in explaining for tap in term.teacher_tap]
+            maps |= teacher(inputs, data_samples, _taps(terms, 'teacher'), on_path)
+        for term in explaining:
+            scores = term.scores('teacher').of(maps)
+            chosen = term.explainer.choose(scores, term.score_kind, step)
+            explanations[term] = _explained(term, 'teacher', maps, chosen, inputs.shape[2:], False)
     if explaining:  # their graph is not needed any more
         maps = {
             tap: x.detach() if isinstance(x, Tensor) else [y.detach() for y in x]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd_plugin.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.losses.functional import finite_number, full_precision
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
@@ -307,7 +308,7 @@ class Explainer:
         raise NotImplementedError
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """What the forward of a model that is to be explained runs in."""
+        """What the forward and the backward pass of a model that is explained run in."""
         return nullcontext()
 
     def __str__(self) -> str:
@@ -393,6 +394,50 @@ class GradientAttention(Explainer):
         return gradient_attention_map(gradients)
 
 
+@MODELS.register_module()
+class BcosWeights(Explainer):
+    """The dynamic linear weights of a B-cos model: ``W = dy/dx`` with its scaling held constant.
+
+    Tap what the model turns the image into: ``backbone.add_inverse`` of a ``BcosResNet``, six
+    channels, RGB and 1 - RGB. Compared is W itself, not multiplied by x.
+
+    B-cos Networks: Alignment is All We Need for Interpretability, CVPR 2022.
+
+    - paper: https://arxiv.org/abs/2205.10268
+    - code: https://github.com/m-parchami/GoodTeachersExplain (as e2KD uses it)
+
+    Args:
+        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
+        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
+            name. Default: None, which is ``scores``.
+        max_classes (int): How many classes of an image are explained at most. Default: 1.
+        score_thr (float): Probability from which a detector sees a class. Default: 0.3.
+        seed (int): Seed of the draw of classes. Default: 0.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If it is out of range, or the model has no B-cos layer.
+
+    Example:
+        >>> from mmkd_plugin.explanations import BcosWeights
+        >>> print(BcosWeights('decode_head.conv_seg'))
+        BcosWeights of decode_head.conv_seg, 1 class an image
+    """
+
+    def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
+        """The gradients themselves, (N, K, C, H, W)."""
+        return gradients.transpose(0, 1)
+
+    def context(self, model: nn.Module) -> AbstractContextManager:
+        """See :func:`mmkd_plugin.bcos.explanation_mode`."""
+        if not any(isinstance(module, DynamicLinear) for module in model.modules()):
+            raise ValueError(
+                f'{type(model).__name__} has no B-cos layer, so it has no dynamic linear weights; '
+                'take mmkd_plugin.GradCAM'
+            )
+        return explanation_mode(model)
+
+
 def scores_of(model: nn.Module, taps: Taps, owner: str = 'the model') -> Scores:
     """How the class scores at a tap of a model are to be read.
 
@@ -468,12 +513,13 @@ def explain(
     reader = TapReader(model, [*taps, *scored], clone=list(taps), on_path=list(taps))
     try:
         model.eval().requires_grad_(False)
-        with torch.enable_grad(), explainer.context(model), reader:
-            model(inputs, data_samples, mode='tensor')
-        maps = {place: reader.read(place) for place in [*taps, *scored]}
-        features, scores = taps.of(maps), scored.of(maps)
-        chosen = explainer.choose(scores, kind) if chosen is None else chosen
-        return explainer(features, scores, chosen, kind, inputs.shape[2:])
+        with torch.enable_grad(), explainer.context(model):
+            with reader:
+                model(inputs, data_samples, mode='tensor')
+            maps = {place: reader.read(place) for place in [*taps, *scored]}
+            features, scores = taps.of(maps), scored.of(maps)
+            chosen = explainer.choose(scores, kind) if chosen is None else chosen
+            return explainer(features, scores, chosen, kind, inputs.shape[2:])
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -178,6 +178,9 @@ def test_a_detector(kind):
     nonzero = 0
     for n in range(2):
         for k, c in enumerate(explanation.chosen.classes[n].tolist()):
+            if c < 0:
+                assert not any(x[n, k].any() for x in explanation.maps)
+                continue
             y = sum(x[n, :, c][x[n, :, c].sigmoid() > 0.5].sum() for x in scores)
             gradients = torch.autograd.grad(y, levels, retain_graph=True)
             for level, gradient, maps in zip(levels, gradients, explanation.maps):
@@ -186,7 +189,7 @@ def test_a_detector(kind):
                 )
                 np.testing.assert_allclose(maps[n, k, 0].numpy(), expected, rtol=1e-7, atol=1e-12)
                 nonzero += expected.any()
-    assert nonzero >= 10
+    assert nonzero >= 5
 
 
 def test_all_zero_features_give_zero():
@@ -444,6 +447,13 @@ def test_an_explanation_loss_needs_an_explainer():
     line = dict(tap=SEG, loss=dict(type='mmkd_plugin.ExplanationLoss'))
     with pytest.raises(ValueError, match='compares explanations; add explainer=dict'):
         distiller(fcn(4), fcn(8), dict(explain=line))
+
+
+def test_dynamic_linear_weights_need_b_cos_layers():
+    with pytest.raises(
+        ValueError, match=r'EncoderDecoder has no B-cos layer, .* take mmkd_plugin.Gr'
+    ):
+        distiller(fcn(4), fcn(8), term('BcosWeights', 'backbone@input'))
 
 
 @pytest.mark.parametrize('loss', ['IntraClassVariationLoss', 'GradientAttentionLoss'])
