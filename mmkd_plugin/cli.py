@@ -146,7 +146,8 @@ def use_student(cfg: Config) -> None:
 def metrics_of(cfg: Config) -> list:
     """The configs of the metrics of the test."""
     metrics = cfg.get('test_evaluator')
-    return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+    return [metric for metric in metrics if metric is not None]
 
 
 def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
@@ -160,9 +161,8 @@ def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
     Raises:
         UsageError: If a metric, or a key of it, does not exist, or its teacher is not to be told.
     """
-    for metric in metrics_of(cfg):
-        if not is_own(metric):
-            continue
+    own = [metric for metric in metrics_of(cfg) if is_own(metric)]
+    for metric in own:
         kind = METRICS.get(metric.type)
         if kind is None:
             known = METRICS.module_dict
@@ -173,6 +173,27 @@ def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
         check_keys(f'the metric {metric.type}', metric, ('type', *keys))
         if 'teacher' in keys and not isinstance(metric.get('teacher'), dict):
             metric.teacher = _teacher_of(distilled, metric)
+        if kind.__name__ == 'ExplanationLocalization':
+            _check_boxes_are_as_loaded(cfg)
+    if own:
+        hooks = cfg.get('custom_hooks') or []
+        cfg.custom_hooks = [*hooks, dict(type='mmkd_plugin.ModelForMetrics')]
+
+
+def _check_boxes_are_as_loaded(cfg: Config) -> None:
+    """Boxes that are loaded before a resize follow it; predictions go back to the original size."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    steps = [str(step.type) for step in dataset.get('pipeline') or []]
+    if cfg.get('default_scope') == 'mmdet' and 'LoadAnnotations' in steps:
+        resized = [step for step in steps[steps.index('LoadAnnotations') :] if 'Resize' in step]
+        if resized:
+            raise UsageError(
+                'mmkd_plugin.ExplanationLocalization needs boxes in pixels of the original image: '
+                f'in the pipeline of the test data, LoadAnnotations belongs behind {resized[-1]}, '
+                'as in the stock configs'
+            )
 
 
 def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:

@@ -4,6 +4,7 @@ mmengine imports ``<scope>.registry`` when it meets a scope for the first time, 
 ``custom_imports``. The modules that register something are imported on the first look-up.
 """
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
@@ -36,4 +37,8 @@ TRANSFORMS = Registry(
 
 METRICS = Registry(
     'metric', parent=MMENGINE_METRICS, scope='mmkd_plugin', locations=['mmkd_plugin.metrics']
+)
+
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='mmkd_plugin', locations=['mmkd_plugin.metrics']
 )

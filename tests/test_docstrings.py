@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import mmkd_plugin
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import HOOKS, METRICS, MODELS
 
 MODULES = [
     'mmkd_plugin',
@@ -34,8 +34,14 @@ def test_examples_run(name):
 
 
 def test_what_a_config_can_name_has_an_example():
-    MODELS.import_from_location()
-    own = {kind for name, kind in MODELS.module_dict.items() if kind.__module__ in MODULES}
+    for registry in (MODELS, METRICS, HOOKS):
+        registry.import_from_location()
+    own = {
+        kind
+        for registry in (MODELS, METRICS, HOOKS)
+        for kind in registry.module_dict.values()
+        if kind.__module__ in MODULES
+    }
     documented = {
         test.name
         for name in {kind.__module__ for kind in own}

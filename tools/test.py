@@ -53,26 +53,24 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    with safe_loading():
-        with plain_errors():
-            args = parse_args()
-            cfg = load_config(args)
-            distilled = cfg.model if is_distilled(cfg) else None
-            use_student(cfg)
-            complete_metrics(cfg, distilled)
-            read_checkpoint(args.checkpoint)  # refuse a bad file before anything else happens
-            cfg.load_from, cfg.resume = args.checkpoint, False
-            if args.show or args.show_dir:
-                visualize(cfg, args)
-            if args.tta:
-                use_tta(cfg)
-            if args.out is not None and not is_pickle(args.out):
-                keep_label_maps(cfg, args.out)
-            runner = build_runner(cfg)
-            check_fit(runner, args)
-            evaluator = runner.test_evaluator  # built now, so that its errors are plain too
-            if args.out is not None and is_pickle(args.out):
-                dump_predictions(evaluator, cfg, args.out)
+    with safe_loading(), plain_errors():
+        args = parse_args()
+        cfg = load_config(args)
+        distilled = cfg.model if is_distilled(cfg) else None
+        use_student(cfg)
+        complete_metrics(cfg, distilled)
+        read_checkpoint(args.checkpoint)  # refuse a bad file before anything else happens
+        cfg.load_from, cfg.resume = args.checkpoint, False
+        if args.show or args.show_dir:
+            visualize(cfg, args)
+        if args.tta:
+            use_tta(cfg)
+        if args.out is not None and not is_pickle(args.out):
+            keep_label_maps(cfg, args.out)
+        runner = build_runner(cfg)
+        check_fit(runner, args)
+        if args.out is not None and is_pickle(args.out):
+            dump_predictions(runner.test_evaluator, cfg, args.out)
         runner.test()
 
 

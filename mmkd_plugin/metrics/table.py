@@ -17,17 +17,24 @@ def log_per_class(title: str, classes: Sequence[str], columns: dict[str, Tensor]
     Args:
         title (str): The heading.
         classes (Sequence[str]): Names of the C classes.
-        columns (dict[str, Tensor]): Heading and ``(C,)`` numbers; nan is shown as a dash.
+        columns (dict[str, Tensor]): Heading and ``(C,)`` numbers; nan is shown as a dash, and
+            numbers that are not whole with two digits.
     """
-    table = Table('class', title=title, title_justify='left')
+    table = Table('class')
     for name in columns:
         table.add_column(name, justify='right')
     for index, name in enumerate(classes):
-        values = [float(column[index]) for column in columns.values()]
-        table.add_row(name, *('-' if value != value else f'{value:.2f}' for value in values))
+        table.add_row(name, *(_shown(column[index].item()) for column in columns.values()))
     out = io.StringIO()
     Console(file=out, width=200, color_system=None, highlight=False, markup=False).print(table)
-    print_log(f'\n{out.getvalue().rstrip()}', logger=MMLogger.get_current_instance())
+    logger = MMLogger.get_current_instance()
+    print_log(f'{title}\n{out.getvalue().rstrip()}', logger=logger)
+
+
+def _shown(value: float) -> str:
+    if value != value:
+        return '-'
+    return str(value) if isinstance(value, int) else f'{value:.2f}'
 
 
 def percent(part: Tensor, whole: Tensor) -> Tensor:

@@ -10,20 +10,37 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 
+from tests import models
 from tests.runs import config, save_weights
 
 
 class Keep(BaseMetric):
-    """Keeps what the model predicted."""
+    """Keeps what the model was fed and what it predicted."""
 
     default_prefix = 'keep'
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Any] = []
+
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        self.batches.append(data_batch)
         self.results += data_samples
 
     def compute_metrics(self, results: list[dict]) -> dict:
         self.kept = results
         return {}
+
+
+def segmentor(**preprocessor: Any) -> dict:
+    return models.pspnet(classes=3, **preprocessor)
+
+
+def detector(**preprocessor: Any) -> dict:
+    model = models.retinanet(classes=2)
+    model['test_cfg'].update(score_thr=0.0, max_per_img=20)
+    model['data_preprocessor'].update(preprocessor)
+    return model
 
 
 def weighted(model: dict, folder: Path, seed: int = 7) -> dict:
@@ -46,6 +63,7 @@ def config_of(model: dict, data: Path, work_dir: Path, *metrics: dict, **dataset
     loader.sampler = dict(type='DefaultSampler', shuffle=False)
     cfg.test_dataloader, cfg.test_cfg = loader, dict(type='TestLoop')
     cfg.test_evaluator = list(metrics)
+    cfg.custom_hooks = [dict(type='mmkd_plugin.ModelForMetrics')]
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
         cfg.pop(key)
     return cfg
@@ -53,9 +71,9 @@ def config_of(model: dict, data: Path, work_dir: Path, *metrics: dict, **dataset
 
 def run_test(
     model: dict, data: Path, work_dir: Path, *metrics: dict, **dataset: Any
-) -> tuple[dict[str, float], list[dict]]:
-    """What the metrics say of a model, and what it predicted."""
+) -> tuple[dict[str, float], Keep]:
+    """What the metrics say of a model, and what it was fed and predicted."""
     keep = Keep()
     runner = Runner.from_cfg(config_of(model, data, work_dir, *metrics, **dataset))
     runner.test_evaluator.metrics.append(keep)
-    return runner.test(), keep.kept
+    return runner.test(), keep

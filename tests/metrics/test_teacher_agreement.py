@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from mmkd_plugin.metrics import TeacherAgreement
 from mmkd_plugin.metrics.teacher_agreement import agreement_counts, matched_boxes
 from mmkd_plugin.registry import METRICS
 from tests import models
-from tests.metrics.runs import run_test, weighted
+from tests.metrics.runs import detector, run_test, segmentor, weighted
 from tests.runs import needs_ops
 
 # --- the mathematics ----------------------------------------------------------------------------
@@ -109,17 +108,6 @@ def test_pairs_by_brute_force():
 # --- real models --------------------------------------------------------------------------------
 
 
-def segmentor(**preprocessor: Any) -> dict:
-    return models.pspnet(classes=3, **preprocessor)
-
-
-def detector(**preprocessor: Any) -> dict:
-    model = models.retinanet(classes=2)
-    model['test_cfg'].update(score_thr=0.0, max_per_img=20)
-    model['data_preprocessor'].update(preprocessor)
-    return model
-
-
 def shares(counts: np.ndarray) -> tuple[list[float], list[float]]:
     both, student, teacher = counts
     found, confirmed = ([100 * b / n for b, n in zip(both, ns) if n] for ns in (teacher, student))
@@ -134,7 +122,7 @@ def test_a_segmentor_as_if_both_were_tested_alone(data, tmp_path):
     result, ours = run_test(student, data, tmp_path, metric)
     _, theirs = run_test(teacher, data, tmp_path)
     counts, ignored = np.zeros((3, 3), int), 0
-    for s, t in zip(ours, theirs):
+    for s, t in zip(ours.kept, theirs.kept):
         label = s['gt_sem_seg']['data'].flatten().tolist()
         maps = (one['pred_sem_seg']['data'].flatten().tolist() for one in (s, t))
         assert len(label) == 64 * 64
@@ -166,7 +154,7 @@ def test_a_detector_as_if_both_were_tested_alone(data, tmp_path):
     result, ours = run_test(student, data, tmp_path, metric)
     _, theirs = run_test(teacher, data, tmp_path)
     counts = np.zeros((3, 2), int)
-    for s, t in zip(ours, theirs):
+    for s, t in zip(ours.kept, theirs.kept):
         lists = []
         for one in (s['pred_instances'], t['pred_instances']):
             sure = [i for i, score in enumerate(one['scores'].tolist()) if score >= score_thr]

@@ -15,6 +15,14 @@ from tool_runs import load_tool
 from mmkd_plugin.cli import UsageError, complete_metrics
 
 AGREEMENT = dict(type='mmkd_plugin.TeacherAgreement')
+LOCALIZATION, SIMILARITY = (
+    dict(
+        type=f'mmkd_plugin.Explanation{name}',
+        explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg'),
+        tap='backbone.layer4',
+    )
+    for name in ('Localization', 'Similarity')
+)
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def test_a_segmentor(segmentation, tested, tmp_path):
     """The teacher of the config; one given by an option, here the student itself."""
     weights = tmp_path / 'student.pth'
     save_random_weights(segmentation / 'student.py', weights)
-    config = beside(segmentation, AGREEMENT)
+    config = beside(segmentation, AGREEMENT, LOCALIZATION, SIMILARITY)
     result = tested(
         config,
         weights,
@@ -58,6 +66,8 @@ def test_a_segmentor(segmentation, tested, tmp_path):
         tmp_path / 'maps',
     )
     assert result['agreement/pixel'] == 100
+    assert result['explanation/cosine'] == pytest.approx(1)
+    assert 0 < result['localization/epg'] < 100
     assert 'mIoU' in result
     assert len(list((tmp_path / 'maps').glob('*.png'))) == 6
 
@@ -65,9 +75,12 @@ def test_a_segmentor(segmentation, tested, tmp_path):
 @needs_ops
 def test_a_detector(detection, tested):
     """Student and teacher have the same weights here."""
-    config = beside(detection, dict(AGREEMENT, score_thr=0.01))
+    explainer = dict(type='mmkd_plugin.GradCAM', scores='bbox_head.retina_cls', score_thr=0.0098)
+    similarity = dict(SIMILARITY, explainer=explainer, tap='neck')
+    config = beside(detection, dict(AGREEMENT, score_thr=0.01), similarity)
     result = tested(config, detection / 'teacher.pth')
     assert result['agreement/found'] == result['agreement/confirmed'] == 100
+    assert 0 < result['explanation/cosine'] <= 1
     assert 'coco/bbox_mAP' in result
 
 
@@ -125,6 +138,35 @@ def test_one_metric_and_none():
     complete_metrics(Config(dict()), None)
 
 
+def test_the_model_is_handed_on_only_if_wanted():
+    hook, other = dict(type='mmkd_plugin.ModelForMetrics'), dict(type='EMAHook')
+    cfg = Config(dict(test_evaluator=dict(LOCALIZATION), custom_hooks=[other]))
+    cfg.test_dataloader = dict(dataset=dict(pipeline=[]))
+    complete_metrics(cfg, None)
+    assert cfg.custom_hooks == [other, hook]
+    cfg = Config(dict(test_evaluator=dict(type='IoUMetric')))
+    complete_metrics(cfg, None)
+    assert 'custom_hooks' not in cfg
+
+
+def test_boxes_that_follow_a_resize():
+    load, annotations = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
+    resize = dict(type='mmdet.Resize')
+    for pipeline, right in (
+        ([load, resize, annotations], True),
+        ([load, annotations], True),
+        ([load, annotations, resize], False),
+    ):
+        dataset = dict(type='RepeatDataset', dataset=dict(pipeline=pipeline))
+        cfg = Config(dict(default_scope='mmdet', test_evaluator=[dict(LOCALIZATION)]))
+        cfg.test_dataloader = dict(dataset=dataset)
+        if right:
+            complete_metrics(cfg, None)
+            continue
+        with pytest.raises(UsageError, match=r'LoadAnnotations belongs behind mmdet\.Resize'):
+            complete_metrics(cfg, None)
+
+
 def test_errors_are_one_line(fails, segmentation, tmp_path):
     weights = tmp_path / 'student.pth'
     save_random_weights(segmentation / 'student.py', weights)
@@ -132,3 +174,5 @@ def test_errors_are_one_line(fails, segmentation, tmp_path):
     options = ('--cfg-options', 'model.teacher.checkpoint=/gone.pth')
     assert 'no checkpoint at /gone.pth' in fails(*args, *options)
     assert '--tta: mmkd_plugin.TeacherAgreement' in fails(*args, '--tta')
+    beside(segmentation, dict(LOCALIZATION, tap='backbone.layer5'))
+    assert "the model has no module 'backbone.layer5'" in fails(*args)

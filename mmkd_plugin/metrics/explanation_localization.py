@@ -1,0 +1,218 @@
+"""Explanation localization: whether what speaks for a class lies on objects of the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkd_plugin.explanations import explain
+from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.metrics.explanation_metric import (
+    ExplanationMetric,
+    in_parts,
+    picture,
+    seen_classes,
+)
+from mmkd_plugin.metrics.table import log_per_class, percent
+from mmkd_plugin.registry import METRICS
+
+
+def energy_pointing_game(attribution: Tensor, region: Tensor) -> Tensor:
+    """The share of the positive attribution that lies in a region (EPG).
+
+    Score-CAM (CVPR 2020 workshops, https://arxiv.org/abs/1910.01279) proposed it.
+
+    Args:
+        attribution (Tensor): ``(..., H, W)``.
+        region (Tensor): ``(..., H, W)`` bool.
+
+    Returns:
+        Tensor: ``(...)`` from 0 to 1; nan where nothing is positive.
+
+    Examples:
+        >>> import torch
+        >>> attribution = torch.tensor([[3.0, 1.0], [-5.0, 0.0]])
+        >>> energy_pointing_game(attribution, torch.tensor([[True, False], [True, True]]))
+        tensor(0.7500)
+    """
+    energy = attribution.clamp(min=0)
+    return (energy * region).sum((-2, -1)) / energy.sum((-2, -1))
+
+
+def attribution_iou(attribution: Tensor, region: Tensor, threshold: float) -> Tensor:
+    """Intersection over union of a region and the strongest attribution.
+
+    Args:
+        attribution (Tensor): ``(..., H, W)``.
+        region (Tensor): ``(..., H, W)`` bool.
+        threshold (float): What is strong, as a share of the largest value.
+
+    Returns:
+        Tensor: ``(...)`` from 0 to 1; nan where nothing is positive.
+
+    Examples:
+        >>> import torch
+        >>> attribution = torch.tensor([[3.0, 1.0], [-5.0, 2.0]])
+        >>> attribution_iou(attribution, torch.tensor([[True, False], [True, True]]), 0.5)
+        tensor(0.6667)
+    """
+    largest = attribution.amax((-2, -1), keepdim=True)
+    strong = attribution >= threshold * largest
+    iou = (strong & region).sum((-2, -1)) / (strong | region).sum((-2, -1))
+    return torch.where(largest[..., 0, 0] > 0, iou, torch.nan)
+
+
+@METRICS.register_module()
+class ExplanationLocalization(ExplanationMetric):
+    """Whether the explanations of the tested model lie on what they explain, in percent.
+
+    For each class in the ground truth of an image that the model sees there, its score is
+    explained, summed over the positions where the model sees it. The region of the class is its
+    part of the label map, or the union of its boxes. ``localization/epg`` is the energy pointing
+    game, ``localization/iou`` the intersection over union of the region with the attribution from
+    ``threshold`` of its maximum on; both are means over the images of a class, then over classes.
+    ``localization/explained`` is the share of the classes of an image that have an explanation: the
+    others (not seen, or all-zero maps) are no part of the first two. A table lists the classes; its
+    column ``area`` is the share of the image that the regions cover, which is what an attribution
+    that is the same everywhere would get as EPG.
+
+    Measures of "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation"
+    (https://arxiv.org/abs/2402.03119), there for image classification.
+
+    Args:
+        explainer (dict): How to explain, such as ``dict(type='mmkd_plugin.GradCAM',
+            scores='decode_head.conv_seg')``. Its ``max_classes`` is not read: all are explained.
+        tap (str | list[str]): The maps that explain, such as ``'backbone.layer4'``. The
+            attribution of several is their sum.
+        threshold (float): Share of the largest attribution from which it counts for the
+            intersection over union. Defaults to 0.15, that of the Grad-CAM paper.
+        ignore_index (int): Pixels with this label count nowhere. Defaults to 255.
+        collect_device (str): ``'cpu'`` or ``'gpu'``, see mmengine's ``BaseMetric``. Defaults to
+            ``'cpu'``.
+        prefix (str): What stands before the names. Defaults to ``'localization'``.
+
+    Raises:
+        ValueError: If an argument cannot be used, or the test pipeline loads no annotations.
+
+    Examples:
+        >>> test_evaluator = [
+        ...     dict(type='IoUMetric', iou_metrics=['mIoU']),
+        ...     dict(
+        ...         type='mmkd_plugin.ExplanationLocalization',
+        ...         explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg'),
+        ...         tap='backbone.layer4')]
+    """
+
+    def __init__(
+        self,
+        explainer: dict,
+        tap: str | Sequence[str],
+        threshold: float = 0.15,
+        ignore_index: int = 255,
+        collect_device: str = 'cpu',
+        prefix: str = 'localization',
+    ) -> None:
+        super().__init__(explainer, tap, collect_device, prefix)
+        if not 0 < finite_number('threshold', threshold) <= 1:
+            raise ValueError(f'threshold must be above 0 and at most 1, got {threshold!r}')
+        self.threshold, self.ignore_index = threshold, ignore_index
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Explains the classes of the images of a batch."""
+        model, num_classes = self.model, len(self.dataset_meta['classes'])
+        inputs, samples = self.preprocess(data_batch)
+        truth = [
+            regions_of(sample, num_classes, self.ignore_index, inputs.device)
+            for sample in data_samples
+        ]
+        present = torch.stack([regions.flatten(1).any(1) for regions, _ in truth])
+        found = [present.new_zeros(5, num_classes, dtype=torch.float64) for _ in truth]
+        for numbers, (regions, counted) in zip(found, truth):
+            numbers[0] = regions.flatten(1).any(1)
+            numbers[4] = regions.flatten(1).sum(1) / counted.sum()
+        chosen = seen_classes(model, inputs, samples, self.explainer, among=present)
+        for part in in_parts(chosen):
+            explained = explain(model, inputs, samples, self.explainer, self.tap, part)
+            attribution = sum(maps.sum(2) for maps in explained.maps)  # (N, K, H, W)
+            for i, classes in enumerate(part.classes):
+                on = classes[classes >= 0]
+                regions, counted = truth[i]
+                maps = picture(attribution[i, classes >= 0], samples[i])
+                found[i][1:4, on] = self._measure(maps, regions[on], counted)
+        self.results += [numbers.cpu() for numbers in found]
+
+    def _measure(self, maps: Tensor, regions: Tensor, counted: Tensor) -> Tensor:
+        """Whether there is an explanation, EPG and IoU, ``(3, K)``."""
+        maps = F.interpolate(
+            maps[None].double(), size=counted.shape, mode='bilinear', align_corners=False
+        )[0]
+        maps = maps * counted
+        numbers = torch.stack(
+            [
+                maps.amax((1, 2)) > 0,
+                energy_pointing_game(maps, regions),
+                attribution_iou(maps, regions, self.threshold),
+            ]
+        )
+        return numbers.nan_to_num(0)
+
+    def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
+        """Means over the images, and logs the classes."""
+        present, explained, epg, iou, area = torch.stack(results).sum(0)
+        columns = {
+            'EPG': percent(epg, explained),
+            'IoU': percent(iou, explained),
+            'explained': percent(explained, present),
+            'area': percent(area, present),
+        }
+        log_per_class('Localization of explanations, %', self.dataset_meta['classes'], columns)
+        return dict(
+            epg=float(columns['EPG'].nanmean()),
+            iou=float(columns['IoU'].nanmean()),
+            explained=float(percent(explained.sum(), present.sum())),
+        )
+
+
+def regions_of(
+    sample: dict, num_classes: int, ignore_index: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the classes of the ground truth are.
+
+    Args:
+        sample (dict): A data sample with ``gt_sem_seg``, or with ``gt_instances`` in pixels of the
+            original image.
+        num_classes (int): C.
+        ignore_index (int): The label of pixels that do not count.
+        device (torch.device): Where the answer is wanted.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``(C, H, W)`` bool, the regions, and ``(H, W)`` bool, what counts.
+
+    Raises:
+        ValueError: If there is no ground truth.
+    """
+    classes = torch.arange(num_classes, device=device)
+    if 'gt_sem_seg' in sample:
+        labels = sample['gt_sem_seg']['data'].squeeze(0).to(device)
+        counted = labels != ignore_index
+        return (labels == classes[:, None, None]) & counted, counted
+    if 'gt_instances' not in sample or 'bboxes' not in sample['gt_instances']:
+        raise ValueError(
+            'ExplanationLocalization needs the ground truth of the images: LoadAnnotations in the '
+            'pipeline of the test data'
+        )
+    boxes, labels = (sample['gt_instances'][key].to(device) for key in ('bboxes', 'labels'))
+    boxes = getattr(boxes, 'tensor', boxes)
+    height, width = sample['ori_shape'][:2]
+    y = torch.arange(height, device=device)[:, None] + 0.5
+    x = torch.arange(width, device=device) + 0.5
+    left, top, right, bottom = boxes[:, :, None, None].unbind(1)
+    inside = (left <= x) & (x < right) & (top <= y) & (y < bottom)  # (boxes, H, W)
+    regions = torch.zeros(num_classes, height, width, dtype=torch.bool, device=device)
+    for label in labels.unique():
+        regions[label] = inside[labels == label].any(0)
+    return regions, torch.ones(height, width, dtype=torch.bool, device=device)
