@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkd_plugin.explanations import explain
+from mmkd_plugin.explanations import BcosWeights, explain
 from mmkd_plugin.losses.functional import finite_number
 from mmkd_plugin.metrics.explanation_metric import (
     ExplanationMetric,
@@ -19,6 +19,7 @@ from mmkd_plugin.metrics.explanation_metric import (
 )
 from mmkd_plugin.metrics.table import log_per_class, percent
 from mmkd_plugin.registry import METRICS
+from mmkd_plugin.taps import TapReader
 
 
 def energy_pointing_game(attribution: Tensor, region: Tensor) -> Tensor:
@@ -87,7 +88,8 @@ class ExplanationLocalization(ExplanationMetric):
         explainer (dict): How to explain, such as ``dict(type='mmkd_plugin.GradCAM',
             scores='decode_head.conv_seg')``. Its ``max_classes`` is not read: all are explained.
         tap (str | list[str]): The maps that explain, such as ``'backbone.layer4'``. The
-            attribution of several is their sum.
+            attribution of several is their sum, that of ``BcosWeights`` the weights times the
+            values of the map.
         threshold (float): Share of the largest attribution from which it counts for the
             intersection over union. Defaults to 0.15, that of the Grad-CAM paper.
         ignore_index (int): Pixels with this label count nowhere. Defaults to 255.
@@ -137,13 +139,26 @@ class ExplanationLocalization(ExplanationMetric):
         chosen = seen_classes(model, inputs, samples, self.explainer, among=present)
         for part in in_parts(chosen):
             explained = explain(model, inputs, samples, self.explainer, self.tap, part)
-            attribution = sum(maps.sum(2) for maps in explained.maps)  # (N, K, H, W)
+            attribution = self._attribution(explained.maps, inputs, samples)
             for i, classes in enumerate(part.classes):
                 on = classes[classes >= 0]
                 regions, counted = truth[i]
                 maps = picture(attribution[i, classes >= 0], samples[i])
                 found[i][1:4, on] = self._measure(maps, regions[on], counted)
         self.results += [numbers.cpu() for numbers in found]
+
+    def _attribution(self, maps: list[Tensor], inputs: Tensor, samples: list) -> Tensor:
+        """What each position adds to a score, ``(N, K, H, W)``, from explanations."""
+        if isinstance(self.explainer, BcosWeights):  # weights, so times what they weigh
+            with TapReader(self.model, self.tap) as reader:
+                self.model(inputs, samples, mode='tensor')
+            size = inputs.shape[2:]
+            maps = [
+                weights * F.interpolate(x, size, mode='bilinear', align_corners=False)[:, None]
+                for weights, tap in zip(maps, self.tap)
+                for x in [reader.read(tap)]
+            ]
+        return sum(x.sum(2) for x in maps)
 
     def _measure(self, maps: Tensor, regions: Tensor, counted: Tensor) -> Tensor:
         """Whether there is an explanation, EPG and IoU, ``(3, K)``."""

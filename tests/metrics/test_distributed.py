@@ -10,15 +10,14 @@ import pytest
 import torch
 
 from tests.metrics import ddp
-from tests.metrics.runs import config_of, detector, run_test, segmentor, weighted
+from tests.metrics.runs import config_of, detector, run_test, weighted
 from tests.runs import needs_ops
 
 
-@pytest.mark.parametrize('make', [segmentor, pytest.param(detector, marks=needs_ops)])
-def test_two_processes(make, data, tmp_path):
-    model, teacher = weighted(make(), tmp_path), weighted(make(), tmp_path, seed=3)
-    scores = 'decode_head.conv_seg' if make is segmentor else 'bbox_head.retina_cls'
-    explainer = dict(type='mmkd_plugin.GradCAM', scores=scores, score_thr=0.0099)
+@needs_ops
+def test_two_processes(data, tmp_path):
+    model, teacher = weighted(detector(), tmp_path), weighted(detector(), tmp_path, seed=3)
+    explainer = dict(type='mmkd_plugin.GradCAM', scores='bbox_head.retina_cls', score_thr=0.0099)
     explained = dict(explainer=explainer, tap='backbone.layer3')
     metrics = [
         dict(type='mmkd_plugin.TeacherAgreement', teacher=teacher, score_thr=0.01),

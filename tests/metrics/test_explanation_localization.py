@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import InstanceData
 
+from mmkd_plugin.cli import read_config
+from mmkd_plugin.explanations import explain
 from mmkd_plugin.metrics import ExplanationLocalization
 from mmkd_plugin.metrics.explanation_localization import (
     attribution_iou,
     energy_pointing_game,
     regions_of,
 )
+from mmkd_plugin.metrics.explanation_metric import seen_classes
 from mmkd_plugin.registry import METRICS
+from tests import models
 from tests.metrics import by_hand
 from tests.metrics.runs import detector, run_test, segmentor, weighted
 from tests.runs import needs_ops
@@ -200,6 +204,28 @@ def test_a_detector(data, tmp_path):
     assert len(found[0]) == len(found[1]) == 6
     assert result == pytest.approx(means(found), rel=1e-4)
     assert result['localization/explained'] > 0
+
+
+def test_what_positions_add_to_a_score_of_a_bcos_model():
+    """All of them together are the score, of a model whose only bias is taken away."""
+    path = 'configs/digit_scenes/bcos-fpn_r18-w16_1k_digit-scenes-128x128.py'
+    model = models.build(dict(read_config(path).model, _scope_='mmseg')).eval()
+    torch.nn.init.zeros_(model.decode_head.conv_seg.bias)
+    explainer = dict(type='mmkd_plugin.BcosWeights', scores='decode_head.conv_seg')
+    metric = ExplanationLocalization(explainer, 'backbone.add_inverse')
+    metric.use_model(model)
+    torch.manual_seed(0)
+    inputs = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        chosen = seen_classes(model, inputs, None, metric.explainer)
+        explained = explain(model, inputs, None, metric.explainer, metric.tap, chosen)
+        found = metric._attribution(explained.maps, inputs, None).sum((2, 3))
+        (scores,) = by_hand.outputs(model, inputs, 'decode_head.conv_seg')[0]
+    assert chosen.present.any()
+    for i, k in chosen.present.nonzero().tolist():
+        c = int(chosen.classes[i, k])
+        expected = scores[i, c][scores[i].argmax(0) == c].sum()
+        assert float(found[i, k]) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_a_class_that_is_not_seen(data, tmp_path):

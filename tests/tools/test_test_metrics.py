@@ -18,7 +18,7 @@ AGREEMENT = dict(type='mmkd_plugin.TeacherAgreement')
 LOCALIZATION, SIMILARITY = (
     dict(
         type=f'mmkd_plugin.Explanation{name}',
-        explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg'),
+        explainer=dict(type='mmkd_plugin.GradientAttention', scores='decode_head.conv_seg'),
         tap='backbone.layer4',
     )
     for name in ('Localization', 'Similarity')
