@@ -40,6 +40,8 @@ setup(
     python_requires='>=3.9',
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
     install_requires=requirements('runtime'),
-    extras_require={name: requirements(name) for name in ('onedl', 'upstream', 'demo', 'test')},
+    extras_require={
+        name: requirements(name) for name in ('onedl', 'upstream', 'cache', 'demo', 'test')
+    },
     zip_safe=False,
 )

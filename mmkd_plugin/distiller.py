@@ -13,6 +13,7 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmkd_plugin.cached_teacher import CachedTeacher, classes_around
 from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
 from mmkd_plugin.dry_run import (
     DryRun,
@@ -29,10 +30,10 @@ from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.schedule import Schedule
 from mmkd_plugin.self_teacher import SelfTeacher
-from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list
 from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
 from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
+from mmkd_plugin.teacher_configs import build_teacher, is_self_teacher, teacher_configs
 from mmkd_plugin.term import Term
 
 STATE_VERSION = 1
@@ -124,7 +125,7 @@ class Distiller(BaseModel):
                     level=30,
                 )
             self.teachers = {
-                n: Teacher(**c) for n, c in configs.items() if n in used and n not in own
+                n: build_teacher(c) for n, c in configs.items() if n in used and n not in own
             }
             self.self_teachers = nn.ModuleDict(
                 {
@@ -173,10 +174,15 @@ class Distiller(BaseModel):
                     f'distill.{term.name}: {type(term.loss).__name__} compares {what}, for which a '
                     'self-teacher is no teacher'
                 )
+            if term.explainer is not None and isinstance(teacher, CachedTeacher):
+                raise ValueError(
+                    f"distill.{term.name}: teacher '{teacher.name}' is a cache, which holds maps "
+                    'and no explanations; give `config` and `checkpoint` without `type`'
+                )
             if term.explainer is not None:
                 s, t = self._try_explaining(term, student.size, run.size, device)
             else:
-                _check_classes(term, self.student, s, teacher.model, t)
+                _check_classes(term, self.student, s, teacher, t)
             if any(need in FROM_NORM for need in term.needs):
                 term.use_norms(teacher.norms(term.teacher_tap, term.norm_names), live=own)
             term.connect(s, t, given)
@@ -482,15 +488,14 @@ def _terms(distill: Any, teachers: Sequence[str]) -> dict[str, Term]:
 
 
 def _check_classes(
-    term: Term, student: nn.Module, student_maps: Maps, teacher: nn.Module, teacher_maps: Maps
+    term: Term, student: nn.Module, student_maps: Maps, teacher: Any, teacher_maps: Maps
 ) -> None:
     """Class scores of different numbers of classes are no matter of a 1×1 convolution."""
     if term._connector != 'auto' or not getattr(term.loss, 'needs_same_channels', True):
         return
-    ours, theirs = (
-        _classes(m, taps.taps[0])
-        for m, taps in ((student, term.student_tap), (teacher, term.teacher_tap))
-    )
+    ours, tap = classes_around(student, term.student_tap.taps[0]), term.teacher_tap.taps[0]
+    cached = isinstance(teacher, CachedTeacher)
+    theirs = teacher.classes(tap) if cached else classes_around(teacher.model, tap)
     if not ours or not theirs or ours == theirs:
         return
     s, t = as_list(student_maps)[0], as_list(teacher_maps)[0]
@@ -502,17 +507,6 @@ def _check_classes(
             "classes: take a teacher of the student's dataset, or tap features below the "
             'classifier'
         )
-
-
-def _classes(model: nn.Module, tap: Tap) -> int | None:
-    """``num_classes`` of the innermost module around a tap that has one."""
-    parts = tap.path.split('.')
-    for end in range(len(parts), 0, -1):
-        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
-        classes = getattr(module, 'num_classes', None)
-        if isinstance(classes, int):
-            return classes
-    return None
 
 
 def _task(config: Any) -> tuple[float, Schedule]:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from mmkd_plugin.dry_run import random_state_kept
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import as_list
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
+from mmkd_plugin.teacher_configs import build_teacher, is_self_teacher, teacher_configs
 from mmkd_plugin.term import Term, build_module
 
 FILE_NAME = 'paraphraser.pth'
@@ -77,7 +76,7 @@ class ParaphraserTraining(BaseModel):
             if is_self_teacher(configs[name]):
                 raise ValueError(f"'{name}' is trained along: it cannot have a `teacher_connector`")
         with random_state_kept():
-            self.teachers = {name: Teacher(**configs[name]) for name in configs if name in used}
+            self.teachers = {name: build_teacher(configs[name]) for name in configs if name in used}
         self.paraphrasers = nn.ModuleDict()
         for name, own in self.teachers.items():
             taps = self._taps(name)

@@ -32,7 +32,7 @@ TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='mmkd_plugin',
-    locations=['mmkd_plugin.geometry'],
+    locations=['mmkd_plugin.geometry', 'mmkd_plugin.cached_teacher'],
 )
 
 METRICS = Registry(
@@ -40,5 +40,8 @@ METRICS = Registry(
 )
 
 HOOKS = Registry(
-    'hook', parent=MMENGINE_HOOKS, scope='mmkd_plugin', locations=['mmkd_plugin.metrics']
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.metrics', 'mmkd_plugin.cached_teacher'],
 )

@@ -255,7 +255,17 @@ class Teacher:
         return f'{text}{other} runs {", ".join(parts)}; stops after {run.ran[last]}'
 
 
-def _build(config: str | dict, name: str) -> nn.Module:
+def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
+    """The model dict in the config of a teacher, and the scope in which it is built.
+
+    Args:
+        config (str | dict): As of a :class:`Teacher`.
+        name (str): What messages call the teacher.
+
+    Raises:
+        ValueError: If there is no model in it.
+        FileNotFoundError: If there is no such file.
+    """
     if isinstance(config, str):
         cfg = _read_config(config, name)
         if 'model' not in cfg:
@@ -269,6 +279,11 @@ def _build(config: str | dict, name: str) -> nn.Module:
         model = model.student
     model = without_pretraining(model)
     scope = model.pop('_scope_', scope)
+    return model, scope
+
+
+def _build(config: str | dict, name: str) -> nn.Module:
+    model, scope = model_config(config, name)
     with DefaultScope.overwrite_default_scope(scope):
         built = MODELS.build(model)
     if not hasattr(built, 'data_preprocessor'):

@@ -1,10 +1,11 @@
-"""The ``teacher`` of a config: one or several, trained or trained along."""
+"""The ``teacher`` of a config: one or several, trained, trained along, or cached."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
 
+from mmkd_plugin.cached_teacher import CachedTeacher, is_cached
 from mmkd_plugin.keys import check_keys
 from mmkd_plugin.self_teacher import SelfTeacher
 from mmkd_plugin.teacher import Teacher
@@ -20,7 +21,12 @@ def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
     configs: dict[str, dict] = {}
     for config in teacher if several else [teacher]:
         own = is_self_teacher(config)
-        _check_self_teacher(config) if own else _check_teacher(config)
+        if own:
+            _check_self_teacher(config)
+        elif is_cached(config):
+            _check_cached_teacher(config)
+        else:
+            _check_teacher(config)
         name = config.get('name', None if several else 'self_teacher' if own else 'teacher')
         if name is None or name in configs:
             raise ValueError("with several teachers each needs a `name` of its own: name='large'")
@@ -32,7 +38,14 @@ def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
 
 def is_self_teacher(config: dict) -> bool:
     """Whether the config of a teacher is that of a :class:`SelfTeacher`."""
-    return 'type' in config
+    return 'type' in config and not is_cached(config)
+
+
+def build_teacher(config: dict) -> Teacher | CachedTeacher:
+    """Builds a teacher that is not trained along."""
+    if not is_cached(config):
+        return Teacher(**config)
+    return CachedTeacher(**{key: value for key, value in config.items() if key != 'type'})
 
 
 def _check_teacher(config: dict) -> None:
@@ -46,11 +59,18 @@ def _check_teacher(config: dict) -> None:
         )
 
 
+def _check_cached_teacher(config: dict) -> None:
+    check_keys('teacher', config, ('type', *inspect.signature(CachedTeacher).parameters))
+    if 'path' not in config:
+        raise ValueError('teacher has no `path`: the folder that tools/cache_teacher.py wrote')
+
+
 def _check_self_teacher(config: dict) -> None:
     if config['type'] != 'mmkd_plugin.SelfTeacher':
         raise ValueError(
             f"teacher has type={config['type']!r}: write type='mmkd_plugin.SelfTeacher' for one "
-            'that is trained along, or leave `type` out for a trained one'
+            "that is trained along, type='mmkd_plugin.CachedTeacher' for stored maps of one, or "
+            'leave `type` out for a trained one'
         )
     check_keys('teacher', config, ('type', *inspect.signature(SelfTeacher).parameters))
     for key in ('tap', 'neck'):

@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint, save_checkpoint
 
+from mmkd_plugin.cached_teacher import wire
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
@@ -69,6 +70,7 @@ def main() -> None:
         elif args.resume is not None:
             cfg.resume, cfg.load_from = True, args.resume
         check_start(cfg)
+        wire(cfg)
         runner = build_runner(cfg)
         runner.train()
         if args.paraphraser:

@@ -1,0 +1,345 @@
+"""Run the teacher of a config once on each training image and store what the student learns from.
+
+CONFIG is a distilled config. Train with the same one and no teacher in memory:
+
+    python tools/cache_teacher.py CONFIG --out PATH
+    python tools/train.py CONFIG \\
+        --cfg-options model.teacher.type=CachedTeacher model.teacher.path=PATH
+
+A run that was stopped goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmkd_plugin.cached_teacher import (
+    description,
+    is_cached,
+    keeps_probabilities,
+    padding_values,
+    whole_picture,
+)
+from mmkd_plugin.cli import UsageError, is_distilled, plain_errors, read_config
+from mmkd_plugin.geometry import record_training, train_pipelines
+from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.taps import Tap
+from mmkd_plugin.teacher import Teacher
+from mmkd_plugin.teacher_cache import (
+    DTYPES,
+    CacheError,
+    CacheWriter,
+    TeacherCache,
+    check_space,
+    human_size,
+    libraries,
+    pack,
+    record_key,
+    stored_size,
+)
+from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
+from mmkd_plugin.term import Term
+from mmkd_plugin.training_images import (
+    ScaledImages,
+    common_root,
+    images_of,
+    loading_part,
+    plain,
+    training_scale,
+)
+
+TRIED = 8
+"""Images by which the size of the whole is estimated."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='a distilled config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument(
+        '--out', help='the folder of the cache; default: the `path` of a CachedTeacher in CONFIG'
+    )
+    parser.add_argument('--teacher', metavar='NAME', help='which one, where there are several')
+    parser.add_argument(
+        '--dtype',
+        choices=DTYPES,
+        default='float16',
+        help='what numbers are stored as; uint8: 256 steps for each channel of each image',
+    )
+    parser.add_argument(
+        '--top-k',
+        type=int,
+        metavar='K',
+        help='store the K largest of the logits, where losses compare probabilities of classes',
+    )
+    parser.add_argument(
+        '--scale',
+        metavar='WIDTH,HEIGHT',
+        help='the size of image on which the teacher runs; default: that of the train pipeline',
+    )
+    parser.add_argument('--workers', type=int, default=2, help='processes that load images')
+    parser.add_argument(
+        '--verify', action='store_true', help='read a whole cache and check every record'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    with safe_loading(), plain_errors():
+        args = parse_args()
+        libraries()
+        cfg = read_config(args.config)
+        if args.cfg_options is not None:
+            cfg.merge_from_dict(args.cfg_options)
+        if not is_distilled(cfg):
+            raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        config = pick_teacher(cfg, args)
+        if args.verify:
+            verify(args.out, cfg)
+        else:
+            write_cache(cfg, config, args)
+
+
+def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """The config of the teacher that is meant, as one that runs; sets ``args.out``."""
+    configs = teacher_configs(cfg.model.get('teacher') or {})
+    configs = {name: one for name, one in configs.items() if not is_self_teacher(one)}
+    name = args.teacher or (next(iter(configs)) if len(configs) == 1 else None)
+    if name not in configs:
+        said = f'there is no --teacher {name}' if name else 'say which: --teacher NAME'
+        raise UsageError(f'{said}; those that can be cached: {", ".join(configs) or "none"}')
+    config = configs[name]
+    if is_cached(config):
+        args.out = args.out or config['path']
+        config = {k: v for k, v in config.items() if k not in ('type', 'path', 'ignore')}
+        if not args.verify and 'config' not in config:
+            raise UsageError(f"teacher '{name}' has no `config` and no `checkpoint` to run it")
+    if args.out is None:
+        raise UsageError('say where: --out PATH')
+    return config
+
+
+def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -> None:
+    terms = terms_of(cfg, config['name'])
+    taps = list(dict.fromkeys(tap for term in terms for tap in term.teacher_tap))
+    holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
+    loading, scale = image_settings(holders, args.scale)
+    record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what cannot be replayed
+    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), common_root(holders))
+
+    device = torch.device(get_device())
+    preprocessor = build_preprocessor(cfg).to(device)
+    teacher = Teacher(**config)
+    run = teacher.prepare(preprocessor, taps, device)
+    teacher.model.to(device)
+    norms = [name for term in terms for name in term.norm_names or ()]
+    meta = dict(
+        description(teacher, config, run, taps, norms),
+        loading=plain(loading),
+        scale=plain(scale),
+        scale_given=args.scale is not None,
+        dtype=args.dtype,
+        top_k=args.top_k,
+    )
+    about = meta['taps']
+    for name, values in padding_values(teacher, preprocessor, about, run.size).items():
+        about[name]['fill'] = values
+    set_top_k(about, terms, args.top_k)
+
+    with CacheWriter(args.out, meta) as writer:
+        left = writer.missing(images, list(about))
+        print(
+            f"teacher '{teacher.name}' ({teacher.source}): {', '.join(about)}; {len(images)} "
+            f'images, {len(images) - len(left)} of them in {args.out} already'
+        )
+        if not left:
+            writer.finish()
+            return
+        writer.reopen()
+        left = spread(left)
+        dataset = ScaledImages([images[image] for image in left], loading, scale)
+        records = run_all(left, dataset, teacher, preprocessor, about, args)
+        store(writer, records, len(left))
+        writer.finish()
+    print(f'{args.out}: {human_size(Path(args.out, "data.mdb").stat().st_size)}')
+
+
+def terms_of(cfg: Config, teacher: str) -> list[Term]:
+    """The terms that learn from a teacher."""
+    names = list(teacher_configs(cfg.model.teacher))
+    terms = [
+        Term.from_config(name, line, names) for name, line in (cfg.model.distill or {}).items()
+    ]
+    terms = [term for term in terms if term.teacher == teacher]
+    if not terms:
+        raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
+    for term in terms:
+        if term.compares_gradients:
+            raise UsageError(
+                f'distill.{term.name} compares gradients of the task loss, which depend on the '
+                'labels of each crop: they cannot be stored. Train this one with the teacher itself'
+            )
+        if term.explainer is not None:
+            raise UsageError(f'distill.{term.name} compares explanations, which are not stored yet')
+    return terms
+
+
+def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dict], dict | None]:
+    """How the train pipelines load images, and to which scale they bring them."""
+    loading = [loading_part(holder['pipeline']) for holder in holders]
+    if any(plain(one) != plain(loading[0]) for one in loading):
+        raise UsageError('the train pipelines of the data sets load images in different ways')
+    if given is None:
+        scales = [training_scale(holder['pipeline']) for holder in holders]
+        if any(plain(one) != plain(scales[0]) for one in scales):
+            raise UsageError(
+                'the train pipelines of the data sets have different scales; give one: '
+                '--scale WIDTH,HEIGHT'
+            )
+        return loading[0], scales[0]
+    try:
+        width, height = (int(side) for side in given.split(','))
+    except ValueError:
+        raise UsageError(f'--scale is WIDTH,HEIGHT in pixels, not {given}') from None
+    return loading[0], dict(type='Resize', scale=(width, height), keep_ratio=True)
+
+
+def ignored(cfg: Config) -> list[str]:
+    """Transforms of the user's own that leave each pixel in its place, if the config says so."""
+    teachers = cfg.model.teacher
+    teachers = [teachers] if isinstance(teachers, dict) else teachers
+    return [name for one in teachers if is_cached(one) for name in one.get('ignore', ())]
+
+
+def build_preprocessor(cfg: Config) -> nn.Module:
+    config = cfg.model.student.get('data_preprocessor') or cfg.model.get('data_preprocessor')
+    return MODELS.build(config or cfg.data_preprocessor)
+
+
+def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> None:
+    """Notes for each tap of how many classes the logits are stored."""
+    for name, one in about.items():
+        losses = [term.loss for term in terms if Tap.parse(name) in term.teacher_tap.taps]
+        fits = k is not None and all(map(keeps_probabilities, losses))
+        one['top_k'] = k if fits else None
+        if fits and not 0 < k < min(channels for channels, *_ in one['maps']):
+            raise UsageError(f"--top-k {k}: '{name}' gives {one['maps'][0][0]} classes")
+    if k is not None and not any(one['top_k'] for one in about.values()):
+        raise UsageError(
+            '--top-k keeps the probabilities of classes, and no term compares these alone, as '
+            'PixelWiseLoss and SoftTargetLoss do with a softmax'
+        )
+
+
+def spread(images: Sequence[str]) -> list[str]:
+    """The same images, first a few from all over the list, by which the size is estimated."""
+    step = max(len(images) // TRIED, 1)
+    first = list(images[::step][:TRIED])
+    return first + [image for image in images if image not in set(first)]
+
+
+def run_all(
+    names: Sequence[str],
+    dataset: ScaledImages,
+    teacher: Teacher,
+    preprocessor: nn.Module,
+    about: dict[str, dict],
+    args: argparse.Namespace,
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Runs the teacher; yields names of images and their packed records."""
+    loader = DataLoader(dataset, batch_size=None, num_workers=args.workers)
+    images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
+    for name in names:
+        try:
+            image, loaded = next(images)
+            records = whole_picture(teacher, preprocessor, image, loaded, about)
+        except ValueError as error:
+            raise CacheError(f'{name}: {error}') from error
+        yield (
+            name,
+            {
+                tap: pack(record, record_key(name, tap), args.dtype, about[tap]['top_k'])
+                for tap, record in records.items()
+            },
+        )
+
+
+def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], total: int) -> None:
+    """Writes records as they come, after it is clear that the disk has room for all."""
+    console = Console()
+    columns = (
+        TextColumn('teacher'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('images,'),
+        TimeRemainingColumn(),
+        TextColumn('left'),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task('teacher', total=total)
+        waiting: dict[str, dict[str, bytes]] | None = {}
+        for name, packed in records:
+            if waiting is None:
+                writer.write(name, packed)
+            else:
+                waiting[name] = packed
+                if len(waiting) == min(TRIED, total):
+                    mean = sum(map(stored_size, waiting.values())) / len(waiting)
+                    console.print(check_space(writer.path, int(mean * total), total))
+                    for one in waiting.items():
+                        writer.write(*one)
+                    waiting = None
+            progress.advance(bar)
+
+
+def verify(path: str, cfg: Config) -> None:
+    """Reads every record, and compares the images with the training set."""
+    cache = TeacherCache(path)
+    holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
+    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), common_root(holders))
+    count, damaged = 0, []
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+        for image, tap in progress.track(list(cache.keys()), description='verifying'):
+            count += 1
+            try:
+                cache.read(image, tap)
+            except CacheError as error:
+                damaged.append(str(error))
+    if damaged:
+        more = f' And {len(damaged) - 1} more are damaged.' if len(damaged) > 1 else ''
+        raise CacheError(damaged[0] + more)
+    missing = cache.missing(images)
+    if missing:
+        raise CacheError(
+            f'{path} lacks {len(missing)} of {len(images)} training images, such as {missing[0]}; '
+            'run the same command without --verify'
+        )
+    print(f'{path}: {count} records of {len(images)} images are whole')
+
+
+if __name__ == '__main__':
+    main()
