@@ -8,6 +8,7 @@ as a :class:`Geometry` in each data sample; :func:`replay` does the same to the 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from mmkd_plugin.registry import TRANSFORMS
 #: Where results and the metainfo of data samples hold the :class:`Geometry`.
 KEY = 'mmkd_geometry'
 
-#: Decimals of a map's cell that count: less is rounding error of the steps of a pipeline.
-DECIMALS = 6
+#: Of a pixel or of a cell of a map: less is rounding error of the steps of a pipeline.
+TINY = 1e-6
 
 # What was done to an image --------------------------------------------------------------------
 
@@ -134,11 +135,13 @@ def _axis(
     centres = (np.arange(count) + 0.5) * pixels
     low, high = geometry.window[dim], geometry.window[dim + 2]
     # A hair's breadth is rounding error; it must not decide whether a position is padding.
-    inside = np.flatnonzero((centres > low - 1e-6) & (centres < high - 1e-6))
-    start, stop = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+    shown = np.flatnonzero((centres > low - TINY) & (centres < high - TINY))
+    start, stop = (int(shown[0]), int(shown[-1]) + 1) if len(shown) else (0, 0)
     per_pixel = maps / covers
-    cells = ((centres[start:stop] - shift) / scale * per_pixel - 0.5).round(DECIMALS)
-    return _Axis(start, stop, cells, round(abs(pixels / scale * per_pixel), DECIMALS))
+    cells = (centres[start:stop] - shift) / scale * per_pixel - 0.5
+    whole = cells.round()
+    cells = np.where(np.abs(cells - whole) < TINY, whole, cells)
+    return _Axis(start, stop, cells, abs(pixels / scale * per_pixel))
 
 
 def replay(
@@ -147,7 +150,7 @@ def replay(
     size: Sequence[int],
     canvas: Sequence[float] | None = None,
     mode: str = 'bilinear',
-    fill: float = 0.0,
+    fill: float | Tensor = 0.0,
     covers: Sequence[float] | None = None,
 ) -> Tensor:
     """Warps maps of an image as the image was.
@@ -166,7 +169,8 @@ def replay(
             they cover: the image as packed and the padding of its batch to the right and below.
             Defaults to None, the image as packed.
         mode (str): ``'bilinear'`` or ``'nearest'``. Defaults to ``'bilinear'``.
-        fill (float): Value where there is padding. Defaults to 0.
+        fill (float | Tensor): Value where there is padding, or ``(C,)``, one for each channel.
+            Defaults to 0.
         covers (Sequence[float], optional): Height and width, in pixels of the image as loaded, that
             the maps cover from its corner; more than the image for a teacher that padded it.
             Defaults to None, the image as loaded.
@@ -194,13 +198,21 @@ def replay(
         for dim in (0, 1)
     ]
     rows, cols = axes
-    out = maps.new_full((maps.shape[0], *size), fill)
-    if len(rows.cells) and len(cols.cells):
-        for dim, axis in enumerate(axes):
+    out = maps.new_empty(maps.shape[0], *size)
+    shown = out[:, rows.start : rows.stop, cols.start : cols.stop]
+    if shown.shape != out.shape:
+        out[:] = torch.as_tensor(fill).view(-1, 1, 1)
+    if shown.numel():
+        plans = []
+        for dim, axis in enumerate(axes, 1):
             # A teacher's own padding is no part of the picture.
-            count = int(np.ceil(geometry.loaded[dim] * maps.shape[1 + dim] / covers[dim] - 1e-6))
-            maps = _read(maps, 1 + dim, axis, min(count, maps.shape[1 + dim]), mode)
-        out[:, rows.start : rows.stop, cols.start : cols.stop] = maps
+            cells = math.ceil(geometry.loaded[dim - 1] * maps.shape[dim] / covers[dim - 1] - TINY)
+            plans.append(_plan(axis, min(cells, maps.shape[dim]), mode))
+        for dim, (first, reads) in enumerate(plans, 1):  # no work on what is cut off
+            maps = maps.narrow(dim, first, reads.shape[-1] if reads.ndim == 2 else 1 + reads.max())
+        for dim, (_, reads) in enumerate(plans, 1):
+            maps = _weigh(maps, dim, reads) if reads.ndim == 2 else _take(maps, dim, reads)
+        shown.copy_(maps)
     return out
 
 
@@ -224,41 +236,41 @@ def inside(
     return mask
 
 
-def _read(maps: Tensor, dim: int, axis: _Axis, count: int, mode: str) -> Tensor:
-    """Reads maps at the positions of an axis, from the first ``count`` cells."""
-    if mode == 'nearest':
-        cells = np.floor(axis.cells + 0.5)
-        return _take(maps, dim, np.clip(cells, 0, count - 1).astype(np.int64))
-    if axis.step <= 1 and (axis.cells == axis.cells.round()).all():
-        return _take(maps, dim, np.clip(axis.cells, 0, count - 1).astype(np.int64))
-    first, weights = _weights(axis.cells, max(axis.step, 1.0), count)
-    part = maps.narrow(dim, first, weights.shape[1])
-    # Neither half precision nor what autocast would make of it: the weights have more digits.
-    exact = torch.promote_types(maps.dtype, torch.float32)
-    weights = torch.from_numpy(weights).to(maps.device, exact)
-    with torch.autocast(maps.device.type, enabled=False):
-        part = part.to(exact)
-        part = weights @ part if dim == 1 else part @ weights.T
-    return part.to(maps.dtype)
+def _plan(axis: _Axis, count: int, mode: str) -> tuple[int, np.ndarray]:
+    """How to read maps of ``count`` cells along an axis.
+
+    Returns:
+        tuple[int, np.ndarray]: The first cell that is needed, and from there on either the cell of
+        each position, ``(positions,)``, or the weights of all, ``(positions, cells)``.
+    """
+    cells = np.floor(axis.cells + 0.5) if mode == 'nearest' else axis.cells
+    if mode == 'nearest' or (axis.step < 1 + TINY and (cells == cells.round()).all()):
+        cells = np.clip(cells, 0, count - 1).astype(np.int64)
+        return int(cells.min()), cells - cells.min()
+    width, cells = max(axis.step, 1.0), np.clip(cells, -0.5, count - 0.5)
+    first = max(math.floor(cells.min() - width) + 1, 0)
+    last = min(math.ceil(cells.max() + width) - 1, count - 1)
+    distances = np.abs(cells[:, None] - np.arange(first, last + 1))
+    weights = np.clip(1 - distances / width, 0, None)
+    return first, weights / weights.sum(1, keepdims=True)
 
 
 def _take(maps: Tensor, dim: int, cells: np.ndarray) -> Tensor:
     """Picks cells; in one piece where they follow each other."""
     steps = np.diff(cells)
     if (steps == 1).all():
-        return maps.narrow(dim, int(cells[0]), len(cells))
+        return maps
     if (steps == -1).all():
-        return maps.narrow(dim, int(cells[-1]), len(cells)).flip(dim)
+        return maps.flip(dim)
     return maps.index_select(dim, torch.from_numpy(cells).to(maps.device))
 
 
-def _weights(cells: np.ndarray, width: float, count: int) -> tuple[int, np.ndarray]:
-    """A triangle around each position: the first cell it needs, and weights (positions, cells)."""
-    first = int(np.clip(np.floor(cells.min() - width) + 1, 0, count - 1))
-    last = int(np.clip(np.ceil(cells.max() + width) - 1, 0, count - 1))
-    distances = np.abs(cells[:, None] - np.arange(first, last + 1))
-    weights = np.clip(1 - distances / width, 0, None)
-    return first, weights / weights.sum(1, keepdims=True)
+def _weigh(maps: Tensor, dim: int, weights: np.ndarray) -> Tensor:
+    """Weighted sums, neither in half precision nor in what autocast would take."""
+    exact = torch.promote_types(maps.dtype, torch.float32)
+    maps, factors = maps.to(exact), torch.from_numpy(weights).to(maps.device, exact)
+    with torch.autocast(maps.device.type, enabled=False):
+        return factors @ maps if dim == 1 else maps @ factors.T
 
 
 # How stock transforms tell what they do ---------------------------------------------------------
@@ -532,10 +544,10 @@ def _recorded(step: Any, place: str, ignore: Sequence[str], registry: Registry) 
     if isinstance(step, (list, tuple)):
         return [_recorded(s, f'{place}[{i}]', ignore, registry) for i, s in enumerate(step)]
     kind = step['type']
-    if kind in ('mmkd_plugin.Recorded', Recorded):
-        return step
     found = registry.get(kind) if isinstance(kind, str) else kind
     name = kind if isinstance(kind, str) else kind.__name__
+    if getattr(found, '__module__', '').startswith('mmkd_plugin.'):
+        return step  # a dumped config of such a run has them
     known = _stock_name(found)
     if known in WRAPPERS:
         key = WRAPPERS[known]
