@@ -130,6 +130,7 @@ def check_against_truth(pipeline: list[dict], scope: str, seed: int) -> Geometry
         return None
     x, y, shown = truth['inputs'].double().numpy()
     geometry = found['data_samples'].metainfo[KEY]
+    assert torch.equal(found['inputs'], truth['inputs'])
     assert geometry.packed == shown.shape
     assert geometry.loaded == results['ori_shape']
 
@@ -207,6 +208,12 @@ DET_STEPS = {
             mean=[0, 0, 0], std=[1, 1, 1], to_rgb=True, test_pad_mode=None,
         ),
         transform('Resize', scale=(201, 200)),
+    ],
+    'odd crop around a centre': [
+        transform(
+            'RandomCenterCropPad', crop_size=(101, 51), ratios=(1.0,), border=20,
+            mean=[0, 0, 0], std=[1, 1, 1], to_rgb=True, test_pad_mode=None,
+        ),
     ],
     'GLIP': [transform('RandomFlip_GLIP', prob=0.5)],
     'random order': [
