@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from mmkd_plugin.losses.functional import finite_number
 from mmkd_plugin.registry import MODELS
@@ -25,6 +26,20 @@ def unit_filters(weight: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True, dtype=dtype)
     return (weight / norm).to(weight.dtype)
+
+
+@contextmanager
+def widened(x: Tensor) -> Iterator[Tensor]:
+    """Gives ``x`` at least in float32, of which the way back keeps no more than ``x``.
+
+    What the block computes may save nothing but what it is given.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if wide is x or not wide.requires_grad:
+        yield wide
+    else:
+        with saved_tensors_hooks(lambda _: x.detach(), lambda kept: kept.to(wide.dtype)):
+            yield wide
 
 
 def patch_norms(
@@ -47,8 +62,8 @@ def patch_norms(
     Returns:
         Tensor: ``(N, groups, H', W')``, at least in float32.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    squares = (x * x).unflatten(1, (groups, -1)).sum(2)
+    with widened(x) as wide:
+        squares = (wide * wide).unflatten(1, (groups, -1)).sum(2)
     if dilation == (1, 1):
         sums = F.avg_pool2d(squares, kernel_size, stride, padding, divisor_override=1)
     else:  # no pooling is dilated; these are `groups` maps, so the copies are small
@@ -263,8 +278,8 @@ class BcosBatchNorm2d(DynamicLinear):
         """Returns the scaled maps, (N, C, H, W), in the precision of the input."""
         variance = self.running_var
         if self.training:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            variance = wide.var((0, 2, 3), unbiased=False)
+            with widened(x) as wide:
+                variance = wide.var((0, 2, 3), unbiased=False)
             with torch.no_grad():
                 self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
             if variance.requires_grad:

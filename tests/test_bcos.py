@@ -164,13 +164,19 @@ def test_layout_does_not_matter():
         torch.testing.assert_close(conv(x.to(memory_format=torch.channels_last)), conv(x))
 
 
+def kept_maps(run, shape, dtype):
+    """How many maps of a shape and precision a forward keeps for the way back."""
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
+    with hooks:
+        run()
+    different = {x.data_ptr(): x for x in kept}.values()
+    return sum(x.shape == shape and x.dtype == dtype for x in different)
+
+
 def test_no_map_but_the_response_is_kept_for_the_way_back():
     conv, x = made(8, 16, 3, padding=1), noise(1, 8, 12, 12)
-    kept = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
-    with hooks:
-        conv(x)
-    assert [t.shape for t in kept].count((1, 16, 12, 12)) == 1
+    assert kept_maps(lambda: conv(x), (1, 16, 12, 12), torch.float64) == 1
 
 
 @pytest.mark.parametrize(
@@ -221,6 +227,27 @@ def test_norm_in_half_precision(dtype):
     assert (out - expected).abs().max() < 8 * torch.finfo(dtype).eps * expected.abs().max()
     assert norm.half().running_var.dtype == torch.float16
     assert norm(x.half()).dtype == torch.float16
+
+
+def test_no_wide_copies_are_kept_for_the_way_back():
+    """The squares and the variance are taken of float32 copies; the way back makes its own."""
+    model = nn.Sequential(BcosConv2d(4, 4, 1), BcosBatchNorm2d(4), BcosConv2d(4, 4, 1)).bfloat16()
+    x = noise(2, 4, 9, 9).bfloat16().requires_grad_()
+    shape = (2, 4, 9, 9)
+    assert kept_maps(lambda: model(x), shape, torch.float32) == 0
+    assert kept_maps(lambda: model(x), shape, torch.bfloat16) >= 4
+
+    wide, y = copy.deepcopy(model).float(), x.detach().float().requires_grad_()
+    for held in (False, True):
+        found = []
+        for net, image in ((model, x), (wide, y)):
+            out = net(image)
+            with explanation_mode(net) if held else torch.enable_grad():
+                (first,) = torch.autograd.grad(out.float().sum(), image, create_graph=True)
+            (second,) = torch.autograd.grad(first.float().square().sum(), net[0].weight)
+            found.append((first.float(), second.float()))
+        for ours, expected in zip(*found):
+            assert (ours - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 # The norm -----------------------------------------------------------------------------------------
