@@ -221,11 +221,30 @@ def net_config(width: int = 8, **kwargs: Any) -> dict:
     )
 
 
+ALL_STAGES = dict(in_channels=[8, 16, 32, 64], in_index=[0, 1, 2, 3])
+#: Heads of mmseg that are linear with B-cos layers, and their arguments.
+HEADS = dict(
+    FCNHead=dict(num_convs=1),
+    PSPHead=dict(pool_scales=(1, 2)),
+    ASPPHead=dict(dilations=(1, 2)),
+    DepthwiseSeparableASPPHead=dict(dilations=(1, 2), c1_in_channels=8, c1_channels=4),
+    UPerHead=dict(ALL_STAGES, pool_scales=(1, 2)),
+    SegformerHead=ALL_STAGES,
+    FPNHead=dict(in_channels=[16] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32]),
+)
+
+
 def segmentor(head: str) -> nn.Module:
-    """FCN or Semantic FPN, of B-cos layers up to the classifier."""
+    return built(segmentor_config(head))
+
+
+def segmentor_config(head: str) -> dict:
+    """A segmentor of B-cos layers up to the classifier; Semantic FPN has a neck."""
     config = models.fcn(**PIXELS)
     config['backbone'] = net_config()
-    config['decode_head'].update(conv_cfg=CONV, norm_cfg=NORM, act_cfg=None)
+    del config['decode_head']['num_convs']
+    config['decode_head'].update(conv_cfg=CONV, norm_cfg=NORM, act_cfg=None, type=head)
+    config['decode_head'].update(HEADS[head])
     if head == 'FPNHead':
         config['neck'] = dict(
             type='FPN',
@@ -235,29 +254,26 @@ def segmentor(head: str) -> nn.Module:
             conv_cfg=CONV,
             norm_cfg=NORM,
         )
-        config['decode_head'].update(
-            type=head, in_channels=[16] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32]
-        )
-        del config['decode_head']['num_convs']
+    return config
+
+
+def built(config: dict) -> nn.Module:
     torch.manual_seed(0)
     model = models.build(config)
     model.init_weights()
     return model
 
 
-def detector(norm: dict | None = None) -> nn.Module:
-    config = models.retinanet()
+def detector(kind: str = 'retinanet', norm: dict = NORM) -> nn.Module:
+    config = getattr(models, kind)()
     config['data_preprocessor'].update(PIXELS)
     config['backbone'] = net_config()
     config['neck'].update(conv_cfg=CONV, norm_cfg=NORM)
     config['bbox_head'].update(conv_cfg=CONV, norm_cfg=norm)
-    torch.manual_seed(0)
-    model = models.build(config)
-    model.init_weights()
-    return model
+    return built(config)
 
 
-@pytest.mark.parametrize('head', ['FCNHead', 'FPNHead'])
+@pytest.mark.parametrize('head', HEADS)
 def test_a_segmentor_is_linear_up_to_the_bias_of_its_classifier(head):
     model = settled(segmentor(head)).double()
     assert not_dynamic_linear(model) == ['decode_head.conv_seg']
@@ -270,23 +286,31 @@ def test_a_segmentor_is_linear_up_to_the_bias_of_its_classifier(head):
         torch.testing.assert_close((weights * x).sum(), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_detector_is_linear_up_to_the_bias_of_its_classifier():
+@pytest.mark.parametrize(
+    'kind, classifier, others',
+    [
+        ('retinanet', 'retina_cls', ['retina_reg']),
+        ('fcos', 'conv_cls', ['conv_reg', 'conv_centerness']),
+        ('gfl', 'gfl_cls', ['gfl_reg']),
+    ],
+)
+def test_a_detector_is_linear_up_to_the_bias_of_its_classifier(kind, classifier, others):
     """The ReLUs of its head stay."""
     pytest.importorskip('mmcv.ops')
-    model = settled(detector(NORM)).double()
-    assert not_dynamic_linear(model) == ['bbox_head.retina_cls', 'bbox_head.retina_reg']
+    model = settled(detector(kind)).double()
+    assert not_dynamic_linear(model) == [f'bbox_head.{name}' for name in (classifier, *others)]
     assert any(isinstance(m, nn.ReLU) for m in model.modules())
-    (scores, _), x = six_channels(model, lambda: model(images(1, 3, 64, 64), mode='tensor'))
+    (scores, *_), x = six_channels(model, lambda: model(images(1, 3, 64, 64), mode='tensor'))
     for level in scores[:3]:
         with explanation_mode(model):
             (weights,) = torch.autograd.grad(level.sum(), x, retain_graph=True)
-        bias = model.bbox_head.retina_cls.bias.sum() * level[0, 0].numel()
+        bias = getattr(model.bbox_head, classifier).bias.sum() * level[0, 0].numel()
         torch.testing.assert_close((weights * x).sum(), level.sum() - bias, rtol=1e-8, atol=1e-8)
 
 
 def test_a_norm_of_another_kind_is_named():
     pytest.importorskip('mmcv.ops')
-    model = detector(dict(type='GN', num_groups=4))
+    model = detector(norm=dict(type='GN', num_groups=4))
     assert not_dynamic_linear(model.bbox_head) == [
         'cls_convs.0.gn', 'reg_convs.0.gn', 'retina_cls', 'retina_reg',
     ]  # fmt: skip
@@ -296,7 +320,7 @@ def test_a_norm_of_another_kind_is_named():
 def test_a_step_of_training_and_a_prediction(kind):
     if kind == 'RetinaNet':
         pytest.importorskip('mmcv.ops')
-    model = detector(NORM) if kind == 'RetinaNet' else segmentor(kind)
+    model = detector() if kind == 'RetinaNet' else segmentor(kind)
     inputs, samples = example_batch(model, torch.device('cpu'))
     assert inputs.min() >= 0 and 0.9 < inputs.max() <= 1
     before = copy.deepcopy(model.state_dict())
@@ -324,3 +348,49 @@ def test_other_preprocessing_is_refused_before_training():
     cwd = dict(cwd=dict(tap='decode_head.conv_seg', loss=models.cwd()))
     with pytest.raises(ValueError, match=r'BcosResNet takes RGB images in \[0, 1\]'):
         models.distiller(ConfigDict(config), models.fcn(), cwd)
+
+
+# In the Distiller ---------------------------------------------------------------------------------
+
+
+def taught_by_explanations(loss_weight: float) -> nn.Module:
+    explain = dict(
+        tap='backbone.add_inverse',
+        explainer=dict(type='mmkd_plugin.BcosWeights', scores='decode_head.conv_seg'),
+        loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=loss_weight),
+    )
+    config = segmentor_config('FCNHead')
+    return models.distiller(ConfigDict(config), copy.deepcopy(config), dict(explain=explain))
+
+
+def test_explaining_leaves_the_task_as_it_is():
+    """One forward is learnt from and explained: gradients of the task and running variances."""
+    model = taught_by_explanations(loss_weight=1e-12)
+    alone = copy.deepcopy(model.student)
+    inputs, samples = example_batch(alone, torch.device('cpu'))
+    for one in (model, alone):
+        loss, _ = one.train().parse_losses(one(inputs, samples, mode='loss'))
+        loss.backward()
+    for (name, ours), theirs in zip(model.student.named_parameters(), alone.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+    state = alone.state_dict()
+    assert (state['backbone.bn1.running_var'] != 1).all()
+    for name, ours in model.student.state_dict().items():
+        torch.testing.assert_close(ours, state[name], msg=name)
+
+
+def test_explanations_are_learnt():
+    """The term alone falls, with a student that differs from its teacher in its weights."""
+    model = taught_by_explanations(loss_weight=1).train()
+    model.init_weights()
+    inputs, samples = example_batch(model.student, torch.device('cpu'))
+    optimizer = torch.optim.Adam(model.student.parameters(), lr=3e-3)
+    seen = []
+    for _ in range(12):
+        loss = model(inputs, samples, mode='loss')['distill.explain.loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    assert 0 < seen[-1] < 0.9 * seen[0] < 2, seen
+    assert not any(layer.held for layer in model.modules() if isinstance(layer, DynamicLinear))
