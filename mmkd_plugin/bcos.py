@@ -34,12 +34,12 @@ def widened(x: Tensor) -> Iterator[Tensor]:
 
     What the block computes may save nothing but what it is given.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if wide is x or not wide.requires_grad:
-        yield wide
-    else:
-        with saved_tensors_hooks(lambda _: x.detach(), lambda kept: kept.to(wide.dtype)):
-            yield wide
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if dtype == x.dtype or not x.requires_grad:
+        yield x.to(dtype)
+    else:  # the hooks live as long as the graph, so they must not know the copy
+        with saved_tensors_hooks(lambda _: x.detach(), lambda kept: kept.to(dtype)):
+            yield x.to(dtype)
 
 
 def patch_norms(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -18,8 +19,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from mmkd_plugin.bcos import (
     BcosBatchNorm2d,
     BcosConv2d,
+    _Scaled,
+    dynamic_scale,
     explanation_mode,
     not_dynamic_linear,
+    patch_norms,
+    widened,
 )
 
 CONV = dict(type='mmkd_plugin.BcosConv2d', b=2)
@@ -153,6 +158,20 @@ def test_first_and_second_derivative(shape, b):
     assert gradgradcheck(run, (x, weight))
 
 
+@pytest.mark.parametrize('b', [1.5, 2, 3])
+def test_the_derivative_is_that_of_the_formula(b):
+    """As autograd has it, also where the cosine is as small as its stabiliser."""
+    linear, norm = noise(2, 3, 4, 4), 1 + noise(2, 1, 4, 4, seed=2).square()
+    linear[0] *= 1e-6
+    layer, found = BcosConv2d(3, 3, 1, b=b), []
+    for scaled in (_Scaled.apply, lambda x, n, layer: x * dynamic_scale(x, n, layer.b)):
+        values = [linear.clone().requires_grad_(), norm.clone().requires_grad_()]
+        out = scaled(*values, layer)
+        found.append([out, *torch.autograd.grad(out, values, noise(*out.shape, seed=3))])
+    for ours, expected in zip(*found):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+
+
 def test_max_out_has_a_derivative():
     conv, x = made(2, 3, 3, max_out=3), noise(1, 2, 5, 5).requires_grad_()
     assert gradcheck(conv, (x,)) and gradgradcheck(conv, (x,))
@@ -227,6 +246,19 @@ def test_norm_in_half_precision(dtype):
     assert (out - expected).abs().max() < 8 * torch.finfo(dtype).eps * expected.abs().max()
     assert norm.half().running_var.dtype == torch.float16
     assert norm(x.half()).dtype == torch.float16
+
+
+def test_a_wide_copy_is_gone_after_use():
+    x = noise(2, 3).bfloat16().requires_grad_()
+    with widened(x) as wide:
+        y = wide * wide
+    kept = weakref.ref(wide)
+    del wide
+    assert kept() is None and y.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert gradient.dtype == torch.bfloat16 and torch.equal(gradient, 2 * x)
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    assert torch.equal(second, torch.full_like(x, 2))
 
 
 def test_no_wide_copies_are_kept_for_the_way_back():
@@ -516,8 +548,6 @@ def test_it_can_be_traced_and_exported(training):
 
 def test_all_combinations_of_groups_and_dilation_have_one_norm():
     """Pooling and unfolding are two ways to the same number."""
-    from mmkd_plugin.bcos import patch_norms
-
     x = noise(2, 6, 12, 11)
     for k, s, p, g in itertools.product(
         [(1, 1), (3, 2)], [(1, 1), (2, 3)], [(0, 0), (1, 0)], [1, 3]
