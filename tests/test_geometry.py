@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -676,6 +677,23 @@ def test_each_stock_transform_is_of_one_kind():
     kinds = [set(REPLAYED), set(IGNORED), set(WRAPPERS), set(REFUSED)]
     assert set().union(*kinds) <= set(stock)
     assert sum(map(len, kinds)) == len(set().union(*kinds))
+
+
+def test_the_page_says_which_are_which():
+    page = Path(__file__).parents[1].joinpath('docs', 'cached_teacher.md').read_text('utf-8')
+    rows = [line.split('|')[1:3] for line in page.splitlines() if line.startswith('|')]
+    for kinds, verdict in (
+        (REPLAYED, 'replayed'),
+        (WRAPPERS, 'what they hold is'),
+        (REFUSED, 'refused'),
+    ):
+        named = [name for name, what in rows if what.strip().startswith(verdict)]
+        missing = {kind for kind in kinds if not any(f'`{kind}`' in name for name in named)}
+        assert all(name.startswith(('Pack', 'BioMedical', 'Cached')) for name in missing), missing
+    with pytest.raises(ValueError) as raised:
+        recorded([transform('GeometryTestHalves')], 'mmdet')
+    message = str(raised.value).replace('GeometryTestHalves', 'MyColor').split(': ', 1)[1]
+    assert message in page.replace('\n', ' ')
 
 
 # Configs --------------------------------------------------------------------------------------
