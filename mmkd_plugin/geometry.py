@@ -415,7 +415,7 @@ REPLAYED: dict[str, Callable] = {
     'ResizeToMultiple': _resize,
 }
 
-#: Stock transforms that leave each pixel in its place. What they change (colours, erased patches)
+#: Stock transforms that leave each pixel in its place. What they change (colours, painted patches)
 #: is not in maps of the image as loaded.
 IGNORED = {
     'AdjustGamma', 'AutoContrast', 'Brightness', 'CLAHE', 'Color', 'ColorTransform', 'Contrast',
@@ -423,9 +423,9 @@ IGNORED = {
     'LoadAnnotations', 'LoadDepthAnnotation', 'LoadEmptyAnnotations', 'LoadImageFromFile',
     'LoadImageFromNDArray', 'LoadImageFromNpyFile', 'LoadMultiChannelImageFromFiles',
     'LoadPanopticAnnotations', 'LoadProposals', 'LoadSingleRSImageFromFile', 'LoadTextAnnotations',
-    'Normalize', 'PhotoMetricDistortion', 'Posterize', 'RGB2Gray', 'RandomCutOut', 'RandomErasing',
-    'RandomGrayscale', 'RandomSamplingNegPos', 'Rerange', 'SegRescale', 'Sharpness', 'Solarize',
-    'SolarizeAdd', 'YOLOXHSVRandomAug',
+    'Normalize', 'PhotoMetricDistortion', 'Posterize', 'RGB2Gray', 'RandomCutOut', 'RandomDepthMix',
+    'RandomErasing', 'RandomGrayscale', 'RandomSamplingNegPos', 'Rerange', 'SegRescale',
+    'Sharpness', 'Solarize', 'SolarizeAdd', 'YOLOXHSVRandomAug',
 }  # fmt: skip
 
 #: Stock transforms that hold others, and the argument that does.
@@ -444,9 +444,9 @@ REFUSED = {
     name: reason
     for reason, names in {
         'it mixes several images': (
-            'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'InstaBoost', 'MixUp', 'Mosaic',
-            'RandomDepthMix', 'RandomMosaic',
+            'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'MixUp', 'Mosaic', 'RandomMosaic',
         ),
+        'it moves objects inside the image': ('InstaBoost',),
         'it turns, shears or moves images by parts of a pixel': (
             'RandomAffine', 'RandomRotFlip', 'RandomRotate', 'Rotate', 'ShearX', 'ShearY',
             'TranslateX', 'TranslateY',
