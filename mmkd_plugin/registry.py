@@ -43,5 +43,9 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmkd_plugin',
-    locations=['mmkd_plugin.metrics', 'mmkd_plugin.cached_teacher'],
+    locations=[
+        'mmkd_plugin.metrics',
+        'mmkd_plugin.cached_teacher',
+        'mmkd_plugin.visualization.hook',
+    ],
 )

@@ -1,0 +1,122 @@
+"""DistillVisualizationHook: pictures of student and teacher while the student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmkd_plugin.dry_run import random_state_kept
+from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.visualization.figure import draw
+from mmkd_plugin.visualization.gallery import Gallery, check_panels, places_of
+from mmkd_plugin.visualization.page import file_name
+from mmkd_plugin.visualization.scene import Meta, Scene, Viewer, evenly
+
+
+@HOOKS.register_module()
+class DistillVisualizationHook(Hook):
+    """Draws student and teacher on a few validation images every n iterations.
+
+    The pictures go to the runner's visualizer, so to files, TensorBoard or wherever its backends
+    write. Training goes on as it would without: the random state, the modes and the buffers of the
+    models are kept. In a distributed run the first process draws.
+
+    Args:
+        interval (int): Iterations from one drawing to the next. Defaults to 500.
+        images (int): How many images, spread evenly over the validation set. Defaults to 2.
+        panels (Sequence[str], optional): Some of ``'predictions'``, ``'attention'``,
+            ``'channels'`` and ``'explanations'``. Defaults to None, all that the models allow.
+        score_thr (float): Boxes with a lower score are left out. Defaults to 0.3.
+
+    Raises:
+        ValueError: If a value cannot be used, or the run has nothing to draw on or to draw.
+
+    Examples:
+        >>> hook = DistillVisualizationHook(interval=100, panels=['predictions'])
+        >>> hook.images
+        2
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        interval: int = 500,
+        images: int = 2,
+        panels: Sequence[str] | None = None,
+        score_thr: float = 0.3,
+    ) -> None:
+        for name, value in (('interval', interval), ('images', images)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name}: expected a whole number above 0, got {value!r}')
+        if panels is not None:
+            check_panels(panels)
+        self.interval = interval
+        self.images = images
+        self.panels = panels
+        self.score_thr = score_thr
+        self._gallery: Gallery | None = None
+        self._scenes: list[Scene] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Finds the models and the images.
+
+        Raises:
+            ValueError: If there is nothing to draw on or to draw.
+        """
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        if not hasattr(model, 'distill'):
+            raise ValueError(
+                'DistillVisualizationHook: the model of this run is a '
+                f'{type(model).__name__}; it draws a mmkd_plugin.Distiller'
+            )
+        if runner.val_loop is None:
+            raise ValueError(
+                'DistillVisualizationHook draws on validation images, and this config has no '
+                '`val_dataloader`; add one with `val_cfg` and `val_evaluator`, or take the hook out'
+            )
+        if not runner.visualizer._vis_backends:
+            raise ValueError(
+                'DistillVisualizationHook: the visualizer has no backend to write pictures; add '
+                "visualizer=dict(vis_backends=[dict(type='LocalVisBackend')], ...)"
+            )
+        if is_main_process():
+            with random_state_kept():
+                self._prepare(runner, model)
+
+    def _prepare(self, runner: Runner, model: Any) -> None:
+        dataset = runner.val_loop.dataloader.dataset
+        student, terms = model.student, list(model.distill.values())
+        teachers = {n: t.model for n, t in model.teachers.items() if hasattr(t, 'model')}
+        self._gallery = Gallery(
+            [Viewer(n, m, student.data_preprocessor) for n, m in (*teachers.items(),
+                                                                  ('student', student))],
+            self.panels,
+            Meta.of(getattr(dataset, 'metainfo', None), student),
+            places_of(terms),
+            next(iter(teachers), None),
+            score_thr=self.score_thr,
+        )  # fmt: skip
+        self._scenes = [
+            Scene.of(dataset[n], student.data_preprocessor)
+            for n in evenly(self.images, len(dataset))
+        ]
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Draws, if it is time."""
+        if self._gallery is None or not self.every_n_train_iters(runner, self.interval):
+            return
+        with random_state_kept():
+            for number, scene in enumerate(self._scenes):
+                for picture in self._gallery.pictures(scene)[0]:
+                    name = file_name(f'distill-{picture.name}-{number}-{scene.name}')
+                    runner.visualizer.add_image(name, draw(picture.grid), runner.iter + 1)

@@ -1,0 +1,161 @@
+"""The page: one HTML file with the pictures beside it, readable without a network or scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from mmkd_plugin.visualization.figure import draw, save
+from mmkd_plugin.visualization.gallery import Picture
+
+THUMB = 760  # pixels
+
+STYLE = """
+:root { color-scheme: light dark; --line: #d5d9de; --soft: #5a6470; --ground: #f4f5f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #3a4048; --soft: #a8b2bd; --ground: #22262b; }
+}
+* { box-sizing: border-box; }
+body { max-width: 1240px; margin: 0 auto; padding: 1rem; line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0.5rem 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; }
+h3 { font-size: 1rem; margin: 0; }
+p { margin: 0.2rem 0 0.6rem; } .soft { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; margin: 0 0 1rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+th[colspan] { text-align: center; }
+.pictures { columns: 2 480px; column-gap: 1.2rem; }
+figure { margin: 0 0 1.2rem; padding: 0.8rem; background: var(--ground); border-radius: 8px;
+  break-inside: avoid; }
+figure img { display: block; width: 100%; height: auto; margin-top: 0.5rem; border-radius: 4px;
+  background: #fff; }
+figcaption p { margin: 0; font-size: 0.9rem; color: var(--soft); }
+"""
+
+
+@dataclass
+class Entry:
+    """An image on the page.
+
+    Args:
+        name (str): Of the image.
+        anchor (str): Of its section; starts the names of its files.
+        numbers (dict[str, dict[str, str]]): By model and kind.
+        pictures (list[str]): Their HTML.
+    """
+
+    name: str
+    anchor: str
+    numbers: dict[str, dict[str, str]]
+    pictures: list[str] = field(default_factory=list)
+
+
+class Page:
+    """Writes pictures to a folder, and then the page that shows them.
+
+    Args:
+        folder (Path): An empty folder, or one that does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: list[Entry] = []
+
+    def add(
+        self, name: str, pictures: Sequence[Picture], numbers: dict[str, dict[str, str]]
+    ) -> None:
+        """Writes the pictures of an image.
+
+        Args:
+            name (str): Of the image.
+            pictures (Sequence[Picture]): What to draw.
+            numbers (dict[str, dict[str, str]]): By model and kind.
+        """
+        entry = Entry(name, f'{len(self.entries) + 1:03d}-{file_name(name)}', numbers)
+        for folder in ('images', 'thumbs'):
+            (self.folder / folder).mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            stem = f'{entry.anchor}-{file_name(picture.name)}'
+            pixels = draw(picture.grid)
+            save(pixels, self.folder / f'images/{stem}.png')
+            width, height = save(pixels, self.folder / f'thumbs/{stem}.jpg', THUMB)
+            rows = ', '.join(row for row, _ in picture.grid.rows)
+            columns = ', '.join(picture.grid.columns)
+            alt = f'{picture.title}, image {name}. Rows: {rows}. Columns: {columns}.'
+            entry.pictures.append(
+                f'<figure><figcaption><h3>{escape(picture.title)}</h3>'
+                f'<p>{escape(picture.text)}</p></figcaption>'
+                f'<a href="images/{stem}.png"><img src="thumbs/{stem}.jpg" width="{width}" '
+                f'height="{height}" loading="lazy" alt="{escape(alt)}"></a></figure>'
+            )
+        self.entries.append(entry)
+
+    def write(self, title: str, facts: dict[str, str]) -> Path:
+        """Writes ``index.html``.
+
+        Args:
+            title (str): Of the page.
+            facts (dict[str, str]): What the reader has to know: models, files, places.
+
+        Returns:
+            Path: The file.
+        """
+        known = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())
+        sections = ''.join(
+            f'<section id="{e.anchor}"><h2>{escape(e.name)}</h2>'
+            f'<div class="pictures">{"".join(e.pictures)}</div></section>\n'
+            for e in self.entries
+        )
+        file = self.folder / 'index.html'
+        file.write_text(
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
+            f'<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n'
+            f'<dl>{known}</dl>\n{self._table()}\n{sections}</body>\n</html>\n',
+            encoding='utf-8',
+        )
+        return file
+
+    def _table(self) -> str:
+        found = dict.fromkeys(
+            (kind, model)
+            for entry in self.entries
+            for model, values in entry.numbers.items()
+            for kind in values
+        )
+        groups: dict[str, list[str]] = {}
+        for kind, model in found:
+            groups.setdefault(kind, []).append(model)
+        heads = [(kind, model) for kind, models in groups.items() for model in models]
+        spans = ''.join(
+            f'<th colspan="{len(models)}" scope="colgroup">{escape(kind)}</th>'
+            for kind, models in groups.items()
+        )
+        models = ''.join(f'<th scope="col">{escape(model)}</th>' for _, model in heads)
+        rows = ''.join(
+            f'<tr><td><a href="#{e.anchor}">{escape(e.name)}</a></td>'
+            + ''.join(
+                f'<td>{escape(e.numbers.get(model, {}).get(kind, ""))}</td>'
+                for kind, model in heads
+            )
+            + '</tr>\n'
+            for e in self.entries
+        )
+        span = ' rowspan="2"' if heads else ''
+        head = f'<tr><th{span} scope="col">image</th>{spans}</tr>'
+        head += f'<tr>{models}</tr>' if heads else ''
+        return f'<div class="wide"><table><thead>{head}</thead><tbody>\n{rows}</tbody></table></div>'
+
+
+def file_name(text: str) -> str:
+    """A name for a file from any text."""
+    return re.sub(r'[^\w.-]+', '-', text).strip('-.') or 'image'

@@ -1,0 +1,288 @@
+"""Predictions: label maps or boxes, what is wrong with them, and where models differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmkd_plugin.visualization.figure import Box, Cell, Color, Grid
+from mmkd_plugin.visualization.scene import Boxes, Labels, Meta
+
+#: Colours that are told apart with any colour vision.
+WRONG, DIFFERS, IGNORED = '#d55e00', '#a23fb5', '#9aa7b5'
+MATCHED, FALSE, MISSED = '#0072b2', '#d55e00', '#e0218a'
+IOU = 0.5
+
+
+def wrong_pixels(prediction: np.ndarray, target: np.ndarray, ignore_index: int = 255) -> np.ndarray:
+    """Where a label map is wrong: 1 wrong, 0 right, -1 not counted.
+
+    Args:
+        prediction (np.ndarray): ``(H, W)``, labels.
+        target (np.ndarray): ``(H, W)``, the ground truth or another model's labels.
+        ignore_index (int): The label that counts for nothing. Defaults to 255.
+
+    Examples:
+        >>> wrong_pixels(np.array([[0, 1, 1]]), np.array([[0, 0, 255]])).tolist()
+        [[0, 1, -1]]
+    """
+    return np.where(target == ignore_index, -1, (prediction != target).astype(np.int8))
+
+
+def share(errors: np.ndarray) -> float:
+    """The share of 1 among 0 and 1; NaN if there is neither."""
+    counted = errors >= 0
+    return float((errors[counted] == 1).mean()) if counted.any() else float('nan')
+
+
+def mean_iou(prediction: np.ndarray, target: np.ndarray, ignore_index: int = 255) -> float:
+    """Intersection over union, averaged over the classes that either label map of an image has.
+
+    Args:
+        prediction (np.ndarray): ``(H, W)``, labels.
+        target (np.ndarray): ``(H, W)``, the ground truth.
+        ignore_index (int): The label that counts for nothing. Defaults to 255.
+
+    Returns:
+        float: NaN if nothing is counted.
+    """
+    counted = target != ignore_index
+    p, t = prediction[counted], target[counted]
+    ious = [
+        ((p == c) & (t == c)).sum() / ((p == c) | (t == c)).sum()
+        for c in np.union1d(np.unique(p), np.unique(t))
+    ]
+    return float(np.mean(ious)) if ious else float('nan')
+
+
+def match(found: Boxes, target: Boxes, iou: float = IOU) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes find one of the same class, the most confident ones first, each one once.
+
+    Args:
+        found (Boxes): With scores.
+        target (Boxes): The ground truth, or another model's boxes.
+        iou (float): The least intersection over union. Defaults to 0.5.
+
+    Returns:
+        tuple: For each box of ``found``, the number of the box of ``target`` that it matches, -1
+        for none, -2 for one that counts for nothing because it lies in an ignored one; and whether
+        each box of ``target`` is matched.
+    """
+    matches = np.full(len(found), -1)
+    taken = np.zeros(len(target), bool)
+    overlaps = _overlaps(found.corners, target.corners)
+    overlaps[found.labels[:, None] != target.labels[None]] = 0
+    for n in np.argsort(-found.scores, kind='stable'):
+        free = np.where(taken, 0, overlaps[n])
+        if len(target) and free.max() >= iou:
+            matches[n] = free.argmax()
+            taken[matches[n]] = True
+    if len(target.ignored) and len(found):
+        inside = _overlaps(found.corners, target.ignored, of_first=True).max(1) >= 0.5
+        matches[(matches == -1) & inside] = -2
+    return matches, taken
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray, of_first: bool = False) -> np.ndarray:
+    """Intersection over union ``(n, m)``, or over the area of the first boxes."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = (high - low).clip(0).prod(2)
+    areas_a, areas_b = ((x[:, 2:] - x[:, :2]).prod(1) for x in (a, b))
+    total = areas_a[:, None] if of_first else areas_a[:, None] + areas_b[None] - both
+    return both / np.maximum(total, 1e-9)
+
+
+def numbers(
+    prediction: Labels, truth: Labels | None, teacher: Labels | None, meta: Meta
+) -> dict[str, str]:
+    """What a prediction scores on its image, in words.
+
+    Args:
+        prediction (Labels): A label map or boxes.
+        truth (Labels, optional): The ground truth.
+        teacher (Labels, optional): The teacher's prediction.
+        meta (Meta): Names of the classes.
+    """
+    found: dict[str, str] = {}
+    if isinstance(prediction, Boxes):
+        if truth is not None:
+            matches, taken = match(prediction, truth)
+            found['objects found'] = f'{taken.sum()} of {len(truth)}'
+            found['false boxes'] = str((matches == -1).sum())
+        if teacher is not None:
+            _, taken = match(prediction, teacher)
+            found["teacher's boxes found"] = f'{taken.sum()} of {len(teacher)}'
+        return found
+    ignore = meta.ignore_index
+    if truth is not None:
+        found['mIoU'] = _percent(mean_iou(prediction, truth, ignore))
+        found['pixels right'] = _percent(1 - share(wrong_pixels(prediction, truth, ignore)))
+    if teacher is not None:
+        found['pixels as the teacher'] = _percent(1 - share(wrong_pixels(prediction, teacher, -1)))
+    return found
+
+
+def _percent(value: float) -> str:
+    return '–' if np.isnan(value) else f'{value:.1%}'
+
+
+def faded(image: np.ndarray) -> np.ndarray:
+    """A light grey version of an image, as a ground for colours."""
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.repeat((255 - (255 - grey) * 0.45)[..., None], 3, 2).astype(np.uint8)
+
+
+def _rgb(color: Color) -> np.ndarray:
+    from matplotlib.colors import to_rgb
+
+    return (np.array(to_rgb(color)) * 255).round().astype(np.uint8)
+
+
+def painted(labels: np.ndarray, meta: Meta) -> np.ndarray:
+    """A label map in the colours of the data set: ``(H, W, 3)``, uint8."""
+    palette = np.tile(np.uint8(_rgb(IGNORED)), (max(int(labels.max()), meta.ignore_index) + 1, 1))
+    for label in np.unique(labels):
+        if label != meta.ignore_index:
+            palette[label] = (np.array(meta.color(label)) * 255).round()
+    return palette[labels]
+
+
+def error_picture(errors: np.ndarray, image: np.ndarray, color: Color) -> np.ndarray:
+    """Errors painted on a faded image of their size: ``(H, W, 3)``, uint8."""
+    picture = faded(_resized(image, errors.shape))
+    picture[errors == 1] = _rgb(color)
+    picture[errors == -1] = _rgb(IGNORED)
+    return picture
+
+
+def _resized(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    import cv2
+
+    if image.shape[:2] == tuple(shape):
+        return image
+    return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+
+
+def segmentation_grid(
+    size: tuple[int, int],
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    rows: Sequence[tuple[str, np.ndarray]],
+    meta: Meta,
+    reference: str | None = None,
+) -> Grid:
+    """Label maps of several models, their errors, and where they differ from the teacher.
+
+    Args:
+        size (tuple[int, int]): Width and height of the original image, pixels.
+        image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
+        truth (np.ndarray, optional): ``(H, W)``, the ground truth.
+        rows (Sequence[tuple]): Name of a model, and its label map ``(H, W)``.
+        meta (Meta): Names and colours of the classes.
+        reference (str, optional): The model that the others are compared with. Defaults to None.
+    """
+    ignore, target = meta.ignore_index, dict(rows).get(reference)
+    columns = ['prediction']
+    columns += [] if truth is None else ['errors']
+    columns += [] if target is None or len(rows) == 1 else [f'differs from {reference}']
+    cells = []
+    for name, labels in rows:
+        line: list[Cell | None] = [Cell(image=painted(labels, meta))]
+        if truth is not None:
+            errors = wrong_pixels(labels, truth, ignore)
+            iou = _percent(mean_iou(labels, truth, ignore))
+            line[0] = Cell(image=painted(labels, meta), caption=f'mIoU {iou}')
+            picture = error_picture(errors, image, WRONG)
+            line.append(Cell(image=picture, caption=f'{_percent(share(errors))} wrong'))
+        if len(columns) > len(line):
+            differ = wrong_pixels(labels, target, -1) if name != reference else None
+            line.append(
+                differ
+                if differ is None
+                else Cell(
+                    image=error_picture(differ, image, DIFFERS),
+                    caption=f'{_percent(share(differ))} differ',
+                )
+            )
+        cells.append((name, line))
+    side = [Cell(image=image, caption='image')]
+    maps = [labels for _, labels in rows]
+    if truth is not None:
+        side.append(Cell(image=painted(truth, meta), caption='ground truth'))
+        maps.append(truth)
+    present = sorted({int(c) for labels in maps for c in np.unique(labels)} - {ignore})
+    classes = [(meta.name(c), meta.color(c)) for c in present]
+    states: list[tuple[str, Color]] = [] if truth is None else [('wrong', WRONG)]
+    if truth is not None and (truth == ignore).any():
+        states.append(('ignored', IGNORED))
+    if columns[-1].startswith('differs'):
+        states.append((columns[-1], DIFFERS))
+    return Grid(size, columns, cells, side, legend=[classes, states])
+
+
+def detection_grid(
+    size: tuple[int, int],
+    image: np.ndarray,
+    truth: Boxes | None,
+    rows: Sequence[tuple[str, Boxes]],
+    meta: Meta,
+    reference: str | None = None,
+) -> Grid:
+    """Boxes of several models, against the ground truth and against the teacher's.
+
+    Args:
+        size (tuple[int, int]): Width and height of the original image, pixels.
+        image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
+        truth (Boxes, optional): The ground truth.
+        rows (Sequence[tuple]): Name of a model, and its boxes.
+        meta (Meta): Names and colours of the classes.
+        reference (str, optional): The model that the others are compared with. Defaults to None.
+    """
+    target = dict(rows).get(reference)
+    columns = ['prediction']
+    columns += [] if truth is None else ['against ground truth']
+    columns += [] if target is None or len(rows) == 1 else [f'against {reference}']
+    ground = faded(image)
+    cells = []
+    for name, found in rows:
+        boxes = [
+            Box(corners, f'{meta.name(label)} {score:.2f}', meta.color(label))
+            for corners, label, score in zip(found.corners, found.labels, found.scores)
+        ]
+        line: list[Cell | None] = [Cell(image=image, boxes=boxes, caption=f'{len(found)} boxes')]
+        if truth is not None:
+            line.append(_compared(ground, found, truth, meta))
+        if len(columns) > len(line):
+            line.append(None if name == reference else _compared(ground, found, target, meta))
+        cells.append((name, line))
+    side = [Cell(image=image, caption='image')]
+    if truth is not None:
+        boxes = [
+            Box(corners, meta.name(label), meta.color(label))
+            for corners, label in zip(truth.corners, truth.labels)
+        ]
+        boxes += [Box(corners, '', IGNORED) for corners in truth.ignored]
+        side.append(Cell(image=image, boxes=boxes, caption='ground truth'))
+    legend: list[tuple[str, Color]] = []
+    if len(columns) > 1:
+        legend = [('matched', MATCHED), ('false', FALSE), ('missed (dashed)', MISSED)]
+    if truth is not None and len(truth.ignored):
+        legend.append(('ignored', IGNORED))
+    return Grid(size, columns, cells, side, legend=[legend])
+
+
+def _compared(ground: np.ndarray, found: Boxes, target: Boxes, meta: Meta) -> Cell:
+    matches, taken = match(found, target)
+    colors = {-1: FALSE, -2: IGNORED}
+    boxes = [
+        Box(c, meta.name(label), MISSED, dashed=True)
+        for c, label in zip(target.corners[~taken], target.labels[~taken])
+    ]
+    boxes += [
+        Box(corners, meta.name(label), colors.get(int(n), MATCHED))
+        for corners, label, n in zip(found.corners, found.labels, matches)
+    ]
+    counts = f'{taken.sum()} matched, {(matches == -1).sum()} false, {(~taken).sum()} missed'
+    return Cell(image=ground, boxes=boxes, caption=counts)

@@ -1,0 +1,263 @@
+"""Scene: one image with what is known of it; Viewer: what one model makes of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+import cv2
+import numpy as np
+import torch
+from matplotlib import colormaps
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+
+from mmkd_plugin.dry_run import DryRun, read_once
+from mmkd_plugin.preprocessing import InputConverter
+from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+from mmkd_plugin.teacher import _forward, _heads_of
+
+
+#: Colours of classes where a data set has none.
+COLORS = colormaps['tab20'].colors
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of a detector, or of the ground truth.
+
+    Args:
+        corners (np.ndarray): ``(n, 4)``: x1, y1, x2, y2 in pixels of the original image.
+        labels (np.ndarray): ``(n,)``, numbers of the classes.
+        scores (np.ndarray, optional): ``(n,)``. Defaults to None.
+        ignored (np.ndarray): ``(m, 4)``, boxes in which a prediction is neither right nor wrong.
+            Defaults to none.
+    """
+
+    corners: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+    ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def over(self, score: float) -> Boxes:
+        """Those with a score above a threshold."""
+        keep = self.scores > score
+        return Boxes(self.corners[keep], self.labels[keep], self.scores[keep])
+
+
+#: Label maps ``(H, W)`` or boxes.
+Labels = Union[np.ndarray, Boxes]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What the data set calls its classes.
+
+    Args:
+        classes (Sequence[str]): Their names.
+        palette (Sequence[Sequence[int]]): Their colours, RGB from 0 to 255.
+        ignore_index (int): The label that counts for nothing. Defaults to 255.
+    """
+
+    classes: Sequence[str]
+    palette: Sequence[Sequence[int]]
+    ignore_index: int = 255
+
+    @classmethod
+    def of(cls, metainfo: Mapping[str, Any] | None, model: nn.Module) -> Meta:
+        """From what a data set knows of itself, and the model that learns from it.
+
+        Args:
+            metainfo (Mapping, optional): With ``classes`` and ``palette``, if known.
+            model (nn.Module): A segmentor says which label to ignore.
+        """
+        metainfo = metainfo or {}
+        palette = metainfo.get('palette')
+        if isinstance(palette, str) or palette is None or not len(palette):
+            palette = [[round(255 * v) for v in color] for color in COLORS]
+        head = getattr(model, 'decode_head', None)
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        return cls(metainfo.get('classes') or (), palette, getattr(head, 'ignore_index', 255))
+
+    def name(self, label: int) -> str:
+        """Name of a class."""
+        return str(self.classes[label]) if label < len(self.classes) else f'class {label}'
+
+    def color(self, label: int) -> tuple[float, ...]:
+        """Colour of a class, from 0 to 1."""
+        return tuple(v / 255 for v in self.palette[label % len(self.palette)])
+
+
+@dataclass
+class Scene:
+    """One image as the models get it.
+
+    Args:
+        name (str): What pages and files call it.
+        image (np.ndarray): ``(h, w, 3)``, uint8 RGB, as the pipeline made it.
+        size (tuple[int, int]): Width and height of the original image, pixels.
+        covers (tuple[float, float]): Width and height that the padded input covers, in pixels of
+            the original image.
+        inputs (Tensor): ``(1, C, H, W)``, from the student's preprocessor.
+        samples (list): One data sample.
+        truth (Labels, optional): The ground truth.
+    """
+
+    name: str
+    image: np.ndarray
+    size: tuple[int, int]
+    covers: tuple[float, float]
+    inputs: Tensor
+    samples: list
+    truth: Labels | None
+
+    @classmethod
+    def of(cls, data: dict, preprocessor: nn.Module) -> Scene:
+        """From an item of a data set, on the device of a preprocessor.
+
+        Args:
+            data (dict): ``inputs`` ``(C, h, w)`` and ``data_samples``, as a pipeline packs them.
+            preprocessor (nn.Module): The student's.
+        """
+        raw = data['inputs']
+        image = raw.detach().cpu().numpy().transpose(1, 2, 0)
+        image = image[..., 2::-1] if image.shape[2] >= 3 else image[..., :1].repeat(3, 2)
+        batch = preprocessor(pseudo_collate([data]), False)
+        inputs, samples = batch['inputs'], batch['data_samples']
+        height, width = samples[0].metainfo.get('ori_shape', raw.shape[-2:])[:2]
+        covers = tuple(
+            float(padded * original / seen)
+            for padded, original, seen in zip(
+                inputs.shape[:-3:-1], (width, height), raw.shape[:-3:-1]
+            )
+        )
+        path = samples[0].metainfo.get('img_path')
+        return cls(
+            Path(path).stem if path else 'image',
+            np.ascontiguousarray(image.clip(0, 255), dtype=np.uint8),
+            (int(width), int(height)),
+            covers,
+            inputs,
+            samples,
+            _fitted(truth_of(data['data_samples']), (height, width)),
+        )
+
+
+class Viewer:
+    """Shows what one model makes of scenes, and leaves the model as it was.
+
+    Args:
+        name (str): What the pictures call the model.
+        model (nn.Module): A segmentor or detector.
+        preprocessor (nn.Module): That of the model whose input the scenes hold; the input is
+            converted to what this model was trained on.
+    """
+
+    def __init__(self, name: str, model: nn.Module, preprocessor: nn.Module) -> None:
+        self.name = name
+        self.model = model
+        self._convert = InputConverter.between(preprocessor, model.data_preprocessor)
+        self._runs: dict[tuple[Tap, ...], DryRun] = {}
+
+    @torch.no_grad()
+    def read(self, scene: Scene, taps: Sequence[Tap]) -> dict[Tap, Maps]:
+        """What taps read: maps on the CPU.
+
+        Raises:
+            ValueError: If there is no such module, or it does not run.
+        """
+        if not taps:
+            return {}
+        owner = f"model '{self.name}'"
+        for tap in taps:
+            find_module(self.model, tap, owner)
+        heads = _heads_of(self.model, taps, owner)
+        inputs = self._convert(scene.inputs, scene.samples)
+
+        def forward() -> None:
+            _forward(self.model, inputs, copy.deepcopy(scene.samples), heads)
+
+        with evaluating(self.model):
+            run = self._runs.get(tuple(taps))
+            if run is None:
+                run = self._runs[tuple(taps)] = read_once(self.model, taps, forward)
+                for tap in taps:
+                    if not run.calls[tap]:
+                        raise ValueError(f"{owner}: '{tap}' does not run in a forward")
+            with TapReader(self.model, taps, run.in_place, places=run.places) as reader:
+                forward()
+        return {tap: _cpu(reader.read(tap)) for tap in taps}
+
+    @torch.no_grad()
+    def predict(self, scene: Scene) -> Labels | None:
+        """What the model predicts, in pixels of the original image."""
+        inputs = self._convert(scene.inputs, scene.samples)
+        with evaluating(self.model):
+            sample = self.model(inputs, copy.deepcopy(scene.samples), mode='predict')[0]
+        return labels_of(sample, 'pred')
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode, and each of its modules back into its own mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def evenly(count: int, length: int) -> list[int]:
+    """Numbers of ``count`` items that are spread evenly over ``length``; all if there are fewer.
+
+    Examples:
+        >>> evenly(3, 101)
+        [0, 50, 100]
+    """
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+
+
+def labels_of(sample: Any, kind: str) -> Labels | None:
+    """The ``'pred'`` or ``'gt'`` label map or boxes of a data sample, None without either."""
+    if f'{kind}_sem_seg' in sample and 'data' in getattr(sample, f'{kind}_sem_seg'):
+        return getattr(sample, f'{kind}_sem_seg').data[0].cpu().numpy()
+    found = getattr(sample, f'{kind}_instances', None)
+    if found is None or 'bboxes' not in found:
+        return None
+    scores = found.scores.detach().float().cpu().numpy() if 'scores' in found else None
+    return Boxes(_corners(found.bboxes), found.labels.cpu().numpy(), scores)
+
+
+def truth_of(sample: Any) -> Labels | None:
+    """The ground truth of a data sample, in pixels of the original image."""
+    truth = labels_of(sample, 'gt')
+    if isinstance(truth, Boxes):
+        ignored = getattr(sample, 'ignored_instances', None)
+        if ignored is not None and 'bboxes' in ignored:
+            return Boxes(truth.corners, truth.labels, ignored=_corners(ignored.bboxes))
+    return truth
+
+
+def _fitted(truth: Labels | None, shape: Sequence[int]) -> Labels | None:
+    """A label map in the size of the image, where the pipeline has resized it too."""
+    if not isinstance(truth, np.ndarray) or truth.shape == tuple(shape):
+        return truth
+    size = (int(shape[1]), int(shape[0]))
+    return cv2.resize(truth.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
+
+
+def _corners(boxes: Any) -> np.ndarray:
+    return getattr(boxes, 'tensor', boxes).detach().float().cpu().numpy().reshape(-1, 4)
+
+
+def _cpu(maps: Maps) -> Maps:
+    return maps.float().cpu() if isinstance(maps, Tensor) else [m.float().cpu() for m in maps]

@@ -1,0 +1,323 @@
+"""Draw what a student was taught: teacher, student and a baseline side by side, on one HTML page.
+
+Panels: `predictions` with their errors, `attention` maps of each stage, the most active `channels`
+of the tapped layers, `explanations` of the classes that the teacher sees. DIR/index.html shows them
+all; DIR/images holds the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from mmkd_plugin.checkpoint import load_weights, nearest_names, read_checkpoint
+from mmkd_plugin.cli import UsageError, is_distilled, plain_errors, read_config, use_student
+from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.taps import Taps
+from mmkd_plugin.teacher import Teacher, without_pretraining
+from mmkd_plugin.teacher_configs import teacher_configs
+from mmkd_plugin.term import Term
+from mmkd_plugin.visualization import (
+    PANELS,
+    Gallery,
+    Meta,
+    Page,
+    Place,
+    Scene,
+    Viewer,
+    evenly,
+    places_of,
+)
+from mmkd_plugin.visualization.gallery import check_panels
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='a distilled config; its teacher is drawn too')
+    parser.add_argument('student', help='a checkpoint of the student')
+    parser.add_argument('--against', metavar='OTHER', help='a checkpoint of a baseline')
+    parser.add_argument(
+        '--teacher',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='draw this teacher instead of those of the config',
+    )
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='a new folder')
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--images', nargs='+', type=Path, metavar='FILE_OR_DIR', help='what to draw')
+    which.add_argument(
+        '--count',
+        type=int,
+        default=8,
+        metavar='N',
+        help='draw N images, spread evenly over the validation set, with ground truth (8)',
+    )
+    parser.add_argument(
+        '--panels', nargs='+', metavar='PANEL', help=f'some of {", ".join(PANELS)} (all)'
+    )
+    parser.add_argument(
+        '--taps',
+        nargs='+',
+        metavar='TAP',
+        help='where maps are read, instead of the taps of the config and of backbone and neck: '
+        'neck backbone[3], or STUDENT=TEACHER where the names differ',
+    )
+    parser.add_argument('--channels', type=int, default=5, metavar='K', help='how many (5)')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='least score of the boxes drawn (0.3)'
+    )
+    parser.add_argument('--device', default=get_device(), help='cpu, cuda, ... (what there is)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    with safe_loading(), plain_errors():
+        args = parse_args()
+        check(args)
+        cfg = read_config(args.config)
+        if args.cfg_options is not None:
+            cfg.merge_from_dict(args.cfg_options)
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        logging.getLogger('mmengine').setLevel(logging.WARNING)
+        console = Console()
+        with torch.device('cpu'):
+            teachers = teachers_of(cfg, args, console)
+            models = {**teachers, 'student': student_of(cfg, args.student, 'student')}
+            if args.against:
+                models['baseline'] = student_of(cfg, args.against, 'baseline')
+        for model in models.values():
+            model.to(args.device).eval()
+        preprocessor = models['student'].data_preprocessor
+        dataset = dataset_of(cfg, lazy=args.images is not None)
+        items, count = items_of(cfg, dataset, args)
+        gallery = Gallery(
+            [Viewer(name, model, preprocessor) for name, model in models.items()],
+            args.panels,
+            Meta.of(metainfo_of(dataset, args.student), models['student']),
+            chosen_places(args.taps, models) if args.taps else config_places(cfg, models),
+            next(iter(teachers), None),
+            chosen=args.taps is not None,
+            score_thr=args.score_thr,
+            channels=args.channels,
+        )
+        page = Page(args.out)
+        with progress_bar(console) as progress:
+            for data in progress.track(items, total=count, description='images'):
+                scene = Scene.of(data, preprocessor)
+                page.add(scene.name, *gallery.pictures(scene))
+        file = page.write(f'{Path(args.config).stem}', facts(args, gallery, teachers))
+    console.print(f'{count} images: {file}', soft_wrap=True)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UsageError(f'{args.out} exists already; nothing is overwritten, give a new --out')
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'cannot write {args.out}: {error.strerror}') from error
+    if not os.access(args.out, os.W_OK):
+        raise UsageError(f'cannot write {args.out}')
+    if args.panels is not None:
+        check_panels(args.panels)
+    for name in ('count', 'channels'):
+        if getattr(args, name) < 1:
+            raise UsageError(f'--{name} must be above 0, got {getattr(args, name)}')
+    for checkpoint in filter(None, (args.student, args.against)):
+        read_checkpoint(checkpoint)
+
+
+def teachers_of(
+    cfg: Config, args: argparse.Namespace, console: Console
+) -> dict[str, nn.Module]:
+    """The teachers that have a model of their own, by their names."""
+    if args.teacher is not None:
+        config, checkpoint = args.teacher
+        return {'teacher': Teacher(config, checkpoint).model}
+    if not is_distilled(cfg):
+        raise UsageError(
+            f'{args.config} has no teacher: give a distilled config, or --teacher CONFIG CHECKPOINT'
+        )
+    found = {}
+    for name, config in teacher_configs(cfg.model.teacher).items():
+        if 'type' in config:
+            kind = config['type'].rpartition('.')[2]
+            console.print(
+                f"Teacher '{name}' is a {kind} and has no model that could be drawn; --teacher "
+                'CONFIG CHECKPOINT gives one.'
+            )
+        else:
+            found[name] = Teacher(**config).model
+    return found
+
+
+def student_of(cfg: Config, checkpoint: str, name: str) -> nn.Module:
+    """The student of a config with the weights of a checkpoint."""
+    cfg = copy.deepcopy(cfg)
+    use_student(cfg)
+    model = MODELS.build(without_pretraining(cfg.model))
+    try:
+        load_weights(model, checkpoint, name=name)
+    except ValueError as error:
+        raise UsageError(str(error).partition('\nIf that is intended')[0]) from error
+    return model
+
+
+def dataset_of(cfg: Config, lazy: bool) -> Any:
+    """The validation set; ``lazy``, only what it knows without its files. None without one."""
+    loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    if loader is None:
+        if lazy:
+            return None
+        raise UsageError('the config has no `val_dataloader`; say with --images what to draw')
+    try:
+        return DATASETS.build({**loader.dataset, **(dict(lazy_init=True) if lazy else {})})
+    except FileNotFoundError as error:
+        raise UsageError(f'the validation set is not there: {error}') from error
+
+
+def metainfo_of(dataset: Any, checkpoint: str) -> dict | None:
+    """Classes and palette: of the data set, or as the checkpoint remembers them."""
+    metainfo = getattr(dataset, 'metainfo', None)
+    if metainfo and metainfo.get('classes'):
+        return metainfo
+    meta = read_checkpoint(checkpoint).get('meta') or {}
+    return meta.get('dataset_meta')
+
+
+def items_of(
+    cfg: Config, dataset: Any, args: argparse.Namespace
+) -> tuple[Iterator[dict], int]:
+    """What to draw, as the pipeline packs it, and how many."""
+    if args.images is None:
+        if not len(dataset):
+            raise UsageError('the validation set has no images; is its path right?')
+        chosen = evenly(args.count, len(dataset))
+        return (dataset[n] for n in chosen), len(chosen)
+    files = files_of(args.images)
+    pipeline = Compose(
+        [
+            step
+            for step in pipeline_of(cfg)
+            if not str(step['type']).rpartition('.')[2].startswith('LoadAnnotations')
+        ]
+    )
+    return (pipeline(dict(img_path=str(f), img_id=n)) for n, f in enumerate(files)), len(files)
+
+
+def pipeline_of(cfg: Config) -> list:
+    """The test pipeline of a config."""
+    if cfg.get('test_pipeline'):
+        return cfg.test_pipeline
+    loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    dataset = loader.dataset if loader else {}
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'pipeline' not in dataset:
+        raise UsageError('the config has no `test_pipeline` and no `val_dataloader` to read images')
+    return dataset.pipeline
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """The images that paths name: files, and those directly in folders."""
+    files = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UsageError(f'no image in {path} (looked for {", ".join(SUFFIXES)})')
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UsageError(f'no image at {path}{nearest_names(path, SUFFIXES)}')
+    return files
+
+
+def config_places(cfg: Config, models: dict[str, nn.Module]) -> list[Place]:
+    """Where the terms of the config compare maps."""
+    if not is_distilled(cfg):
+        return []
+    names = list(teacher_configs(cfg.model.teacher))
+    terms = [Term.from_config(name, term, names) for name, term in cfg.model.distill.items()]
+    places = places_of(terms, [name for name in models if name == 'baseline'])
+    if models.keys() >= {'teacher'} and 'teacher' not in names:  # --teacher
+        first = names[0]
+        places = [
+            Place({'teacher': p.taps[first], **{n: t for n, t in p.taps.items() if n != first}},
+                  p.tau)
+            for p in places if first in p.taps
+        ]  # fmt: skip
+    return [Place({n: t for n, t in p.taps.items() if n in models}, p.tau) for p in places]
+
+
+def chosen_places(taps: Sequence[str], models: dict[str, nn.Module]) -> list[Place]:
+    """The places that --taps names."""
+    places = []
+    for text in taps:
+        student, _, teacher = text.partition('=')
+        ours, theirs = Taps.parse(student), Taps.parse(teacher or student)
+        places.append(
+            Place({n: ours if n in ('student', 'baseline') else theirs for n in models})
+        )
+    return places
+
+
+def facts(
+    args: argparse.Namespace, gallery: Gallery, teachers: dict[str, nn.Module]
+) -> dict[str, str]:
+    """What a reader of the page has to know."""
+    found = {'config': args.config}
+    for name, model in teachers.items():
+        found[name] = type(model).__name__ + (f', {args.teacher[1]}' if args.teacher else '')
+    found['student'] = args.student
+    if args.against:
+        found['baseline'] = args.against
+    if gallery.places:
+        found['taps'] = ', '.join(map(str, gallery.places))
+    return found
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with the time that is left."""
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+if __name__ == '__main__':
+    main()
