@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def main() -> None:
         dataset = dataset_of(cfg, lazy=args.images is not None)
         items, count = items_of(cfg, dataset, args)
         gallery = Gallery(
-            [Viewer(name, model, preprocessor) for name, model in models.items()],
+            [
+                Viewer(n, m, preprocessor, 'teacher' if n in teachers else 'student')
+                for n, m in models.items()
+            ],
             args.panels,
             Meta.of(metainfo_of(dataset, args.student), models['student']),
             chosen_places(args.taps, models) if args.taps else config_places(cfg, models),
@@ -156,9 +160,7 @@ def check(args: argparse.Namespace) -> None:
         read_checkpoint(checkpoint)
 
 
-def teachers_of(
-    cfg: Config, args: argparse.Namespace, console: Console
-) -> dict[str, nn.Module]:
+def teachers_of(cfg: Config, args: argparse.Namespace, console: Console) -> dict[str, nn.Module]:
     """The teachers that have a model of their own, by their names."""
     if args.teacher is not None:
         config, checkpoint = args.teacher
@@ -214,9 +216,7 @@ def metainfo_of(dataset: Any, checkpoint: str) -> dict | None:
     return meta.get('dataset_meta')
 
 
-def items_of(
-    cfg: Config, dataset: Any, args: argparse.Namespace
-) -> tuple[Iterator[dict], int]:
+def items_of(cfg: Config, dataset: Any, args: argparse.Namespace) -> tuple[Iterator[dict], int]:
     """What to draw, as the pipeline packs it, and how many."""
     if args.images is None:
         if not len(dataset):
@@ -273,11 +273,11 @@ def config_places(cfg: Config, models: dict[str, nn.Module]) -> list[Place]:
     if models.keys() >= {'teacher'} and 'teacher' not in names:  # --teacher
         first = names[0]
         places = [
-            Place({'teacher': p.taps[first], **{n: t for n, t in p.taps.items() if n != first}},
-                  p.tau)
-            for p in places if first in p.taps
-        ]  # fmt: skip
-    return [Place({n: t for n, t in p.taps.items() if n in models}, p.tau) for p in places]
+            replace(p, taps={'teacher' if n == first else n: t for n, t in p.taps.items()})
+            for p in places
+            if first in p.taps
+        ]
+    return [replace(p, taps={n: t for n, t in p.taps.items() if n in models}) for p in places]
 
 
 def chosen_places(taps: Sequence[str], models: dict[str, nn.Module]) -> list[Place]:
@@ -286,9 +286,7 @@ def chosen_places(taps: Sequence[str], models: dict[str, nn.Module]) -> list[Pla
     for text in taps:
         student, _, teacher = text.partition('=')
         ours, theirs = Taps.parse(student), Taps.parse(teacher or student)
-        places.append(
-            Place({n: ours if n in ('student', 'baseline') else theirs for n in models})
-        )
+        places.append(Place({n: ours if n in ('student', 'baseline') else theirs for n in models}))
     return places
 
 

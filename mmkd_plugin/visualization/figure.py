@@ -24,7 +24,7 @@ DASHED = ' (dashed)'  # at the end of a name in the legend
 SIDES = (256, 640)  # pixels, the least and the largest side of a picture
 WITH_BOXES = 384  # the least side where labels of boxes have to be read
 MAP_COLORS = 'viridis'
-HEAT_COLORS = 'inferno'
+HEAT_COLORS = 'inferno_r'  # dark where there is much, on a light ground
 
 Color = Union[str, Sequence[float]]
 
@@ -153,6 +153,14 @@ def save(pixels: np.ndarray, file: Path, width: int | None = None) -> tuple[int,
     return image.size
 
 
+def faded(image: np.ndarray) -> np.ndarray:
+    """A light grey version of an image, as a ground for colours: ``(H, W, 3)``, uint8."""
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    low, high = np.percentile(grey, (1, 99))
+    light = 175 + 75 * ((grey - low) / max(high - low, 1)).clip(0, 1)
+    return np.repeat(light[..., None], 3, 2).astype(np.uint8)
+
+
 class _Layout:
     """Where everything goes, in pixels from the upper left corner."""
 
@@ -236,9 +244,7 @@ class _Layout:
 
     def _axes(self, figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
         bottom = 1 - (y + height) / self.height
-        return figure.add_axes(
-            (x / self.width, bottom, width / self.width, height / self.height)
-        )
+        return figure.add_axes((x / self.width, bottom, width / self.width, height / self.height))
 
     def _cell(self, figure: Figure, cell: Cell, x: float, row: int, scale: Scale | None) -> None:
         width, height = self.grid.size
@@ -257,7 +263,7 @@ class _Layout:
                 extent=(0, w, h, 0),
                 cmap=HEAT_COLORS if on_image else MAP_COLORS,
                 norm=scale.norm,
-                alpha=0.65 * np.clip(heat / scale.high, 0, 1) ** 0.5 if on_image else None,
+                alpha=0.9 * np.clip(heat / scale.high, 0, 1) ** 0.5 if on_image else None,
                 interpolation='antialiased',
             )
         for box in cell.boxes:

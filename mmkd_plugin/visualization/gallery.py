@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,10 +11,17 @@ from typing import Callable
 import numpy as np
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Maps, Tap, Taps, as_list
+from mmkd_plugin.explanations import Explainer
+from mmkd_plugin.losses import ChannelWiseLoss
+from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.term import Term
 from mmkd_plugin.visualization.attention import LEAST, attention_grid
 from mmkd_plugin.visualization.channels import channels_grid
+from mmkd_plugin.visualization.explanations import (
+    default_explainer,
+    default_tap,
+    explanations_grid,
+)
 from mmkd_plugin.visualization.figure import Grid
 from mmkd_plugin.visualization.predictions import (
     detection_grid,
@@ -30,10 +38,13 @@ class Place:
     Args:
         taps (Mapping[str, Taps]): By the name of the model.
         tau (float): Temperature of the channel-wise loss there is. Defaults to 1.0.
+        explainer (Explainer, optional): What explains class scores by the maps, where a term
+            compares explanations instead of maps. Defaults to None.
     """
 
     taps: Mapping[str, Taps]
     tau: float = 1.0
+    explainer: Explainer | None = None
 
     def __str__(self) -> str:
         return ' / '.join(dict.fromkeys(map(str, self.taps.values())))
@@ -47,13 +58,13 @@ class Picture:
         name (str): For the file.
         title (str): What it shows.
         text (str): How to read it.
-        grid (Grid): What to draw.
+        grid (Grid, optional): What to draw; None where there is nothing to see, as ``text`` says.
     """
 
     name: str
     title: str
     text: str
-    grid: Grid
+    grid: Grid | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class Gallery:
             Defaults to False.
         score_thr (float): Boxes with a lower score are left out. Defaults to 0.3.
         channels (int): How many channels. Defaults to 5.
+        classes (int): How many classes of an image are explained at most. Defaults to 4.
     """
 
     viewers: Sequence[Viewer]
@@ -108,16 +120,49 @@ class Gallery:
     chosen: bool = False
     score_thr: float = 0.3
     channels: int = 5
+    classes: int = 4
 
     def __post_init__(self) -> None:
-        if self.panels is None:
-            self.panels = [name for name in PANELS if name != 'channels' or self.places]
-        check_panels(self.panels)
-        if 'channels' in self.panels and not self.places:
-            raise ValueError(
-                "the panel 'channels' shows where terms of `distill` compare maps, and this config "
-                'has none that does; choose places with --taps, or leave the panel out'
+        possible = dict.fromkeys(PANELS, '')
+        if not self._compared:
+            possible['channels'] = (
+                'where terms of `distill` compare maps, and this config has none that does'
             )
+        if not self._explained:
+            possible['explanations'] = (
+                'why a class is seen, and the models have no class scores that can be explained '
+                '(conv_seg of a segmentor, those of a one-stage detector)'
+            )
+        if self.panels is None:
+            self.panels = [name for name, problem in possible.items() if not problem]
+        check_panels(self.panels)
+        for panel in self.panels:
+            if possible[panel]:
+                raise ValueError(
+                    f"the panel '{panel}' shows {possible[panel]}; leave it out of the panels"
+                    + (', or choose taps' if panel == 'channels' else '')
+                )
+
+    @property
+    def _compared(self) -> list[Place]:
+        """Where maps are compared."""
+        return [place for place in self.places if place.explainer is None]
+
+    @property
+    def _explained(self) -> list[Place]:
+        """What explains: the terms that compare explanations, else Grad-CAM."""
+        places = [place for place in self.places if place.explainer is not None]
+        if places:
+            return places
+        student = next(v.model for v in self.viewers if v.side == 'student')
+        teacher = next((v.model for v in self.viewers if v.side == 'teacher'), None)
+        explainer = default_explainer(student, teacher)
+        if explainer is None:
+            return []
+        if self.chosen:
+            return [Place(place.taps, explainer=explainer) for place in self.places]
+        taps = {viewer.name: default_tap(viewer.model) for viewer in self.viewers}
+        return [Place(taps, explainer=explainer)]
 
     def pictures(self, scene: Scene) -> tuple[list[Picture], dict[str, dict[str, str]]]:
         """The pictures of a scene, and the numbers of each model."""
@@ -146,7 +191,7 @@ class Gallery:
         if 'attention' in self.panels:
             places += self._stages
         if 'channels' in self.panels:
-            places += self.places
+            places += self._compared
         return {v.name: v.read(scene, _taps(places, v.name)) for v in self.viewers}
 
     def _predictions_panel(self, seen: Seen) -> list[Picture]:
@@ -176,7 +221,7 @@ class Gallery:
         if self.reference is not None:
             text += f' Cosine: of the map and that of {self.reference}.'
         pictures, scene = [], seen.scene
-        for places in [self.places] if self.chosen else [[place] for place in self._stages]:
+        for places in [self._stages] if self.chosen else [[place] for place in self._stages]:
             columns = self._columns(seen, places)
             rows = [
                 (viewer.name, {column.name: column.maps.get(viewer.name) for column in columns})
@@ -207,7 +252,7 @@ class Gallery:
     def _channels_panel(self, seen: Seen) -> list[Picture]:
         return [
             self._channels_picture(seen, place, column)
-            for place in self.places
+            for place in self._compared
             for column in self._columns(seen, [place])
             if all(maps.shape[2:].numel() >= LEAST for maps in column.maps.values())
         ]
@@ -235,6 +280,52 @@ class Gallery:
             text += 'The models differ in channels, so each shows its own of least entropy.'
         title = f'Most active channels: {column.name}'
         return Picture(f'channels-{column.name}', title, text, grid)
+
+    def _explanations_panel(self, seen: Seen) -> list[Picture]:
+        return [
+            picture for place in self._explained for picture in self._explanations_of(seen, place)
+        ]
+
+    def _explanations_of(self, seen: Seen, place: Place) -> list[Picture]:
+        explainer = copy.copy(place.explainer)
+        explainer.max_classes = self.classes
+        chosen, found = None, {}
+        for viewer in self.viewers:
+            if viewer.name in place.taps:
+                taps = place.taps[viewer.name]
+                explanation = viewer.explain(seen.scene, explainer, taps, chosen)
+                chosen = explanation.chosen  # the first model's, which is the teacher
+                found[viewer.name] = [x[0] for x in explanation.maps]
+        leader, kind = next(iter(found)), type(explainer).__name__
+        classes = [int(label) for label in chosen.classes[0] if label >= 0]
+        title, scene = f'{kind} at {place}', seen.scene
+        if not classes:
+            text = f'{leader} sees no class with a probability over {explainer.score_thr:g}.'
+            return [Picture(f'explanations-{place}', title, text, None)]
+        text = (
+            f'What speaks for the classes that {leader} sees most, in {leader} and in the others: '
+            f'{kind}, each scaled to its maximum.'
+        )
+        if len(found) > 1:
+            text += f' Cosine: of the explanation and that of {leader}.'
+        pictures = []
+        for number in range(min(map(len, found.values()))):
+            maps = {name: explained[number] for name, explained in found.items()}
+            shown = [k for k in range(len(classes)) if any(x[k].any() for x in maps.values())]
+            if not shown:  # a level of a pyramid where none of them is seen
+                continue
+            where = f'{place}' + (f', map {number}' if len(found[leader]) > 1 else '')
+            grid = explanations_grid(
+                scene.size,
+                scene.image,
+                scene.covers,
+                [(name, [x[k] for k in shown]) for name, x in maps.items()],
+                [self.meta.name(classes[k]) for k in shown],
+                leader,
+            )
+            title = f'{kind} at {where}'
+            pictures.append(Picture(f'explanations-{where}', title, text, grid))
+        return pictures
 
     def _columns(self, seen: Seen, places: Sequence[Place]) -> list[Column]:
         """The maps that places compare, those of all models together.
@@ -287,6 +378,7 @@ PANELS: dict[str, Callable[[Gallery, Seen], list[Picture]]] = {
     'predictions': Gallery._predictions_panel,
     'attention': Gallery._attention_panel,
     'channels': Gallery._channels_panel,
+    'explanations': Gallery._explanations_panel,
 }
 
 
@@ -317,7 +409,8 @@ def places_of(terms: Sequence[Term], others: Sequence[str] = ()) -> list[Place]:
         if term.compares_gradients:
             continue
         taps = {term.teacher: term.teacher_tap}
-        taps |= {name: term.student_tap for name in ('student', *others)}
-        tau = term.loss.tau if type(term.loss).__name__ == 'ChannelWiseLoss' else 1.0
-        places.setdefault(tuple(map(str, taps.values())), Place(taps, tau))
+        taps |= dict.fromkeys(('student', *others), term.student_tap)
+        tau = term.loss.tau if isinstance(term.loss, ChannelWiseLoss) else 1.0
+        key = (*map(str, taps.values()), str(term.explainer))
+        places.setdefault(key, Place(taps, tau, term.explainer))
     return list(places.values())

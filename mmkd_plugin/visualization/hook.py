@@ -96,14 +96,16 @@ class DistillVisualizationHook(Hook):
         student, terms = model.student, list(model.distill.values())
         teachers = {n: t.model for n, t in model.teachers.items() if hasattr(t, 'model')}
         self._gallery = Gallery(
-            [Viewer(n, m, student.data_preprocessor) for n, m in (*teachers.items(),
-                                                                  ('student', student))],
+            [
+                *(Viewer(n, m, student.data_preprocessor, 'teacher') for n, m in teachers.items()),
+                Viewer('student', student, student.data_preprocessor),
+            ],
             self.panels,
             Meta.of(getattr(dataset, 'metainfo', None), student),
             places_of(terms),
             next(iter(teachers), None),
             score_thr=self.score_thr,
-        )  # fmt: skip
+        )
         self._scenes = [
             Scene.of(dataset[n], student.data_preprocessor)
             for n in evenly(self.images, len(dataset))
@@ -118,5 +120,7 @@ class DistillVisualizationHook(Hook):
         with random_state_kept():
             for number, scene in enumerate(self._scenes):
                 for picture in self._gallery.pictures(scene)[0]:
+                    if picture.grid is None:
+                        continue
                     name = file_name(f'distill-{picture.name}-{number}-{scene.name}')
                     runner.visualizer.add_image(name, draw(picture.grid), runner.iter + 1)

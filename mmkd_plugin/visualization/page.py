@@ -83,6 +83,13 @@ class Page:
         for folder in ('images', 'thumbs'):
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         for picture in pictures:
+            caption = (
+                f'<figcaption><h3>{escape(picture.title)}</h3>'
+                f'<p>{escape(picture.text)}</p></figcaption>'
+            )
+            if picture.grid is None:
+                entry.pictures.append(f'<figure>{caption}</figure>')
+                continue
             stem = f'{entry.anchor}-{file_name(picture.name)}'
             pixels = draw(picture.grid)
             save(pixels, self.folder / f'images/{stem}.png')
@@ -91,10 +98,9 @@ class Page:
             columns = ', '.join(picture.grid.columns)
             alt = f'{picture.title}, image {name}. Rows: {rows}. Columns: {columns}.'
             entry.pictures.append(
-                f'<figure><figcaption><h3>{escape(picture.title)}</h3>'
-                f'<p>{escape(picture.text)}</p></figcaption>'
-                f'<a href="images/{stem}.png"><img src="thumbs/{stem}.jpg" width="{width}" '
-                f'height="{height}" loading="lazy" alt="{escape(alt)}"></a></figure>'
+                f'<figure>{caption}<a href="images/{stem}.png"><img src="thumbs/{stem}.jpg" '
+                f'width="{width}" height="{height}" loading="lazy" alt="{escape(alt)}"></a>'
+                '</figure>'
             )
         self.entries.append(entry)
 
@@ -153,7 +159,9 @@ class Page:
         span = ' rowspan="2"' if heads else ''
         head = f'<tr><th{span} scope="col">image</th>{spans}</tr>'
         head += f'<tr>{models}</tr>' if heads else ''
-        return f'<div class="wide"><table><thead>{head}</thead><tbody>\n{rows}</tbody></table></div>'
+        return (
+            f'<div class="wide"><table><thead>{head}</thead><tbody>\n{rows}</tbody></table></div>'
+        )
 
 
 def file_name(text: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+from matplotlib.colors import to_rgb
 
-from mmkd_plugin.visualization.figure import Box, Cell, Color, Grid
+from mmkd_plugin.visualization.figure import Box, Cell, Color, Grid, faded
 from mmkd_plugin.visualization.scene import Boxes, Labels, Meta
 
 #: Colours that are told apart with any colour vision.
@@ -28,6 +30,21 @@ def wrong_pixels(prediction: np.ndarray, target: np.ndarray, ignore_index: int =
         [[0, 1, -1]]
     """
     return np.where(target == ignore_index, -1, (prediction != target).astype(np.int8))
+
+
+def differing_pixels(
+    prediction: np.ndarray, other: np.ndarray, truth: np.ndarray | None, ignore_index: int = 255
+) -> np.ndarray:
+    """Where two label maps differ: 1 differs, 0 alike, -1 not counted.
+
+    Args:
+        prediction (np.ndarray): ``(H, W)``, labels.
+        other (np.ndarray): ``(H, W)``, another model's labels.
+        truth (np.ndarray, optional): ``(H, W)``, the ground truth, for the label to ignore.
+        ignore_index (int): That label. Defaults to 255.
+    """
+    differ = (prediction != other).astype(np.int8)
+    return differ if truth is None else np.where(truth == ignore_index, -1, differ)
 
 
 def share(errors: np.ndarray) -> float:
@@ -120,7 +137,8 @@ def numbers(
         found['mIoU'] = _percent(mean_iou(prediction, truth, ignore))
         found['pixels right'] = _percent(1 - share(wrong_pixels(prediction, truth, ignore)))
     if teacher is not None:
-        found['pixels as the teacher'] = _percent(1 - share(wrong_pixels(prediction, teacher, -1)))
+        differ = differing_pixels(prediction, teacher, truth, ignore)
+        found['pixels as the teacher'] = _percent(1 - share(differ))
     return found
 
 
@@ -128,15 +146,7 @@ def _percent(value: float) -> str:
     return '–' if np.isnan(value) else f'{value:.1%}'
 
 
-def faded(image: np.ndarray) -> np.ndarray:
-    """A light grey version of an image, as a ground for colours."""
-    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.repeat((255 - (255 - grey) * 0.45)[..., None], 3, 2).astype(np.uint8)
-
-
 def _rgb(color: Color) -> np.ndarray:
-    from matplotlib.colors import to_rgb
-
     return (np.array(to_rgb(color)) * 255).round().astype(np.uint8)
 
 
@@ -158,8 +168,6 @@ def error_picture(errors: np.ndarray, image: np.ndarray, color: Color) -> np.nda
 
 
 def _resized(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    import cv2
-
     if image.shape[:2] == tuple(shape):
         return image
     return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
@@ -197,15 +205,10 @@ def segmentation_grid(
             picture = error_picture(errors, image, WRONG)
             line.append(Cell(image=picture, caption=f'{_percent(share(errors))} wrong'))
         if len(columns) > len(line):
-            differ = wrong_pixels(labels, target, -1) if name != reference else None
-            line.append(
-                differ
-                if differ is None
-                else Cell(
-                    image=error_picture(differ, image, DIFFERS),
-                    caption=f'{_percent(share(differ))} differ',
-                )
-            )
+            differ = differing_pixels(labels, target, truth, ignore)
+            picture = error_picture(differ, image, DIFFERS)
+            cell = Cell(image=picture, caption=f'{_percent(share(differ))} differ')
+            line.append(None if name == reference else cell)
         cells.append((name, line))
     side = [Cell(image=image, caption='image')]
     maps = [labels for _, labels in rows]

@@ -17,10 +17,10 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from mmkd_plugin.dry_run import DryRun, read_once
+from mmkd_plugin.explanations import Chosen, Explainer, Explanation, explain
 from mmkd_plugin.preprocessing import InputConverter
-from mmkd_plugin.taps import Maps, Tap, TapReader, find_module
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, find_module
 from mmkd_plugin.teacher import _forward, _heads_of
-
 
 #: Colours of classes where a data set has none.
 COLORS = colormaps['tab20'].colors
@@ -47,8 +47,8 @@ class Boxes:
         return len(self.labels)
 
     def over(self, score: float) -> Boxes:
-        """Those with a score above a threshold."""
-        keep = self.scores > score
+        """Those with at least this score."""
+        keep = self.scores >= score
         return Boxes(self.corners[keep], self.labels[keep], self.scores[keep])
 
 
@@ -158,10 +158,14 @@ class Viewer:
         model (nn.Module): A segmentor or detector.
         preprocessor (nn.Module): That of the model whose input the scenes hold; the input is
             converted to what this model was trained on.
+        side (str): ``'student'`` or ``'teacher'``. Defaults to ``'student'``.
     """
 
-    def __init__(self, name: str, model: nn.Module, preprocessor: nn.Module) -> None:
+    def __init__(
+        self, name: str, model: nn.Module, preprocessor: nn.Module, side: str = 'student'
+    ) -> None:
         self.name = name
+        self.side = side
         self.model = model
         self._convert = InputConverter.between(preprocessor, model.data_preprocessor)
         self._runs: dict[tuple[Tap, ...], DryRun] = {}
@@ -202,6 +206,14 @@ class Viewer:
         with evaluating(self.model):
             sample = self.model(inputs, copy.deepcopy(scene.samples), mode='predict')[0]
         return labels_of(sample, 'pred')
+
+    def explain(
+        self, scene: Scene, explainer: Explainer, taps: Taps, chosen: Chosen | None
+    ) -> Explanation:
+        """Explains chosen classes, or those that this model sees most."""
+        inputs = self._convert(scene.inputs, scene.samples)
+        samples = copy.deepcopy(scene.samples)
+        return explain(self.model, inputs, samples, explainer, taps, chosen, self.side)
 
 
 @contextmanager
