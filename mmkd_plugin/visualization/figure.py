@@ -267,7 +267,7 @@ class _Layout:
                 interpolation='antialiased',
             )
         for box in cell.boxes:
-            _box(axes, box, max(width / self.cell[0], height / self.cell[1]))
+            _box(axes, box, width, width / self.cell[0])
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect='auto')
         for spine in axes.spines.values():
             spine.set(color='0.6', linewidth=0.8)
@@ -296,20 +296,20 @@ def _width(name: str) -> float:
     return CHAR * len(name) + 46
 
 
-def _box(axes: Axes, box: Box, pixel: float) -> None:
+def _box(axes: Axes, box: Box, width: float, pixel: float) -> None:
     x1, y1, x2, y2 = box.corners
     style = '--' if box.dashed else '-'
-    for width, color in ((3.4, 'white'), (1.8, box.color)):  # a halo, to be seen on any ground
+    for line, color in ((3.4, 'white'), (1.8, box.color)):  # a halo, to be seen on any ground
         axes.add_patch(
             Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=width,
+                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=line,
                 linestyle=style if color != 'white' else '-', alpha=0.5 if color == 'white' else 1,
             )
         )  # fmt: skip
     if box.label:
         room = y1 > 17 * pixel
         axes.text(
-            x1,
+            max(min(x1, width - (0.85 * CHAR * len(box.label) + 4) * pixel), 0),  # not cut off
             y1,
             box.label,
             fontsize=FONT - 2,

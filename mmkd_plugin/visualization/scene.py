@@ -241,7 +241,8 @@ def evenly(count: int, length: int) -> list[int]:
 def labels_of(sample: Any, kind: str) -> Labels | None:
     """The ``'pred'`` or ``'gt'`` label map or boxes of a data sample, None without either."""
     if f'{kind}_sem_seg' in sample and 'data' in getattr(sample, f'{kind}_sem_seg'):
-        return getattr(sample, f'{kind}_sem_seg').data[0].cpu().numpy()
+        labels = getattr(sample, f'{kind}_sem_seg').data[0]
+        return labels.long().cpu().numpy()  # of two classes told apart by one score it is floats
     found = getattr(sample, f'{kind}_instances', None)
     if found is None or 'bboxes' not in found:
         return None
