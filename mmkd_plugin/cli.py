@@ -21,7 +21,7 @@ from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.keys import check_keys
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
-from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
+from mmkd_plugin.teacher_configs import teacher_configs
 
 
 class UsageError(Exception):
@@ -204,7 +204,7 @@ def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:
             f"{metric.type} needs a teacher: teacher=dict(config='...', checkpoint='...'), or a "
             'config that distils'
         )
-    every = {n: c for n, c in teacher_configs(distilled.teacher).items() if not is_self_teacher(c)}
+    every = {n: c for n, c in teacher_configs(distilled.teacher).items() if 'type' not in c}
     if name is None and len(every) == 1:
         (name,) = every
     if name not in every:

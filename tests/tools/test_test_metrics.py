@@ -120,8 +120,9 @@ def test_a_teacher_of_its_own():
 def test_no_teacher_to_take():
     with pytest.raises(UsageError, match=r'or a config that distils'):
         completed(None)
-    with pytest.raises(UsageError, match=r'trained and can run alone: teacher=dict\(config'):
-        completed(OWN)
+    for gone in (OWN, dict(type='mmkd_plugin.CachedTeacher', path='cache')):
+        with pytest.raises(UsageError, match=r'trained and can run alone: teacher=dict\(config'):
+            completed(gone)
 
 
 def test_misspelt():
