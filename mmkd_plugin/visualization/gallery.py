@@ -72,7 +72,7 @@ class Column:
     """Maps of all models that belong together.
 
     Args:
-        name (str): The place in the student.
+        name (str): The place, or the places where they differ.
         maps (dict[str, Tensor]): ``(1, C, H, W)``, by the name of the model.
     """
 
@@ -346,7 +346,7 @@ class Gallery:
                         )
             for number in range(max(map(len, found.values()), default=0)):
                 here = {n: maps[number] for n, maps in found.items() if number < len(maps)}
-                label = [*here.values()][-1][0]  # the student's
+                label = ' / '.join(dict.fromkeys(label for label, _ in here.values()))
                 columns.append(Column(label, {n: x for n, (_, x) in here.items()}))
         return columns
 

@@ -166,4 +166,4 @@ class Page:
 
 def file_name(text: str) -> str:
     """A name for a file from any text."""
-    return re.sub(r'[^\w.-]+', '-', text).strip('-.') or 'image'
+    return re.sub(r'[^\w.]+', '-', text).strip('-.') or 'image'

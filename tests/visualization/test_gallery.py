@@ -150,7 +150,7 @@ def test_chosen_places_are_those_of_all_panels_of_maps():
     where = 'backbone.layer2 / backbone.layer3'
     assert list(by_name(pictures)) == [
         f'attention-{where}',
-        'channels-backbone.layer3',
+        f'channels-{where}',
         f'explanations-{where}',
     ]
     rows = dict(pictures[0].grid.rows)

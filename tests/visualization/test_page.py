@@ -107,6 +107,7 @@ def test_texts_and_numbers(page: Path) -> None:
 def test_names_of_files():
     assert file_name('a/b <c>') == 'a-b-c' and file_name('..') == 'image'
     assert file_name('explanations-neck[0], map 1') == 'explanations-neck-0-map-1'
+    assert file_name('backbone[-1]@input') == 'backbone-1-input'
 
 
 def look(page: Path, profile: Path, *arguments: str) -> str:
