@@ -139,7 +139,7 @@ class TeacherAgreement(BaseMetric):
         taught = self.teacher.predict(data_batch, device)
         compare = self._pixels if kind == 'pred_sem_seg' else self._boxes
         for student, teacher in zip(data_samples, taught):
-            self.results.append(compare(student, teacher[kind], len(classes)))
+            self.results.append(compare(student, teacher[kind], len(classes)).cpu())
 
     def _pixels(self, sample: dict, teacher: dict, num_classes: int) -> Tensor:
         counted = None
