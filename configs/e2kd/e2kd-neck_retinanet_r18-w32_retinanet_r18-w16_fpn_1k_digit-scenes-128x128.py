@@ -1,0 +1,15 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
+
+model = dict(
+    distill=dict(
+        logits=dict(
+            tap='bbox_head.retina_cls',
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=1),
+        ),
+        explain=dict(
+            tap='neck',
+            explainer=dict(type='mmkd_plugin.GradCAM', scores='bbox_head.retina_cls'),
+            loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=1),
+        ),
+    ),
+)
