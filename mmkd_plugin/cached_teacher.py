@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -18,12 +19,21 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.dry_run import EXAMPLE_SIZES, DryRun, example_batch, library_of
+from mmkd_plugin.explanations import (
+    Chosen,
+    Explanation,
+    Scores,
+    choose_classes,
+    resized,
+    scores_of,
+)
 from mmkd_plugin.geometry import KEY, inside, record_training, replay, train_pipelines
 from mmkd_plugin.preprocessing import Normalization
 from mmkd_plugin.registry import HOOKS, TRANSFORMS
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, describe, find_module
 from mmkd_plugin.teacher import Teacher, model_config
 from mmkd_plugin.teacher_cache import Record, TeacherCache, human_size
+from mmkd_plugin.term import Term, build_module
 from mmkd_plugin.training_images import (
     common_root,
     image_name,
@@ -115,7 +125,7 @@ class CachedTeacher:
                 'gradient of its task loss, which needs the teacher itself: give `config` and '
                 '`checkpoint` without `type`'
             )
-        check_taps(self.cache, taps, owner)
+        check_stored(self.cache, list(map(str, taps)), owner)
         for augment in _batch_augments(preprocessor):
             if type(augment).__name__ != 'BatchFixedSizePad':
                 raise ValueError(
@@ -123,48 +133,95 @@ class CachedTeacher:
                     'images after their maps were read; take it out, or train with the teacher '
                     'itself'
                 )
-        self._fill = {
-            str(tap): [torch.tensor(f) for f in self.cache.meta['taps'][str(tap)]['fill']]
-            for tap in taps
-        }
         values: dict[Tap, Maps] = {}
         for tap in taps:
             about = self.cache.meta['taps'][str(tap)]
-            maps = [
-                torch.randn(1, channels, *(-(-size // stride) for stride in strides))
-                for channels, *strides in about['maps']
-            ]
+            maps = [_made_up(one, size) for one in about['maps']]
             values[tap] = maps if about['several'] else maps[0]
         return DryRun(values=values, size=size)
 
+    def prepare_explanations(self, terms: Sequence[Term], run: DryRun) -> None:
+        """Checks that it has the explanations that terms compare.
+
+        Args:
+            terms (Sequence[Term]): The terms that learn from it.
+            run (DryRun): What :meth:`prepare` gave; made-up maps that explain are added to it.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        for term in terms:
+            if term.explainer is not None:
+                name = term.explainer.stored_as(term.teacher_tap)
+                check_stored(self.cache, [name], f"teacher '{self.name}'")
+                features = iter(self.cache.meta['taps'][name]['features'])
+                for tap, count in zip(term.teacher_tap, self.cache.meta['taps'][name]['counts']):
+                    maps = [_made_up(next(features), run.size) for _ in range(count or 1)]
+                    run.values[tap] = maps if count else maps[0]
+
+    def example_of(self, term: Term) -> tuple[Scores, list[Tensor]]:
+        """The kind of its class scores, and a corner of made-up explanations for a term."""
+        about = self.cache.meta['taps'][term.explainer.stored_as(term.teacher_tap)]
+        kind = Scores(*about['scores'])
+        maps = [torch.rand(1, channels // kind.classes, 8, 8) for channels, *_ in about['maps']]
+        return kind, maps
+
+    def explanation(
+        self, inputs: Tensor, data_samples: list, term: Term, chosen: Chosen
+    ) -> Explanation:
+        """The stored explanations of the chosen classes, cut out as the images were.
+
+        Args:
+            inputs (Tensor): Images ``(N, C, H, W)``.
+            data_samples (list): Their data samples, which carry the explanations.
+            term (Term): What compares them.
+            chosen (Chosen): The classes.
+        """
+        name = term.explainer.stored_as(term.teacher_tap)
+        classes = chosen.classes.clamp(min=0)[:, :, None, None, None]
+        maps = []
+        for x in self._carried(name, inputs, data_samples):
+            x = x.unflatten(1, (term.score_kind.classes, -1))
+            picked = x.gather(1, classes.expand(-1, -1, *x.shape[2:]))
+            maps.append(resized(picked, inputs.shape[2:]))
+        return Explanation(chosen, maps)
+
     def __call__(
-        self, inputs: Tensor, data_samples: list | None, taps: Sequence[Tap]
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        taps: Sequence[Tap],
+        on_path: Sequence[Tap] = (),
     ) -> dict[Tap, Maps]:
         """Puts together what the data samples carry; see :meth:`Teacher.__call__`.
 
         Raises:
             ValueError: If they carry nothing.
         """
+        values: dict[Tap, Maps] = {}
+        for tap in taps:
+            maps = self._carried(str(tap), inputs, data_samples)
+            values[tap] = maps if self.cache.meta['taps'][str(tap)]['several'] else maps[0]
+        return values
+
+    def _carried(self, name: str, inputs: Tensor, data_samples: list | None) -> list[Tensor]:
+        """The maps of a tap that data samples carry, on the canvas of the batch."""
         field = field_of(self.name)
         if not data_samples or any(field not in sample for sample in data_samples):
             raise ValueError(
                 f"teacher '{self.name}' is a cache, and the batch carries no maps of it: {WIRING}"
             )
         carried = [sample.get(field) for sample in data_samples]
-        values: dict[Tap, Maps] = {}
-        for tap in taps:
-            about = self.cache.meta['taps'][str(tap)]
-            maps = []
-            for number, (_, *strides) in enumerate(about['maps']):
-                size = [-(-side // stride) for side, stride in zip(inputs.shape[2:], strides)]
-                fill = self._fill[str(tap)][number].to(inputs.device)
-                out = fill.view(1, -1, 1, 1).repeat(len(inputs), 1, *size)
-                for one, element in zip(out, carried):
-                    found = element.get(map_key(tap, number))
-                    one[:, : found.shape[1], : found.shape[2]] = found
-                maps.append(out)
-            values[tap] = maps if about['several'] else maps[0]
-        return values
+        about, maps = self.cache.meta['taps'][name], []
+        for number, ((_, *strides), fill) in enumerate(zip(about['maps'], about['fill'])):
+            size = [-(-side // stride) for side, stride in zip(inputs.shape[2:], strides)]
+            out = torch.tensor(fill, device=inputs.device).view(1, -1, 1, 1)
+            out = out.repeat(len(inputs), 1, *size)
+            for one, element in zip(out, carried):
+                found = element.get(map_key(name, number))
+                one[:, : found.shape[1], : found.shape[2]] = found
+            maps.append(out)
+        return maps
 
     def classes(self, tap: Tap) -> int | None:
         """The number of classes of the teacher's head around a tap, None if there is none."""
@@ -229,10 +286,16 @@ def map_key(tap: Tap | str, number: int) -> str:
     return f'{tap}#{number}'
 
 
-def check_taps(cache: TeacherCache, taps: Sequence[Tap], owner: str) -> None:
-    """Raises a ValueError if a cache has not the maps of all taps."""
+def _made_up(about: Sequence[int], size: int) -> Tensor:
+    """A map of channels and strides ``[C, h, w]`` for an image of ``size`` pixels."""
+    channels, *strides = about
+    return torch.randn(1, channels, *(-(-size // stride) for stride in strides))
+
+
+def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
+    """Raises a ValueError if a cache has not all the maps and explanations of these names."""
     there = cache.meta['taps']
-    lacking = [str(tap) for tap in taps if str(tap) not in there]
+    lacking = [name for name in names if name not in there]
     if lacking:
         raise ValueError(
             f'{owner}: {cache.path} holds no maps of {", ".join(lacking)}; it has: '
@@ -386,14 +449,13 @@ def wire(cfg: Config) -> None:
     for teacher in cached:
         name = teacher.get('name', 'teacher')
         cache = TeacherCache(teacher['path'])
-        taps = _taps_of(cfg.model.get('distill') or {}, name)
-        check_taps(cache, [tap for term in taps for tap in term], f"teacher '{name}'")
+        names = names_of(cfg.model.get('distill') or {}, name)
+        check_stored(cache, names, f"teacher '{name}'")
         _check_top_k(cache, cfg.model.get('distill') or {}, name)
         for holder in holders:
             _check_pipeline(cache, holder['pipeline'])
-        if not taps:
+        if not names:
             continue
-        names = list(dict.fromkeys(str(tap) for term in taps for tap in term))
         added.append(
             dict(
                 type='mmkd_plugin.LoadTeacherMaps',
@@ -419,27 +481,33 @@ def _loads_maps(step: Any) -> bool:
     return isinstance(step, dict) and str(step.get('type')).endswith('LoadTeacherMaps')
 
 
-def _taps_of(distill: Mapping[str, Any], teacher: str) -> list[Taps]:
-    """What the terms read in a teacher; mistakes in them are left to the Distiller."""
+def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
+    """What terms read in a cache; mistakes in them are left to the Distiller."""
     found = []
-    for line in distill.values():
+    for name, line in distill.items():
         tap = line.get('teacher_tap', line.get('tap')) if isinstance(line, dict) else None
-        if tap is not None and line.get('teacher', teacher) == teacher:
-            found.append(Taps.parse(tap))
-    return found
+        if tap is None or line.get('teacher', teacher) != teacher:
+            continue
+        if line.get('explainer') is None:
+            found += map(str, Taps.parse(tap))
+        else:
+            explainer = build_module(line['explainer'], f'distill.{name}.explainer')
+            found += [*map(str, explainer.teacher_scores), explainer.stored_as(Taps.parse(tap))]
+    return list(dict.fromkeys(found))
 
 
 def _check_top_k(cache: TeacherCache, distill: Mapping[str, Any], teacher: str) -> None:
     for name, line in distill.items():
-        for taps in _taps_of({name: line}, teacher):
-            for tap in taps:
-                k = cache.meta['taps'][str(tap)].get('top_k')
-                if k is not None and not keeps_probabilities(line['loss']):
-                    raise ValueError(
-                        f"distill.{name}: {cache.path} holds the {k} largest channels of '{tap}', "
-                        'and this loss compares more than the probabilities of classes. Write a '
-                        'cache without --top-k'
-                    )
+        if isinstance(line, dict) and line.get('explainer') is not None:
+            continue  # of the scores it takes the largest alone
+        for tap in names_of({name: line}, teacher):
+            k = cache.meta['taps'][tap].get('top_k')
+            if k is not None and not keeps_probabilities(line['loss']):
+                raise ValueError(
+                    f"distill.{name}: {cache.path} holds the {k} largest channels of '{tap}', and "
+                    'this loss compares more than the probabilities of classes. Write a cache '
+                    'without --top-k'
+                )
 
 
 def _check_pipeline(cache: TeacherCache, pipeline: Sequence[dict]) -> None:
@@ -482,7 +550,12 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def description(
-    teacher: Teacher, config: dict, run: DryRun, taps: Sequence[Tap], norms: Sequence[str]
+    teacher: Teacher,
+    config: dict,
+    run: DryRun,
+    taps: Sequence[Tap],
+    norms: Sequence[str],
+    explaining: Sequence[Term] = (),
 ) -> dict[str, Any]:
     """What a cache says of its teacher.
 
@@ -492,6 +565,7 @@ def description(
         run (DryRun): What the taps gave when it was prepared.
         taps (Sequence[Tap]): What is stored.
         norms (Sequence[str]): Names of further batch norms that terms ask for.
+        explaining (Sequence[Term]): Terms of which explanations are stored. Defaults to ``()``.
 
     Raises:
         ValueError: If a tap gives something else than maps.
@@ -499,17 +573,35 @@ def description(
     about = {}
     for tap in taps:
         maps = run.values[tap]
-        tensors = [maps] if isinstance(maps, Tensor) else maps
+        tensors = as_list(maps)
         if any(x.ndim != 4 for x in tensors):
             raise ValueError(
                 f"teacher '{teacher.name}': '{tap}' gives {describe(maps)}; only maps (N, C, H, W) "
                 'can be stored'
             )
         about[str(tap)] = dict(
-            maps=[[x.shape[1], *(-(-run.size // side) for side in x.shape[2:])] for x in tensors],
+            maps=[_shape(x, run.size) for x in tensors],
             several=not isinstance(maps, Tensor),
             classes=classes_around(teacher.model, tap),
             norms=run.norms[tap],
+        )
+    for term in explaining:
+        kind = scores_of(teacher.model, term.scores('teacher'), f"teacher '{teacher.name}'")
+        features = as_list(term.teacher_tap.of(run.values))
+        shapes = [_shape(x, run.size) for x in features]
+        explained = [term.explainer.explain(x, x[None])[0, 0] for x in features]
+        about[term.explainer.stored_as(term.teacher_tap)] = dict(
+            maps=[[kind.classes * len(x), *shape[1:]] for x, shape in zip(explained, shapes)],
+            several=True,
+            classes=kind.classes,
+            norms=[],
+            scores=list(kind),
+            features=shapes,
+            counts=[
+                0 if isinstance(run.values[tap], Tensor) else len(run.values[tap])
+                for tap in term.teacher_tap
+            ],
+            fill=[[0.0] * (kind.classes * len(x)) for x in explained],
         )
     named = {*norms, *(name for one in about.values() for name in one['norms'] if name)}
     modules = {name: find_module(teacher.model, Tap(name), 'the teacher') for name in sorted(named)}
@@ -530,12 +622,18 @@ def description(
     )
 
 
+def _shape(maps: Tensor, size: int) -> list[int]:
+    """Channels and strides of a map, ``[C, h, w]``."""
+    return [maps.shape[1], *(-(-size // side) for side in maps.shape[2:])]
+
+
 def whole_picture(
     teacher: Teacher,
     preprocessor: nn.Module,
     image: Tensor,
     loaded: tuple[int, int],
     about: Mapping[str, Any],
+    explaining: Sequence[Term] = (),
 ) -> dict[str, Record]:
     """Runs a teacher on one image.
 
@@ -545,9 +643,10 @@ def whole_picture(
         image (Tensor): ``(C, H, W)``, pixel values.
         loaded (tuple[int, int]): Its height and width before it was scaled.
         about (Mapping): What :func:`description` says of the taps.
+        explaining (Sequence[Term]): Terms of which explanations are stored. Defaults to ``()``.
 
     Returns:
-        dict[str, Record]: What each tap gave.
+        dict[str, Record]: What each tap gave, and the explanations.
 
     Raises:
         ValueError: If a map is not finite, or its size does not follow that of the image.
@@ -559,10 +658,20 @@ def whole_picture(
     )
     data = preprocessor(dict(inputs=[image], data_samples=[sample]), False)
     inputs = data['inputs']
-    values = teacher(inputs, data['data_samples'], [Tap.parse(tap) for tap in about])
+    stored = {name: Tap.parse(name) for name, one in about.items() if 'scores' not in one}
+    on_path = [tap for term in explaining for tap in term.teacher_tap]
+    taps = list(dict.fromkeys([*stored.values(), *on_path]))
+    with ExitStack() as stack:
+        for term in explaining:
+            stack.enter_context(term.explainer.context(teacher.model))
+        values = teacher(inputs, data['data_samples'], taps, on_path)
+        found = {name: as_list(values[tap]) for name, tap in stored.items()}
+        for term in explaining:
+            name = term.explainer.stored_as(term.teacher_tap)
+            found[name] = explain_all(term, values, Scores(*about[name]['scores']))
     records = {}
-    for tap, (name, one) in zip(values, about.items()):
-        maps = [x[0].float().cpu() for x in as_list(values[tap])]
+    for name, one in about.items():
+        maps = [x[0].detach().float().cpu() for x in found[name]]
         for x, (_, *strides) in zip(maps, one['maps']):
             expected = [-(-side // stride) for side, stride in zip(inputs.shape[2:], strides)]
             if list(x.shape[1:]) != expected:
@@ -576,6 +685,34 @@ def whole_picture(
                 raise ValueError(f"teacher '{teacher.name}': '{name}' is not finite")
         records[name] = Record([x.numpy() for x in maps], loaded, seen)
     return records
+
+
+def explain_all(term: Term, values: Mapping[Tap, Maps], kind: Scores) -> list[Tensor]:
+    """A teacher's explanations of every class that it sees in one image.
+
+    Args:
+        term (Term): What compares them.
+        values (Mapping): What the teacher's taps gave, with a graph.
+        kind (Scores): How its class scores are to be read.
+
+    Returns:
+        list[Tensor]: ``(1, classes · C, h, w)`` for each map that explains, 0 for absent classes.
+    """
+    features, scores = term.teacher_tap.of(values), term.scores('teacher').of(values)
+    every = choose_classes(scores, kind, kind.classes, term.explainer.score_thr)
+    maps: list[Tensor] = []
+    for row, number in enumerate(every.classes[0].tolist()):
+        one = Chosen(
+            every.classes[:, row : row + 1], [x[:, row : row + 1] for x in every.positions]
+        )
+        if number < 0 and maps:
+            break  # those that follow are absent too
+        explained = term.explainer(features, scores, one, kind, None).maps
+        maps = maps or [x.new_zeros(1, kind.classes, *x.shape[2:]) for x in explained]
+        for whole, x in zip(maps, explained):
+            if number >= 0:
+                whole[:, number] = x[:, 0]
+    return [x.flatten(1, 2) for x in maps]
 
 
 def padding_values(
@@ -596,12 +733,13 @@ def padding_values(
     sample.set_metainfo(
         dict(img_shape=(0, 0), pad_shape=(size, size), batch_input_shape=(size, size))
     )
-    values = teacher(images, [sample], [Tap.parse(tap) for tap in about])
+    stored = {name: Tap.parse(name) for name, one in about.items() if 'scores' not in one}
+    values = teacher(images, [sample], list(stored.values()))
     return {
         name: [
             x[0, :, x.shape[2] // 2, x.shape[3] // 2].float().tolist() for x in as_list(values[tap])
         ]
-        for tap, name in zip(values, about)
+        for name, tap in stored.items()
     }
 
 

@@ -22,7 +22,7 @@ from mmkd_plugin.dry_run import (
     random_state_kept,
     trial_copy,
 )
-from mmkd_plugin.explanations import Chosen, Explanation, explain, scores_of
+from mmkd_plugin.explanations import Chosen, Explanation, Scores, explain, scores_of
 from mmkd_plugin.keys import check_keys
 from mmkd_plugin.losses.functional import finite_number
 from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
@@ -150,11 +150,13 @@ class Distiller(BaseModel):
             mine = [term for term in terms if term.teacher == name]
             taught[name] = teacher.prepare(
                 self.student.data_preprocessor,
-                _taps(mine, 'teacher', gradients=False),
+                _taps(mine, 'teacher', False, isinstance(teacher, CachedTeacher)),
                 device,
                 student.size,
-                _taps(mine, 'teacher', gradients=True),
+                _taps(mine, 'teacher', True),
             )
+            if isinstance(teacher, CachedTeacher):
+                teacher.prepare_explanations(mine, taught[name])
         for name, own in self.self_teachers.items():
             mine = [term for term in terms if term.teacher == name]
             samples = student.samples and [sample.cpu() for sample in student.samples]
@@ -173,11 +175,6 @@ class Distiller(BaseModel):
                 raise ValueError(
                     f'distill.{term.name}: {type(term.loss).__name__} compares {what}, for which a '
                     'self-teacher is no teacher'
-                )
-            if term.explainer is not None and isinstance(teacher, CachedTeacher):
-                raise ValueError(
-                    f"distill.{term.name}: teacher '{teacher.name}' is a cache, which holds maps "
-                    'and no explanations; give `config` and `checkpoint` without `type`'
                 )
             if term.explainer is not None:
                 s, t = self._try_explaining(term, student.size, run.size, device)
@@ -201,36 +198,22 @@ class Distiller(BaseModel):
         self, term: Term, student_size: int, teacher_size: int, device: torch.device
     ) -> tuple[Maps, Maps]:
         """Explains a made-up image, so that what cannot be explained is refused before training."""
-        teacher = self.teachers[term.teacher].model
-        kinds, found = [], []
-        for side, model, size in (
-            ('student', trial_copy(self.student, device), student_size),
-            ('teacher', teacher, teacher_size),
-        ):
-            here = f'distill.{term.name}: the {side}'
-            kinds.append(scores_of(model, term.scores(side), here))
-            tap = getattr(term, f'{side}_tap')
-            home = next(model.parameters()).device
-            inputs, samples = example_batch(model.to(device), device, size)
-            try:
-                found.append(explain(model, inputs, samples, term.explainer, tap, side=side))
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(
-                    f"{here}'s scores at '{term.scores(side)}' cannot be explained by '{tap}'. "
-                    f'{error}'
-                ) from error
-            finally:
-                model.to(home)
-        if kinds[0] != kinds[1]:
+        teacher, copy = self.teachers[term.teacher], trial_copy(self.student, device)
+        ours, student = _trial(copy, term, 'student', student_size, device)
+        if isinstance(teacher, CachedTeacher):
+            theirs, maps = teacher.example_of(term)
+        else:
+            theirs, maps = _trial(teacher.model, term, 'teacher', teacher_size, device)
+        if ours != theirs:
             raise ValueError(
-                f'distill.{term.name}: the student has {kinds[0].classes} classes and the teacher '
-                f'{kinds[1].classes}; explained are the same classes in both'
-                if kinds[0].classes != kinds[1].classes
+                f'distill.{term.name}: the student has {ours.classes} classes and the teacher '
+                f'{theirs.classes}; explained are the same classes in both'
+                if ours.classes != theirs.classes
                 else f'distill.{term.name}: the classes of one model are independent, those of the '
                 'other are not'
             )
-        term.score_kind = kinds[0]
-        return tuple([x[:, 0] for x in explanation.maps] for explanation in found)
+        term.score_kind = ours
+        return student, maps
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
@@ -524,14 +507,35 @@ def _task(config: Any) -> tuple[float, Schedule]:
         raise ValueError(f'task: {error}') from error
 
 
-def _taps(terms: Sequence[Term], side: str, gradients: bool | None = None) -> list[Tap]:
+def _trial(
+    model: nn.Module, term: Term, side: str, size: int, device: torch.device
+) -> tuple[Scores, list[Tensor]]:
+    """The kind of a model's class scores, and a corner of its explanations of a made-up image."""
+    here, tap = f'distill.{term.name}: the {side}', getattr(term, f'{side}_tap')
+    kind = scores_of(model, term.scores(side), here)
+    home = next(model.parameters()).device
+    inputs, samples = example_batch(model.to(device), device, size)
+    try:
+        explanation = explain(model, inputs, samples, term.explainer, tap, side=side)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{here}'s scores at '{term.scores(side)}' cannot be explained by '{tap}'. {error}"
+        ) from error
+    finally:
+        model.to(home)
+    return kind, [x[:, 0, :, :8, :8] for x in explanation.maps]
+
+
+def _taps(
+    terms: Sequence[Term], side: str, gradients: bool | None = None, frozen: bool = False
+) -> list[Tap]:
     """The taps of terms on one side, each once; all, or those of one kind of loss."""
     return list(
         dict.fromkeys(
             tap
             for term in terms
             if gradients is None or term.compares_gradients is gradients
-            for tap in term.reads(side)
+            for tap in term.reads(side, frozen)
         )
     )
 
@@ -547,17 +551,23 @@ def _taught(
         maps, gradients = teacher.with_gradients(inputs, data_samples, taps, gradient_taps)
         terms = explaining
     step = MessageHub.get_current_instance().runtime_info.get('iter', 0)
-    explanations = {}
+    frozen, explanations = isinstance(teacher, CachedTeacher), {}
     with ExitStack() as stack:
-        for term in explaining:
-            stack.enter_context(term.explainer.context(teacher.model))
         if terms:
-            on_path = [tap for term in explaining for tap in term.teacher_tap]
-            maps |= teacher(inputs, data_samples, _taps(terms, 'teacher'), on_path)
+            taps, on_path = _taps(terms, 'teacher', frozen=frozen), ()
+            if not frozen:
+                on_path = [tap for term in explaining for tap in term.teacher_tap]
+                for term in explaining:
+                    stack.enter_context(term.explainer.context(teacher.model))
+            maps |= teacher(inputs, data_samples, taps, on_path)
         for term in explaining:
             scores = term.scores('teacher').of(maps)
             chosen = term.explainer.choose(scores, term.score_kind, step)
-            explanations[term] = _explained(term, 'teacher', maps, chosen, inputs.shape[2:], False)
+            explanations[term] = (
+                teacher.explanation(inputs, data_samples, term, chosen)
+                if frozen
+                else _explained(term, 'teacher', maps, chosen, inputs.shape[2:], False)
+            )
     if explaining:  # their graph is not needed any more
         maps = {
             tap: x.detach() if isinstance(x, Tensor) else [y.detach() for y in x]

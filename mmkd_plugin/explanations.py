@@ -260,6 +260,10 @@ class Explainer:
         """The tap of the class scores, in ``'student'`` or ``'teacher'``."""
         return self.student_scores if side == 'student' else self.teacher_scores
 
+    def stored_as(self, taps: Taps) -> str:
+        """What its explanations of a teacher by ``taps`` are called in a cache."""
+        return f'{type(self).__name__}({taps}; {self.teacher_scores}, {self.score_thr:g})'
+
     def choose(self, scores: Maps, kind: Scores, step: int | None = None) -> Chosen:
         """Chooses classes; see :func:`choose_classes`.
 
@@ -278,7 +282,7 @@ class Explainer:
         scores: Maps,
         chosen: Chosen,
         kind: Scores,
-        size: Sequence[int],
+        size: Sequence[int] | None,
         create_graph: bool = False,
     ) -> Explanation:
         """Explains the chosen classes.
@@ -288,7 +292,8 @@ class Explainer:
             scores (Maps): The class scores of the same model.
             chosen (Chosen): What to explain.
             kind (Scores): How the scores are to be read.
-            size (Sequence[int]): Height and width of the images, to which the maps are resized.
+            size (Sequence[int], optional): Height and width of the images, to which the maps are
+                resized. None leaves them in the size of the features.
             create_graph (bool): Whether the explanations are to be differentiable. Default: False.
 
         Returns:
@@ -300,7 +305,7 @@ class Explainer:
             x = x if create_graph else x.detach()
             with full_precision(x, gradient) as (feature, _):
                 explained = self.explain(feature, gradient.to(feature.dtype))
-                maps.append(_resized(explained, size))
+                maps.append(explained if size is None else resized(explained, size))
         return Explanation(chosen, maps)
 
     def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
@@ -318,13 +323,14 @@ class Explainer:
         )
 
 
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Explanations (N, K, C, H, W) in another size, bilinear and aligned to half a pixel."""
     if maps.shape[3:] == tuple(size):
         return maps
-    resized = F.interpolate(
+    planes = F.interpolate(
         maps.flatten(1, 2), size=tuple(size), mode='bilinear', align_corners=False
     )
-    return resized.unflatten(1, maps.shape[1:3])
+    return planes.unflatten(1, maps.shape[1:3])
 
 
 @MODELS.register_module()

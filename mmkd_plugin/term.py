@@ -129,14 +129,18 @@ class Term(nn.Module):
                 'leave the connector out'
             )
 
-    def reads(self, side: str) -> tuple[Tap, ...]:
+    def reads(self, side: str, frozen: bool = False) -> tuple[Tap, ...]:
         """All taps that it reads in a model.
 
         Args:
             side (str): ``'student'`` or ``'teacher'``.
+            frozen (bool): Whether the explanations of the model are stored, so that the maps which
+                explain are not needed. Defaults to False.
         """
         taps = self.student_tap if side == 'student' else self.teacher_tap
-        return (*taps, *self.scores(side)) if self.explainer is not None else tuple(taps)
+        if self.explainer is None:
+            return tuple(taps)
+        return tuple(self.scores(side)) if frozen else (*taps, *self.scores(side))
 
     def scores(self, side: str) -> Taps:
         """The tap of the class scores that its explainer explains, in a model."""

@@ -145,7 +145,9 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -> None:
     terms = terms_of(cfg, config['name'])
-    taps = list(dict.fromkeys(tap for term in terms for tap in term.teacher_tap))
+    taps = list(dict.fromkeys(tap for term in terms for tap in term.reads('teacher', True)))
+    explaining = [term for term in terms if term.explainer is not None]
+    explaining = list({t.explainer.stored_as(t.teacher_tap): t for t in explaining}.values())
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
     loading, scale = image_settings(holders, args.scale)
     record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what cannot be replayed
@@ -154,11 +156,12 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
     device = torch.device(get_device())
     preprocessor = build_preprocessor(cfg).to(device)
     teacher = Teacher(**config)
-    run = teacher.prepare(preprocessor, taps, device)
+    every = [*taps, *(tap for term in explaining for tap in term.teacher_tap)]
+    run = teacher.prepare(preprocessor, list(dict.fromkeys(every)), device)
     teacher.model.to(device)
     norms = [name for term in terms for name in term.norm_names or ()]
     meta = dict(
-        description(teacher, config, run, taps, norms),
+        description(teacher, config, run, taps, norms, explaining),
         loading=plain(loading),
         scale=plain(scale),
         scale_given=args.scale is not None,
@@ -182,7 +185,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         writer.reopen()
         left = spread(left)
         dataset = ScaledImages([images[image] for image in left], loading, scale)
-        records = run_all(left, dataset, teacher, preprocessor, about, args)
+        records = run_all(left, dataset, teacher, preprocessor, about, explaining, args)
         store(writer, records, len(left))
         writer.finish()
     print(f'{args.out}: {human_size(Path(args.out, "data.mdb").stat().st_size)}')
@@ -203,8 +206,6 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '
                 'labels of each crop: they cannot be stored. Train this one with the teacher itself'
             )
-        if term.explainer is not None:
-            raise UsageError(f'distill.{term.name} compares explanations, which are not stored yet')
     return terms
 
 
@@ -242,9 +243,23 @@ def build_preprocessor(cfg: Config) -> nn.Module:
 
 def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> None:
     """Notes for each tap of how many classes the logits are stored."""
+    independent = {
+        str(tap)
+        for term in terms
+        if term.explainer is not None
+        and about[term.explainer.stored_as(term.teacher_tap)]['scores'][1]
+        for tap in term.scores('teacher')
+    }
     for name, one in about.items():
-        losses = [term.loss for term in terms if Tap.parse(name) in term.teacher_tap.taps]
-        fits = k is not None and all(map(keeps_probabilities, losses))
+        if 'scores' in one:  # explanations
+            one['top_k'] = None
+            continue
+        losses = [
+            term.loss
+            for term in terms
+            if term.explainer is None and Tap.parse(name) in term.teacher_tap.taps
+        ]
+        fits = k is not None and name not in independent and all(map(keeps_probabilities, losses))
         one['top_k'] = k if fits else None
         if fits and not 0 < k < min(channels for channels, *_ in one['maps']):
             raise UsageError(f"--top-k {k}: '{name}' gives {one['maps'][0][0]} classes")
@@ -268,6 +283,7 @@ def run_all(
     teacher: Teacher,
     preprocessor: nn.Module,
     about: dict[str, dict],
+    explaining: Sequence[Term],
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Runs the teacher; yields names of images and their packed records."""
@@ -276,7 +292,7 @@ def run_all(
     for name in names:
         try:
             image, loaded = next(images)
-            records = whole_picture(teacher, preprocessor, image, loaded, about)
+            records = whole_picture(teacher, preprocessor, image, loaded, about, explaining)
         except ValueError as error:
             raise CacheError(f'{name}: {error}') from error
         yield (
