@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from mmkd_plugin.bcos import (
     DynamicLinear,
     explanation_mode,
     not_dynamic_linear,
+    unit_filters,
 )
 from mmkd_plugin.dry_run import example_batch
 from tests import models
@@ -206,6 +208,54 @@ def test_every_map_is_linear_in_the_six_channels(depth, training):
             (weights,) = torch.autograd.grad(y, x, probe, retain_graph=True)
         torch.testing.assert_close((weights * x).sum(), (y * probe).sum(), rtol=1e-9, atol=1e-9)
         assert weights[:, :3].abs().sum() > 0 and weights[:, 3:].abs().sum() > 0
+
+
+def frozen(net: nn.Module, run: Any) -> nn.Module:
+    """The linear map that the network is in ``run()``: its layers with what they multiplied by."""
+    factors, linear = {}, copy.deepcopy(net)
+    convs = {name: m for name, m in net.named_modules() if isinstance(m, BcosConv2d)}
+
+    def note(name: str, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        before = x
+        if name in convs:
+            before = layer._conv_forward(x, unit_filters(layer.weight), None)
+        factors[name] = (y / before).detach()
+
+    def multiply(name: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if name in convs:
+            x = layer._conv_forward(x, unit_filters(layer.weight), None)
+        return x * factors[name]
+
+    handles = [
+        layer.register_forward_hook(lambda m, args, y, name=name: note(name, m, args[0], y))
+        for name, layer in net.named_modules()
+        if isinstance(layer, DynamicLinear)
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    for name, layer in linear.named_modules():
+        if isinstance(layer, DynamicLinear):
+            layer.forward = partial(multiply, name, layer)
+    return linear
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_the_map_is_the_same_in_every_direction(training):
+    """W is no mere gradient, whose product with the image is the output as well: y(2x) = 2 y(x)."""
+    net, x = settled(backbone()).train(training), images(1, 3, 64, 64)
+    linear = frozen(net, lambda: net(x))
+    maps, six = six_channels(net, lambda: net(x))
+    direction = torch.randn(six.shape, generator=torch.Generator().manual_seed(2)).double()
+    linear.add_inverse = nn.Identity()
+    for y, other in zip(maps, linear(direction)):
+        probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
+        with explanation_mode(net):
+            (weights,) = torch.autograd.grad(y, six, probe, retain_graph=True)
+        (plain,) = torch.autograd.grad(y, six, probe, retain_graph=True)
+        expected = (other * probe).sum()
+        torch.testing.assert_close((weights * direction).sum(), expected, rtol=1e-8, atol=1e-8)
+        assert not torch.isclose((plain * direction).sum(), expected, rtol=1e-2)
 
 
 # In OpenMMLab -------------------------------------------------------------------------------------
