@@ -64,9 +64,9 @@ def patch_norms(
     """
     with widened(x) as wide:
         squares = (wide * wide).unflatten(1, (groups, -1)).sum(2)
-    if dilation == (1, 1):
+    if dilation == (1, 1) and all(2 * p <= k for p, k in zip(padding, kernel_size)):
         sums = F.avg_pool2d(squares, kernel_size, stride, padding, divisor_override=1)
-    else:  # no pooling is dilated; these are `groups` maps, so the copies are small
+    else:  # no pooling is dilated or padded as wide; of `groups` maps the copies are small
         size = [
             (side + 2 * p - d * (k - 1) - 1) // s + 1
             for side, k, s, p, d in zip(x.shape[2:], kernel_size, stride, padding, dilation)
@@ -104,9 +104,10 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (linear, norm), b = ctx.saved_tensors, ctx.layer.b
-        grad = grad * dynamic_scale(linear, norm, b)
         if ctx.layer.held:
-            return grad.to(linear.dtype), None, None
+            scale = dynamic_scale(linear.detach(), norm.detach(), b)
+            return (grad * scale).to(linear.dtype), None, None
+        grad = grad * dynamic_scale(linear, norm, b)
         if b == 2:
             power = 1
         else:  # of |cos| in the scale, as the stabiliser leaves it
@@ -118,17 +119,21 @@ class _Scaled(torch.autograd.Function):
         return (grad * (1 + power)).to(linear.dtype), of_norm, None
 
 
-class _Held(torch.autograd.Function):
-    """The identity, through which nothing comes back while its layer is held."""
+class _Product(torch.autograd.Function):
+    """``x * factor``, whose backward may take the factor for a constant; see `_Scaled`."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, layer: DynamicLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: Tensor, layer: DynamicLinear) -> Tensor:
         ctx.layer = layer
-        return value.view_as(value)
+        ctx.save_for_backward(x, factor)
+        return x * factor.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
-        return (None if ctx.layer.held else grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, factor = ctx.saved_tensors
+        if ctx.layer.held:
+            return grad * factor.detach().to(grad.dtype), None, None
+        return grad * factor.to(grad.dtype), (grad * x).sum_to_size(factor.shape), None
 
 
 # Layers -------------------------------------------------------------------------------------------
@@ -282,10 +287,9 @@ class BcosBatchNorm2d(DynamicLinear):
                 variance = wide.var((0, 2, 3), unbiased=False)
             with torch.no_grad():
                 self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
-            if variance.requires_grad:
-                variance = _Held.apply(variance, self)
-        factor = self.weight / (variance + self.eps).sqrt()
-        return x * factor[:, None, None].to(x.dtype)
+        factor = (variance + self.eps).rsqrt()[:, None, None]
+        x = _Product.apply(x, factor, self) if factor.requires_grad else x * factor.to(x.dtype)
+        return x * self.weight[:, None, None].to(x.dtype)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -308,9 +312,10 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
     In a *backward* pass inside it, the scale of each B-cos convolution and the variance of each
     `BcosBatchNorm2d` are constants, so ``d y / d x`` is the row of W(x) that gave ``y = W(x) x``.
     It does not matter where the forward ran: the mode changes nothing about it, neither values nor
-    what it does to running statistics (call ``model.eval()`` to leave those alone). With
-    ``create_graph=True`` the weights depend on the parameters in full, through the scales as well.
-    So a training step needs one forward, and takes its ``loss.backward()`` after the block.
+    what it does to running statistics (call ``model.eval()`` to leave those alone). They stay
+    constants when gradients made with ``create_graph=True`` are differentiated again, as they do in
+    the authors' code, which detaches them. So a training step needs one forward, and takes its
+    ``loss.backward()``, in which the scales of the task are no constants, after the block.
 
     Args:
         model (nn.Module): Any module; what is not B-cos in it stays as it is.
