@@ -367,6 +367,11 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
     model['distill']['late'] = dict(
         tap='backbone[3]', loss=models.cwd(), schedule=dict(start=1, stop=2)
     )
+    model['distill']['explain'] = dict(
+        tap='decode_head.bottleneck',
+        explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg', max_classes=2),
+        loss=dict(type='mmkd_plugin.ExplanationLoss'),
+    )
     model['task'] = dict(schedule=dict(start=1))  # the head has no gradient at first
     for term in model['distill'].values():
         term['teacher'] = 'teacher'
