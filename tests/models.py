@@ -451,7 +451,7 @@ def distiller(
 ) -> nn.Module:
     """A Distiller around small models; a teacher given as a model dict gets random weights."""
     torch.manual_seed(seed)
-    if isinstance(teacher, dict) and not {'config', 'tap'} & set(teacher):
+    if isinstance(teacher, dict) and not {'config', 'tap', 'path'} & set(teacher):
         teacher = dict(config=teacher, checkpoint=None)
     return build(
         dict(

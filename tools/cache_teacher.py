@@ -294,7 +294,7 @@ def run_all(
             image, loaded = next(images)
             records = whole_picture(teacher, preprocessor, image, loaded, about, explaining)
         except ValueError as error:
-            raise CacheError(f'{name}: {error}') from error
+            raise UsageError(f'{name}: {error}') from error
         yield (
             name,
             {
@@ -347,10 +347,10 @@ def verify(path: str, cfg: Config) -> None:
                 damaged.append(str(error))
     if damaged:
         more = f' And {len(damaged) - 1} more are damaged.' if len(damaged) > 1 else ''
-        raise CacheError(damaged[0] + more)
+        raise UsageError(damaged[0] + more)
     missing = cache.missing(images)
     if missing:
-        raise CacheError(
+        raise UsageError(
             f'{path} lacks {len(missing)} of {len(images)} training images, such as {missing[0]}; '
             'run the same command without --verify'
         )
