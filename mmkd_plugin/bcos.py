@@ -313,9 +313,10 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
     `BcosBatchNorm2d` are constants, so ``d y / d x`` is the row of W(x) that gave ``y = W(x) x``.
     It does not matter where the forward ran: the mode changes nothing about it, neither values nor
     what it does to running statistics (call ``model.eval()`` to leave those alone). They stay
-    constants when gradients made with ``create_graph=True`` are differentiated again, as they do in
-    the authors' code, which detaches them. So a training step needs one forward, and takes its
-    ``loss.backward()``, in which the scales of the task are no constants, after the block.
+    constants when gradients made with ``create_graph=True`` are differentiated again, as where the
+    B-cos code detaches them (e2KD's differentiates through them). So a training step needs one
+    forward, and takes its ``loss.backward()``, in which the scales of the task are no constants,
+    after the block.
 
     Args:
         model (nn.Module): Any module; what is not B-cos in it stays as it is.
