@@ -477,6 +477,27 @@ def wire(cfg: Config) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *hooks]
 
 
+def unwire(cfg: Config) -> None:
+    """Takes out of the train pipelines of a config what :func:`wire` put into them, in place.
+
+    Args:
+        cfg (Config): A config, such as the copy of the wired one that a run leaves behind.
+    """
+    for key in ('train_dataloader', 'custom_hooks'):  # hooks may hold a pipeline to switch to
+        if cfg.get(key):
+            cfg[key] = _unwired(cfg[key])
+
+
+def _unwired(step: Any) -> Any:
+    if isinstance(step, (list, tuple)):
+        return type(step)(_unwired(one) for one in step if not _loads_maps(one))
+    if not isinstance(step, dict):
+        return step
+    if step.get('type') == 'mmkd_plugin.Recorded':
+        return step['transform']
+    return type(step)({key: _unwired(value) for key, value in step.items()})
+
+
 def _loads_maps(step: Any) -> bool:
     return isinstance(step, dict) and str(step.get('type')).endswith('LoadTeacherMaps')
 

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmkd_plugin.cached_teacher import unwire
 from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.keys import check_keys
 from mmkd_plugin.registry import METRICS
@@ -134,6 +135,7 @@ def use_student(cfg: Config) -> None:
     if not is_distilled(cfg):
         return
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    unwire(cfg)
     cfg.model = cfg.model.student
     if preprocessor is not None:
         cfg.model.setdefault('data_preprocessor', preprocessor)

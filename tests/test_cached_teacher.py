@@ -21,8 +21,9 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
-from mmkd_plugin.cached_teacher import CachedTeacher, wire
+from mmkd_plugin.cached_teacher import CachedTeacher, unwire, wire
 from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.paraphrasing import stage_config
 from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap, as_list
@@ -451,6 +452,39 @@ def test_data_sets_in_wrappers(wrap, scenes, checkpoints, caches, tmp_path):
     record = Record()
     train(cfg, record)
     assert record.losses[1]['distill.term.loss'] > 0
+
+
+def test_the_student_of_a_wired_config_trains_alone(scenes, checkpoints, caches):
+    choice = dict(type='RandomApply', transforms=[FLIP], prob=0.5)
+    cfg = recipe('mmseg', scenes, checkpoints, RESIZE, choice)
+    pack = cfg.train_dataloader.dataset.pipeline[-1]
+    before = copy.deepcopy(cfg.train_dataloader)
+    wired = use_cache(cfg, caches['mmseg'])
+    wire(wired)
+    assert wired.train_dataloader.dataset.pipeline[-2] == dict(
+        type='mmkd_plugin.Recorded', transform=pack
+    )
+    assert wired.train_dataloader.to_dict() != before.to_dict()
+    unwire(wired)
+    assert wired.train_dataloader.to_dict() == before.to_dict()
+
+
+def test_a_paraphraser_learns_from_a_cache(scenes, checkpoints, tmp_path):
+    cfg = recipe('mmseg', scenes, checkpoints, RESIZE, CROP, FLIP)
+    cfg.model.distill = dict(
+        ft=dict(
+            tap='decode_head.bottleneck',
+            connector=dict(type='mmkd_plugin.Translator'),
+            teacher_connector=dict(type='mmkd_plugin.Paraphraser'),
+            loss=dict(type='mmkd_plugin.FactorTransferLoss'),
+        )
+    )
+    cfg = use_cache(cfg, write_cache(cfg, tmp_path / 'cache'))
+    stage_config(cfg, str(tmp_path / 'stage'))
+    wire(cfg)
+    record = Record()
+    train(cfg, record)
+    assert record.losses[1]['ft.loss'] > 0
 
 
 # --- what is wrong --------------------------------------------------------------------------------
