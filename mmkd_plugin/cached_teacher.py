@@ -32,7 +32,7 @@ from mmkd_plugin.preprocessing import Normalization
 from mmkd_plugin.registry import HOOKS, TRANSFORMS
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, describe, find_module
 from mmkd_plugin.teacher import Teacher, model_config
-from mmkd_plugin.teacher_cache import Record, TeacherCache, human_size
+from mmkd_plugin.teacher_cache import Record, TeacherCache, human_size, mirrored
 from mmkd_plugin.term import Term, build_module
 from mmkd_plugin.training_images import (
     common_root,
@@ -364,8 +364,11 @@ class LoadTeacherMaps:
         sample = results['data_samples']
         image, geometry = image_name(sample.metainfo, self.root), sample.metainfo[KEY]
         element = BaseDataElement()
+        stored = mirrored if self.cache.meta['mirrored'] and geometry.mirrors else str
+        if stored is mirrored:
+            geometry = geometry.of_mirrored()
         for tap in self.taps:
-            record = self.cache.read(image, tap)
+            record = self.cache.read(image, stored(tap))
             if record.loaded != tuple(geometry.loaded):
                 raise ValueError(
                     f'{image} has changed since {self.cache.path} was written: it had '

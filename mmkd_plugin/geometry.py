@@ -98,6 +98,16 @@ class Geometry:
         window = _moved(self.window, matrix, area or (0, 0, *packed))
         return Geometry(matrix @ self.matrix, self.loaded, packed, window)
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether left and right have changed places."""
+        return bool(self.matrix[0, 0] < 0)
+
+    def of_mirrored(self) -> Geometry:
+        """What was done to the mirrored image as loaded, left for right, to the same end."""
+        mirror = np.array([[-1, 0, self.loaded[1]], [0, 1, 0], [0, 0, 1]])
+        return Geometry(self.matrix @ mirror, self.loaded, self.packed, self.window)
+
 
 def _moved(
     box: Sequence[float], matrix: np.ndarray, limits: Sequence[float]

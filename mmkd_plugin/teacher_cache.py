@@ -213,6 +213,17 @@ def record_key(image: str, tap: str) -> bytes:
     return name + SEPARATOR.encode() + tap.encode()
 
 
+def mirrored(tap: str) -> str:
+    """The name by which the maps of the mirrored image are stored."""
+    return f'{tap} mirrored'
+
+
+def record_names(meta: Mapping[str, Any]) -> list[str]:
+    """The names of the records of an image, in a cache that says this of itself."""
+    taps = list(meta['taps'])
+    return taps + [mirrored(tap) for tap in taps] if meta.get('mirrored') else taps
+
+
 #: What makes two caches the same, and what messages call it.
 FINGERPRINT = dict(
     weights='weights of the teacher',
@@ -222,6 +233,7 @@ FINGERPRINT = dict(
     scale='scale',
     dtype='dtype',
     top_k='top-k',
+    mirrored='mirrored images',
 )
 
 
@@ -324,7 +336,7 @@ class TeacherCache:
 
         Args:
             image (str): Name of the image; see :func:`image_name`.
-            tap (str): One of ``meta['taps']``.
+            tap (str): One of ``meta['taps']``, or what :func:`mirrored` makes of it.
 
         Raises:
             CacheError: If there is none, or it is damaged.
@@ -347,12 +359,12 @@ class TeacherCache:
 
     def missing(self, images: Iterable[str]) -> list[str]:
         """The images of which something is not in the cache."""
-        taps = list(self.meta['taps'])
+        names = record_names(self.meta)
         with _environment(self.path).begin(buffers=True) as transaction:
             return [
                 image
                 for image in images
-                if any(transaction.get(record_key(image, tap)) is None for tap in taps)
+                if any(transaction.get(record_key(image, name)) is None for name in names)
             ]
 
     def keys(self) -> Iterator[tuple[str, str]]:
@@ -427,13 +439,13 @@ class CacheWriter:
         """Closes the store."""
         self._environment.close()
 
-    def missing(self, images: Iterable[str], taps: Sequence[str]) -> list[str]:
-        """The images of which something is not there yet."""
+    def missing(self, images: Iterable[str], names: Sequence[str]) -> list[str]:
+        """The images of which a record of these names is not there yet."""
         with self._environment.begin(buffers=True) as transaction:
             return [
                 image
                 for image in images
-                if any(transaction.get(record_key(image, tap)) is None for tap in taps)
+                if any(transaction.get(record_key(image, name)) is None for name in names)
             ]
 
     def write(self, image: str, records: Mapping[str, bytes]) -> None:

@@ -174,6 +174,20 @@ def training_scale(pipeline: Sequence[dict]) -> dict | None:
     return found[0]
 
 
+def mirrors(pipeline: Sequence[dict]) -> bool:
+    """Whether a train pipeline exchanges left and right in some of the images.
+
+    Examples:
+        >>> mirrors([dict(type='RandomFlip', prob=0.5)])
+        True
+    """
+    return any(
+        kind_of(transform).startswith('RandomFlip')
+        and 'horizontal' in plain([transform.get('direction', 'horizontal')])[0]
+        for transform in _flat(pipeline)
+    )
+
+
 def _flat(pipeline: Sequence[Any]) -> Iterator[dict]:
     """The transforms of a pipeline and of those that choose or wrap some."""
     for transform in pipeline:

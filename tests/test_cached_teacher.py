@@ -28,7 +28,7 @@ from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_cache import TeacherCache, close
+from mmkd_plugin.teacher_cache import TeacherCache, close, mirrored
 from tests import models
 from tests.caches import load_tool, use_cache, write_cache
 from tests.runs import Record, assert_same, config, needs_ops, save_weights, train
@@ -200,6 +200,20 @@ def test_without_augmentation_the_maps_are_the_teachers_in_half_precision(
 
 
 @pytest.mark.parametrize('scope', BOTH)
+def test_mirrored_images_have_maps_of_their_own(scope, scenes, checkpoints, caches, tmp_path):
+    cfg = recipe(scope, scenes, checkpoints, FIXED, dict(FLIP, prob=1.0))
+    for online, cached in both_sides(cfg, caches[scope]):
+        for a, b in zip(online, cached):
+            assert torch.equal(a.half().float(), b)
+    other = write_cache(cfg, tmp_path / 'cache', mirrored=False)
+    assert TeacherCache(other).meta['mirrored'] is False
+    (online, *_), (cached, *_) = both_sides(cfg, other)[0]
+    assert (online - cached).abs().max() > 0.01 * online.abs().max()
+    (straight, *_) = both_sides(recipe(scope, scenes, checkpoints, FIXED), other)[0][1]
+    assert torch.equal(straight.flip(3), cached)
+
+
+@pytest.mark.parametrize('scope', BOTH)
 def test_no_other_place_of_augmented_maps_is_nearer_to_the_teachers(
     scope, scenes, checkpoints, caches
 ):
@@ -247,10 +261,13 @@ def test_augmented_maps_are_the_stored_ones_read_where_the_pixels_came_from(
     pipeline = cfg.train_dataloader.dataset.pipeline
     pipeline.insert(1, dict(type='mmkd_plugin.Coordinates'))
     wire(cfg)
-    cache, tap = TeacherCache(path), TAPS[scope]
+    cache, tap, found_mirrored = TeacherCache(path), TAPS[scope], set()
     for item in samples_of(cfg, seed=3, count=3):
         sample = item['data_samples']
-        record = cache.read(f'img_dir/train/{Path(sample.img_path).name}', tap)
+        mirrors = sample.get('mmkd_geometry').mirrors
+        found_mirrored |= {mirrors}
+        stored = mirrored(tap) if mirrors else tap
+        record = cache.read(f'img_dir/train/{Path(sample.img_path).name}', stored)
         assert record.seen == ((128, 128) if seen is None else (96, 96))
         for number, whole in enumerate(record.maps):
             found = sample.get('mmkd_teacher').get(f'{tap}#{number}').numpy()
@@ -264,9 +281,12 @@ def test_augmented_maps_are_the_stored_ones_read_where_the_pixels_came_from(
                               for k in (i, j))  # fmt: skip
                 y, x, picture = item['inputs'][:, rows, cols].double().mean((1, 2)).tolist()
                 assert picture == 1
+                if mirrors:
+                    x = 128 - x
                 place = ((v / 128 * n - 0.5) for v, n in zip((y, x), whole.shape[1:]))
                 expected = bilinear(whole, *place)
                 assert np.abs(found[:, i, j] - expected).max() < 2e-3 * np.abs(whole).max()
+    assert found_mirrored == {False, True}
 
 
 @needs_ops

@@ -34,6 +34,7 @@ from mmkd_plugin.teacher_cache import (
 )
 
 META = dict(weights='a' * 64, config='b' * 64, taps={'neck': {}}, dtype='float16', top_k=None)
+META.update(mirrored=False)
 
 
 def maps_of(*shape: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:

@@ -48,8 +48,10 @@ from mmkd_plugin.teacher_cache import (
     check_space,
     human_size,
     libraries,
+    mirrored,
     pack,
     record_key,
+    record_names,
     stored_size,
 )
 from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
@@ -59,6 +61,7 @@ from mmkd_plugin.training_images import (
     common_root,
     images_of,
     loading_part,
+    mirrors,
     plain,
     training_scale,
 )
@@ -92,6 +95,12 @@ def parse_args() -> argparse.Namespace:
         '--scale',
         metavar='WIDTH,HEIGHT',
         help='the size of image on which the teacher runs; default: that of the train pipeline',
+    )
+    parser.add_argument(
+        '--mirrored',
+        action=argparse.BooleanOptionalAction,
+        help='whether the teacher runs on mirrored images too; default: if the train pipeline '
+        'mirrors some',
     )
     parser.add_argument('--workers', type=int, default=2, help='processes that load images')
     parser.add_argument(
@@ -167,6 +176,9 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         scale_given=args.scale is not None,
         dtype=args.dtype,
         top_k=args.top_k,
+        mirrored=any(mirrors(holder['pipeline']) for holder in holders)
+        if args.mirrored is None
+        else args.mirrored,
     )
     about = meta['taps']
     for name, values in padding_values(teacher, preprocessor, about, run.size).items():
@@ -174,10 +186,11 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
     set_top_k(about, terms, args.top_k)
 
     with CacheWriter(args.out, meta) as writer:
-        left = writer.missing(images, list(about))
+        left = writer.missing(images, record_names(meta))
         print(
             f"teacher '{teacher.name}' ({teacher.source}): {', '.join(about)}; {len(images)} "
-            f'images, {len(images) - len(left)} of them in {args.out} already'
+            f'images{" and their mirror images" if meta["mirrored"] else ""}, '
+            f'{len(images) - len(left)} of them in {args.out} already'
         )
         if not left:
             writer.finish()
@@ -185,7 +198,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         writer.reopen()
         left = spread(left)
         dataset = ScaledImages([images[image] for image in left], loading, scale)
-        records = run_all(left, dataset, teacher, preprocessor, about, explaining, args)
+        records = run_all(left, dataset, teacher, preprocessor, meta, explaining, args.workers)
         store(writer, records, len(left))
         writer.finish()
     print(f'{args.out}: {human_size(Path(args.out, "data.mdb").stat().st_size)}')
@@ -282,26 +295,27 @@ def run_all(
     dataset: ScaledImages,
     teacher: Teacher,
     preprocessor: nn.Module,
-    about: dict[str, dict],
+    meta: dict[str, Any],
     explaining: Sequence[Term],
-    args: argparse.Namespace,
+    workers: int,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Runs the teacher; yields names of images and their packed records."""
-    loader = DataLoader(dataset, batch_size=None, num_workers=args.workers)
+    about = meta['taps']
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
     images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
     for name in names:
+        packed = {}
         try:
             image, loaded = next(images)
-            records = whole_picture(teacher, preprocessor, image, loaded, about, explaining)
+            for called in (str, mirrored) if meta['mirrored'] else (str,):
+                seen = image.flip(2) if called is mirrored else image
+                records = whole_picture(teacher, preprocessor, seen, loaded, about, explaining)
+                for tap, record in records.items():
+                    key = record_key(name, called(tap))
+                    packed[called(tap)] = pack(record, key, meta['dtype'], about[tap]['top_k'])
         except ValueError as error:
             raise UsageError(f'{name}: {error}') from error
-        yield (
-            name,
-            {
-                tap: pack(record, record_key(name, tap), args.dtype, about[tap]['top_k'])
-                for tap, record in records.items()
-            },
-        )
+        yield name, packed
 
 
 def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], total: int) -> None:
