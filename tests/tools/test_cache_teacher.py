@@ -34,7 +34,7 @@ def cache(segmentation: Path) -> tuple[Path, str]:
 
 def test_what_it_says(cache):
     path, said = cache
-    assert '): decode_head.conv_seg; 6 images, 0 of them in' in said
+    assert '): decode_head.conv_seg; 6 images and their mirror images, 0 of them in' in said
     assert ' for 6 images; free disk space ' in said
     assert '6/6' in said and 'left' in said
     assert f'{path}: ' in said
@@ -94,13 +94,13 @@ def test_a_killed_run_goes_on_where_it_stopped(
     done = subprocess.run([sys.executable, '-c', code], cwd=segmentation, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     left = records_of(path)
-    assert len([key for key in left if b'\0' in key]) == 3 and FINISHED not in left
+    assert len([key for key in left if b'\0' in key]) == 2 * 3 and FINISHED not in left
     monkeypatch.chdir(segmentation)
     with pytest.raises(ValueError, match='is not finished'):
         TeacherCache(str(path)).meta  # noqa: B018
     monkeypatch.setattr(sys, 'argv', argv)
     load_tool('cache_teacher').main()
-    assert '6 images, 3 of them in' in capsys.readouterr().out
+    assert '6 images and their mirror images, 3 of them in' in capsys.readouterr().out
     assert records_of(path) == records_of(whole)
 
 
@@ -114,7 +114,7 @@ def test_verify(cache, segmentation, tmp_path, monkeypatch, capsys, fails):
     path = tmp_path / 'cache'
     shutil.copytree(cache[0], path)
     call('cache_teacher', monkeypatch, 'distilled.py', '--out', path, '--verify')
-    assert f'{path}: 6 records of 6 images are whole' in capsys.readouterr().out
+    assert f'{path}: 12 records of 6 images are whole' in capsys.readouterr().out
 
     image = 'images/4.png'
     data = records_of(path)[record_key(image, 'decode_head.conv_seg')]
@@ -175,4 +175,4 @@ def test_a_config_that_names_its_cache(cache, segmentation, tmp_path, monkeypatc
     monkeypatch.chdir(segmentation)
     options = ['--cfg-options', CACHED, f'model.teacher.path={cache[0]}']
     call('cache_teacher', monkeypatch, 'distilled.py', *options)
-    assert f'6 images, 6 of them in {cache[0]} already' in capsys.readouterr().out
+    assert f'6 images and their mirror images, 6 of them in {cache[0]} already' in capsys.readouterr().out
