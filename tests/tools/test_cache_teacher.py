@@ -175,4 +175,5 @@ def test_a_config_that_names_its_cache(cache, segmentation, tmp_path, monkeypatc
     monkeypatch.chdir(segmentation)
     options = ['--cfg-options', CACHED, f'model.teacher.path={cache[0]}']
     call('cache_teacher', monkeypatch, 'distilled.py', *options)
-    assert f'6 images and their mirror images, 6 of them in {cache[0]} already' in capsys.readouterr().out
+    said = f'6 images and their mirror images, 6 of them in {cache[0]} already'
+    assert said in capsys.readouterr().out
