@@ -104,10 +104,9 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (linear, norm), b = ctx.saved_tensors, ctx.layer.b
-        if ctx.layer.held:
-            scale = dynamic_scale(linear.detach(), norm.detach(), b)
-            return (grad * scale).to(linear.dtype), None, None
         grad = grad * dynamic_scale(linear, norm, b)
+        if ctx.layer.held:
+            return grad.to(linear.dtype), None, None
         if b == 2:
             power = 1
         else:  # of |cos| in the scale, as the stabiliser leaves it
@@ -131,9 +130,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, factor = ctx.saved_tensors
-        if ctx.layer.held:
-            return grad * factor.detach().to(grad.dtype), None, None
-        return grad * factor.to(grad.dtype), (grad * x).sum_to_size(factor.shape), None
+        of_x = grad * factor.to(grad.dtype)
+        return of_x, None if ctx.layer.held else (grad * x).sum_to_size(factor.shape), None
 
 
 # Layers -------------------------------------------------------------------------------------------
@@ -312,11 +310,10 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
     In a *backward* pass inside it, the scale of each B-cos convolution and the variance of each
     `BcosBatchNorm2d` are constants, so ``d y / d x`` is the row of W(x) that gave ``y = W(x) x``.
     It does not matter where the forward ran: the mode changes nothing about it, neither values nor
-    what it does to running statistics (call ``model.eval()`` to leave those alone). They stay
-    constants when gradients made with ``create_graph=True`` are differentiated again, as where the
-    B-cos code detaches them (e2KD's differentiates through them). So a training step needs one
-    forward, and takes its ``loss.backward()``, in which the scales of the task are no constants,
-    after the block.
+    what it does to running statistics (call ``model.eval()`` to leave those alone). With
+    ``create_graph=True`` the weights depend on the parameters in full, through the scales as well,
+    as in e2KD's code. So a training step needs one forward, and takes its ``loss.backward()`` after
+    the block.
 
     Args:
         model (nn.Module): Any module; what is not B-cos in it stays as it is.
