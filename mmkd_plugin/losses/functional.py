@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # torch 2.0
+    from torch._dynamo import is_compiling
+
 #: One map, or several (the levels of a pyramid, the stages of a backbone).
 Maps = Union[Tensor, Sequence[Tensor]]
 
@@ -238,42 +243,85 @@ def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor
     return tuple(x if x.shape[2:] == size else reduce(x, size) for x in (a, b))
 
 
-def gram_gap(s: Tensor, t: Tensor) -> Tensor:
-    """Sum over the batch of ``||s^T s - t^T t||_F^2``, without the larger kind of Gram matrix.
+def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """A scalar whose gradient is computed along with it, by formula: all that is saved is that.
 
-    Where there are more columns than rows, the n x n matrices are never built. What stands in for
-    them must not subtract large sums of float32, or the loss drowns in rounding once the student
-    is close to the teacher:
+    Args:
+        compute (Callable): Takes ``x`` and returns the scalar and its gradient with respect to
+            ``x``. Nothing in it is recorded.
+        x (Tensor): In float32 or wider.
 
-    - equal numbers of rows: with ``d = s - t`` and ``p = s + t``,
-      ``s^T s - t^T t = (d^T p + p^T d) / 2``, so the sum is
-      ``(<d d^T, p p^T> + tr(d p^T d p^T)) / 2``, in which every term shrinks with ``d``;
-    - other numbers: ``||s s^T||^2 - 2 ||s t^T||^2 + ||t t^T||^2``, added up in float64.
+    Returns:
+        Tensor: The scalar. It can be differentiated once.
+    """
+    with torch.no_grad():
+        value, gradient = compute(x)
+    return KnownGradient.apply(x, value, gradient)
+
+
+class KnownGradient(torch.autograd.Function):
+    """See :func:`with_gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # Not once_differentiable, which complains only where `grad` is differentiable itself.
+        if torch.is_grad_enabled() and not is_compiling():
+            raise RuntimeError('this loss has no second derivative: leave create_graph=True out')
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None
+
+
+def gram_gap(s: Tensor, t: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """``||s^T s - t^T t||_F^2 / count``, summed over the batch, without the larger Gram matrices.
+
+    With ``D = s^T s - t^T t``, its gradient is ``4 s D / count``. Where there are more columns than
+    rows, the n x n matrices are never built. What stands in for them must not subtract large sums
+    of float32, or the loss drowns in rounding once the student is close to the teacher:
+
+    - equal numbers of rows: with ``d = s - t``, ``D = d^T s + s^T d - d^T d``, so that with
+      ``p = s + t`` the sum is ``(<d d^T, p p^T> + <d p^T, p d^T>) / 2``, and the gradient
+      ``4 (s s^T - s d^T) d + 4 (s d^T) s``. Every term shrinks with ``d``;
+    - other numbers: ``||s s^T||^2 - 2 ||s t^T||^2 + ||t t^T||^2``, added up in float64, and
+      ``4 (s s^T) s - 4 (s t^T) t``.
 
     Args:
         s (Tensor): The student's matrices, (N, C_s, n).
         t (Tensor): The teacher's matrices, (N, C_t, n).
+        count (int): What makes a mean of the sum. Default: 1.
 
     Returns:
-        Tensor: A scalar, never below 0.
+        tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.
     """
     (_, c_s, columns), c_t = s.shape, t.shape[1]
     if columns <= max(c_s, c_t):
-        return (s.mT @ s - t.mT @ t).square().sum()
+        if c_s == c_t:
+            half = (s - t).mT @ (s + t)
+            gap = (half + half.mT) / 2  # of one product, where the two below would take two
+        else:
+            gap = s.mT @ s - t.mT @ t
+        return gap.square().sum() / count, s @ (gap * 4 / count)
     if c_s == c_t:
-        d, p = s - t, s + t
-        cross = d @ p.mT
-        gap = ((d @ d.mT) * (p @ p.mT) + cross * cross.mT).sum() / 2
-    else:
-        wide = widest(s)
-        ss, st, tt = ((a @ b.mT).square().sum(dtype=wide) for a, b in ((s, s), (s, t), (t, t)))
-        gap = (ss - 2 * st + tt).to(s.dtype)
-    return at_least_zero(gap)
+        d = s - t
+        ss, sd, dd = s @ s.mT, s @ d.mT, d @ d.mT
+        pd = 2 * sd - dd
+        pp = 4 * ss - 2 * (sd + sd.mT) + dd
+        value = ((dd * pp).sum() + (pd * pd.mT).sum()) / 2
+        of_d, of_s = (x * 4 / count for x in (ss - sd, sd))
+        return value.clamp(min=0) / count, (of_d @ d).baddbmm_(of_s, s)
+    ss, st, tt = s @ s.mT, s @ t.mT, t @ t.mT
+    value = squared_norm(ss) - 2 * squared_norm(st) + squared_norm(tt)
+    of_s, of_t = ss * 4 / count, st * -4 / count
+    return value.clamp(min=0).to(s.dtype) / count, (of_s @ s).baddbmm_(of_t, t)
 
 
-def at_least_zero(x: Tensor) -> Tensor:
-    """Lift a value that rounding has brought below 0 to 0, and leave the gradient as it is."""
-    return x - x.detach().clamp(max=0)
+def squared_norm(x: Tensor) -> Tensor:
+    """The sum of the squares of all entries, added up in the widest type."""
+    return x.square().sum(dtype=widest(x))
 
 
 def widest(x: Tensor) -> torch.dtype:
@@ -300,6 +348,30 @@ def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8) -> Ten
     if detach_norm:
         norm = norm.detach()
     return x / norm.masked_fill(norm <= eps, math.inf)
+
+
+def lengths(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """The L2 norms along dimension 1, which stays; infinite where no larger than ``eps``.
+
+    Dividing by them is what :func:`unit_vectors` does.
+    """
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return norm.masked_fill_(norm <= eps, math.inf)
+
+
+def through_lengths(gradient: Tensor, x: Tensor, length: Tensor) -> Tensor:
+    """From the gradient ``g`` of ``u = x / |x|`` that of ``x``: ``(g - u (u . g)) / |x|``.
+
+    Args:
+        gradient (Tensor): ``g``, (N, C, ...). It is overwritten.
+        x (Tensor): (N, C, ...).
+        length (Tensor): What :func:`lengths` gives for ``x``.
+
+    Returns:
+        Tensor: The gradient with respect to ``x``.
+    """
+    along = (x * gradient).sum(1, keepdim=True) / length
+    return gradient.addcmul_(x, along / length, value=-1).div_(length)
 
 
 def nz(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import Callable, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
-    at_least_zero,
     check_shapes,
     full_precision,
     gram_gap,
+    lengths,
     loss_weights,
-    nz,
     one_of,
     pool_to_common_size,
     sum_over_maps,
+    through_lengths,
     widest,
+    with_gradient,
 )
 from mmkd_plugin.registry import MODELS
 
 KERNELS = ('polynomial', 'linear', 'gaussian')
+#: A channel no longer than this is all zero.
+EPS = 1e-12
 
 # The least sigma^2 of the gaussian kernel, in units of the rounding of numbers near 1: the rounding
 # of a pattern then has a gradient of about a hundredth. In float32, angles of 0.003 are this small.
@@ -43,26 +46,46 @@ def neuron_selectivity(student: Tensor, teacher: Tensor, kernel: str = 'polynomi
         Tensor: A scalar, never below 0.
     """
     check_shapes(student, teacher, same_channels=False, same_size=False)
-    compare = dict(polynomial=polynomial_mmd, linear=linear_mmd, gaussian=gaussian_mmd)[kernel]
+    mmd = dict(polynomial=polynomial_mmd, linear=linear_mmd, gaussian=gaussian_mmd)[kernel]
     with full_precision(student, teacher) as (s, t):
-        s, t = map(patterns, pool_to_common_size(s, t))
-        return compare(s, t) / max(len(s), 1)
+        s, t = (x.flatten(2) for x in pool_to_common_size(s, t))
+        return with_gradient(partial(pattern_gap, t=t, mmd=mmd), s)
+
+
+def pattern_gap(
+    s: Tensor, t: Tensor, mmd: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The mean over the samples of a discrepancy of patterns, and its gradient.
+
+    Args:
+        s (Tensor): The student's channels, (N, C_s, n), in float32 or wider.
+        t (Tensor): The teacher's channels, (N, C_t, n).
+        mmd (Callable): Takes the :func:`patterns` of both, which it may overwrite; returns what
+            this function does, with the gradient with respect to the former.
+
+    Returns:
+        tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
+    """
+    value, gradient = mmd(patterns(s), patterns(t))
+    rows = s.flatten(0, 1)
+    return value, through_lengths(gradient.flatten(0, 1), rows, lengths(rows, EPS)).view_as(s)
 
 
 def patterns(x: Tensor) -> Tensor:
     """Where each channel is active: a vector of length 1, or of zeros if the channel is all zero.
 
     Args:
-        x (Tensor): (N, C, H, W), in float32 or wider.
+        x (Tensor): (N, C, n) or (N, C, H, W), in float32 or wider.
 
     Returns:
-        Tensor: (N, C, H*W).
+        Tensor: (N, C, n).
     """
-    return nz(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    rows = x.flatten(2).flatten(0, 1)
+    return (rows / lengths(rows, EPS)).unflatten(0, x.shape[:2])
 
 
-def polynomial_mmd(s: Tensor, t: Tensor) -> Tensor:
-    """Squared MMD with ``k(a, b) = (a . b)^2``, summed over the batch.
+def polynomial_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared MMD with ``k(a, b) = (a . b)^2``, mean over the samples, and its gradient.
 
     The mean of ``k`` over all pairs of rows of ``S`` and ``T`` is ``<S^T S / C_s, T^T T / C_t>``, a
     product of matrices, so the three terms together are the squared distance of two of these.
@@ -72,41 +95,62 @@ def polynomial_mmd(s: Tensor, t: Tensor) -> Tensor:
         t (Tensor): Patterns of the teacher, (N, C_t, n).
 
     Returns:
-        Tensor: A scalar.
+        tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    return gram_gap(s / s.shape[1] ** 0.5, t / t.shape[1] ** 0.5)
+    (batch, c_s, _), c_t = s.shape, t.shape[1]
+    return gram_gap(s, t if c_s == c_t else t.mul_((c_s / c_t) ** 0.5), max(batch, 1) * c_s**2)
 
 
-def linear_mmd(s: Tensor, t: Tensor) -> Tensor:
-    """Squared MMD with ``k(a, b) = a . b``: the squared distance of the means, as above."""
-    return (s.mean(1) - t.mean(1)).square().sum()
+def linear_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """As above, with ``k(a, b) = a . b``: the squared distance of the means."""
+    batch, c_s, _ = s.shape
+    gap = s.mean(1, keepdim=True) - t.mean(1, keepdim=True)
+    count = max(batch, 1)
+    return gap.square().sum() / count, (gap * 2 / (count * c_s)).repeat(1, c_s, 1)
 
 
-def gaussian_mmd(s: Tensor, t: Tensor) -> Tensor:
-    """Squared MMD with ``k(a, b) = exp(-||a - b||^2 / (2 sigma^2))``, as above.
+def gaussian_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """As above, with ``k(a, b) = exp(-||a - b||^2 / (2 sigma^2))``.
 
     ``sigma^2`` is the mean of ``||a - b||^2`` over the pairs of one row of the student and one of
     the teacher, a number per sample.
+
+    With ``E = -||a - b||^2 / (2 sigma^2)``, the gradient is ``-k / (2 sigma^2)`` times its factor
+    in the three terms with respect to each squared distance, and ``-1 / sigma^2`` times the same
+    three terms of ``k E`` with respect to ``sigma^2``.
     """
     # Distances do not depend on the origin. With it amid the rows, no digits are lost where these
     # are close to each other.
-    centre = (s.detach().mean(1, keepdim=True) + t.mean(1, keepdim=True)) / 2
-    s, t = s - centre, t - centre
-    between = squared_distances(s, t)
+    centre = (s.mean(1, keepdim=True) + t.mean(1, keepdim=True)) / 2
+    s, t = s.sub_(centre), t.sub_(centre)
+    squares = squared_distances(s, s), squared_distances(s, t), squared_distances(t, t)
+    mean = squares[1].mean((1, 2), keepdim=True)
     # Rows that differ by hardly more than their rounding count as equal.
     floor = ROUNDING * torch.finfo(s.dtype).eps
-    variance = between.mean((1, 2), keepdim=True).clamp(min=floor)
-    ss, st, tt = (
-        (distances / (-2 * variance)).exp().mean((1, 2), dtype=widest(s))
-        for distances in (squared_distances(s, s), between, squared_distances(t, t))
-    )
-    return at_least_zero((ss - 2 * st + tt).sum().to(s.dtype))
+    variance = mean.clamp(min=floor)
+    exponents = [x / (-2 * variance) for x in squares]
+    kernels = [x.exp() for x in exponents]
+    value = three_terms(*kernels).sum().clamp(min=0) / max(len(s), 1)
+    of_variance = three_terms(*(k * e for k, e in zip(kernels, exponents))).to(s.dtype) / -variance
+    of_variance = of_variance.masked_fill(mean < floor, 0)
+    ss, st, _ = kernels
+    of_ss = ss / (-2 * variance * max(ss.numel(), 1))
+    of_st = (st / variance + of_variance) / max(st.numel(), 1)
+    # sum over j of 4 of_ss_ij (s_i - s_j) + 2 of_st_ij (s_i - t_j)
+    to_itself = torch.diag_embed(4 * of_ss.sum(2) + 2 * of_st.sum(2)) - 4 * of_ss
+    return value.to(s.dtype), to_itself @ s - (2 * of_st) @ t
+
+
+def three_terms(ss: Tensor, st: Tensor, tt: Tensor) -> Tensor:
+    """``mean ss - 2 mean st + mean tt`` of each sample, (N, 1, 1), in the widest type."""
+    ss, st, tt = (x.mean((1, 2), keepdim=True, dtype=widest(x)) for x in (ss, st, tt))
+    return ss - 2 * st + tt
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """``||a_i - b_j||^2`` for all pairs of rows: (N, C_a, n) and (N, C_b, n) to (N, C_a, C_b)."""
-    lengths = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None, :]
-    return torch.baddbmm(lengths, a, b.mT, alpha=-2)
+    sums = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None, :]
+    return torch.baddbmm(sums, a, b.mT, alpha=-2)
 
 
 @MODELS.register_module()

@@ -14,9 +14,11 @@ from mmkd_plugin.losses.functional import (
     check_shapes,
     full_precision,
     gram_gap,
+    lengths,
     loss_weights,
     sum_over_maps,
-    unit_vectors,
+    through_lengths,
+    with_gradient,
 )
 from mmkd_plugin.registry import MODELS
 
@@ -58,9 +60,25 @@ def pair_wise(
                 f'{tuple(teacher.shape)} leave {tuple(s.shape[2:])} and {tuple(t.shape[2:])} '
                 f'positions with pool={pool}; name a `connector` that resizes'
             )
-        s, t = unit_vectors(s.flatten(2), detach_norm), unit_vectors(t.flatten(2))
-        batch, _, positions = s.shape
-        return gram_gap(s, t) / max(batch * positions**2, 1)
+        compare = partial(cosine_gap, t=t.flatten(2), detach_norm=detach_norm)
+        return with_gradient(compare, s.flatten(2))
+
+
+def cosine_gap(s: Tensor, t: Tensor, detach_norm: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean over all pairs of positions of ``(cos_T - cos_S)^2``, and its gradient.
+
+    Args:
+        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
+        t (Tensor): The teacher's vectors, (N, C_t, n).
+        detach_norm (bool): See :class:`PairWiseLoss`. Default: False.
+
+    Returns:
+        tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.
+    """
+    length = lengths(s)
+    pairs = max(s.shape[0] * s.shape[2] ** 2, 1)
+    value, gradient = gram_gap(s / length, t / lengths(t), pairs)
+    return value, gradient.div_(length) if detach_norm else through_lengths(gradient, s, length)
 
 
 def max_pool(x: Tensor, pool: int | float | None) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from allocations import Allocations
 from loss_contract import LossContract, random_pair, value_and_grad
+from memory import saved_bytes
 
 from mmkd_plugin.losses import PairWiseLoss
 from mmkd_plugin.losses.functional import gram_gap, unit_vectors
@@ -201,10 +202,9 @@ def test_equal_cosines_never_cost_less_than_nothing(padding, seed):
     size = teacher.shape[1]
     rotation = torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
     for other in (teacher, rotation @ teacher):
-        s, t = unit_vectors(student.clone().requires_grad_()), unit_vectors(other)
-        gap = gram_gap(s, t)
+        s, t = unit_vectors(student), unit_vectors(other)
+        gap, _ = gram_gap(s, t)
         assert 0 <= gap.item() / (2 * 256**2) < 1e-7
-        assert gap.requires_grad
 
 
 def test_identical_maps_cost_exactly_nothing():
@@ -218,13 +218,15 @@ def test_identical_maps_cost_exactly_nothing():
 
 
 @pytest.mark.parametrize(('c_s', 'c_t'), [(128, 128), (64, 128)])
-def test_every_position_of_a_large_map_fits_in_100_mb(c_s, c_t):
+def test_every_position_of_a_large_map_fits_in_18_mb(c_s, c_t):
     size = (64, 128)
     student, teacher = random_pair(((1, c_s, *size), (1, c_t, *size)), torch.float32)
+    loss = PairWiseLoss(pool=None)
+    assert saved_bytes(lambda: loss(student, teacher), student, teacher) == 4 * student.numel()
     with Allocations() as made:
-        PairWiseLoss(pool=None)(student, teacher).backward()
+        loss(student, teacher).backward()
     assert made.largest <= 4 * 128 * 64 * 128  # one map; the n x n matrix would take 268 MB
-    assert made.peak < 100e6
+    assert made.peak < 18e6
 
 
 def test_matrices_of_few_positions_are_built_instead_of_wide_ones():
