@@ -41,7 +41,8 @@ setup(
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
     install_requires=requirements('runtime'),
     extras_require={
-        name: requirements(name) for name in ('onedl', 'upstream', 'cache', 'demo', 'test')
+        name: requirements(name)
+        for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'test')
     },
     zip_safe=False,
 )

@@ -1,0 +1,1 @@
+"""What distillation costs, measured: ``python -m benchmarks --help``."""

@@ -1,0 +1,181 @@
+"""What distillation costs, measured: losses, training steps, memory.
+
+Every form of a loss or a step is run in turns in one process, after a check that they agree;
+ratios are medians over the rounds, with quartiles. Prints tables and, for each target of the
+project, PASS or the shortfall; --out keeps tables, numbers and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks import cases, losses, measure, plots, report, steps, targets
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    about, _, more = __doc__.partition('\n\n')
+    top = argparse.ArgumentParser('python -m benchmarks', description=about, epilog=more)
+    commands = top.add_subparsers(dest='command', required=True)
+    known = ', '.join(cases.registered_losses())
+    for name, what, things in (
+        ('losses', 'forward and backward of each loss, against other forms and its floor', 'LOSS'),
+        ('step', "an optimizer step: student alone, with a teacher, MMRazor's, ours", 'PAIR'),
+    ):
+        one = commands.add_parser(name, help=what, description=what)
+        names = known if things == 'LOSS' else ', '.join(steps.PAIRS)
+        one.add_argument('names', nargs='*', metavar=things, help=f'default: all ({names})')
+        one.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
+        one.add_argument('--threads', type=int, help='CPU threads; default: 2, or 1 if alone')
+        one.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
+        one.add_argument('--out', type=Path, help='folder for tables, numbers and plot')
+        one.add_argument('--overwrite', action='store_true', help='replace files of that name')
+        one.add_argument(
+            '--seconds', type=float, help='how long to measure each case; default: 6, steps 60'
+        )
+        one.add_argument(
+            '--clock',
+            choices=('wall', 'cpu'),
+            default='wall',
+            help='cpu: seconds of all threads together, for a machine that others use too',
+        )
+        if name == 'losses':
+            one.add_argument('--no-compile', action='store_true', help='eager forms alone')
+            one.add_argument('--memory', type=float, help='GiB; what needs more is not run')
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command."""
+    args = parser().parse_args(argv)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 170
+    try:
+        run(args, console)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f'benchmarks {args.command}: {error}') from None
+
+
+def run(args: argparse.Namespace, console: Console) -> report.Report:
+    """Measures, prints, and keeps what was asked for.
+
+    Raises:
+        ValueError: If a name or an argument is wrong.
+        FileExistsError: If a file would be replaced.
+    """
+    device = torch.device(args.device)
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: PyTorch finds no GPU here; leave it out for the CPU')
+    chosen = (cases.pick if args.command == 'losses' else pick_pairs)(args.names, args.quick)
+    files = output_files(args)
+    torch.set_num_threads(args.threads or min(2, os.cpu_count() or 1))
+    warnings.filterwarnings('ignore', category=UserWarning)
+    outcome = report.Report(
+        args.command,
+        device.type,
+        measure.describe_machine(device),
+        dict(quick=args.quick, clock=args.clock, load=measure.load()),
+    )
+    measure_all(args, device, chosen, outcome, console)
+    for grid in (*report.grids(outcome), targets_grid(outcome)):
+        console.print(grid.rich())
+    for line in report.notes(outcome):
+        console.print(line, style='dim', highlight=False)
+    console.print(report.machine_line(outcome), style='dim', highlight=False)
+    if files:
+        args.out.mkdir(parents=True, exist_ok=True)
+        files['json'].write_text(outcome.to_json(), encoding='utf-8')
+        files['md'].write_text(markdown(outcome, files), encoding='utf-8')
+        plots.draw(outcome, files['png'])
+        console.print(f'written: {", ".join(map(str, files.values()))}', highlight=False)
+    return outcome
+
+
+def pick_pairs(names: list[str], quick: bool) -> list[steps.Pair]:
+    return steps.pick(names)
+
+
+def measure_all(
+    args: argparse.Namespace,
+    device: torch.device,
+    chosen: list,
+    outcome: report.Report,
+    console: Console,
+) -> None:
+    """Fills the report, showing progress."""
+    with (
+        Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        ) as progress,
+        losses.compiling_anew(),
+    ):
+        bar = progress.add_task('', total=len(chosen))
+        clock = measure.CLOCKS[args.clock]
+        for one in chosen:
+            if args.command == 'losses':
+                progress.update(bar, description=f'{one.name}, {one.where}')
+                settings = losses.Settings(
+                    device,
+                    6 if args.seconds is None else args.seconds,
+                    not args.no_compile,
+                    int(args.memory * 2**30)
+                    if args.memory
+                    else losses.Settings.default_memory(device),
+                    clock,
+                )
+                outcome.rounds.append(losses.measure(one, settings))
+            else:
+                progress.update(bar, description=one.title)
+                seconds = 60 if args.seconds is None else args.seconds
+                outcome.rounds.append(steps.measure(one, device, seconds, args.quick, clock))
+            progress.advance(bar)
+
+
+def output_files(args: argparse.Namespace) -> dict[str, Path]:
+    """The files that will be written, by suffix.
+
+    Raises:
+        FileExistsError: If one is there and must not be replaced.
+    """
+    if args.out is None:
+        return {}
+    stem = f'{args.command}-{torch.device(args.device).type}'
+    files = {suffix: args.out / f'{stem}.{suffix}' for suffix in ('json', 'md', 'png')}
+    there = [file.name for file in files.values() if file.exists()]
+    if there and not args.overwrite:
+        raise FileExistsError(
+            f'{args.out} has {", ".join(there)} already; choose another --out, or add --overwrite'
+        )
+    return files
+
+
+def targets_grid(outcome: report.Report) -> report.Grid:
+    """Each target that the command measures, and whether it is met."""
+    return report.Grid('Targets', targets.Verdict._fields, targets.verdicts(outcome), words=3)
+
+
+def markdown(outcome: report.Report, files: dict[str, Path]) -> str:
+    """Everything on one page."""
+    parts = [f'# `python -m benchmarks {outcome.command}`', report.machine_line(outcome)]
+    parts += [f'![plot]({files["png"].name})']
+    parts += [grid.markdown() for grid in report.grids(outcome)]
+    parts += ['\n'.join(f'- {line}' for line in report.notes(outcome))]
+    parts += ['## Targets', targets_grid(outcome).markdown()]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+if __name__ == '__main__':
+    main()

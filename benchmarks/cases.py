@@ -1,0 +1,252 @@
+"""What is measured of each loss: shapes of the papers, and other forms of the same formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import mmrazor, textbook
+from mmkd_plugin import losses as own
+from mmkd_plugin.registry import MODELS
+
+Shape = tuple[int, ...]
+#: Takes the student's and the teacher's maps, and what else the loss needs; gives a scalar.
+Loss = Callable[..., Tensor]
+
+#: By name: the papers' shapes, (N, C, H, W) or (N, D), and smaller ones for ``--quick``.
+SHAPES: dict[str, list[Shape]] = {
+    'logits': [(8, 19, 64, 128)],
+    'logits at image size': [(2, 19, 512, 1024)],
+    'features': [(8, 512, 64, 128)],
+    'one image': [(1, 128, 64, 128)],
+    'pyramid': [(2, 256, h, w) for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))],
+    'two stages': [(8, 128, 64, 128), (8, 256, 64, 128)],
+    'embeddings': [(128, 512)],
+    'classifier': [(256, 1000)],
+    'cifar': [(128, 64, 8, 8)],
+    'explanations': [(32, 1, 512, 1024)],
+}
+QUICK: dict[str, list[Shape]] = {
+    'logits': [(2, 5, 8, 16)],
+    'logits at image size': [(1, 5, 32, 64)],
+    'features': [(3, 16, 8, 16)],
+    'one image': [(1, 8, 8, 16)],
+    'pyramid': [(1, 8, 12, 16), (1, 8, 6, 8), (1, 8, 3, 4)],
+    'two stages': [(2, 6, 8, 16), (2, 8, 8, 16)],
+    'embeddings': [(8, 12)],
+    'classifier': [(8, 10)],
+    'cifar': [(4, 6, 4, 4)],
+    'explanations': [(3, 1, 16, 32)],
+}
+CLASSES = 19
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one call of a loss gets."""
+
+    student: Tensor | list[Tensor]
+    teacher: Tensor | list[Tensor]
+    others: tuple[Tensor, ...] = ()
+
+    @property
+    def students(self) -> list[Tensor]:
+        return [self.student] if isinstance(self.student, Tensor) else self.student
+
+    def call(self, loss: Loss) -> list[Tensor]:
+        """One forward and one backward; the gradients."""
+        value = loss(self.student, self.teacher, *self.others)
+        return list(torch.autograd.grad(value, self.students))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss at one size.
+
+    Args:
+        loss (str): The name under which it is registered.
+        where (str): A key of :data:`SHAPES`.
+        shapes (Sequence[Shape]): Those of the student's maps and of the teacher's.
+        options (dict): Arguments of the loss.
+        textbook (Loss): The formula as the paper states it.
+        razor (Callable, optional): Builds MMRazor's form. Defaults to None: it has none.
+        others (str, optional): What the loss takes besides maps, ``'labels'`` or ``'margin'``.
+        remark (str): What to know about the case.
+        variant (str): Tells cases of one loss with other arguments apart.
+    """
+
+    loss: str
+    where: str
+    shapes: Sequence[Shape]
+    options: dict[str, Any]
+    textbook: Loss
+    razor: Callable[[], Loss] | None = None
+    others: str | None = None
+    remark: str = ''
+    variant: str = ''
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return ' '.join(filter(None, (self.loss, self.variant)))
+
+    @property
+    def size(self) -> str:
+        """The shapes, in words."""
+        first, *rest = ('×'.join(map(str, shape)) for shape in self.shapes)
+        many = f' and {len(rest)} more' if len(rest) > 1 else f' and {rest[0]}' if rest else ''
+        return first + many
+
+    def ours(self) -> nn.Module:
+        """The loss of this package."""
+        return getattr(own, self.loss)(**self.options)
+
+    def inputs(self, device: torch.device | str = 'cpu', dtype: Any = torch.float32) -> Inputs:
+        """Made-up maps, the same ones each time."""
+        generator = torch.Generator().manual_seed(0)
+
+        def maps(learning: bool) -> list[Tensor]:
+            return [
+                torch.randn(shape, generator=generator, dtype=dtype)
+                .to(device)
+                .requires_grad_(learning)
+                for shape in self.shapes
+            ]
+
+        student, teacher, others = maps(True), maps(False), ()
+        count, channels, *side = self.shapes[0]
+        if self.others == 'labels':  # blocks of one class, some of them to ignore
+            blocks = torch.randint(
+                0, CLASSES + 2, (count, *(max(1, s // 4) for s in side)), generator=generator
+            )
+            blocks[blocks >= CLASSES] = 255
+            labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
+            others = (labels.to(device),)
+        elif self.others == 'margin':
+            others = ((-torch.rand(channels, generator=generator, dtype=dtype)).to(device),)
+        if len(self.shapes) == 1:
+            return Inputs(student[0], teacher[0], others)
+        return Inputs(student, teacher, others)
+
+
+def razor(name: str, **options: float) -> Callable[[], Loss]:
+    """MMRazor's form, for one map or for several."""
+    return lambda: textbook.over_maps(mmrazor.loss(name, **options))
+
+
+def razor_overhaul() -> Loss:
+    """Its connector raises the teacher's map to the margin before its loss sees it."""
+    loss = mmrazor.loss('ofd_loss.OFDLoss', mul_factor=1)
+    return lambda s, t, margin: loss(s, torch.max(t, margin.view(1, -1, 1, 1)))
+
+
+def cases(quick: bool = False) -> list[Case]:
+    """Every case, with the papers' shapes or with small ones."""
+    shapes = QUICK if quick else SHAPES
+    found: list[Case] = []
+
+    def add(loss: str, wheres: Sequence[str], formula: Loss, *form: Any, **more: Any) -> None:
+        options = more.pop('options', {})
+        for where in wheres:
+            found.append(Case(loss, where, shapes[where], options, formula, *form, **more))
+
+    def kl(where: str, tau: float) -> Callable[[], Loss]:
+        # It divides by N alone; the weight makes the mean over the positions of it.
+        weight = 1 / math.prod(shapes[where][0][2:])
+        return razor('kl_divergence.KLDivergence', tau=tau, loss_weight=weight)
+
+    every_logits = ['logits', 'logits at image size']
+    add(
+        'ChannelWiseLoss',
+        ['features', *every_logits, 'pyramid'],
+        textbook.channel_wise(4),
+        razor('cwd.ChannelWiseDivergence', tau=4),
+        options=dict(tau=4),
+    )
+    for where in every_logits:
+        add('PixelWiseLoss', [where], textbook.softened(1, 1), kl(where, 1))
+    add('SoftTargetLoss', ['classifier'], textbook.softened(4, 1), kl('classifier', 4))
+    add('AttentionLoss', ['features', 'pyramid'], textbook.attention, razor('at_loss.ATLoss'))
+    add('GradientAttentionLoss', ['features'], textbook.gradient_attention)
+    for pool, wheres in ((None, ['one image', 'features']), (2, ['features']), (0.5, ['features'])):
+        add(
+            'PairWiseLoss',
+            wheres,
+            textbook.pair_wise(pool),
+            options=dict(pool=pool),
+            variant='all positions' if pool is None else f'pool={pool}',
+        )
+    add(
+        'IntraClassVariationLoss',
+        ['features'],
+        textbook.intra_class_variation(CLASSES),
+        others='labels',
+        variant=f'{CLASSES} classes',
+    )
+    add('NeuronSelectivityLoss', ['features'], textbook.neuron_selectivity)
+    add(
+        'NeuronSelectivityLoss',
+        ['cifar'],
+        textbook.neuron_selectivity_broadcast,
+        remark='textbook: all products of two channels held at once',
+    )
+    for similarity, wheres in (('distance', ['logits', 'features']), ('cosine', ['logits'])):
+        add(
+            'LocalSimilarityLoss',
+            wheres,
+            textbook.local_similarity(similarity),
+            options=dict(similarity=similarity),
+            variant=similarity,
+        )
+    mean_squares = razor('l2_loss.L2Loss', normalize=False, div_element=True)
+    add('HintLoss', ['features', 'pyramid'], textbook.hint, mean_squares)
+    boundaries = razor('ab_loss.ABLoss', loss_weight=1000 / 3)
+    add('ActivationBoundaryLoss', ['features'], textbook.activation_boundary, boundaries)
+    add('OverhaulLoss', ['features'], textbook.overhaul, razor_overhaul, others='margin')
+    factors = razor('factor_transfer_loss.FTLoss')
+    add('FactorTransferLoss', ['features'], textbook.factor_transfer, factors)
+    add('FSPLoss', ['two stages'], textbook.fsp)
+    for loss, kind, formula in (
+        ('RKDDistanceLoss', 'DistanceWiseRKD', textbook.rkd_distance),
+        ('RKDAngleLoss', 'AngleWiseRKD', textbook.rkd_angle),
+    ):
+        form = razor(f'relational_kd.{kind}', loss_weight=1, with_l2_norm=False)
+        add(loss, ['embeddings', 'features'], formula, form)
+    add('ExplanationLoss', ['explanations'], textbook.explanation)
+    return found
+
+
+def pick(names: Sequence[str], quick: bool = False) -> list[Case]:
+    """The cases of some losses, or all.
+
+    Raises:
+        ValueError: If there is no loss of a name; with the nearest one.
+    """
+    every = cases(quick)
+    known = dict.fromkeys(case.loss for case in every)
+    for name in names:
+        check_name('loss', name, known)
+    return [case for case in every if not names or case.loss in names]
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raises a ValueError that names the nearest known one if a name is not known."""
+    known = list(known)
+    if name not in known:
+        close = get_close_matches(name.lower(), [one.lower() for one in known], n=1, cutoff=0.4)
+        near = next((one for one in known if [one.lower()] == close), None)
+        hint = f'; did you mean {near}?' if near else ''
+        raise ValueError(f'there is no {what} {name!r}{hint} (known: {", ".join(known)})')
+
+
+def registered_losses() -> list[str]:
+    """The names of all losses that configs can use."""
+    MODELS.import_from_location()
+    home = own.__name__
+    return sorted(n for n, kind in MODELS.module_dict.items() if kind.__module__.startswith(home))

@@ -1,0 +1,176 @@
+"""``losses``: forward and backward of each loss against other forms of it and against its floor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks import mmrazor
+from benchmarks.cases import Case, Inputs, Loss
+from benchmarks.measure import PeakBytes, Rounds, free_bytes, synchronize, take_turns
+
+TEXTBOOK, RAZOR, EAGER, COMPILED, FLOOR = 'textbook', 'MMRazor', 'ours', 'ours, compiled', 'floor'
+OURS = (EAGER, COMPILED)
+COMPETITORS = (RAZOR, TEXTBOOK)
+#: How far two forms of one formula may be apart in float32: of the value, and of the gradient.
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How losses are measured.
+
+    Args:
+        device (torch.device): Where.
+        seconds (float): For each case, after compiling.
+        compiled (bool): Whether to compile ours too.
+        memory (int): Bytes; a form that would need more is not run.
+        clock (Callable): What measures, one of :data:`benchmarks.measure.CLOCKS`.
+    """
+
+    device: torch.device
+    seconds: float
+    compiled: bool
+    memory: int
+    clock: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def default_memory(cls, device: torch.device) -> int:
+        """Four fifths of what is free on a GPU, half of it in main memory."""
+        return int(free_bytes(device) * (0.8 if device.type == 'cuda' else 0.5))
+
+
+def measure(case: Case, settings: Settings) -> Rounds:
+    """Measures the forms of one case in turns, after checking that they agree."""
+    forget_compiled()
+    found = Rounds(case.name, f'{case.where} {case.size}')
+    inputs = case.inputs(settings.device)
+    forms = forms_of(case, settings, found)
+    calls, reference = {}, None
+    for name in (EAGER, *(name for name in forms if name != EAGER)):
+        try:
+            start = time.perf_counter()
+            result = value_and_gradients(forms[name], inputs)
+            synchronize(settings.device)
+            took = time.perf_counter() - start
+        except Exception as error:
+            if name == EAGER:
+                raise
+            found.notes[name] = f'failed: {str(error).strip().splitlines()[0][:120]}'
+            continue
+        if name == COMPILED:
+            found.extra['compile seconds'] = took
+            found.extra['graph breaks'] = graph_breaks()
+        reference = result if name == EAGER else reference
+        apart = difference(result, reference)
+        if apart > TOLERANCE:
+            found.notes[name] = f'not timed: differs from ours by {apart:.2g}'
+            continue
+        calls[name] = lambda name=name: inputs.call(forms[name])
+    del reference, result
+    calls[FLOOR] = one_pass(inputs)
+    measured = take_turns(calls, settings.device, settings.seconds, settings.clock)
+    scale = traffic(inputs) / (2 * bytes_of(inputs.students))
+    measured[FLOOR] = [seconds * scale for seconds in measured[FLOOR]]
+    found.seconds = {name: measured[name] for name in (*forms, FLOOR) if name in measured}
+    return found
+
+
+def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
+    """The forms that can be run, by name; why others cannot goes into the notes."""
+    forms: dict[str, Loss] = {TEXTBOOK: case.textbook}
+    if case.razor is not None:
+        try:
+            forms[RAZOR] = case.razor()
+        except mmrazor.NotInstalled as error:
+            found.notes[RAZOR] = str(error)
+    forms[EAGER] = case.ours()
+    for name in list(forms):
+        needed = predicted_peak(case, forms[name])
+        if needed is not None and needed > settings.memory:
+            found.notes[name] = (
+                f'not run: needs {needed / 2**30:.1f} GiB, allowed are '
+                f'{settings.memory / 2**30:.1f}'
+            )
+            del forms[name]
+    if settings.compiled:
+        forms[COMPILED] = torch.compile(case.ours(), dynamic=True)
+    return forms
+
+
+def value_and_gradients(loss: Loss, inputs: Inputs) -> list[Tensor]:
+    """The value of a loss, and its gradient with respect to each of the student's maps."""
+    value = loss(inputs.student, inputs.teacher, *inputs.others)
+    return [value.detach(), *torch.autograd.grad(value, inputs.students)]
+
+
+def difference(result: list[Tensor], reference: list[Tensor]) -> float:
+    """The largest relative difference of value and gradients, in the L2 norm."""
+    gaps = []
+    for a, b in zip(result, reference):
+        size = torch.linalg.vector_norm(b)
+        gaps.append((torch.linalg.vector_norm(a - b) / size.clamp(min=1e-30)).item())
+    return max(gaps)
+
+
+def predicted_peak(case: Case, loss: Loss) -> int | None:
+    """Bytes that a call will need beside its inputs; None if it cannot be told without running."""
+    inputs = case.inputs('meta')
+    try:
+        with PeakBytes() as counter:
+            inputs.call(loss)
+    except (NotImplementedError, RuntimeError):  # what it does depends on the values
+        return None
+    return counter.peak
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def traffic(inputs: Inputs) -> int:
+    """Bytes of one read of the inputs and one write of the gradients."""
+    teachers = [inputs.teacher] if isinstance(inputs.teacher, Tensor) else inputs.teacher
+    return 2 * bytes_of(inputs.students) + bytes_of(teachers) + bytes_of(list(inputs.others))
+
+
+def one_pass(inputs: Inputs) -> Callable[[], Any]:
+    """Copies the student's maps into memory that is there already."""
+    sources = [x.detach() for x in inputs.students]
+    targets = [torch.empty_like(x) for x in sources]
+
+    def copy() -> None:
+        for source, target in zip(sources, targets):
+            target.copy_(source)
+
+    copy()
+    return copy
+
+
+def forget_compiled() -> None:
+    """Lets the compiler begin anew."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def graph_breaks() -> float:
+    """How many there were since :func:`forget_compiled`."""
+    return float(sum(torch._dynamo.utils.counters['graph_break'].values()))
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Without the caches on disk, so that the time to compile is that of a first run."""
+    import torch._inductor.config as config
+
+    before, config.force_disable_caches = config.force_disable_caches, True
+    try:
+        yield
+    finally:
+        config.force_disable_caches = before

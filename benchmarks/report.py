@@ -1,0 +1,169 @@
+"""What was measured, as tables, JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.measure import Footprint, Rounds, Spread
+
+
+@dataclass
+class Report:
+    """The outcome of one command.
+
+    Args:
+        command (str): ``'losses'``, ``'step'``, ``'memory'`` or ``'scaling'``.
+        device (str): ``'cpu'`` or ``'cuda'``.
+        machine (dict[str, str]): What :func:`benchmarks.measure.describe_machine` says.
+        settings (dict): Options of the command.
+        rounds (list[Rounds]): Times.
+        footprints (list[Footprint]): Bytes.
+        points (list[dict]): Of ``scaling``: what was varied, to which value, and the seconds.
+    """
+
+    command: str
+    device: str
+    machine: dict[str, str]
+    settings: dict[str, Any]
+    rounds: list[Rounds] = field(default_factory=list)
+    footprints: list[Footprint] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """As text that :meth:`from_json` reads."""
+        return json.dumps(asdict(self), indent=1) + '\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Reads what :meth:`to_json` wrote."""
+        data = json.loads(text)
+        data['rounds'] = [Rounds(**one) for one in data['rounds']]
+        data['footprints'] = [Footprint(**one) for one in data['footprints']]
+        return cls(**data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        return cls.from_json(Path(path).read_text(encoding='utf-8'))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of words, for the terminal and for Markdown; the first column reads to the right."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+    def rich(self) -> Table:
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, title_justify='left')
+        for number, name in enumerate(self.head):
+            justify = 'left' if number < self.words else 'right'
+            table.add_column(name, justify=justify, overflow='fold')
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        rule = ['---' if number < self.words else '--:' for number in range(len(self.head))]
+        lines = [self.head, rule, *self.rows]
+        return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def times(value: float) -> str:
+    """``'5.20×'``, three digits."""
+    return f'{value:.2f}×' if value < 10 else f'{value:.1f}×' if value < 100 else f'{value:.0f}×'
+
+
+def spread(ratio: Spread | None) -> str:
+    """Median and quartiles, ``'5.2× (4.9–5.6)'``."""
+    if ratio is None:
+        return ''
+    return f'{times(ratio.median)} ({times(ratio.low)[:-1]}–{times(ratio.high)[:-1]})'
+
+
+def milliseconds(seconds: Spread | None) -> str:
+    """Three digits of the median."""
+    return '' if seconds is None else f'{float(f"{seconds.median * 1e3:.3g}"):,g}'
+
+
+def megabytes(size: float) -> str:
+    """Three digits, in units of 10⁶ bytes."""
+    return f'{float(f"{size / 1e6:.3g}"):,g}'
+
+
+def grids(report: Report) -> list[Grid]:
+    """The tables of a report."""
+    if report.command == 'losses':
+        return [_loss_times(report), _compiling(report)]
+    if report.command == 'step':
+        return [_step_times(report)]
+    return []
+
+
+def _times(report: Report, variants: Sequence[str], ratios: Sequence[tuple[str, str]]) -> Grid:
+    """Milliseconds of each variant, and ratios of pairs of them."""
+    head = ['what', 'maps' if report.command == 'losses' else 'batch']
+    head += [f'{name}, ms' for name in variants]
+    head += [f'{slow} : {fast}' for slow, fast in ratios]
+    rows = []
+    for one in report.rounds:
+        cells = [
+            milliseconds(one.time(name)) or ('–' if name in one.notes else '') for name in variants
+        ]
+        cells += [spread(one.ratio(slow, fast)) for slow, fast in ratios]
+        rows.append([one.group, one.case, *cells])
+    clock = 'CPU time of all threads' if report.settings.get('clock') == 'cpu' else 'time'
+    title = f'Forward and backward: {clock}, median; ratios with their quartiles'
+    return Grid(title if report.command == 'losses' else f'Step: {clock}', head, rows, words=2)
+
+
+def _loss_times(report: Report) -> Grid:
+    variants = ('floor', 'textbook', 'MMRazor', 'ours', 'ours, compiled')
+    ratios = [('textbook', 'ours'), ('textbook', 'ours, compiled'), ('MMRazor', 'ours')]
+    ratios += [('MMRazor', 'ours, compiled')]
+    return _times(report, variants, ratios)
+
+
+def _compiling(report: Report) -> Grid:
+    rows = []
+    for one in report.rounds:
+        if 'compile seconds' in one.extra:
+            eager, compiled = one.time('ours'), one.time('ours, compiled')
+            saved = eager.median - compiled.median
+            pays = f'{one.extra["compile seconds"] / saved:,.0f}' if saved > 0 else 'never'
+            seconds = f'{one.extra["compile seconds"]:.1f}'
+            rows.append([one.group, one.case, seconds, pays, f'{one.extra["graph breaks"]:.0f}'])
+    head = ['what', 'maps', 'to compile, s', 'steps until it pays', 'graph breaks']
+    return Grid('Compiling', head, rows, words=2)
+
+
+def _step_times(report: Report) -> Grid:
+    variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, cached')
+    ratios = [(name, 'student') for name in variants[1:]]
+    return _times(report, variants, [*ratios, ('MMRazor', 'ours')])
+
+
+def machine_line(report: Report) -> str:
+    """The machine, in one line."""
+    parts = [f'{key} {value}' for key, value in report.machine.items()]
+    return '; '.join([*parts, f'load when it began {report.settings.get("load", "unknown")}'])
+
+
+def notes(report: Report) -> list[str]:
+    """Why something was not measured, one line for each reason."""
+    lines: dict[str, list[str]] = {}
+    for one in (*report.rounds, *report.footprints):
+        for variant, note in one.notes.items():
+            lines.setdefault(f'{variant}: {note}', []).append(f'{one.group}, {one.case}')
+    return [
+        f'{note} ({"; ".join(where) if len(where) < 4 else f"{len(where)} cases"})'
+        for note, where in lines.items()
+    ]
