@@ -67,6 +67,7 @@ class CachedTeacher:
         checkpoint (str, optional): That of the teacher; the cache has to be of it. Defaults to
             None: not checked.
         strict (bool): As of a :class:`Teacher`, so that the same dict does for both; not used.
+        inference (dict, optional): The same. Defaults to None.
         ignore (Sequence[str]): Types of transforms of your own in the train pipeline that leave
             each pixel in its place. Defaults to ``()``.
         name (str): What terms and messages call it. Defaults to ``'teacher'``.
@@ -81,6 +82,7 @@ class CachedTeacher:
         config: str | dict | None = None,
         checkpoint: str | None = None,
         strict: bool = True,
+        inference: dict | None = None,
         ignore: Sequence[str] = (),
         name: str = 'teacher',
     ) -> None:
