@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,12 +25,24 @@ from mmkd_plugin.dry_run import (
     never_ran,
     read_once,
 )
+from mmkd_plugin.inference import (
+    FOLDED_ERROR,
+    HALF_ERROR,
+    Inference,
+    amp_is_on,
+    distance,
+    fold,
+    foldable,
+)
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, find_module
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
 from mmkd_plugin.task_gradient import task_gradients
 
 stack.prepare()  # `mmseg::` paths on either stack
+
+#: As the teacher was built.
+EXACT = Inference('fp32', False, False, False)
 
 
 class Teacher:
@@ -44,9 +57,11 @@ class Teacher:
             weights random, for tests.
         strict (bool): Whether the checkpoint has to cover all weights. Defaults to True.
         name (str): What terms and messages call it. Defaults to ``'teacher'``.
+        inference (dict, optional): ``precision``, ``channels_last``, ``fuse_conv_bn`` and
+            ``compile`` of an :class:`Inference`. Defaults to None: the fastest for the device.
 
     Raises:
-        ValueError: If the config or the checkpoint is not usable.
+        ValueError: If the config, the checkpoint or ``inference`` is not usable.
         FileNotFoundError: If one of them does not exist.
     """
 
@@ -56,8 +71,13 @@ class Teacher:
         checkpoint: str | None,
         strict: bool = True,
         name: str = 'teacher',
+        inference: dict | None = None,
     ) -> None:
         self.name = name
+        try:
+            self._asked = Inference.from_config(inference)
+        except ValueError as error:
+            raise ValueError(f"teacher '{name}': inference: {error}") from None
         self.source = config if isinstance(config, str) else config.get('type', 'model dict')
         self.checkpoint = checkpoint
         self.model = _build(config, name)
@@ -75,6 +95,7 @@ class Teacher:
         self._heads: list[str] | None = None
         self._run: DryRun | None = None
         self._loss_run: DryRun | None = None
+        self.inference, self._how = EXACT, 'in fp32'
 
     def prepare(
         self,
@@ -110,8 +131,10 @@ class Teacher:
         self.model.to(device)
         if taps:
             self._heads = _heads_of(self.model, taps, owner)
-            self._run = self._prepare_maps(preprocessor, taps, device, size, owner)
+            self._run, example = self._prepare_maps(preprocessor, taps, device, size, owner)
             _check_ran(self.model, self._run, taps, owner)
+            with torch.no_grad():
+                self._settle(taps, *example, owner)
         if gradient_taps:
             self._loss_run = first_that_works(self.model, every, device, 'loss', owner)
             if self._loss_run.problem is not None:
@@ -130,7 +153,7 @@ class Teacher:
         device: torch.device,
         size: int,
         owner: str,
-    ) -> DryRun:
+    ) -> tuple[DryRun, tuple[Tensor, list | None]]:
         try:
             return self._try(taps, device, size)
         except TapError as error:
@@ -141,13 +164,54 @@ class Teacher:
                 raise
             return self._try(taps, device, *crop)
 
-    def _try(self, taps: Sequence[Tap], device: torch.device, size: int) -> DryRun:
-        inputs, samples = example_batch(self.model, device, size)
-        run = read_once(
-            self.model, taps, lambda: _forward(self.model, inputs, samples, self._heads)
-        )
+    def _try(
+        self, taps: Sequence[Tap], device: torch.device, size: int
+    ) -> tuple[DryRun, tuple[Tensor, list | None]]:
+        example = example_batch(self.model, device, size)
+        run = read_once(self.model, taps, lambda: _forward(self.model, *example, self._heads))
         run.size = size
-        return run
+        return run, example
+
+    def _settle(
+        self, taps: Sequence[Tap], inputs: Tensor, data_samples: list | None, owner: str
+    ) -> None:
+        """Chooses how to compute, and tries it on the image that the teacher was tried on."""
+        device, also = inputs.device, []
+        self.inference, why = self._asked.on(device)
+        exact = self._maps(inputs, data_samples, taps, EXACT)
+
+        def gap(inference: Inference) -> float:
+            return distance(self._maps(inputs, data_samples, taps, inference), exact)
+
+        if self.inference.fuse_conv_bn:
+            pairs = foldable(self.model, lambda: self._tensors(inputs, data_samples, taps))
+            undo = fold(pairs)
+            if gap(EXACT) <= FOLDED_ERROR:
+                also += [f'{len(pairs)} batch norms fused into their convolutions'] if pairs else []
+            else:
+                undo()
+                also.append('batch norms not fused, which would change its maps')
+        if self.inference.precision != 'fp32':
+            half = self.inference.precision
+            try:
+                error = gap(self.inference)
+                said = 'its maps are not finite' if error == float('inf') else ''
+            except Exception as caught:  # an operation of a foreign model that takes no such type
+                error, said = float('inf'), f'{type(caught).__name__}: {caught}'
+            if said and self._asked.precision == half:
+                raise ValueError(f"{owner} does not run with precision='{half}': {said}")
+            if error > HALF_ERROR and self._asked.precision == 'auto':
+                self.inference, _ = replace(self._asked, precision='fp32').on(device)
+                why = f'not in {half}: {said or f"its maps would change by {error:.0%}"}'
+        if self.inference.channels_last:
+            also.insert(0, 'channels_last')
+            if device.type == 'cuda':  # elsewhere there is nothing to gain
+                self.model.to(memory_format=torch.channels_last)
+        self._how = ', '.join([f'in {self.inference.precision} ({why})', *also])
+
+    def _tensors(self, *args: Any) -> list[Tensor]:
+        """All the maps of a forward in full precision, as the model made them."""
+        return [x for maps in self._maps(*args, EXACT).values() for x in as_list(maps)]
 
     @torch.no_grad()
     def __call__(
@@ -167,14 +231,35 @@ class Teacher:
                 behind it; none for the weights. Defaults to ``()``.
 
         Returns:
-            dict[Tap, Maps]: A tensor or a list of tensors for each tap.
+            dict[Tap, Maps]: A tensor or a list of tensors for each tap, contiguous, and in float32
+            unless the run itself uses automatic mixed precision.
         """
         inputs = self._convert(inputs, data_samples)
+        if on_path:
+            inference, _ = self._asked.where_differentiated.on(inputs.device)
+            return self._maps(inputs, data_samples, taps, inference, on_path)
+        values = self._maps(inputs, data_samples, taps, self.inference)
+        widen = self.inference.precision != 'fp32' and not amp_is_on(inputs.device)
+        return {
+            tap: _plain(x, widen) if isinstance(x, Tensor) else [_plain(y, widen) for y in x]
+            for tap, x in values.items()
+        }
+
+    def _maps(
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        taps: Sequence[Tap],
+        inference: Inference,
+        on_path: Sequence[Tap] = (),
+    ) -> dict[Tap, Maps]:
+        """What taps read in images that are normalised for the teacher."""
         run, heads = self._run, self._heads
         if heads is not None:
             heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
         reader = TapReader(self.model, taps, run.in_place, run.calls, run.places, on_path=on_path)
-        with torch.set_grad_enabled(bool(on_path)), reader:
+        inputs = inference.laid_out(inputs)
+        with torch.set_grad_enabled(bool(on_path)), inference.context(inputs.device), reader:
             _forward(self.model, inputs, data_samples, heads)
         return {tap: reader.read(tap) for tap in taps}
 
@@ -197,11 +282,12 @@ class Teacher:
             ``gradient_taps`` in their shapes.
         """
         inputs, run = self._convert(inputs, data_samples), self._loss_run
+        inference, _ = self._asked.where_differentiated.on(inputs.device)
         every = [*taps, *gradient_taps]
         reader = TapReader(
             self.model, every, run.in_place, places=run.places, on_path=gradient_taps
         )
-        with torch.enable_grad(), reader:
+        with torch.enable_grad(), inference.context(inputs.device), reader:
             losses = self.model(inputs, data_samples, mode='loss')
             loss = self.model.parse_losses(losses)[0]
             gradients = task_gradients(
@@ -252,7 +338,8 @@ class Teacher:
         roots = {name.split('.')[0] for name in run.ran[: last + 1]}
         parts = [name for name, _ in self.model.named_children() if name in roots]
         other = ', else' if self._loss_run is not None else ','
-        return f'{text}{other} runs {", ".join(parts)}; stops after {run.ran[last]}'
+        text += f'{other} runs {", ".join(parts)}; stops after {run.ran[last]}; {self._how}'
+        return text
 
 
 def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
@@ -313,6 +400,13 @@ def _read_config(path: str, name: str) -> Config:
             "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
         )
     return Config.fromfile(file)
+
+
+def _plain(tensor: Tensor, widen: bool) -> Tensor:
+    """A contiguous tensor, in float32 if it is to be widened and is in half precision."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if widen and half else tensor.dtype
+    return tensor.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) -> None:
