@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mmkd_plugin import inference
 from mmkd_plugin.inference import Inference
 from tests.runs import make_data
 
@@ -18,8 +20,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def exact_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope='session', autouse=True)
+def exact_teachers() -> Iterator[None]:
     """Teachers compute as they were built, so that numbers are the same on every machine."""
     exact = Inference('fp32', False, False, False), 'as all tests have it'
-    monkeypatch.setattr('mmkd_plugin.inference.best_for', lambda _: exact)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, 'best_for', lambda _: exact)
+        yield

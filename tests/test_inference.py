@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmkd_plugin import inference
 from mmkd_plugin.bcos import BcosBatchNorm2d, BcosConv2d
-from mmkd_plugin.inference import Inference, distance, fold, foldable
+from mmkd_plugin.inference import Inference, best_for, distance, fold, foldable
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teacher import Teacher
@@ -26,8 +26,9 @@ LOGITS = 'decode_head.conv_seg'
 
 
 @pytest.fixture(autouse=True)
-def exact_teachers() -> None:
-    """Here teachers are what users get."""
+def users_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here teachers are what users get, see ``conftest.py``."""
+    monkeypatch.setattr(inference, 'best_for', best_for)
 
 
 def trained(config: dict, seed: int = 0) -> nn.Module:

@@ -164,7 +164,8 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
     device = torch.device(get_device())
     preprocessor = build_preprocessor(cfg).to(device)
-    teacher = Teacher(**config)
+    # what is stored once and read in every epoch need not be computed in half precision
+    teacher = Teacher(**{'inference': dict(precision='fp32'), **config})
     every = [*taps, *(tap for term in explaining for tap in term.teacher_tap)]
     run = teacher.prepare(preprocessor, list(dict.fromkeys(every)), device)
     teacher.model.to(device)
