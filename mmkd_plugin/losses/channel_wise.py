@@ -7,15 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.divergence import divergence
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
     loss_weights,
     positive_number,
     sum_over_maps,
-    tempered_kl,
 )
 from mmkd_plugin.registry import MODELS
 
@@ -32,9 +31,8 @@ def channel_wise(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher)
-    with full_precision(student, teacher) as (s, t):
-        kl = tempered_kl(s.flatten(2), t.flatten(2), tau, dim=2)
-        return kl.sum() * (tau**2 / max(kl.numel(), 1))
+    weight = tau**2 / max(student.shape[0] * student.shape[1], 1)
+    return divergence(student.flatten(2), teacher.flatten(2), weight, tau, dim=2)
 
 
 @MODELS.register_module()

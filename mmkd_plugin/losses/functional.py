@@ -193,35 +193,22 @@ def full_precision(student: Tensor, teacher: Tensor) -> Iterator[tuple[Tensor, T
     Yields:
         tuple[Tensor, Tensor]: Both in one common type: float64 if either is, else float32.
     """
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    with _no_autocast(student.device.type):
+    dtype = common_type(student, teacher)
+    with no_autocast(student.device.type):
         yield student.to(dtype), teacher.detach().to(dtype)
 
 
-def _no_autocast(device_type: str) -> AbstractContextManager:
+def common_type(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """The type to compare two tensors in: float64 if either is, else float32."""
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+
+
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast off, on devices that have it."""
     try:
         return torch.autocast(device_type, enabled=False)
     except RuntimeError:  # a device without autocast (meta, say) has none to switch off
         return nullcontext()
-
-
-def tempered_kl(student: Tensor, teacher: Tensor, tau: float, dim: int) -> Tensor:
-    """``KL(p_tau(teacher) || p_tau(student))`` with the softmax along ``dim``, summed along it.
-
-    Args:
-        student (Tensor): Logits, in float32 or wider.
-        teacher (Tensor): Logits of the same shape, without gradient.
-        tau (float): Temperature: ``p_tau(x) = softmax(x / tau)``.
-        dim (int): The dimension of the softmax.
-
-    Returns:
-        Tensor: The divergences; the shape of the inputs without ``dim``.
-    """
-    log_s = torch.log_softmax(student / tau, dim)
-    log_t = torch.log_softmax(teacher / tau, dim)
-    p_t = log_t.exp()
-    # In place: nobody needs log_t any more, and these maps are the largest tensors of the loss.
-    return log_t.sub_(log_s).mul_(p_t).sum(dim)
 
 
 def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor, Tensor]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.divergence import divergence
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
+    common_type,
     labels_at,
     loss_weights,
     positive_number,
     sum_over_maps,
-    tempered_kl,
 )
 from mmkd_plugin.registry import MODELS
 
@@ -49,32 +48,13 @@ def soft_targets(
         Tensor: A scalar; 0 where no position is left.
     """
     check_shapes(student, teacher, ndims=ndims)
-    with full_precision(student, teacher) as (s, t):
-        kl = (bernoulli_kl if sigmoid else tempered_kl)(s, t, tau, dim=1)
-        if ignore_index is None:
-            return kl.sum() * (tau**2 / max(kl.numel(), 1))
-        kept = kept_positions(student, labels, ignore_index).to(kl.dtype)
-        return (kl * kept).sum() * tau**2 / kept.sum().clamp(min=1)
-
-
-def bernoulli_kl(student: Tensor, teacher: Tensor, tau: float, dim: int) -> Tensor:
-    """``KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau)))``, summed along ``dim``.
-
-    Args:
-        student (Tensor): Logits, in float32 or wider.
-        teacher (Tensor): Logits of the same shape, without gradient.
-        tau (float): Temperature.
-        dim (int): The dimension of the classes.
-
-    Returns:
-        Tensor: The divergences; the shape of the inputs without ``dim``.
-    """
-    divergences = []
-    for scale in (tau, -tau):  # the logits of yes, then those of no
-        log_s, log_t = F.logsigmoid(student / scale), F.logsigmoid(teacher / scale)
-        p_t = log_t.exp()
-        divergences.append(log_t.sub_(log_s).mul_(p_t).sum(dim))
-    return divergences[0] + divergences[1]
+    weight = tau**2 / max(student.shape[0] * student.shape[2:].numel(), 1)
+    if ignore_index is not None:
+        kept = kept_positions(student, labels, ignore_index).to(common_type(student, teacher))
+        weight = kept.flatten(1)[:, None] * (tau**2 / kept.sum().clamp(min=1))
+    if student.dim() == 4:
+        student, teacher = student.flatten(2), teacher.flatten(2)
+    return divergence(student, teacher, weight, tau, dim=1, sigmoid=sigmoid)
 
 
 def check_sigmoid(value: bool) -> bool:

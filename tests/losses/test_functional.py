@@ -12,7 +12,6 @@ from mmkd_plugin.losses.functional import (
     nz,
     positive_number,
     sum_over_maps,
-    tempered_kl,
     with_gradient,
 )
 
@@ -62,18 +61,6 @@ def test_sum_over_maps_pairs_in_order():
     total = sum_over_maps(lambda s, t: s * 10 + t, maps, tuple(reversed(maps)))
     assert total.item() == 66
     assert sum_over_maps(lambda s, t: s - t, maps[2], [maps[0]]).item() == 2
-
-
-def test_tempered_kl_keeps_the_other_dimensions():
-    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    assert tempered_kl(student, teacher, 2.0, dim=1).shape == (2, 4, 5)
-    expected = torch.nn.functional.kl_div(
-        (student / 2).log_softmax(1),
-        (teacher / 2).log_softmax(1),
-        reduction='none',
-        log_target=True,
-    )
-    torch.testing.assert_close(tempered_kl(student, teacher, 2.0, dim=1), expected.sum(1))
 
 
 def test_numbers():

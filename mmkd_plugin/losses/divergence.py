@@ -1,0 +1,103 @@
+"""Divergence of the student's classes from the teacher's, at a temperature."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkd_plugin.losses.one_pass import Slope, one_pass
+
+#: 2 to the power of x is several times as fast as e to the power of x on a CPU.
+LOG2_E = math.log2(math.e)
+
+
+def divergence(
+    student: Tensor,
+    teacher: Tensor,
+    weight: float | Tensor,
+    tau: float,
+    dim: int,
+    sigmoid: bool = False,
+) -> Tensor:
+    """``sum of weight * KL(p_tau(teacher) || p_tau(student))``.
+
+    With ``p_tau(x) = softmax(x / tau)`` along ``dim``, or ``sigmoid(x / tau)`` in each element:
+    then the divergences along ``dim`` are added up.
+
+    Args:
+        student (Tensor): Logits, (N, C) or (N, C, L), of any floating-point type.
+        teacher (Tensor): Logits of the same shape. They get no gradient.
+        weight (float | Tensor): Factor on all divergences, or one on each: the shape of the logits
+            with 1 along ``dim``.
+        tau (float): Temperature.
+        dim (int): The dimension of the classes.
+        sigmoid (bool): Whether the classes are independent. Default: False.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    formula, kernel = (_bernoulli, _bernoulli_slope) if sigmoid else (_softmax, _softmax_slope)
+    options = dict(tau=tau, dim=dim)
+    weights = (weight,) if isinstance(weight, Tensor) else ()
+    if not weights:
+        options['weight'] = weight
+    return one_pass(
+        partial(formula, **options),
+        partial(kernel, **options),
+        student,
+        teacher,
+        *weights,
+        dim=3 - dim,  # a distribution stays in one piece
+    )
+
+
+def _softmax(s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int) -> Tensor:
+    log_s, log_t = torch.log_softmax(s / tau, dim), torch.log_softmax(t / tau, dim)
+    return (log_t.exp() * (log_t - log_s) * weight).sum()
+
+
+def _softmax_slope(
+    s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int, slope: Slope
+) -> Tensor:
+    # with u = s - max(s) and v = t - max(t), both in units of tau * ln(2):
+    # KL = ln(2) * sum(p_t * (v - u)) + ln(sum(2^u) / sum(2^v))
+    u = torch.sub(s, s.amax(dim, keepdim=True), out=slope).mul_(LOG2_E / tau)
+    v = torch.sub(t, t.amax(dim, keepdim=True)).mul_(LOG2_E / tau)
+    gap = v - u
+    p_s, p_t = u.exp2_(), v.exp2_()
+    sum_s, sum_t = p_s.sum(dim, keepdim=True), p_t.sum(dim, keepdim=True)
+    kl = gap.mul_(p_t).sum(dim, keepdim=True) / (sum_t * LOG2_E) + (sum_s / sum_t).log()
+    if slope is not None:
+        p_s.mul_(weight / (tau * sum_s)).sub_(p_t.mul_(weight / (tau * sum_t)))
+    return (kl * weight).sum()
+
+
+def _bernoulli(s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int) -> Tensor:
+    losses = 0.0
+    for scale in (tau, -tau):  # the logits of yes, then those of no
+        log_s, log_t = F.logsigmoid(s / scale), F.logsigmoid(t / scale)
+        losses = losses + log_t.exp() * (log_t - log_s)
+    return (losses * weight).sum()
+
+
+def _bernoulli_slope(
+    s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int, slope: Slope
+) -> Tensor:
+    # ln(sigmoid(x)) = -relu(-x) - tail(x), and the tail ln(1 + e^-|x|) is the same for x and -x
+    s, t = s / tau, t / tau
+    p_s, p_t, q_s, q_t = s.sigmoid(), t.sigmoid(), s.neg().sigmoid_(), t.neg().sigmoid_()
+    kl = _tail(s) - _tail(t)
+    kl += (s.relu() - t.relu()).mul_(q_t)
+    kl += (s.neg_().relu_() - t.neg_().relu_()).mul_(p_t)
+    if slope is not None:  # p_s - p_t, without cancelling where both are close to 1
+        torch.mul(p_s, q_t, out=slope).sub_(q_s.mul_(p_t)).mul_(weight / tau)
+    return (kl * weight).sum()
+
+
+def _tail(x: Tensor) -> Tensor:
+    return x.abs().mul_(-LOG2_E).exp2_().log1p_()

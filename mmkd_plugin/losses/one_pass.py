@@ -1,0 +1,132 @@
+"""Losses whose gradient is computed along with their value, in one pass over the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmkd_plugin.losses.functional import common_type, full_precision, no_autocast
+
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # torch 2.0
+    from torch._dynamo import is_compiling
+
+#: A loss in ordinary operations: takes the student's map and the teacher's, gives a scalar.
+Formula = Callable[..., Tensor]
+
+#: The same for a piece of the maps: takes both pieces, and a tensor in the form of the student's
+#: to write its gradient to (None if nobody wants it).
+Kernel = Callable[..., Tensor]
+Slope = Optional[Tensor]
+
+#: What a piece has for each thread, in elements: with a copy or two it fits into the L2 cache.
+PIECE = 2**16
+
+
+def one_pass(
+    formula: Formula,
+    kernel: Kernel,
+    student: Tensor,
+    teacher: Tensor,
+    *others: Tensor,
+    dim: int = 1,
+) -> Tensor:
+    """The sum of ``kernel`` over pieces of the maps; ``formula`` while torch.compile traces.
+
+    On a CPU, memory that is touched for the first time costs more than all the arithmetic of a
+    loss. So only one map is made, that of the gradient, and everything else is as small as a
+    piece. The gradient of the student is all that is saved for the backward pass, which scales it.
+    It has no second derivative.
+
+    Args:
+        formula (Callable): ``formula(student, teacher, *others)`` gives the loss.
+        kernel (Callable): ``kernel(student, teacher, *others, slope=slope)`` gives the part of it
+            that comes from a piece, and writes the gradient to ``slope`` unless that is None.
+        student (Tensor): Map of the student, (N, ...), of any floating-point type.
+        teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
+        others (Tensor): What else is cut into the same pieces, with as many dimensions.
+        dim (int): Where to cut a sample that is too large for the cache. Default: 1.
+
+    Returns:
+        Tensor: A scalar in float32 or wider, the common type that both functions compute in.
+    """
+    if is_compiling():
+        with full_precision(student, teacher) as (s, t):
+            return formula(s, t, *others)
+    arguments = student, teacher.detach(), *others
+    if student.requires_grad and torch.is_grad_enabled():
+        return _OnePass.apply(kernel, dim, *arguments)
+    return _over_pieces(kernel, dim, None, arguments)
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, dim: int, student: Tensor, *others: Tensor) -> Tensor:
+        dtype = common_type(student, others[0])
+        slope = torch.empty_like(student, dtype=dtype)  # float16 has no room for it before scaling
+        ctx.save_for_backward(slope)
+        ctx.dtype = student.dtype
+        return _over_pieces(kernel, dim, slope, (student, *others))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (slope,) = ctx.saved_tensors
+        slope = slope * grad if _graph_is_kept() else slope.mul_(grad)
+        return None, None, slope.to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 3)
+
+
+def _graph_is_kept() -> bool:
+    """Whether there may be another backward pass, which needs what was saved for this one."""
+    asked = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return asked is None or asked()
+
+
+def _over_pieces(kernel: Kernel, dim: int, slope: Slope, maps: Sequence[Tensor]) -> Tensor:
+    student, teacher, *others = maps
+    dtype = common_type(student, teacher)
+    with torch.no_grad(), no_autocast(student.device.type):
+        values = [
+            kernel(
+                student[piece].to(dtype),
+                teacher[piece].to(dtype),
+                *(x[piece] for x in others),
+                slope=None if slope is None else slope[piece],
+            )
+            for piece in pieces(student, dim)
+        ]
+        return torch.stack(values).sum() if values else student.new_zeros((), dtype=dtype)
+
+
+def pieces(x: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a map along its batch and, where a sample alone is too large, along ``dim``.
+
+    Args:
+        x (Tensor): (N, ...). One that is not on a CPU stays whole.
+        dim (int): The other dimension.
+
+    Yields:
+        tuple[slice]: The index of each piece.
+    """
+    if not len(x):
+        return
+    if x.device.type != 'cpu':
+        yield (slice(None),)
+        return
+    room, sample = PIECE * torch.get_num_threads(), x[0].numel()
+    cuts = round(sample / room) if x.dim() > dim else 1
+    if cuts <= 1:
+        step = max(1, room // sample)
+        for n in range(0, len(x), step):
+            yield (slice(n, n + step),)
+        return
+    step = -(-x.shape[dim] // cuts)
+    between = [slice(None)] * (dim - 1)
+    for n in range(len(x)):
+        for start in range(0, x.shape[dim], step):
+            yield (slice(n, n + 1), *between, slice(start, start + step))
