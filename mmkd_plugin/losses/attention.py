@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
+    common_type,
     loss_weights,
+    no_autocast,
     nz,
     positive_number,
     sum_over_maps,
 )
+from mmkd_plugin.losses.one_pass import is_compiling, pieces
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12
@@ -36,8 +38,8 @@ def attention(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, same_channels=False)
-    with full_precision(student, teacher) as (s, t):
-        gap = attention_map(s, p) - attention_map(t, p)
+    with no_autocast(student.device.type):
+        gap = attention_map(student, p) - attention_map(teacher.detach(), p)
         return gap.square().sum() / max(gap.numel(), 1)
 
 
@@ -47,24 +49,72 @@ def attention_map(x: Tensor, p: float = 2) -> Tensor:
     An all-zero sample stays zero and gets no gradient.
 
     Args:
-        x (Tensor): (N, C, H, W), in float32 or wider.
+        x (Tensor): (N, C, H, W), of any floating-point type.
         p (float): Power of the absolute values. Default: 2.
 
     Returns:
-        Tensor: (N, H*W).
+        Tensor: (N, H*W), in float32 or wider.
     """
     # nz cancels any factor of a sample, so each is scaled to a largest entry of 1, for free in
     # the gradient: no power of it can overflow then, and its norm cannot vanish.
-    peak = torch.linalg.vector_norm(x.detach(), math.inf, dim=(1, 2, 3), keepdim=True)
-    x = x / peak.clamp(min=EPS)
+    whole, detached = (1, 2, 3), x.detach()
+    peak = torch.maximum(detached.amax(whole), -detached.amin(whole)).to(common_type(x, x))
+    return nz(mean_energy(x, 1 / peak.clamp(min=EPS).view(-1, 1, 1, 1), p))
+
+
+def mean_energy(x: Tensor, scale: Tensor, p: float) -> Tensor:
+    """``mean over C of abs(x * scale)^p``.
+
+    Args:
+        x (Tensor): (N, C, H, W), of any floating-point type.
+        scale (Tensor): Factor of each sample, (N, 1, 1, 1), in float32 or wider, a constant.
+        p (float): The power.
+
+    Returns:
+        Tensor: (N, H, W), in the type of ``scale``.
+    """
+    if is_compiling():
+        return _power(x.to(scale.dtype) * scale, p).mean(1)
+    return _MeanEnergy.apply(x, scale, p)
+
+
+def _power(x: Tensor, p: float) -> Tensor:
     if p == 2:
-        energy = x.square()
-    elif p >= 1:
-        energy = x.abs().pow(p)
-    else:  # the slope at 0 is infinite; it is taken to be 0
-        zero = x == 0
-        energy = x.abs().masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
-    return nz(energy.mean(1))
+        return x.square()
+    if p >= 1:
+        return x.abs().pow(p)
+    zero = x == 0  # the slope there is infinite; it is taken to be 0
+    return x.abs().masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
+
+
+class _MeanEnergy(torch.autograd.Function):
+    """Saves the map itself and nothing else: its powers are as large, and cheap to compute again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, p: float) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.p = p
+        energy = scale.new_empty(x[:, 0].shape)
+        for piece in pieces(x, dim=2):
+            n, rows = piece[0], piece[2:]
+            energy[(n, *rows)] = _power(x[piece] * scale[n], p).mean(1)
+        return energy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (x, scale), p = ctx.saved_tensors, ctx.p
+        slope = torch.empty_like(x)
+        grad = grad[:, None] * scale * (p / x.shape[1])
+        for piece in pieces(x, dim=2):
+            y = x[piece] * scale[piece[0]]
+            if p != 2:
+                power = y.abs().pow_(p - 1)
+                if p < 1:
+                    power.masked_fill_(y == 0, 0)
+                y = y.sign_().mul_(power)
+            torch.mul(y, grad[piece], out=slope[piece])
+        return slope, None, None
 
 
 @MODELS.register_module()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
+    lengths,
     loss_weights,
     sum_over_maps,
     unit_vectors,
 )
+from mmkd_plugin.losses.one_pass import Slope, one_pass
 from mmkd_plugin.registry import MODELS
 
 
@@ -42,8 +45,24 @@ def explanation_difference(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar; 0 for no explanations.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    with full_precision(student, teacher) as (s, t):
-        return (1 - explanation_similarity(s, t)).sum() / max(len(s), 1)
+    count = max(len(student), 1)
+    whole = student.dim()  # an explanation stays in one piece
+    formula, kernel = partial(_difference, count), partial(_difference_slope, count)
+    return one_pass(formula, kernel, student, teacher, dim=whole)
+
+
+def _difference(count: int, s: Tensor, t: Tensor) -> Tensor:
+    return (1 - explanation_similarity(s, t)).sum() / count
+
+
+def _difference_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+    length = lengths(s, eps=1e-8)
+    s = torch.div(s, length, out=slope)
+    t = t / lengths(t, eps=1e-8)
+    cosine = (s * t).flatten(1).sum(1)
+    if slope is not None:
+        s.mul_(cosine.view_as(length)).sub_(t).div_(length * count)
+    return (1 - cosine).sum() / count
 
 
 @MODELS.register_module()

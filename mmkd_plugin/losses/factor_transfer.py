@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,11 +13,12 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
+    lengths,
     loss_weights,
     nz,
     sum_over_maps,
 )
+from mmkd_plugin.losses.one_pass import Slope, one_pass
 from mmkd_plugin.registry import MODELS
 
 
@@ -30,8 +33,26 @@ def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    with full_precision(student, teacher) as (s, t):
-        return F.l1_loss(nz(s), nz(t), reduction='sum') / max(s.numel(), 1)
+    count = max(student.numel(), 1)
+    whole = student.dim()  # a sample stays in one piece
+    formula, kernel = partial(_factor_gap, count), partial(_factor_gap_slope, count)
+    return one_pass(formula, kernel, student, teacher, dim=whole)
+
+
+def _factor_gap(count: int, s: Tensor, t: Tensor) -> Tensor:
+    return F.l1_loss(nz(s), nz(t), reduction='sum') / count
+
+
+def _factor_gap_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+    length = lengths(s)
+    unit = torch.div(s, length, out=slope)
+    gap = unit - t / lengths(t)
+    sign = gap.sign()
+    value = gap.mul_(sign).sum() / count
+    if slope is not None:
+        along = torch.mul(unit, sign, out=gap).flatten(1).sum(1).view_as(length)
+        unit.mul_(-along).add_(sign).div_(length * count)
+    return value
 
 
 @MODELS.register_module()

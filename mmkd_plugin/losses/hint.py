@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,10 +13,10 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
     loss_weights,
     sum_over_maps,
 )
+from mmkd_plugin.losses.one_pass import Slope, one_pass
 from mmkd_plugin.registry import MODELS
 
 
@@ -29,8 +31,19 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    with full_precision(student, teacher) as (s, t):
-        return F.mse_loss(s, t, reduction='sum') / max(s.numel(), 1)
+    count = max(student.numel(), 1)
+    return one_pass(partial(_hint, count), partial(_hint_slope, count), student, teacher)
+
+
+def _hint(count: int, s: Tensor, t: Tensor) -> Tensor:
+    return F.mse_loss(s, t, reduction='sum') / count
+
+
+def _hint_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+    gap = torch.sub(s, t, out=slope)
+    value = gap.square().sum() / count
+    gap.mul_(2 / count)
+    return value
 
 
 @MODELS.register_module()

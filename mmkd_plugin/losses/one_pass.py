@@ -61,7 +61,7 @@ def one_pass(
     arguments = student, teacher.detach(), *others
     if student.requires_grad and torch.is_grad_enabled():
         return _OnePass.apply(kernel, dim, *arguments)
-    return _over_pieces(kernel, dim, None, arguments)
+    return over_pieces(kernel, *arguments, dim=dim).sum()
 
 
 class _OnePass(torch.autograd.Function):
@@ -71,7 +71,7 @@ class _OnePass(torch.autograd.Function):
         slope = torch.empty_like(student, dtype=dtype)  # float16 has no room for it before scaling
         ctx.save_for_backward(slope)
         ctx.dtype = student.dtype
-        return _over_pieces(kernel, dim, slope, (student, *others))
+        return over_pieces(kernel, student, *others, dim=dim, slope=slope).sum()
 
     @staticmethod
     @once_differentiable
@@ -87,8 +87,27 @@ def _graph_is_kept() -> bool:
     return asked is None or asked()
 
 
-def _over_pieces(kernel: Kernel, dim: int, slope: Slope, maps: Sequence[Tensor]) -> Tensor:
-    student, teacher, *others = maps
+def over_pieces(
+    kernel: Kernel,
+    student: Tensor,
+    teacher: Tensor,
+    *others: Tensor,
+    dim: int = 1,
+    slope: Slope = None,
+) -> Tensor:
+    """What ``kernel`` gives for each piece of the maps, without a graph, see :func:`one_pass`.
+
+    Args:
+        kernel (Callable): As there.
+        student (Tensor): Map of the student.
+        teacher (Tensor): Map of the teacher.
+        others (Tensor): What else is cut into the same pieces.
+        dim (int): Where to cut a sample. Default: 1.
+        slope (Tensor, optional): Where the kernel is to write the gradient. Default: None.
+
+    Returns:
+        Tensor: As many scalars as there are pieces.
+    """
     dtype = common_type(student, teacher)
     with torch.no_grad(), no_autocast(student.device.type):
         values = [
@@ -100,14 +119,14 @@ def _over_pieces(kernel: Kernel, dim: int, slope: Slope, maps: Sequence[Tensor])
             )
             for piece in pieces(student, dim)
         ]
-        return torch.stack(values).sum() if values else student.new_zeros((), dtype=dtype)
+        return torch.stack(values) if values else student.new_zeros(0, dtype=dtype)
 
 
 def pieces(x: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
     """Cut a map along its batch and, where a sample alone is too large, along ``dim``.
 
     Args:
-        x (Tensor): (N, ...). One that is not on a CPU stays whole.
+        x (Tensor): (N, ...). It stays whole where it is not on a CPU, or torch.compile traces.
         dim (int): The other dimension.
 
     Yields:
@@ -115,7 +134,7 @@ def pieces(x: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
     """
     if not len(x):
         return
-    if x.device.type != 'cpu':
+    if x.device.type != 'cpu' or is_compiling():
         yield (slice(None),)
         return
     room, sample = PIECE * torch.get_num_threads(), x[0].numel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,11 +15,12 @@ from mmkd_plugin.losses.functional import (
     Weight,
     as_maps,
     check_shapes,
-    full_precision,
+    common_type,
     loss_weights,
     sum_over_maps,
     widest,
 )
+from mmkd_plugin.losses.one_pass import Slope, one_pass
 from mmkd_plugin.registry import MODELS
 
 
@@ -41,10 +43,32 @@ def overhaul(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
             f'({channels},) or (1, {channels}, 1, 1), got {tuple(margin.shape)} for the teacher '
             f'{tuple(teacher.shape)}; margin_from_norm gives it from the batch norm before this map'
         )
-    with full_precision(student, teacher) as (s, t):
-        t = torch.maximum(t, margin.detach().to(t).view(1, -1, 1, 1))
-        below = (s <= t) & (t <= 0)
-        return (s - t).masked_fill_(below, 0).square().sum() / max(len(s), 1)
+    margin = margin.detach().to(common_type(student, teacher)).view(1, -1, 1, 1)
+    count = max(len(student), 1)
+    return one_pass(
+        partial(_overhaul, count),
+        partial(_overhaul_slope, count),
+        student,
+        teacher,
+        margin.expand(student.shape),
+    )
+
+
+def _overhaul(count: int, s: Tensor, t: Tensor, margin: Tensor) -> Tensor:
+    t = torch.maximum(t, margin)
+    below = (s <= t) & (t <= 0)
+    return (s - t).masked_fill(below, 0).square().sum() / count
+
+
+def _overhaul_slope(count: int, s: Tensor, t: Tensor, margin: Tensor, slope: Slope) -> Tensor:
+    t = torch.maximum(t, margin)
+    gap = torch.sub(s, t, out=slope)
+    # no gap below 0 where t <= 0; masks of booleans are slow on a CPU
+    lowest = t.sign_().relu_().mul_(torch.finfo(gap.dtype).min)
+    torch.maximum(gap, lowest, out=gap)
+    value = gap.square().sum() / count
+    gap.mul_(2 / count)
+    return value
 
 
 def margin_from_norm(weight: Tensor, bias: Tensor) -> Tensor:
