@@ -55,27 +55,31 @@ def attention_map(x: Tensor, p: float = 2) -> Tensor:
     Returns:
         Tensor: (N, H*W), in float32 or wider.
     """
-    # nz cancels any factor of a sample, so each is scaled to a largest entry of 1, for free in
-    # the gradient: no power of it can overflow then, and its norm cannot vanish.
-    whole, detached = (1, 2, 3), x.detach()
-    peak = torch.maximum(detached.amax(whole), -detached.amin(whole)).to(common_type(x, x))
-    return nz(mean_energy(x, 1 / peak.clamp(min=EPS).view(-1, 1, 1, 1), p))
+    return nz(energy_map(x, p))
 
 
-def mean_energy(x: Tensor, scale: Tensor, p: float) -> Tensor:
-    """``mean over C of abs(x * scale)^p``.
+def energy_map(x: Tensor, p: float) -> Tensor:
+    """``sum over C of abs(x)^p``, in units of its own for each sample.
+
+    What was an entry of the largest magnitude in its sample counts as 1. So no power can overflow,
+    and the map of a small sample cannot vanish.
 
     Args:
         x (Tensor): (N, C, H, W), of any floating-point type.
-        scale (Tensor): Factor of each sample, (N, 1, 1, 1), in float32 or wider, a constant.
         p (float): The power.
 
     Returns:
-        Tensor: (N, H, W), in the type of ``scale``.
+        Tensor: (N, H, W), in float32 or wider.
     """
-    if is_compiling():
-        return _power(x.to(scale.dtype) * scale, p).mean(1)
-    return _MeanEnergy.apply(x, scale, p)
+    if not is_compiling():
+        return _EnergyMap.apply(x, p)
+    x = x.to(common_type(x, x))
+    return _power(x / _peaks(x.detach()), p).sum(1)
+
+
+def _peaks(x: Tensor) -> Tensor:
+    whole = (1, 2, 3)
+    return torch.maximum(x.amax(whole, True), -x.amin(whole, True)).clamp(min=EPS)
 
 
 def _power(x: Tensor, p: float) -> Tensor:
@@ -87,34 +91,44 @@ def _power(x: Tensor, p: float) -> Tensor:
     return x.abs().masked_fill(zero, 1).pow(p).masked_fill(zero, 0)
 
 
-class _MeanEnergy(torch.autograd.Function):
-    """Saves the map itself and nothing else: its powers are as large, and cheap to compute again."""
+class _EnergyMap(torch.autograd.Function):
+    """It saves the map itself: powers of it would be as large, and are cheap to compute again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, p: float) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.p = p
-        energy = scale.new_empty(x[:, 0].shape)
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        dtype = common_type(x, x)
+        energy = x.new_empty(x[:, 0].shape, dtype=dtype)
+        peak = x.new_zeros((len(x), 1, 1, 1), dtype=dtype)
+        parts = []
         for piece in pieces(x, dim=2):
-            n, rows = piece[0], piece[2:]
-            energy[(n, *rows)] = _power(x[piece] * scale[n], p).mean(1)
+            part = x[piece].to(dtype)
+            own = _peaks(part)
+            part_energy = energy[(piece[0], *piece[2:])]
+            torch.sum(_power(part / own, p), 1, out=part_energy)
+            parts.append((part_energy, own, peak[piece[0]]))
+        for _, own, whole in parts:
+            torch.maximum(whole, own, out=whole)
+        for part_energy, own, whole in parts:  # in units of the piece until now
+            part_energy.mul_((own / whole).pow_(p)[:, 0])
+        ctx.save_for_backward(x, peak)
+        ctx.p = p
         return energy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        (x, scale), p = ctx.saved_tensors, ctx.p
+        (x, peak), p = ctx.saved_tensors, ctx.p
         slope = torch.empty_like(x)
-        grad = grad[:, None] * scale * (p / x.shape[1])
+        grad = grad[:, None] / peak * p
         for piece in pieces(x, dim=2):
-            y = x[piece] * scale[piece[0]]
+            y = x[piece] / peak[piece[0]]
             if p != 2:
                 power = y.abs().pow_(p - 1)
                 if p < 1:
                     power.masked_fill_(y == 0, 0)
                 y = y.sign_().mul_(power)
             torch.mul(y, grad[piece], out=slope[piece])
-        return slope, None, None
+        return slope, None
 
 
 @MODELS.register_module()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Union
 
 import torch
 import torch.nn.functional as F

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
 import torch
@@ -25,7 +25,7 @@ Kernel = Callable[..., Tensor]
 Slope = Optional[Tensor]
 
 #: What a piece has for each thread, in elements: with a copy or two it fits into the L2 cache.
-PIECE = 2**16
+PIECE = 2**17
 
 
 def one_pass(
