@@ -7,20 +7,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
     common_type,
+    is_compiling,
     loss_weights,
     no_autocast,
     nz,
     positive_number,
+    refuse_second_derivative,
     sum_over_maps,
 )
-from mmkd_plugin.losses.one_pass import is_compiling, pieces
+from mmkd_plugin.losses.one_pass import pieces
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12
@@ -115,8 +116,8 @@ class _EnergyMap(torch.autograd.Function):
         return energy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
+        refuse_second_derivative()
         (x, peak), p = ctx.saved_tensors, ctx.p
         slope = torch.empty_like(x)
         grad = grad[:, None] / peak * p

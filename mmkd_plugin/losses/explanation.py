@@ -12,7 +12,7 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    lengths,
+    lengths_of_samples,
     loss_weights,
     sum_over_maps,
     unit_vectors,
@@ -56,9 +56,9 @@ def _difference(count: int, s: Tensor, t: Tensor) -> Tensor:
 
 
 def _difference_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    length = lengths(s, eps=1e-8)
+    length = lengths_of_samples(s, eps=1e-8)
     s = torch.div(s, length, out=slope)
-    t = t / lengths(t, eps=1e-8)
+    t = t / lengths_of_samples(t, eps=1e-8)
     cosine = (s * t).flatten(1).sum(1)
     if slope is not None:
         s.mul_(cosine.view_as(length)).sub_(t).div_(length * count)

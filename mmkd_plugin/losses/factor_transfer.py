@@ -13,7 +13,7 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    lengths,
+    lengths_of_samples,
     loss_weights,
     nz,
     sum_over_maps,
@@ -44,9 +44,9 @@ def _factor_gap(count: int, s: Tensor, t: Tensor) -> Tensor:
 
 
 def _factor_gap_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    length = lengths(s)
+    length = lengths_of_samples(s)
     unit = torch.div(s, length, out=slope)
-    gap = unit - t / lengths(t)
+    gap = unit - t / lengths_of_samples(t)
     sign = gap.sign()
     value = gap.mul_(sign).sum() / count
     if slope is not None:

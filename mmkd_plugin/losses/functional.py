@@ -236,7 +236,7 @@ def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor)
     Args:
         compute (Callable): Takes ``x`` and returns the scalar and its gradient with respect to
             ``x``. Nothing in it is recorded.
-        x (Tensor): In float32 or wider.
+        x (Tensor): Of any floating-point type; that of the gradient may be wider.
 
     Returns:
         Tensor: The scalar. It can be differentiated once.
@@ -252,15 +252,33 @@ class KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # Not once_differentiable, which complains only where `grad` is differentiable itself.
-        if torch.is_grad_enabled() and not is_compiling():
-            raise RuntimeError('this loss has no second derivative: leave create_graph=True out')
+        refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None
+        gradient = gradient * grad if _graph_is_kept() else gradient.mul_(grad)
+        return gradient.to(ctx.dtype), None, None
+
+
+def refuse_second_derivative() -> None:
+    """For the backward pass of a function whose gradient cannot be differentiated.
+
+    ``once_differentiable`` complains only where the incoming gradient is differentiable itself.
+
+    Raises:
+        RuntimeError: If a graph of the gradient is wanted.
+    """
+    if torch.is_grad_enabled() and not is_compiling():
+        raise RuntimeError('this loss has no second derivative: leave create_graph=True out')
+
+
+def _graph_is_kept() -> bool:
+    """Whether another backward pass may need what was saved. PyTorch's compiled code asks too."""
+    asked = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return is_compiling() or asked is None or asked()
 
 
 def gram_gap(s: Tensor, t: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
@@ -331,10 +349,8 @@ def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8) -> Ten
     Returns:
         Tensor: Vectors of length 1 or 0 along dimension 1, the shape of the input.
     """
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    if detach_norm:
-        norm = norm.detach()
-    return x / norm.masked_fill(norm <= eps, math.inf)
+    squares = (x.detach() if detach_norm else x).square().sum(1, keepdim=True)
+    return x / squares.masked_fill(squares <= eps**2, math.inf).sqrt()
 
 
 def lengths(x: Tensor, eps: float = 1e-8) -> Tensor:
@@ -342,8 +358,13 @@ def lengths(x: Tensor, eps: float = 1e-8) -> Tensor:
 
     Dividing by them is what :func:`unit_vectors` does.
     """
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return norm.masked_fill_(norm <= eps, math.inf)
+    squares = x.square().sum(1, keepdim=True)  # vector_norm is 20 times as slow in maps on a CPU
+    return squares.masked_fill_(squares <= eps**2, math.inf).sqrt_()
+
+
+def lengths_of_samples(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """The L2 norm of each sample, (N, 1, ..., 1); infinite where no larger than ``eps``."""
+    return lengths(x.flatten(1), eps).view(-1, *[1] * (x.dim() - 1))
 
 
 def through_lengths(gradient: Tensor, x: Tensor, length: Tensor) -> Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mmkd_plugin.losses.functional import common_type, full_precision, no_autocast
-
-try:
-    from torch.compiler import is_compiling
-except ImportError:  # torch 2.0
-    from torch._dynamo import is_compiling
+from mmkd_plugin.losses.functional import (
+    common_type,
+    full_precision,
+    is_compiling,
+    no_autocast,
+    with_gradient,
+)
 
 #: A loss in ordinary operations: takes the student's map and the teacher's, gives a scalar.
 Formula = Callable[..., Tensor]
@@ -58,33 +58,15 @@ def one_pass(
     if is_compiling():
         with full_precision(student, teacher) as (s, t):
             return formula(s, t, *others)
-    arguments = student, teacher.detach(), *others
-    if student.requires_grad and torch.is_grad_enabled():
-        return _OnePass.apply(kernel, dim, *arguments)
-    return over_pieces(kernel, *arguments, dim=dim).sum()
+    others = teacher.detach(), *others
+    if not (student.requires_grad and torch.is_grad_enabled()):
+        return over_pieces(kernel, student, *others, dim=dim).sum()
 
+    def compute(student: Tensor) -> tuple[Tensor, Tensor]:
+        slope = torch.empty_like(student, dtype=common_type(student, teacher))
+        return over_pieces(kernel, student, *others, dim=dim, slope=slope).sum(), slope
 
-class _OnePass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernel: Kernel, dim: int, student: Tensor, *others: Tensor) -> Tensor:
-        dtype = common_type(student, others[0])
-        slope = torch.empty_like(student, dtype=dtype)  # float16 has no room for it before scaling
-        ctx.save_for_backward(slope)
-        ctx.dtype = student.dtype
-        return over_pieces(kernel, student, *others, dim=dim, slope=slope).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (slope,) = ctx.saved_tensors
-        slope = slope * grad if _graph_is_kept() else slope.mul_(grad)
-        return None, None, slope.to(ctx.dtype), *[None] * (len(ctx.needs_input_grad) - 3)
-
-
-def _graph_is_kept() -> bool:
-    """Whether there may be another backward pass, which needs what was saved for this one."""
-    asked = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
-    return asked is None or asked()
+    return with_gradient(compute, student)
 
 
 def over_pieces(
