@@ -371,7 +371,7 @@ def through_lengths(gradient: Tensor, x: Tensor, length: Tensor) -> Tensor:
     """From the gradient ``g`` of ``u = x / |x|`` that of ``x``: ``(g - u (u . g)) / |x|``.
 
     Args:
-        gradient (Tensor): ``g``, (N, C, ...). It is overwritten.
+        gradient (Tensor): ``g``, (N, C, ...).
         x (Tensor): (N, C, ...).
         length (Tensor): What :func:`lengths` gives for ``x``.
 
@@ -379,7 +379,7 @@ def through_lengths(gradient: Tensor, x: Tensor, length: Tensor) -> Tensor:
         Tensor: The gradient with respect to ``x``.
     """
     along = (x * gradient).sum(1, keepdim=True) / length
-    return gradient.addcmul_(x, along / length, value=-1).div_(length)
+    return torch.addcmul(gradient, x, along / length, value=-1).div_(length)
 
 
 def nz(x: Tensor) -> Tensor:

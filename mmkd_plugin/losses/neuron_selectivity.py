@@ -21,8 +21,8 @@ from mmkd_plugin.losses.functional import (
     sum_over_maps,
     through_lengths,
     widest,
-    with_gradient,
 )
+from mmkd_plugin.losses.one_pass import one_pass_by_samples
 from mmkd_plugin.registry import MODELS
 
 KERNELS = ('polynomial', 'linear', 'gaussian')
@@ -49,24 +49,28 @@ def neuron_selectivity(student: Tensor, teacher: Tensor, kernel: str = 'polynomi
     mmd = dict(polynomial=polynomial_mmd, linear=linear_mmd, gaussian=gaussian_mmd)[kernel]
     with full_precision(student, teacher) as (s, t):
         s, t = (x.flatten(2) for x in pool_to_common_size(s, t))
-        return with_gradient(partial(pattern_gap, t=t, mmd=mmd), s)
+        return one_pass_by_samples(partial(pattern_gap, mmd=mmd, count=max(len(s), 1)), s, t)
 
 
 def pattern_gap(
-    s: Tensor, t: Tensor, mmd: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    s: Tensor,
+    t: Tensor,
+    mmd: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    count: int,
 ) -> tuple[Tensor, Tensor]:
-    """The mean over the samples of a discrepancy of patterns, and its gradient.
+    """The sum over the samples of a discrepancy of patterns, over ``count``, and its gradient.
 
     Args:
         s (Tensor): The student's channels, (N, C_s, n), in float32 or wider.
         t (Tensor): The teacher's channels, (N, C_t, n).
-        mmd (Callable): Takes the :func:`patterns` of both, which it may overwrite; returns what
-            this function does, with the gradient with respect to the former.
+        mmd (Callable): Takes the :func:`patterns` of both, which it may overwrite, and ``count``;
+            returns what this function does, with the gradient with respect to the former.
+        count (int): What makes a mean of the sum.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    value, gradient = mmd(patterns(s), patterns(t))
+    value, gradient = mmd(patterns(s), patterns(t), count)
     rows = s.flatten(0, 1)
     return value, through_lengths(gradient.flatten(0, 1), rows, lengths(rows, EPS)).view_as(s)
 
@@ -84,8 +88,8 @@ def patterns(x: Tensor) -> Tensor:
     return (rows / lengths(rows, EPS)).unflatten(0, x.shape[:2])
 
 
-def polynomial_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared MMD with ``k(a, b) = (a . b)^2``, mean over the samples, and its gradient.
+def polynomial_mmd(s: Tensor, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Squared MMD with ``k(a, b) = (a . b)^2``, summed over the samples, over ``count``.
 
     The mean of ``k`` over all pairs of rows of ``S`` and ``T`` is ``<S^T S / C_s, T^T T / C_t>``, a
     product of matrices, so the three terms together are the squared distance of two of these.
@@ -93,23 +97,22 @@ def polynomial_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         s (Tensor): Patterns of the student, (N, C_s, n).
         t (Tensor): Patterns of the teacher, (N, C_t, n).
+        count (int): What makes a mean of the sum.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    (batch, c_s, _), c_t = s.shape, t.shape[1]
-    return gram_gap(s, t if c_s == c_t else t.mul_((c_s / c_t) ** 0.5), max(batch, 1) * c_s**2)
+    c_s, c_t = s.shape[1], t.shape[1]
+    return gram_gap(s, t if c_s == c_t else t.mul_((c_s / c_t) ** 0.5), count * c_s**2)
 
 
-def linear_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def linear_mmd(s: Tensor, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """As above, with ``k(a, b) = a . b``: the squared distance of the means."""
-    batch, c_s, _ = s.shape
     gap = s.mean(1, keepdim=True) - t.mean(1, keepdim=True)
-    count = max(batch, 1)
-    return gap.square().sum() / count, (gap * 2 / (count * c_s)).repeat(1, c_s, 1)
+    return gap.square().sum() / count, (gap * 2 / (count * s.shape[1])).expand_as(s)
 
 
-def gaussian_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def gaussian_mmd(s: Tensor, t: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """As above, with ``k(a, b) = exp(-||a - b||^2 / (2 sigma^2))``.
 
     ``sigma^2`` is the mean of ``||a - b||^2`` over the pairs of one row of the student and one of
@@ -130,12 +133,12 @@ def gaussian_mmd(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     variance = mean.clamp(min=floor)
     exponents = [x / (-2 * variance) for x in squares]
     kernels = [x.exp() for x in exponents]
-    value = three_terms(*kernels).sum().clamp(min=0) / max(len(s), 1)
+    value = three_terms(*kernels).sum().clamp(min=0) / count
     of_variance = three_terms(*(k * e for k, e in zip(kernels, exponents))).to(s.dtype) / -variance
     of_variance = of_variance.masked_fill(mean < floor, 0)
     ss, st, _ = kernels
-    of_ss = ss / (-2 * variance * max(ss.numel(), 1))
-    of_st = (st / variance + of_variance) / max(st.numel(), 1)
+    of_ss = ss / (-2 * variance * count * ss.shape[1:].numel())
+    of_st = (st / variance + of_variance) / (count * st.shape[1:].numel())
     # sum over j of 4 of_ss_ij (s_i - s_j) + 2 of_st_ij (s_i - t_j)
     to_itself = torch.diag_embed(4 * of_ss.sum(2) + 2 * of_st.sum(2)) - 4 * of_ss
     return value.to(s.dtype), to_itself @ s - (2 * of_st) @ t

@@ -69,6 +69,40 @@ def one_pass(
     return with_gradient(compute, student)
 
 
+def one_pass_by_samples(
+    compute: Callable[..., tuple[Tensor, Tensor]],
+    student: Tensor,
+    teacher: Tensor,
+    *others: Tensor,
+) -> Tensor:
+    """As :func:`one_pass`, for losses that need whole samples, and whose gradient is a formula.
+
+    Args:
+        compute (Callable): Takes some samples of both maps and of ``others``; returns the part of
+            the loss that comes from them, and its gradient with respect to the student.
+        student (Tensor): Map of the student, (N, ...), of any floating-point type.
+        teacher (Tensor): Map of the teacher, (N, ...). It gets no gradient.
+        others (Tensor): What else belongs to the samples, (N, ...).
+
+    Returns:
+        Tensor: A scalar in float32 or wider.
+    """
+
+    def formula(s: Tensor, t: Tensor, *others: Tensor) -> Tensor:
+        return with_gradient(lambda s: compute(s, t, *others), s)
+
+    def kernel(s: Tensor, t: Tensor, *others: Tensor, slope: Slope) -> Tensor:
+        value, gradient = compute(s, t, *others)
+        if slope is not None:
+            slope.copy_(gradient)
+        return value
+
+    if student.device.type != 'cpu':
+        with full_precision(student, teacher) as (s, t):
+            return formula(s, t, *others)
+    return one_pass(formula, kernel, student, teacher, *others, dim=student.dim())
+
+
 def over_pieces(
     kernel: Kernel,
     student: Tensor,

@@ -12,14 +12,13 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
     gram_gap,
     lengths,
     loss_weights,
     sum_over_maps,
     through_lengths,
-    with_gradient,
 )
+from mmkd_plugin.losses.one_pass import one_pass_by_samples
 from mmkd_plugin.registry import MODELS
 
 SIZE_HINT = (
@@ -52,32 +51,34 @@ def pair_wise(
         same_size=not isinstance(pool, float),
         size_hint=SIZE_HINT,
     )
-    with full_precision(student, teacher) as (s, t):
-        s, t = max_pool(s, pool), max_pool(t, pool)
-        if s.shape[2:] != t.shape[2:]:
-            raise ValueError(
-                f'map sizes differ: student {tuple(student.shape)}, teacher '
-                f'{tuple(teacher.shape)} leave {tuple(s.shape[2:])} and {tuple(t.shape[2:])} '
-                f'positions with pool={pool}; name a `connector` that resizes'
-            )
-        compare = partial(cosine_gap, t=t.flatten(2), detach_norm=detach_norm)
-        return with_gradient(compare, s.flatten(2))
+    s, t = max_pool(student, pool), max_pool(teacher, pool)
+    if s.shape[2:] != t.shape[2:]:
+        raise ValueError(
+            f'map sizes differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)} '
+            f'leave {tuple(s.shape[2:])} and {tuple(t.shape[2:])} positions with pool={pool}; '
+            'name a `connector` that resizes'
+        )
+    s, t = s.flatten(2), t.flatten(2)
+    pairs = max(s.shape[0] * s.shape[2] ** 2, 1)
+    return one_pass_by_samples(partial(cosine_gap, count=pairs, detach_norm=detach_norm), s, t)
 
 
-def cosine_gap(s: Tensor, t: Tensor, detach_norm: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean over all pairs of positions of ``(cos_T - cos_S)^2``, and its gradient.
+def cosine_gap(
+    s: Tensor, t: Tensor, count: int, detach_norm: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Sum over all pairs of positions of ``(cos_T - cos_S)^2 / count``, and its gradient.
 
     Args:
         s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
         t (Tensor): The teacher's vectors, (N, C_t, n).
+        count (int): What makes a mean of the sum.
         detach_norm (bool): See :class:`PairWiseLoss`. Default: False.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.
     """
     length = lengths(s)
-    pairs = max(s.shape[0] * s.shape[2] ** 2, 1)
-    value, gradient = gram_gap(s / length, t / lengths(t), pairs)
+    value, gradient = gram_gap(s / length, t / lengths(t), count)
     return value, gradient.div_(length) if detach_norm else through_lengths(gradient, s, length)
 
 
