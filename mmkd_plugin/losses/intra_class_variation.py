@@ -12,10 +12,11 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
+    is_compiling,
     labels_at,
     loss_weights,
     sum_over_maps,
+    with_gradient,
 )
 from mmkd_plugin.registry import MODELS
 
@@ -26,7 +27,7 @@ COUNT_EPS = 1e-6
 def intra_class_variation(
     student: Tensor, teacher: Tensor, labels: Tensor, ignore_index: int = 255
 ) -> Tensor:
-    """``mean over N*H*W of (cos(S, c_S) - cos(T, c_T))^2``, see :func:`centre_cosines`.
+    """``mean over N*H*W of (cos(S, c_S) - cos(T, c_T))^2``, see :func:`variation_gap`.
 
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
@@ -38,62 +39,110 @@ def intra_class_variation(
         Tensor: A scalar.
     """
     check_shapes(student, teacher, same_channels=False)
-    labels = labels_at(student, labels)
-    segments, counts = segments_of(labels)
-    with full_precision(student, teacher) as (s, t):
-        target = centre_cosines(t, segments, counts)  # first: it leaves nothing behind
-        gap = centre_cosines(s, segments, counts) - target
-        # Their own centre: a cosine of 1 in both. They share a segment only to be masked here.
-        own_centre = (labels == ignore_index) | (labels < 0)
-        gap = gap.masked_fill(own_centre.flatten(), 0)
-        return gap.square().sum() / max(gap.numel(), 1)
+    labels = labels_at(student, labels).flatten(1)
+    ignored = (labels == ignore_index) | (labels < 0)
+    segments, number = segments_of(labels.masked_fill(ignored, -1))
+    compare = partial(variation_gap, number=number, count=max(labels.numel(), 1))
+    return with_gradient(compare, student.flatten(2), teacher.flatten(2), segments, ignored)
 
 
-def segments_of(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the pairs of (image, class) that occur, so that ids may be large and sparse.
+def segments_of(ids: Tensor) -> tuple[Tensor, int]:
+    """Number the ids of each image, so that a table of them is small where they are large.
 
     Args:
-        labels (Tensor): int64, (N, H, W).
+        ids (Tensor): int64, at least -1, (N, n).
 
     Returns:
-        tuple[Tensor, Tensor]: The number of each position's pair, (N*H*W,), and how many
-        positions each pair has.
+        tuple[Tensor, int]: The number of each position's id, (N, n), and what all are below.
     """
-    batch = labels.shape[0]
-    pairs = labels * batch + torch.arange(batch, device=labels.device).view(-1, 1, 1)
-    # How many there are sizes the table of the centres, so a GPU is waited for once. Without that
-    # the table would need a row for every position: the size of the map, and no longer that of
-    # the classes.
-    _, segments, counts = pairs.unique(return_inverse=True, return_counts=True)
-    return segments.flatten(), counts
+    positions = ids.shape[1]
+    if is_compiling():  # sizes must not depend on what the labels are
+        return ranks(ids), positions
+    largest = int(ids.max()) if ids.numel() else -1
+    if largest + 2 <= positions:
+        return ids + 1, largest + 2
+    ids = ranks(ids)
+    return ids, int(ids.max()) + 1
 
 
-def centre_cosines(x: Tensor, segments: Tensor, counts: Tensor) -> Tensor:
-    """The cosine of each position and the mean of its segment, through which gradient flows.
+def ranks(ids: Tensor) -> Tensor:
+    """How many smaller ids occur in the same row: (N, n) to (N, n), int64."""
+    ordered, order = ids.sort(1)
+    steps = ordered.diff(dim=1, prepend=ordered[:, :1]) != 0
+    return torch.empty_like(ids).scatter_(1, order, steps.cumsum(1))
+
+
+def variation_gap(
+    s: Tensor, t: Tensor, segments: Tensor, ignored: Tensor, number: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Sum over the positions of ``(cos(S, c_S) - cos(T, c_T))^2 / count``, and its gradient.
+
+    With ``u`` and ``v`` of length 1 along the vector ``x`` of a position and the centre ``c`` of
+    its segment, and ``w`` the gradient with respect to ``cos = <u, v>``, ``x`` gets
+    ``w (v - cos u) / |x|``. The centre gets ``(g - <g, v> v) / |c|`` with ``g = sum of w u``, and
+    passes it on to all positions of the segment, over their number.
+
+    Args:
+        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
+        t (Tensor): The teacher's vectors, (N, C_t, n).
+        segments (Tensor): The segment of each position, (N, n).
+        ignored (Tensor): The positions that add 0, (N, n).
+        number (int): What the segments are below.
+        count (int): What makes a mean of the sum.
+
+    Returns:
+        tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
+    """
+    at, ignored = segments[:, None], ignored[:, None]
+    shares = 1 / (sums(torch.ones_like(s[:, :1]), at, number) + COUNT_EPS)
+    target, *_ = centre_cosines(t, at, shares)
+    cosine, length, centre, centre_length = centre_cosines(s, at, shares)
+    # Their own centre: a cosine of 1 in both. They share a segment only to be masked here.
+    gap = (cosine - target).masked_fill_(ignored, 0)
+    # Vectors no longer than 1e-8 get no gradient, instead of one of up to 1e8.
+    weight = (gap * (2 / count) / length).masked_fill_(length <= EPS, 0)
+    pull = sums(s * weight, at, number)
+    pull -= (pull * centre).sum(1, keepdim=True) * centre
+    pull *= (shares / centre_length).masked_fill_(centre_length <= EPS, 0)
+    gradient = spread(centre, at).mul_(weight).add_(spread(pull, at))
+    return gap.square().sum() / count, gradient.addcmul_(s, weight * cosine / length, value=-1)
+
+
+def centre_cosines(x: Tensor, at: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cosine of each vector and the mean of its segment.
 
     The value is that of :func:`torch.nn.functional.cosine_similarity`, which divides by norms of
-    at least 1e-8; but a vector no longer than that gets no gradient, instead of one of up to 1e8.
+    at least 1e-8.
 
     Args:
-        x (Tensor): (N, C, H, W), in float32 or wider.
-        segments (Tensor): A segment for each position, (N*H*W,).
-        counts (Tensor): How many positions each segment has.
+        x (Tensor): (N, C, n), in float32 or wider.
+        at (Tensor): The segment of each position, (N, 1, n).
+        shares (Tensor): What a position adds to the mean of each segment, (N, 1, number).
 
     Returns:
-        Tensor: (N*H*W,).
+        tuple[Tensor, ...]: The cosines and the norms, (N, 1, n); the means, divided by their norms,
+        (N, C, number), and these norms, (N, 1, number).
     """
-    rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # no copy if channels_last
-    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, segments, rows)
-    centres = sums / (counts[:, None].to(sums.dtype) + COUNT_EPS)
-    centres = over_norm(centres, torch.linalg.vector_norm(centres, dim=1, keepdim=True))
-    # Not centres[segments]: its backward is slow on a GPU where an index occurs this often.
-    products = (rows * centres.index_select(0, segments)).sum(1)
-    return over_norm(products, torch.linalg.vector_norm(rows, dim=1))
+    centre = sums(x, at, shares.shape[2]).mul_(shares)
+    length, centre_length = norms(x), norms(centre)
+    centre /= centre_length
+    cosine = spread(centre, at).mul_(x).sum(1, keepdim=True).div_(length)
+    return cosine, length, centre, centre_length
 
 
-def over_norm(x: Tensor, norm: Tensor) -> Tensor:
-    """``x / max(norm, 1e-8)``, without a gradient where the norm is no larger than that."""
-    return torch.where(norm > EPS, x, x.detach()) / norm.clamp(min=EPS)
+def norms(x: Tensor) -> Tensor:
+    """The L2 norms along dimension 1, which stays, at least 1e-8."""
+    return x.square().sum(1, keepdim=True).sqrt_().clamp_(min=EPS)
+
+
+def sums(x: Tensor, at: Tensor, number: int) -> Tensor:
+    """Add up the vectors of each segment: (N, C, n), segments (N, 1, n), to (N, C, number)."""
+    return x.new_zeros(*x.shape[:2], number).scatter_add_(2, at.expand_as(x), x)
+
+
+def spread(table: Tensor, at: Tensor) -> Tensor:
+    """Give each position what its segment has: (N, C, number) to (N, C, n)."""
+    return table.gather(2, at.expand(-1, table.shape[1], -1))
 
 
 @MODELS.register_module()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from allocations import Allocations
 from loss_contract import LossContract, random_pair, value_and_grad
+from memory import saved_bytes
 
 from mmkd_plugin.losses import IntraClassVariationLoss
 from mmkd_plugin.losses.intra_class_variation import intra_class_variation
@@ -291,20 +292,22 @@ def test_close_maps_keep_their_digits(distance):
 def test_many_classes_cost_what_few_do():
     shape = (2, 64, 32, 64)
     size = 4 * 2 * 64 * 32 * 64
-    student, teacher = random_pair((shape, shape), torch.float32)
+    pair = student, teacher = random_pair((shape, shape), torch.float32)
     watched = []
     for classes, stride in ((2, 1), (19, 1), (150, 1), (150, 2**40)):
         labels = random_labels(2, shape[2:], [stride * k for k in range(classes)])
         assert len(labels.unique()) == classes
         student.grad = None
+        kept = saved_bytes(lambda: intra_class_variation(*pair, labels), *pair)
+        assert kept == size  # the gradient alone
         with Allocations() as made:
             intra_class_variation(student, teacher, labels).backward()
         watched.append(made)
     few, *others = watched
     for made in others:
-        assert made.calls == few.calls < 150  # no loop
+        assert made.calls <= few.calls + 20 < 150  # no loop
         assert made.largest == size  # no table of classes and positions
-        assert made.peak < 1.1 * few.peak < 6 * size
+        assert made.peak < 1.25 * few.peak < 3 * size
 
 
 def test_as_many_classes_as_positions_need_no_more_than_the_map():
