@@ -16,8 +16,8 @@ from mmkd_plugin.losses.functional import (
     labels_at,
     loss_weights,
     sum_over_maps,
-    with_gradient,
 )
+from mmkd_plugin.losses.one_pass import one_pass_by_samples
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-8
@@ -43,7 +43,7 @@ def intra_class_variation(
     ignored = (labels == ignore_index) | (labels < 0)
     segments, number = segments_of(labels.masked_fill(ignored, -1))
     compare = partial(variation_gap, number=number, count=max(labels.numel(), 1))
-    return with_gradient(compare, student.flatten(2), teacher.flatten(2), segments, ignored)
+    return one_pass_by_samples(compare, student.flatten(2), teacher.flatten(2), segments, ignored)
 
 
 def segments_of(ids: Tensor) -> tuple[Tensor, int]:

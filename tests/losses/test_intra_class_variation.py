@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -298,14 +299,14 @@ def test_many_classes_cost_what_few_do():
         labels = random_labels(2, shape[2:], [stride * k for k in range(classes)])
         assert len(labels.unique()) == classes
         student.grad = None
-        kept = saved_bytes(lambda: intra_class_variation(*pair, labels), *pair)
-        assert kept == size  # the gradient alone
+        compute = partial(intra_class_variation, *pair, labels)
+        assert saved_bytes(compute, *pair) == size  # the gradient alone
         with Allocations() as made:
             intra_class_variation(student, teacher, labels).backward()
         watched.append(made)
     few, *others = watched
     for made in others:
-        assert made.calls <= few.calls + 20 < 150  # no loop
+        assert made.calls <= few.calls + 20 < 250  # no loop
         assert made.largest == size  # no table of classes and positions
         assert made.peak < 1.25 * few.peak < 3 * size
 
