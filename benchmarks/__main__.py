@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import cases, losses, measure, plots, report, steps, targets
+from benchmarks import cases, losses, measure, memory, plots, report, scaling, steps, targets
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,21 +25,29 @@ def parser() -> argparse.ArgumentParser:
     about, _, more = __doc__.partition('\n\n')
     top = argparse.ArgumentParser('python -m benchmarks', description=about, epilog=more)
     commands = top.add_subparsers(dest='command', required=True)
-    known = ', '.join(cases.registered_losses())
-    for name, what, things in (
-        ('losses', 'forward and backward of each loss, against other forms and its floor', 'LOSS'),
-        ('step', "an optimizer step: student alone, with a teacher, MMRazor's, ours", 'PAIR'),
+    every_loss, every_pair = ', '.join(cases.registered_losses()), ', '.join(steps.PAIRS)
+    for name, what, things, known in (
+        ('losses', 'forward and backward, against other forms and the floor', 'LOSS', every_loss),
+        ('step', "a training step: student, with teacher, MMRazor's, ours", 'PAIR', every_pair),
+        (
+            'memory',
+            'what losses keep for backward; peaks of losses and steps',
+            'NAME',
+            f'{every_loss}; {every_pair}',
+        ),
+        ('scaling', 'how the cost of each loss grows with its maps', 'LOSS', every_loss),
     ):
         one = commands.add_parser(name, help=what, description=what)
-        names = known if things == 'LOSS' else ', '.join(steps.PAIRS)
-        one.add_argument('names', nargs='*', metavar=things, help=f'default: all ({names})')
+        one.add_argument('names', nargs='*', metavar=things, help=f'default: all ({known})')
         one.add_argument('--device', default='cpu', help='cpu (default), cuda, cuda:1')
         one.add_argument('--threads', type=int, help='CPU threads; default: 2, or 1 if alone')
         one.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
         one.add_argument('--out', type=Path, help='folder for tables, numbers and plot')
         one.add_argument('--overwrite', action='store_true', help='replace files of that name')
         one.add_argument(
-            '--seconds', type=float, help='how long to measure each case; default: 6, steps 60'
+            '--seconds',
+            type=float,
+            help='how long to measure each case; default: 6, steps 60, sweeps 1',
         )
         one.add_argument(
             '--clock',
@@ -46,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
             default='wall',
             help='cpu: seconds of all threads together, for a machine that others use too',
         )
-        if name == 'losses':
+        if name in ('losses', 'memory'):
             one.add_argument('--no-compile', action='store_true', help='eager forms alone')
             one.add_argument('--memory', type=float, help='GiB; what needs more is not run')
     return top
@@ -74,7 +83,7 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
     device = torch.device(args.device)
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: PyTorch finds no GPU here; leave it out for the CPU')
-    chosen = (cases.pick if args.command == 'losses' else pick_pairs)(args.names, args.quick)
+    chosen = pick(args)
     files = output_files(args)
     torch.set_num_threads(args.threads or min(2, os.cpu_count() or 1))
     warnings.filterwarnings('ignore', category=UserWarning)
@@ -85,7 +94,10 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
         dict(quick=args.quick, clock=args.clock, load=measure.load()),
     )
     measure_all(args, device, chosen, outcome, console)
-    for grid in (*report.grids(outcome), targets_grid(outcome)):
+    grids = report.grids(outcome)
+    if args.command != 'scaling':
+        grids.append(targets_grid(outcome))
+    for grid in grids:
         console.print(grid.rich())
     for line in report.notes(outcome):
         console.print(line, style='dim', highlight=False)
@@ -99,18 +111,41 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
     return outcome
 
 
-def pick_pairs(names: list[str], quick: bool) -> list[steps.Pair]:
-    return steps.pick(names)
+def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair]:
+    """What the names say, or everything.
+
+    Raises:
+        ValueError: If there is nothing of a name; with the nearest one.
+    """
+    if args.command == 'losses':
+        return cases.pick(args.names, args.quick)
+    if args.command == 'step':
+        return steps.pick(args.names)
+    if args.command == 'scaling':
+        return scaling.pick(args.names, args.quick)
+    pairs = [name for name in args.names if name in steps.PAIRS]
+    others = [name for name in args.names if name not in pairs]
+    for name in others:
+        cases.check_name('loss or pair', name, [*cases.registered_losses(), *steps.PAIRS])
+    found = cases.pick(others, args.quick) if others or not pairs else []
+    return [*found, *(steps.pick(pairs) if pairs or not others else [])]
 
 
 def measure_all(
     args: argparse.Namespace,
     device: torch.device,
-    chosen: list,
+    chosen: Sequence[cases.Case | steps.Pair],
     outcome: report.Report,
     console: Console,
 ) -> None:
     """Fills the report, showing progress."""
+    default = dict(losses=6, step=60, memory=0, scaling=1)[args.command]
+    seconds = default if args.seconds is None else args.seconds
+    clock = measure.CLOCKS[args.clock]
+    if args.command in ('losses', 'memory'):
+        allowed = int(args.memory * 2**30) if args.memory else measure.usable_bytes(device)
+        settings = losses.Settings(device, seconds, not args.no_compile, allowed, clock)
+        outcome.settings['memory'] = f'{allowed / 2**30:.1f} GiB'
     with (
         Progress(
             TextColumn('{task.description}'),
@@ -123,24 +158,19 @@ def measure_all(
         losses.compiling_anew(),
     ):
         bar = progress.add_task('', total=len(chosen))
-        clock = measure.CLOCKS[args.clock]
         for one in chosen:
+            is_pair = isinstance(one, steps.Pair)
+            progress.update(bar, description=one.title if is_pair else f'{one.name}, {one.where}')
             if args.command == 'losses':
-                progress.update(bar, description=f'{one.name}, {one.where}')
-                settings = losses.Settings(
-                    device,
-                    6 if args.seconds is None else args.seconds,
-                    not args.no_compile,
-                    int(args.memory * 2**30)
-                    if args.memory
-                    else losses.Settings.default_memory(device),
-                    clock,
-                )
                 outcome.rounds.append(losses.measure(one, settings))
-            else:
-                progress.update(bar, description=one.title)
-                seconds = 60 if args.seconds is None else args.seconds
+            elif args.command == 'step':
                 outcome.rounds.append(steps.measure(one, device, seconds, args.quick, clock))
+            elif args.command == 'scaling':
+                outcome.points += scaling.measure(one, device, seconds, clock, args.quick)
+            elif is_pair:
+                outcome.footprints.append(memory.of_step(one, device, args.quick))
+            else:
+                outcome.footprints.append(memory.of_loss(one, settings))
             progress.advance(bar)
 
 
@@ -173,7 +203,8 @@ def markdown(outcome: report.Report, files: dict[str, Path]) -> str:
     parts += [f'![plot]({files["png"].name})']
     parts += [grid.markdown() for grid in report.grids(outcome)]
     parts += ['\n'.join(f'- {line}' for line in report.notes(outcome))]
-    parts += ['## Targets', targets_grid(outcome).markdown()]
+    if outcome.command != 'scaling':
+        parts += ['## Targets', targets_grid(outcome).markdown()]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 

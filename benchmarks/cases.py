@@ -79,6 +79,7 @@ class Case:
         others (str, optional): What the loss takes besides maps, ``'labels'`` or ``'margin'``.
         remark (str): What to know about the case.
         variant (str): Tells cases of one loss with other arguments apart.
+        classes (int): How many classes made-up labels have. Defaults to 19.
     """
 
     loss: str
@@ -90,6 +91,7 @@ class Case:
     others: str | None = None
     remark: str = ''
     variant: str = ''
+    classes: int = CLASSES
 
     @property
     def name(self) -> str:
@@ -123,9 +125,9 @@ class Case:
         count, channels, *side = self.shapes[0]
         if self.others == 'labels':  # blocks of one class, some of them to ignore
             blocks = torch.randint(
-                0, CLASSES + 2, (count, *(max(1, s // 4) for s in side)), generator=generator
+                0, self.classes + 2, (count, *(max(1, s // 4) for s in side)), generator=generator
             )
-            blocks[blocks >= CLASSES] = 255
+            blocks[blocks >= self.classes] = 255
             labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
             others = (labels.to(device),)
         elif self.others == 'margin':

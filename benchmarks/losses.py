@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import mmrazor
 from benchmarks.cases import Case, Inputs, Loss
-from benchmarks.measure import PeakBytes, Rounds, free_bytes, synchronize, take_turns
+from benchmarks.measure import PeakBytes, Rounds, synchronize, take_turns
 
 TEXTBOOK, RAZOR, EAGER, COMPILED, FLOOR = 'textbook', 'MMRazor', 'ours', 'ours, compiled', 'floor'
 OURS = (EAGER, COMPILED)
@@ -39,11 +39,6 @@ class Settings:
     compiled: bool
     memory: int
     clock: Callable[[], float] = time.perf_counter
-
-    @classmethod
-    def default_memory(cls, device: torch.device) -> int:
-        """Four fifths of what is free on a GPU, half of it in main memory."""
-        return int(free_bytes(device) * (0.8 if device.type == 'cuda' else 0.5))
 
 
 def measure(case: Case, settings: Settings) -> Rounds:

@@ -167,6 +167,11 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
+def usable_bytes(device: torch.device) -> int:
+    """Four fifths of what is free on a GPU, half of what is free in main memory."""
+    return int(free_bytes(device) * (0.8 if device.type == 'cuda' else 0.5))
+
+
 def load() -> str:
     """How many processes wanted a core in the last minute, of how many there are."""
     try:

@@ -105,7 +105,9 @@ def grids(report: Report) -> list[Grid]:
         return [_loss_times(report), _compiling(report)]
     if report.command == 'step':
         return [_step_times(report)]
-    return []
+    if report.command == 'memory':
+        return _footprints(report)
+    return [_exponents(report)]
 
 
 def _times(report: Report, variants: Sequence[str], ratios: Sequence[tuple[str, str]]) -> Grid:
@@ -149,6 +151,50 @@ def _step_times(report: Report) -> Grid:
     variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, cached')
     ratios = [(name, 'student') for name in variants[1:]]
     return _times(report, variants, [*ratios, ('MMRazor', 'ours')])
+
+
+def _footprints(report: Report) -> list[Grid]:
+    """Bytes of losses and of steps, in tables of their own."""
+    variants = ('textbook', 'MMRazor', 'ours', 'ours, compiled')
+    rows = [
+        [
+            one.group,
+            one.case,
+            megabytes(one.allowed),
+            *(megabytes(one.saved[name]) if name in one.saved else '–' for name in variants),
+            *(megabytes(one.peak[name]) if name in one.peak else '–' for name in variants),
+        ]
+        for one in report.footprints
+        if not one.parts
+    ]
+    head = ['what', 'maps', 'inputs and one map', *(f'kept: {name}' for name in variants)]
+    head += [f'peak: {name}' for name in variants]
+    found = [Grid('Losses, MB: kept for backward; peak beside the inputs', head, rows, words=2)]
+    variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, cached')
+    steps = [one for one in report.footprints if one.parts]
+    rows = [
+        [
+            one.group,
+            one.case,
+            *(megabytes(one.peak[name]) if name in one.peak else '–' for name in variants),
+            *map(megabytes, one.parts.values()),
+        ]
+        for one in steps
+    ]
+    if steps:
+        head = ['what', 'batch', *variants, *steps[0].parts]
+        found.append(Grid('Steps, MB: weights and the peak while running', head, rows, words=2))
+    return found
+
+
+def _exponents(report: Report) -> Grid:
+    from benchmarks.scaling import AXES, exponent, sweeps
+
+    rows = [
+        [loss, *(f'{exponent(found[axis]):.2f}' if axis in found else '' for axis in AXES)]
+        for loss, found in sweeps(report.points).items()
+    ]
+    return Grid('The time grows with this power of', ['what', *AXES], rows)
 
 
 def machine_line(report: Report) -> str:

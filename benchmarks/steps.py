@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -193,24 +194,24 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
     (term,) = cfg.model.distill.values()
     with quiet(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         student = MODELS.build(cfg.model.student)
-        teacher = Teacher(cfg.model.teacher.config, None)
+        plain = Teacher(cfg.model.teacher.config, None).model  # as MMRazor and others run it
         online = Distiller(student, dict(cfg.model.teacher), dict(cfg.model.distill))
     models: dict[str, BaseModel] = {STUDENT: student}
-    models[BARE] = WithTeacher(student, teacher.model)
+    models[BARE] = WithTeacher(student, plain)
     notes: dict[str, str] = {}
     try:
         loss = textbook.over_maps(
             mmrazor.loss('cwd.ChannelWiseDivergence', tau=pair.tau, loss_weight=pair.weight)
         )
-        models[RAZOR] = RazorStep(student, teacher.model, term.tap, loss)
+        models[RAZOR] = RazorStep(student, plain, term.tap, loss)
     except mmrazor.NotInstalled as error:
         notes[RAZOR] = str(error)
     models[ONLINE] = online
     batch = make_batch(cfg.default_scope, count, height, width)
     data = dict.fromkeys(models, batch)
-    maps = tapped(teacher, student, term.tap, batch, device)
+    maps = tapped(online, term.tap, batch, device)
     try:
-        models[CACHED], data[CACHED] = cached(student, teacher, cfg, batch, maps, device)
+        models[CACHED], data[CACHED] = cached(student, cfg, batch, maps, device)
     except CacheError as error:
         notes[CACHED] = str(error)
     for model in models.values():
@@ -218,22 +219,22 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
     parameters = [p for p in student.parameters() if p.requires_grad]
     wrapper = OptimWrapper if device.type == 'cpu' else AmpOptimWrapper
     optimizer = wrapper(torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, weight_decay=1e-4))
-    own = online.teachers['teacher'].model
-    teachers = {BARE: teacher.model, RAZOR: teacher.model, ONLINE: own}
+    teachers = {BARE: plain, RAZOR: plain, ONLINE: online.teachers['teacher'].model}
     return Bench(models, data, notes, teachers, optimizer, maps)
 
 
 def cached(
-    student: nn.Module,
-    teacher: Teacher,
-    cfg: Config,
-    batch: dict,
-    maps: Sequence[Tensor],
-    device: torch.device,
+    student: nn.Module, cfg: Config, batch: dict, maps: Sequence[Tensor], device: torch.device
 ) -> tuple[Distiller, dict]:
-    """A Distiller with a cached teacher, and a batch that carries its maps."""
+    """A Distiller with a cached teacher, and a batch that carries its maps.
+
+    The cache on disk describes the teacher and holds no image: reading records is the work of the
+    processes that load data, and no part of a step.
+    """
     (term,) = cfg.model.distill.values()
     tap, preprocessor = Tap.parse(term.tap), student.data_preprocessor
+    with quiet():
+        teacher = Teacher(cfg.model.teacher.config, None)
     run = teacher.prepare(preprocessor, [tap], device)
     meta = description(teacher, dict(config=cfg.model.teacher.config), run, [tap], ())
     about = meta['taps']
@@ -248,23 +249,20 @@ def cached(
         sample = sample.clone()
         sample.set_field(element, field_of('teacher'))
         samples.append(sample)
-    folder = tempfile.mkdtemp()  # read again whenever the teacher says what it does
-    with CacheWriter(str(Path(folder, 'cache')), meta) as writer:
+    path = str(Path(tempfile.mkdtemp(), 'cache'))
+    with CacheWriter(path, meta) as writer:
         writer.finish()
-    config = dict(type='mmkd_plugin.CachedTeacher', path=str(Path(folder, 'cache')))
     with quiet():
+        config = dict(type='mmkd_plugin.CachedTeacher', path=path)
         model = Distiller(student, config, dict(cfg.model.distill))
+    shutil.rmtree(Path(path).parent)  # what it says of the teacher has been read
     return model, dict(batch, data_samples=samples)
 
 
-def tapped(
-    teacher: Teacher, student: nn.Module, tap: str, batch: dict, device: torch.device
-) -> list[Tensor]:
+def tapped(online: Distiller, tap: str, batch: dict, device: torch.device) -> list[Tensor]:
     """What the teacher's tap gives for a batch."""
-    teacher.prepare(student.data_preprocessor, [Tap.parse(tap)], device)
-    teacher.model.to(device)
-    student.to(device)
-    data = student.data_preprocessor(batch, True)
+    data = online.to(device).data_preprocessor(batch, True)
+    (teacher,) = online.teachers.values()
     values = teacher(data['inputs'], data['data_samples'], [Tap.parse(tap)])
     return as_list(values[Tap.parse(tap)])
 

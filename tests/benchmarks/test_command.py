@@ -40,6 +40,26 @@ def test_losses_prints_tables_and_keeps_them(tmp_path: Path, capsys):
         assert known not in text + page
 
 
+@pytest.mark.parametrize(
+    ('command', 'words'),
+    [
+        ('memory', ['kept: ours', 'inputs and one map', 'PASS']),
+        ('scaling', ['positions', 'channels']),
+    ],
+)
+def test_the_other_commands_print_and_keep_theirs(command, words, tmp_path: Path, capsys):
+    options = ['--quick', '--seconds', '0', '--threads', '1', '--out', str(tmp_path)]
+    main([command, 'HintLoss', *options, *(['--no-compile'] if command == 'memory' else [])])
+    printed = capsys.readouterr().out
+    for word in ('HintLoss', *words):
+        assert word in printed, word
+    text = (tmp_path / f'{command}-cpu.json').read_text()
+    assert Report.from_json(text).to_json() == text
+    assert 'HintLoss' in (tmp_path / f'{command}-cpu.md').read_text()
+    with Image.open(tmp_path / f'{command}-cpu.png') as plot:
+        assert plot.width > 200
+
+
 def test_files_that_exist_are_kept(tmp_path: Path):
     (tmp_path / 'losses-cpu.md').write_text('mine')
     with pytest.raises(SystemExit, match=r'has losses-cpu\.md already; .* --overwrite'):
@@ -54,6 +74,8 @@ def test_files_that_exist_are_kept(tmp_path: Path):
     [
         (('losses', 'HintLos'), "no loss 'HintLos'; did you mean HintLoss"),
         (('step', 'pspnett'), "no pair 'pspnett'; did you mean pspnet"),
+        (('memory', 'retinanett'), "no loss or pair 'retinanett'; did you mean retinanet"),
+        (('scaling', 'AttentionLosses'), 'did you mean AttentionLoss'),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(arguments, message):
