@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Callable, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
@@ -14,20 +14,24 @@ from mmkd_plugin.losses.functional import (
     Weight,
     check_shapes,
     full_precision,
+    is_compiling,
+    lengths,
     loss_weights,
     one_of,
     sum_over_maps,
-    unit_vectors,
 )
+from mmkd_plugin.losses.one_pass import PIECE, one_pass_by_samples
 from mmkd_plugin.registry import MODELS
 
 SIMILARITIES = ('distance', 'cosine')
-#: Rows and columns from a position to four of its neighbours; the way back leads to the others.
-STEPS = ((0, 1), (1, -1), (1, 0), (1, 1))
+
+# Row after row, a map is a line of n positions. Four neighbours of a position lie ahead on it, as
+# many steps each as `steps_ahead` says, and four behind. At the ends of a row a step leads to the
+# wrong position, but then neither of the two is an interior one, and so none of them counts.
 
 
 def local_similarity(student: Tensor, teacher: Tensor, similarity: str = 'distance') -> Tensor:
-    """``mean of (m(student) - m(teacher))^2``, see :func:`similarity_maps`.
+    """``mean of (m(student) - m(teacher))^2``, see :class:`LocalSimilarityLoss`.
 
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
@@ -38,55 +42,155 @@ def local_similarity(student: Tensor, teacher: Tensor, similarity: str = 'distan
         Tensor: A scalar; 0 where there is no interior position.
     """
     check_shapes(student, teacher, same_channels=False)
-    with full_precision(student, teacher) as (s, t):
-        if min(s.shape[2:]) < 3:
+    batch, _, height, width = student.shape
+    if min(height, width) < 3:
+        with full_precision(student, teacher) as (s, _):
             return s[:0].sum()  # 0, connected to the student
-        target = similarity_maps(t, similarity)  # first: what it needs is free before s's graph
-        gap = similarity_maps(s, similarity) - target
-        return gap.square().sum() / max(gap.numel(), 1)
+    compare = partial(
+        dict(distance=distance_gap, cosine=cosine_gap)[similarity],
+        steps=steps_ahead(width),
+        inside=interior(height, width, student.device),
+        count=max(batch * (height - 2) * (width - 2), 1),
+    )
+    return one_pass_by_samples(compare, student.flatten(2), teacher.flatten(2))
 
 
-def similarity_maps(x: Tensor, similarity: str = 'distance') -> Tensor:
-    """How like its eight neighbours each interior position is.
+def steps_ahead(width: int) -> tuple[int, ...]:
+    """From a position to the neighbours on its right, and below it from left to right."""
+    return 1, width - 1, width, width + 1
+
+
+def interior(height: int, width: int, device: torch.device) -> Tensor:
+    """Which positions have all eight neighbours: booleans, (1, H*W)."""
+    rows, columns = (torch.arange(n, device=device) for n in (height, width))
+    rows, columns = ((x > 0) & (x < len(x) - 1) for x in (rows, columns))
+    return (rows[:, None] & columns).view(1, -1)
+
+
+def distance_gap(
+    s: Tensor, t: Tensor, steps: Sequence[int], inside: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Sum of ``(m(S) - m(T))^2 / count`` of the interior positions, and its gradient.
+
+    ``m(q)`` adds up the squared distances of ``x_q`` and its neighbours. A pair of neighbours
+    belongs to the sums of both: with ``w`` what comes back to ``m``, 0 at the border, the first of
+    them gets ``2 (w_first + w_second) (x_first - x_second)`` and the second the opposite.
 
     Args:
-        x (Tensor): (N, C, H, W), in float32 or wider.
-        similarity (str): ``'distance'``: the sum of the eight squared distances. ``'cosine'``: the
-            eight cosines, each for itself. Default: ``'distance'``.
+        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
+        t (Tensor): The teacher's vectors, (N, C_t, n).
+        steps (Sequence[int]): See :func:`steps_ahead`.
+        inside (Tensor): See :func:`interior`.
+        count (int): What makes a mean of the sum.
 
     Returns:
-        Tensor: (N, H-2, W-2) for ``'distance'``, (8, N, H-2, W-2) for ``'cosine'``.
+        tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    if similarity == 'cosine':
-        return torch.stack(compare_neighbours(unit_vectors(x), lambda a, b: (a * b).sum(1)))
-    # mse_loss keeps two views of x for backward, where (a - b).square() would keep a map each time
-    distances = compare_neighbours(x, lambda a, b: F.mse_loss(a, b, reduction='none').sum(1))
-    return torch.stack(distances).sum(0)
+    m_s, m_t = (at_both(compare_pairs(x, steps, squared_difference), steps) for x in (s, t))
+    gap = (m_s - m_t).masked_fill_(~inside, 0)
+    weight = (gap * 4 / count)[:, None]
+    weights = [weight[..., :-step] + weight[..., step:] for step in steps]
+    gradient = torch.empty_like(s)
+    for x, g in zip(groups_of_channels(s), groups_of_channels(gradient)):
+        g.zero_()
+        for step, weight in zip(steps, weights):
+            difference = x[..., :-step] - x[..., step:]
+            g[..., :-step].addcmul_(difference, weight)
+            g[..., step:].addcmul_(difference, weight, value=-1)
+    return gap.square().sum() / count, gradient
 
 
-def compare_neighbours(x: Tensor, compare: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-    """Compare each interior position with its eight neighbours.
+def cosine_gap(
+    s: Tensor, t: Tensor, steps: Sequence[int], inside: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Sum of ``(cos_S - cos_T)^2 / (8 count)`` of all interior positions and their neighbours.
+
+    A pair counts once for each of the two that is an interior position. With ``w`` what comes back
+    to its cosine, ``x`` gets ``w (y / |y| - cos x / |x|) / |x|`` from its neighbour ``y``.
 
     Args:
-        x (Tensor): (N, C, H, W) with H and W of at least 3.
-        compare (Callable): Takes two maps (N, C, h, w) and compares their positions: (N, h, w). It
-            must not matter which comes first.
+        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
+        t (Tensor): The teacher's vectors, (N, C_t, n).
+        steps (Sequence[int]): See :func:`steps_ahead`.
+        inside (Tensor): See :func:`interior`.
+        count (int): How many interior positions there are.
 
     Returns:
-        list[Tensor]: One (N, H-2, W-2) for each neighbour.
+        tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    height, width = x.shape[2] - 2, x.shape[3] - 2
-    results = []
-    for down, right in STEPS:
-        # Two neighbours are compared once, also where both are interior positions: the pairs are
-        # those of which one at least is.
-        ahead, back = max(right, 0), max(-right, 0)
-        first = x[:, :, 1 - down : 1 + height, 1 - ahead : 1 + width + back]
-        second = x[:, :, 1 : 1 + height + down, 1 - back : 1 + width + ahead]
-        pairs = compare(first, second)
-        results.append(pairs[:, down:, ahead : ahead + width])  # the first one is interior
-        results.append(pairs[:, :height, back : back + width])  # the second one is
-    return results
+    length = lengths(s)[:, 0]
+    cosines, targets = pair_cosines(s, steps, length), pair_cosines(t, steps, lengths(t)[:, 0])
+    counted = inside.to(s.dtype)
+    value, to_neighbour, to_itself = 0.0, [], []
+    for step, cosine, target in zip(steps, cosines, targets):
+        gap = cosine - target
+        weight = (counted[:, :-step] + counted[:, step:]) * gap / (8 * count)
+        value = value + (weight * gap).sum()
+        to_itself.append(weight * 2 * cosine)
+        to_neighbour.append((weight * 2 / length[:, :-step] / length[:, step:])[:, None])
+    own = (at_both(to_itself, steps) / length.square())[:, None]
+    gradient = torch.empty_like(s)
+    for x, g in zip(groups_of_channels(s), groups_of_channels(gradient)):
+        g.copy_(x).mul_(-own)
+        for step, weight in zip(steps, to_neighbour):
+            g[..., :-step].addcmul_(x[..., step:], weight)
+            g[..., step:].addcmul_(x[..., :-step], weight)
+    return value, gradient
+
+
+def pair_cosines(x: Tensor, steps: Sequence[int], length: Tensor) -> list[Tensor]:
+    """The cosines of the vectors that are a step apart, see :func:`compare_pairs`.
+
+    Args:
+        x (Tensor): (N, C, n), in float32 or wider.
+        steps (Sequence[int]): See :func:`steps_ahead`.
+        length (Tensor): Their :func:`lengths`, (N, n): an infinite one makes a cosine of 0.
+
+    Returns:
+        list[Tensor]: For each step, (N, n - step).
+    """
+    products = compare_pairs(x, steps, torch.mul)
+    return [x / length[:, :-step] / length[:, step:] for x, step in zip(products, steps)]
+
+
+def compare_pairs(
+    x: Tensor, steps: Sequence[int], compare: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """Compare the positions that are a step apart, element by element, and add the channels up.
+
+    Args:
+        x (Tensor): (N, C, n).
+        steps (Sequence[int]): Each less than n.
+        compare (Callable): Takes two tensors of one shape and returns a third.
+
+    Returns:
+        list[Tensor]: For each step, (N, n - step).
+    """
+    totals = [0.0 for _ in steps]
+    for group in groups_of_channels(x):
+        for i, step in enumerate(steps):
+            totals[i] = totals[i] + compare(group[..., :-step], group[..., step:]).sum(1)
+    return totals
+
+
+def squared_difference(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square_()
+
+
+def at_both(pairs: Sequence[Tensor], steps: Sequence[int]) -> Tensor:
+    """Add what belongs to pairs up at both of their positions: (N, n - step) each to (N, n)."""
+    total = pairs[0].new_zeros(len(pairs[0]), pairs[0].shape[1] + steps[0])
+    for pair, step in zip(pairs, steps):
+        total[:, :-step] += pair
+        total[:, step:] += pair
+    return total
+
+
+def groups_of_channels(x: Tensor) -> Sequence[Tensor]:
+    """Parts of (N, C, n) along C, which a CPU's cache holds some copies of."""
+    if is_compiling() or x.device.type != 'cpu':
+        return (x,)
+    return x.split(max(PIECE * torch.get_num_threads() // max(x[:, :1].numel(), 1), 1), dim=1)
 
 
 @MODELS.register_module()
