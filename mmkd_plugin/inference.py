@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mmkd_plugin.keys import check_keys
-from mmkd_plugin.taps import Maps, as_list
+from mmkd_plugin.taps import Maps, Tap, as_list
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 Switch = Union[bool, str]
@@ -29,6 +29,9 @@ FOLDED_ERROR, HALF_ERROR = 1e-4, 5e-2
 #: What is folded: exactly these types, and batch norms that compute as these do.
 CONVS = (nn.Conv2d, wrappers.Conv2d)
 NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+
+#: How many modules a part of a model has at least that is compiled: a stage, but no single layer.
+WORTH_COMPILING = 8
 
 #: Flags of ``/proc/cpuinfo`` of CPUs that multiply in bf16.
 BF16_FLAGS = {'avx512_bf16', 'amx_bf16'}
@@ -246,6 +249,61 @@ def fold(pairs: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Callable[[], None]:
 
 def _as_it_is(x: Tensor) -> Tensor:
     return x
+
+
+# Compilation --------------------------------------------------------------------------------------
+
+
+def compile_between(
+    model: nn.Module, taps: Collection[Tap], ran: Collection[str], device: torch.device
+) -> dict[nn.Module, Callable]:
+    """Compiled forwards for the largest parts of a model that hold no tap.
+
+    Taps are hooks, which would cut a graph in pieces or be traced into it.
+
+    Args:
+        model (nn.Module): A model in eval mode.
+        taps (Collection[Tap]): Where it is read.
+        ran (Collection[str]): Names of the modules that run.
+        device (torch.device): Where it runs.
+
+    Returns:
+        dict: By the module; to be given to :func:`replaced_forwards`.
+    """
+    # Weights that are known to stay are laid out for oneDNN once; without that a CPU gains nothing.
+    options = {'freezing': True} if device.type == 'cpu' else None
+    names = {module: name for name, module in model.named_modules()}
+    found, queue = {}, list(model.children())
+    while queue:
+        module = queue.pop()
+        name = names[module]
+        if any(tap.path.startswith(f'{name}.') for tap in taps) or name not in ran:
+            queue += module.children()
+        elif sum(1 for _ in module.modules()) >= WORTH_COMPILING:
+            found[module] = torch.compile(_own_code(module.forward, name), options=options)
+    return found
+
+
+def _own_code(function: Callable, name: str) -> Callable:
+    """The same with code of its own, by which torch counts how often it compiles something."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    forward.__code__ = forward.__code__.replace(co_name=f'forward of {name}')
+    return forward
+
+
+@contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Lets modules run other forwards while the block runs."""
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward
 
 
 def distance(maps: Mapping[Any, Maps], exact: Mapping[Any, Maps]) -> float:

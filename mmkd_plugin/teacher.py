@@ -30,9 +30,11 @@ from mmkd_plugin.inference import (
     HALF_ERROR,
     Inference,
     amp_is_on,
+    compile_between,
     distance,
     fold,
     foldable,
+    replaced_forwards,
 )
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
@@ -96,6 +98,7 @@ class Teacher:
         self._run: DryRun | None = None
         self._loss_run: DryRun | None = None
         self.inference, self._how = EXACT, 'in fp32'
+        self._compiled: dict[nn.Module, Callable] = {}
 
     def prepare(
         self,
@@ -176,42 +179,86 @@ class Teacher:
         self, taps: Sequence[Tap], inputs: Tensor, data_samples: list | None, owner: str
     ) -> None:
         """Chooses how to compute, and tries it on the image that the teacher was tried on."""
-        device, also = inputs.device, []
+        device = inputs.device
         self.inference, why = self._asked.on(device)
         exact = self._maps(inputs, data_samples, taps, EXACT)
 
         def gap(inference: Inference) -> float:
             return distance(self._maps(inputs, data_samples, taps, inference), exact)
 
+        also = []
         if self.inference.fuse_conv_bn:
-            pairs = foldable(self.model, lambda: self._tensors(inputs, data_samples, taps))
-            undo = fold(pairs)
-            if gap(EXACT) <= FOLDED_ERROR:
-                also += [f'{len(pairs)} batch norms fused into their convolutions'] if pairs else []
-            else:
-                undo()
-                also.append('batch norms not fused, which would change its maps')
+            also.append(self._fuse(lambda: gap(EXACT), taps, inputs, data_samples))
         if self.inference.precision != 'fp32':
-            half = self.inference.precision
-            try:
-                error = gap(self.inference)
-                said = 'its maps are not finite' if error == float('inf') else ''
-            except Exception as caught:  # an operation of a foreign model that takes no such type
-                error, said = float('inf'), f'{type(caught).__name__}: {caught}'
-            if said and self._asked.precision == half:
-                raise ValueError(f"{owner} does not run with precision='{half}': {said}")
-            if error > HALF_ERROR and self._asked.precision == 'auto':
-                self.inference, _ = replace(self._asked, precision='fp32').on(device)
-                why = f'not in {half}: {said or f"its maps would change by {error:.0%}"}'
+            why = self._try_half(gap, device, owner) or why
+        if self.inference.compile:
+            also.append(self._compile(gap, taps, device, owner))
         if self.inference.channels_last:
             also.insert(0, 'channels_last')
-            if device.type == 'cuda':  # elsewhere there is nothing to gain
+            if device.type == 'cuda':  # a CPU arranges weights anew in any case
                 self.model.to(memory_format=torch.channels_last)
-        self._how = ', '.join([f'in {self.inference.precision} ({why})', *also])
+        how = f'in {self.inference.precision} ({why})'
+        self._how = ', '.join(filter(None, [how, *also]))
 
-    def _tensors(self, *args: Any) -> list[Tensor]:
-        """All the maps of a forward in full precision, as the model made them."""
-        return [x for maps in self._maps(*args, EXACT).values() for x in as_list(maps)]
+    def _fuse(
+        self,
+        gap: Callable[[], float],
+        taps: Sequence[Tap],
+        inputs: Tensor,
+        data_samples: list | None,
+    ) -> str:
+        """Fuses convolutions and batch norms, and says how many."""
+
+        def read() -> list[Tensor]:
+            maps = self._maps(inputs, data_samples, taps, EXACT)
+            return [tensor for value in maps.values() for tensor in as_list(value)]
+
+        pairs = foldable(self.model, read)
+        undo = fold(pairs)
+        if gap() > FOLDED_ERROR:
+            undo()
+            return 'batch norms not fused, which would change its maps'
+        return f'{len(pairs)} batch norms fused into their convolutions' if pairs else ''
+
+    def _try_half(self, gap: Callable[[Inference], float], device: torch.device, owner: str) -> str:
+        """Goes back to fp32 where half precision does not do, and says why.
+
+        Raises:
+            ValueError: If it was asked for and does not run.
+        """
+        half, error = self.inference.precision, float('inf')
+        try:
+            error = gap(replace(self.inference, compile=False))
+            said = 'its maps are not finite' if error == float('inf') else ''
+        except Exception as caught:  # an operation of a foreign model that takes no such type
+            said = _first_line(caught)
+        asked = self._asked.precision != 'auto'
+        if said and asked:
+            raise ValueError(f"{owner} does not run with precision='{half}': {said}")
+        if asked or error <= HALF_ERROR:
+            return ''
+        self.inference, _ = replace(self._asked, precision='fp32').on(device)
+        return f'not in {half}: {said or f"its maps would change by {error:.0%}"}'
+
+    def _compile(
+        self,
+        gap: Callable[[Inference], float],
+        taps: Sequence[Tap],
+        device: torch.device,
+        owner: str,
+    ) -> str:
+        """Compiles what lies between the taps, if that works, and says how much."""
+        places = [place for tap in taps for place in self._run.places.get(tap, (tap,))]
+        self._compiled = compile_between(self.model, places, self._run.ran, device)
+        try:
+            problem = 'its maps would change' if gap(self.inference) > HALF_ERROR else ''
+        except Exception as caught:  # no compiler, or a part that cannot be compiled
+            problem = _first_line(caught)
+        if not problem:
+            return f'{len(self._compiled)} parts compiled'
+        self.inference = replace(self.inference, compile=False)
+        print_log(f'{owner} is not compiled: {problem}', logger='current', level=30)
+        return 'not compiled'
 
     @torch.no_grad()
     def __call__(
@@ -259,7 +306,9 @@ class Teacher:
             heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
         reader = TapReader(self.model, taps, run.in_place, run.calls, run.places, on_path=on_path)
         inputs = inference.laid_out(inputs)
-        with torch.set_grad_enabled(bool(on_path)), inference.context(inputs.device), reader:
+        compiled = replaced_forwards(self._compiled if inference.compile else {})
+        grad = torch.set_grad_enabled(bool(on_path))
+        with grad, inference.context(inputs.device), compiled, reader:
             _forward(self.model, inputs, data_samples, heads)
         return {tap: reader.read(tap) for tap in taps}
 
@@ -400,6 +449,10 @@ def _read_config(path: str, name: str) -> Config:
             "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
         )
     return Config.fromfile(file)
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'.partition('\n')[0]
 
 
 def _plain(tensor: Tensor, widen: bool) -> Tensor:

@@ -330,6 +330,59 @@ def test_nothing_runs_after_the_last_tap_and_never_a_loss(monkeypatch):
     assert ran[-1] == LOGITS
 
 
+@pytest.fixture
+def eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile without its C++ compiler: graphs are taken, and run as they are."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f, options: compile_(f, backend='eager'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'taps', 'parts', 'last'),
+    [
+        ('pspnet', [LOGITS], ['backbone', 'decode_head.psp_modules'], LOGITS),
+        (
+            'pspnet',
+            ['backbone.layer3@pre_relu'],
+            ['backbone.stem', 'backbone.layer1', 'backbone.layer2'],
+            'backbone.layer3.1.conv2',
+        ),
+        ('retinanet', ['neck'], ['backbone', 'neck'], 'neck'),
+    ],
+)
+def test_what_is_compiled_lies_between_the_taps(eager_backend, name, taps, parts, last):
+    config, x = getattr(models, name)(), images()
+    teacher, taps = prepared(config, *taps, **HALF, compile=True)
+    plain, _ = prepared(config, *map(str, taps), **HALF)
+    assert f'{len(teacher._compiled)} parts compiled' in teacher.work(taps)
+    names = {module: n for n, module in teacher.model.named_modules()}
+    assert {*parts} <= {names[module] for module in teacher._compiled}
+    assert not any(tap.path.startswith(f'{names[m]}.') for m in teacher._compiled for tap in taps)
+    assert distance(teacher(x, None, taps), plain(x, None, taps)) < 1e-2
+    ran = []
+    for module in teacher.model.modules():  # what is compiled runs its hooks elsewhere
+        if not any(module is m for part in teacher._compiled for m in part.modules()):
+            module.register_forward_hook(lambda m, *_: ran.append(names[m]))
+    for part in teacher._compiled:
+        part.register_forward_hook(lambda m, *_: ran.append(names[m]))
+    teacher(x, None, taps)
+    assert ran[-1] == last or last not in names
+    assert not any('forward' in vars(module) for module in teacher._compiled)
+
+
+def test_where_nothing_can_be_compiled_it_runs_as_it_is(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError('no compiler\nand much more')
+
+    said = []
+    monkeypatch.setattr(torch, 'compile', lambda *_, **__: broken)
+    monkeypatch.setattr('mmkd_plugin.teacher.print_log', lambda text, **_: said.append(text))
+    teacher, (tap,) = prepared(models.pspnet(), LOGITS, **HALF, compile=True)
+    assert said[1:] == ["teacher 'teacher' is not compiled: RuntimeError: no compiler"]
+    assert teacher.work([tap]).endswith(', not compiled') and not teacher.inference.compile
+    assert teacher(images(), None, [tap])[tap].isfinite().all()
+
+
 class Made(TorchDispatchMode):
     """Keeps weak references to the storages of all tensors that operations give."""
 
