@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,8 +13,29 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.runs import Record, train
+
+
+class Traffic(TorchDispatchMode, Hook):
+    """Counts the bytes of all tensors that processes exchange: at the start, and in iterations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Counter[str]] = [Counter()]
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function.namespace == 'c10d':
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            self.sent[-1][function._opname] += sum(x.nbytes for x in tensors)
+        return function(*args, **(kwargs or {}))
+
+    def before_train_iter(self, *_: Any, **__: Any) -> None:
+        self.sent.append(Counter())
 
 
 class Buckets(Hook):
@@ -40,14 +63,18 @@ def worker(rank: int, settings: dict, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
     torch.set_num_threads(1)
-    record, buckets = Record(), Buckets()
-    model = train(Config(settings), record, buckets).model.module
+    record, buckets, traffic = Record(), Buckets(), Traffic()
+    with traffic:
+        model = train(Config(settings), record, buckets, traffic).model.module
     names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
     seen = dict(
         parameters=dict(model.named_parameters()),
+        parameter_bytes={name: x.nbytes for name, x in model.named_parameters()},
+        buffer_bytes={name: x.nbytes for name, x in model.named_buffers()},
         teacher=model.teachers['teacher'].model.state_dict(),
         exchanged=sorted(names.get(pointer, 'something else') for pointer in buckets.pointers),
         sent=buckets.sent,
+        traffic=traffic.sent,
         losses=record.losses,
         inputs=record.inputs,
     )

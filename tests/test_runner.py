@@ -418,7 +418,18 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
     ]
     assert first['exchanged'] == sorted(names)
     assert set(first['parameters']) == set(names)
-    assert first['sent'] == [sum(p.nbytes for p in first['parameters'].values())] * 3
+    assert first['sent'] == [sum(first['parameter_bytes'].values())] * 3
+    start, *iterations = first['traffic']  # of all processes, the start of training included
+    learnt, kept = (sum(first[name].values()) for name in ('parameter_bytes', 'buffer_bytes'))
+    buffers = {name for name, _ in alone.named_buffers()}
+    others = {name.removeprefix('student.') for name in first['buffer_bytes']} - buffers
+    assert all(name.startswith('self_teachers.me.') for name in others)
+    for sent in iterations:
+        assert set(sent) == {'allreduce_', 'broadcast_'} and sent['allreduce_'] == learnt
+        assert 0 <= sent['broadcast_'] - kept < 1000  # once DDP sends the order of its buckets
+    # mmengine sends the student's weights, then DDP those of all that is trained
+    assert start['broadcast_'] <= 2 * (learnt + kept) and start['allgather_'] < 1000
+    assert sum(x.nbytes for x in first['teacher'].values()) > 2 * (learnt + kept)
     terms = [{k for k in losses if k.startswith('distill')} for losses in first['losses']]
     late = [losses.get('distill.late.loss') for losses in first['losses']]
     assert late[0] is None and late[1] > 0 and late[2] == 0
