@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Callable, ClassVar
 
@@ -15,12 +16,17 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
+    common_type,
+    is_compiling,
     loss_weights,
+    no_autocast,
     one_of,
+    refuse_second_derivative,
     sum_over_maps,
     widest,
+    with_gradient,
 )
+from mmkd_plugin.losses.one_pass import PIECE
 from mmkd_plugin.registry import MODELS
 
 EMBEDS = ('flatten', 'pool', 'positions')
@@ -30,108 +36,171 @@ EMBEDS = ('flatten', 'pool', 'positions')
 # of 2e-6 of the size of the cloud.
 ROUNDING = 16
 
+#: How many triples of points to compare at once.
+TRIPLES = 2**17
+
 
 # --- formulas --------------------------------------------------------------------------------
 
 
-def distance_gap(student: Tensor, teacher: Tensor) -> Tensor:
+def distance_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Smooth-L1 between the distances of all pairs of points, in units of their mean.
 
+    With ``r = d / mean(d)`` and ``g`` the gradient with respect to ``r``, that with respect to a
+    distance is ``(g - <g, r> / number of distances) / mean(d)``.
+
     Args:
-        student (Tensor): Points of the student, (B, M, D_s): B sets, each compared by itself.
-        teacher (Tensor): Points of the teacher, (B, M, D_t), without gradient.
+        squares (Tensor): :func:`squared_distances` of the student, (B, M, M): B sets, each compared
+            by itself.
+        target (Tensor): Those of the teacher.
+        dtype (torch.dtype): Not needed: all of it is done in the type of ``squares``.
 
     Returns:
-        Tensor: A scalar, the mean over all B*M^2 entries.
+        tuple[Tensor, Tensor]: A scalar, the mean over all B*M^2 entries, and its gradient with
+        respect to ``squares``.
     """
-    gap = smooth_l1(relative_distances(student), relative_distances(teacher))
-    return gap.to(student.dtype)
+    relative, mean, number = relative_distances(squares)
+    gap = relative - relative_distances(target)[0]
+    count = max(gap.numel(), 1)
+    slope = gap.clamp(-1, 1)
+    of_mean = (slope * relative).sum((1, 2), keepdim=True) / number
+    # d = sqrt(d^2), and zeros get no gradient
+    halves = (0.5 / (relative * mean)).masked_fill(squares == 0, 0)
+    return smooth_l1(gap) / count, (slope - of_mean) / (mean * count) * halves
 
 
-def angle_gap(student: Tensor, teacher: Tensor) -> Tensor:
+def relative_distances(squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``||x_i - x_j||`` over the mean of those above 0, this mean, and how many these are.
+
+    Args:
+        squares (Tensor): (B, M, M).
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: (B, M, M); (B, 1, 1); (B, 1, 1). Where there is no distance
+        above 0, the mean and the number are 1.
+    """
+    distances = squares.sqrt()
+    number = (squares != 0).sum((1, 2), keepdim=True).clamp(min=1)
+    mean = distances.sum((1, 2), keepdim=True) / number
+    mean = mean.masked_fill(mean == 0, 1)
+    return distances / mean, mean, number
+
+
+def angle_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Smooth-L1 between the cosines of the angles in all triples of points.
 
-    Args:
-        student (Tensor): Points of the student, (B, M, D_s): B sets, each compared by itself.
-        teacher (Tensor): Points of the teacher, (B, M, D_t), without gradient.
+    The vertices are taken a few at a time, so that not all triples are held at once.
 
-    Returns:
-        Tensor: A scalar, the mean over all B*M^3 entries.
-    """
-    return smooth_l1(cosines(student), cosines(teacher))
-
-
-def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over all entries with beta = 1; 0 if there are none."""
-    return F.smooth_l1_loss(student, teacher, reduction='sum') / max(student.numel(), 1)
-
-
-def relative_distances(x: Tensor) -> Tensor:
-    """``||x_i - x_j||`` over the mean of those above 0; zeros stay zero and get no gradient.
+    With ``g`` the gradient with respect to ``cos = (ab^2 + ac^2 - bc^2) / (2 ab ac)``, that with
+    respect to ``ab^2`` is ``g / (2 ab ac) - g cos / (2 ab^2)``, to ``ac^2`` likewise, and to
+    ``bc^2`` it is ``-g / (2 ab ac)``.
 
     Args:
-        x (Tensor): (B, M, D), in float32 or wider.
+        squares (Tensor): :func:`squared_distances` of the student, (B, M, M): B sets, each compared
+            by itself.
+        target (Tensor): Those of the teacher.
+        dtype (torch.dtype): What to compute the cosines in.
 
     Returns:
-        Tensor: (B, M, M), in float64.
+        tuple[Tensor, Tensor]: A scalar, the mean over all B*M^3 entries, and its gradient with
+        respect to ``squares``.
     """
-    squares = SquaredDistances.apply(x)
-    apart = squares != 0
-    distances = squares.masked_fill(~apart, 1).sqrt().masked_fill(~apart, 0)
-    mean = distances.sum((1, 2), keepdim=True) / apart.sum((1, 2), keepdim=True).clamp(min=1)
-    return distances / mean.masked_fill(mean == 0, 1)
+    batch, points, _ = squares.shape
+    count = max(batch * points**3, 1)
+    inverse, value = inverse_distances(squares), squares.new_zeros(())
+    gradient = torch.zeros_like(squares)
+    step = points if is_compiling() else max(TRIPLES // max(batch * points**2, 1), 1)
+    for start in range(0, points, step):
+        vertices = slice(start, start + step)
+        cosine, halves = cosines(squares, vertices, dtype)
+        gap = cosine - cosines(target, vertices, dtype)[0]
+        value = value + smooth_l1(gap)
+        slope = gap.clamp_(-1, 1)
+        along = (slope * cosine).sum(3, dtype=squares.dtype) * inverse[:, vertices].square()
+        across = slope.mul_(halves)
+        # b and c may change places, which makes the gradients of both sides equal
+        gradient[:, vertices] += 2 * across.sum(3, dtype=squares.dtype) - along
+        gradient -= across.sum(1, dtype=squares.dtype)
+    return value / count, gradient.div_(count)
 
 
-def cosines(x: Tensor) -> Tensor:
+def cosines(squares: Tensor, vertices: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``<e_ab, e_ac>`` with ``e_ab = (x_b - x_a) / ||x_b - x_a||``, 0 where points coincide.
 
     By the law of cosines ``<x_b - x_a, x_c - x_a> = (ab^2 + ac^2 - bc^2) / 2``, so nothing larger
     than the result is needed, whatever D is.
 
     Args:
-        x (Tensor): (B, M, D), in float32 or wider.
+        squares (Tensor): (B, M, M).
+        vertices (slice): Which points are to be a.
+        dtype (torch.dtype): That of the result.
 
     Returns:
-        Tensor: (B, M, M, M), indexed by a, b and c.
+        tuple[Tensor, Tensor]: The cosines and ``1 / (2 ab ac)``, (B, A, M, M), indexed by a, b, c.
     """
-    squares = SquaredDistances.apply(x)
-    # The unit of length does not matter; with this one float32 can hold what follows.
-    unit = squares.detach().mean((1, 2), keepdim=True)
-    squares = squares / unit.masked_fill(unit == 0, 1)
-    ab, ac, bc = squares[:, :, :, None], squares[:, :, None, :], squares[:, None, :, :]
-    inner = (ab + ac).sub_(bc).to(x.dtype)  # digits cancel here: float64 up to this point
-    inverse = squares.masked_fill(squares == 0, math.inf).rsqrt().to(x.dtype)
-    return inner * (inverse / 2)[:, :, :, None] * inverse[:, :, None, :]
+    ab, inverse = squares[:, vertices], inverse_distances(squares)[:, vertices].to(dtype)
+    halves = (inverse / 2)[:, :, :, None] * inverse[:, :, None, :]
+    # digits cancel here: float64 up to this point
+    inner = (ab[:, :, :, None] + ab[:, :, None, :]).sub_(squares[:, None]).to(dtype)
+    return inner.mul_(halves), halves
+
+
+def inverse_distances(squares: Tensor) -> Tensor:
+    """``1 / ||x_i - x_j||``, 0 where points coincide."""
+    return squares.masked_fill(squares == 0, math.inf).rsqrt()
+
+
+def smooth_l1(gap: Tensor) -> Tensor:
+    """Sum over all entries, with beta = 1."""
+    return F.smooth_l1_loss(gap, torch.zeros_like(gap), reduction='sum')
 
 
 class SquaredDistances(torch.autograd.Function):
     """``||x_i - x_j||^2`` for all pairs of points, (B, M, D) to (B, M, M) in float64.
 
     Flattened maps have millions of entries, so B*M*M*D must not be held, nor a wider copy of the
-    points between forward and backward. The usual way out, ``|a|^2 + |b|^2 - 2*a*b``, loses the
-    digits of float32 where points are close to each other. Here it runs in float64, with the
-    origin amid the points; the backward pass sums ``x_i - x_j`` in the same manner. Points that
-    coincide have a distance of exactly 0.
+    points. The usual way out, ``|a|^2 + |b|^2 - 2*a*b``, loses the digits of float32 where points
+    are close to each other. Here it runs in float64, with the origin amid the points, some
+    coordinates after the others; the backward pass sums ``x_i - x_j`` in the same manner. Points
+    that coincide have a distance of exactly 0.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        x = centred(x)
-        products = x @ x.mT
-        lengths = products.diagonal(dim1=1, dim2=2)
-        lengths = lengths[:, :, None] + lengths[:, None, :]
-        squares = lengths - 2 * products
-        rounding = ROUNDING * torch.finfo(x.dtype).eps * x.shape[2] ** 0.5
-        return squares.masked_fill_(squares <= rounding * lengths, 0)
+        return squared_distances(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        refuse_second_derivative()
         (x,) = ctx.saved_tensors
         weights = grad + grad.mT
         # sum over j of 2 * weights_ij * (x_i - x_j)
-        laplacian = torch.diag_embed(weights.sum(2)) - weights
-        return (2 * laplacian @ centred(x)).to(x.dtype)
+        laplacian = 2 * (torch.diag_embed(weights.sum(2)) - weights)
+        parts = coordinates(x)
+        if len(parts) == 1:
+            return (laplacian @ centred(x)).to(x.dtype)
+        gradient = torch.empty_like(x)
+        for part, slope in zip(parts, coordinates(gradient)):
+            slope.copy_(laplacian @ centred(part))
+        return gradient
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """See :class:`SquaredDistances`."""
+    products = sum(part @ part.mT for part in map(centred, coordinates(x)))
+    squares = products.diagonal(dim1=1, dim2=2)
+    squares = squares[:, :, None] + squares[:, None, :]
+    rounding = ROUNDING * torch.finfo(products.dtype).eps * x.shape[2] ** 0.5 * squares
+    squares = squares - 2 * products
+    return squares.masked_fill(squares <= rounding, 0)
+
+
+def coordinates(x: Tensor) -> Sequence[Tensor]:
+    """Parts of (B, M, D) along D, which a CPU's cache holds some copies of."""
+    if is_compiling() or x.device.type != 'cpu':
+        return (x,)
+    return x.split(max(PIECE * torch.get_num_threads() // max(x[..., :1].numel(), 1), 1), dim=2)
 
 
 def centred(x: Tensor) -> Tensor:
@@ -144,7 +213,7 @@ def centred(x: Tensor) -> Tensor:
 
 
 def relational(
-    gap: Callable[[Tensor, Tensor], Tensor],
+    compare: Callable[..., tuple[Tensor, Tensor]],
     student: Tensor,
     teacher: Tensor,
     embed: str = 'flatten',
@@ -154,7 +223,7 @@ def relational(
     """Compare the relations of the student's samples with those of the teacher's.
 
     Args:
-        gap (Callable): :func:`distance_gap` or :func:`angle_gap`.
+        compare (Callable): :func:`distance_gap` or :func:`angle_gap`.
         student (Tensor): (N, D) or (N, C, H, W).
         teacher (Tensor): The same form. It gets no gradient.
         embed (str): See :class:`RKDDistanceLoss`. Default: ``'flatten'``.
@@ -168,20 +237,22 @@ def relational(
     check_shapes(
         student, teacher, ndims=(4,) if dense else (2, 4), same_channels=False, same_size=dense
     )
-    with full_precision(student, teacher) as pair:
+    pair, dtype = (student, teacher.detach()), common_type(student, teacher)
+    with no_autocast(student.device.type):
         if dense:
             chosen = choose_positions(student, num_positions)
-            return gap(*(points_of_positions(x, chosen) for x in pair))
-        points = [embedding(x, embed) for x in pair]
-        if gather:
-            points = [gathered(x) for x in points]
-        return gap(*(x[None] for x in points))
+            s, t = (points_of_positions(x, chosen) for x in pair)
+        else:
+            s, t = (embedding(x, embed, dtype)[None] for x in pair)
+            if gather:
+                s, t = (gathered(x[0].to(dtype))[None] for x in (s, t))
+        squares, target = SquaredDistances.apply(s), squared_distances(t)
+        return with_gradient(partial(compare, target=target, dtype=dtype), squares).to(dtype)
 
 
-def embedding(x: Tensor, embed: str) -> Tensor:
-    """One vector per sample: (N, D) or (N, C, H, W) to (N, D), (N, C*H*W) or (N, C)."""
-    x = x.flatten(2) if x.dim() == 4 else x
-    return x.mean(2) if embed == 'pool' and x.dim() == 3 else x.flatten(1)
+def embedding(x: Tensor, embed: str, dtype: torch.dtype) -> Tensor:
+    """One vector per sample: (N, D) or (N, C, H, W) to (N, D), (N, C*H*W) or, in dtype, (N, C)."""
+    return x.mean((2, 3), dtype=dtype) if embed == 'pool' and x.dim() == 4 else x.flatten(1)
 
 
 def choose_positions(x: Tensor, count: int) -> Tensor | None:
@@ -377,7 +448,7 @@ class RKDAngleLoss(nn.Module):
 
     With ``e_ab = (x_b - x_a) / ||x_b - x_a||``, 0 where samples coincide, the loss is the smooth-L1
     (beta = 1) between ``<e_ab, e_ac>`` of the student and of the teacher, mean over all N^3
-    triples. All triples are held at once: 50 MB for 128 samples, but 3.2 GB for 512.
+    triples. Time goes with N^3, memory with N^2.
 
     Three samples are the least that have an angle: a smaller batch costs nothing, see ``gather``.
 
