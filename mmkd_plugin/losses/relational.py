@@ -37,13 +37,13 @@ EMBEDS = ('flatten', 'pool', 'positions')
 ROUNDING = 16
 
 #: How many triples of points to compare at once.
-TRIPLES = 2**17
+TRIPLES = 2**16
 
 
 # --- formulas --------------------------------------------------------------------------------
 
 
-def distance_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def distance_gap(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Smooth-L1 between the distances of all pairs of points, in units of their mean.
 
     With ``r = d / mean(d)`` and ``g`` the gradient with respect to ``r``, that with respect to a
@@ -53,7 +53,6 @@ def distance_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[T
         squares (Tensor): :func:`squared_distances` of the student, (B, M, M): B sets, each compared
             by itself.
         target (Tensor): Those of the teacher.
-        dtype (torch.dtype): Not needed: all of it is done in the type of ``squares``.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, the mean over all B*M^2 entries, and its gradient with
@@ -86,7 +85,7 @@ def relative_distances(squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return distances / mean, mean, number
 
 
-def angle_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def angle_gap(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Smooth-L1 between the cosines of the angles in all triples of points.
 
     The vertices are taken a few at a time, so that not all triples are held at once.
@@ -99,7 +98,6 @@ def angle_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tens
         squares (Tensor): :func:`squared_distances` of the student, (B, M, M): B sets, each compared
             by itself.
         target (Tensor): Those of the teacher.
-        dtype (torch.dtype): What to compute the cosines in.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, the mean over all B*M^3 entries, and its gradient with
@@ -109,22 +107,28 @@ def angle_gap(squares: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tens
     count = max(batch * points**3, 1)
     inverse, value = inverse_distances(squares), squares.new_zeros(())
     gradient = torch.zeros_like(squares)
-    step = points if is_compiling() else max(TRIPLES // max(batch * points**2, 1), 1)
-    for start in range(0, points, step):
-        vertices = slice(start, start + step)
-        cosine, halves = cosines(squares, vertices, dtype)
-        gap = cosine - cosines(target, vertices, dtype)[0]
+    for vertices in groups_of_vertices(batch, points):
+        cosine, halves = cosines(squares, vertices)
+        gap = cosine - cosines(target, vertices)[0]
         value = value + smooth_l1(gap)
         slope = gap.clamp_(-1, 1)
-        along = (slope * cosine).sum(3, dtype=squares.dtype) * inverse[:, vertices].square()
+        along = (slope * cosine).sum(3) * inverse[:, vertices].square()
         across = slope.mul_(halves)
         # b and c may change places, which makes the gradients of both sides equal
-        gradient[:, vertices] += 2 * across.sum(3, dtype=squares.dtype) - along
-        gradient -= across.sum(1, dtype=squares.dtype)
+        gradient[:, vertices] += 2 * across.sum(3) - along
+        gradient -= across.sum(1)
     return value / count, gradient.div_(count)
 
 
-def cosines(squares: Tensor, vertices: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def groups_of_vertices(batch: int, points: int) -> list[slice]:
+    """So many points at once that the triples are few; all while torch.compile traces."""
+    if is_compiling():
+        return [slice(None)]
+    step = max(TRIPLES // max(batch * points**2, 1), 1)
+    return [slice(start, start + step) for start in range(0, points, step)]
+
+
+def cosines(squares: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:
     """``<e_ab, e_ac>`` with ``e_ab = (x_b - x_a) / ||x_b - x_a||``, 0 where points coincide.
 
     By the law of cosines ``<x_b - x_a, x_c - x_a> = (ab^2 + ac^2 - bc^2) / 2``, so nothing larger
@@ -133,15 +137,13 @@ def cosines(squares: Tensor, vertices: slice, dtype: torch.dtype) -> tuple[Tenso
     Args:
         squares (Tensor): (B, M, M).
         vertices (slice): Which points are to be a.
-        dtype (torch.dtype): That of the result.
 
     Returns:
         tuple[Tensor, Tensor]: The cosines and ``1 / (2 ab ac)``, (B, A, M, M), indexed by a, b, c.
     """
-    ab, inverse = squares[:, vertices], inverse_distances(squares)[:, vertices].to(dtype)
+    ab, inverse = squares[:, vertices], inverse_distances(squares)[:, vertices]
     halves = (inverse / 2)[:, :, :, None] * inverse[:, :, None, :]
-    # digits cancel here: float64 up to this point
-    inner = (ab[:, :, :, None] + ab[:, :, None, :]).sub_(squares[:, None]).to(dtype)
+    inner = (ab[:, :, :, None] + ab[:, :, None, :]).sub_(squares[:, None])  # digits cancel here
     return inner.mul_(halves), halves
 
 
@@ -247,7 +249,7 @@ def relational(
             if gather:
                 s, t = (gathered(x[0].to(dtype))[None] for x in (s, t))
         squares, target = SquaredDistances.apply(s), squared_distances(t)
-        return with_gradient(partial(compare, target=target, dtype=dtype), squares).to(dtype)
+        return with_gradient(partial(compare, target=target), squares).to(dtype)
 
 
 def embedding(x: Tensor, embed: str, dtype: torch.dtype) -> Tensor:
@@ -448,7 +450,7 @@ class RKDAngleLoss(nn.Module):
 
     With ``e_ab = (x_b - x_a) / ||x_b - x_a||``, 0 where samples coincide, the loss is the smooth-L1
     (beta = 1) between ``<e_ab, e_ac>`` of the student and of the teacher, mean over all N^3
-    triples. Time goes with N^3, memory with N^2.
+    triples. Time goes with N^3, but memory with N^2.
 
     Three samples are the least that have an angle: a smaller batch costs nothing, see ``gather``.
 
