@@ -6,7 +6,6 @@ import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmkd_plugin.losses.one_pass import Slope, one_pass
@@ -40,27 +39,14 @@ def divergence(
     Returns:
         Tensor: A scalar.
     """
-    formula, kernel = (_bernoulli, _bernoulli_slope) if sigmoid else (_softmax, _softmax_slope)
-    options = dict(tau=tau, dim=dim)
-    weights = (weight,) if isinstance(weight, Tensor) else ()
-    if not weights:
-        options['weight'] = weight
-    return one_pass(
-        partial(formula, **options),
-        partial(kernel, **options),
-        student,
-        teacher,
-        *weights,
-        dim=3 - dim,  # a distribution stays in one piece
-    )
+    kernel = partial(_bernoulli if sigmoid else _categorical, tau=tau, dim=dim)
+    cut = 3 - dim  # a distribution stays in one piece
+    if isinstance(weight, Tensor):
+        return one_pass(kernel, student, teacher, weight, dim=cut)
+    return one_pass(partial(kernel, weight=weight), student, teacher, dim=cut)
 
 
-def _softmax(s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int) -> Tensor:
-    log_s, log_t = torch.log_softmax(s / tau, dim), torch.log_softmax(t / tau, dim)
-    return (log_t.exp() * (log_t - log_s) * weight).sum()
-
-
-def _softmax_slope(
+def _categorical(
     s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int, slope: Slope
 ) -> Tensor:
     # with u = s - max(s) and v = t - max(t), both in units of tau * ln(2):
@@ -76,15 +62,7 @@ def _softmax_slope(
     return (kl * weight).sum()
 
 
-def _bernoulli(s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int) -> Tensor:
-    losses = 0.0
-    for scale in (tau, -tau):  # the logits of yes, then those of no
-        log_s, log_t = F.logsigmoid(s / scale), F.logsigmoid(t / scale)
-        losses = losses + log_t.exp() * (log_t - log_s)
-    return (losses * weight).sum()
-
-
-def _bernoulli_slope(
+def _bernoulli(
     s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int, slope: Slope
 ) -> Tensor:
     # ln(sigmoid(x)) = -relu(-x) - tail(x), and the tail ln(1 + e^-|x|) is the same for x and -x

@@ -47,15 +47,10 @@ def explanation_difference(student: Tensor, teacher: Tensor) -> Tensor:
     check_shapes(student, teacher, ndims=(2, 4))
     count = max(len(student), 1)
     whole = student.dim()  # an explanation stays in one piece
-    formula, kernel = partial(_difference, count), partial(_difference_slope, count)
-    return one_pass(formula, kernel, student, teacher, dim=whole)
+    return one_pass(partial(_difference, count), student, teacher, dim=whole)
 
 
-def _difference(count: int, s: Tensor, t: Tensor) -> Tensor:
-    return (1 - explanation_similarity(s, t)).sum() / count
-
-
-def _difference_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+def _difference(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     length = lengths_of_samples(s, eps=1e-8)
     s = torch.div(s, length, out=slope)
     t = t / lengths_of_samples(t, eps=1e-8)

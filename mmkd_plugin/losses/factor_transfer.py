@@ -6,7 +6,6 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
@@ -15,7 +14,6 @@ from mmkd_plugin.losses.functional import (
     check_shapes,
     lengths_of_samples,
     loss_weights,
-    nz,
     sum_over_maps,
 )
 from mmkd_plugin.losses.one_pass import Slope, one_pass
@@ -35,15 +33,10 @@ def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     check_shapes(student, teacher, ndims=(2, 4))
     count = max(student.numel(), 1)
     whole = student.dim()  # a sample stays in one piece
-    formula, kernel = partial(_factor_gap, count), partial(_factor_gap_slope, count)
-    return one_pass(formula, kernel, student, teacher, dim=whole)
+    return one_pass(partial(_factor_gap, count), student, teacher, dim=whole)
 
 
-def _factor_gap(count: int, s: Tensor, t: Tensor) -> Tensor:
-    return F.l1_loss(nz(s), nz(t), reduction='sum') / count
-
-
-def _factor_gap_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+def _factor_gap(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     length = lengths_of_samples(s)
     unit = torch.div(s, length, out=slope)
     gap = unit - t / lengths_of_samples(t)

@@ -37,8 +37,7 @@ def gradient_attention(student: Tensor, teacher: Tensor) -> Tensor:
     peak = over_pieces(_largest, student, teacher).amax()
     tiny = torch.finfo(peak.dtype).tiny
     peak = peak.clamp(min=tiny)
-    formula, kernel = partial(_squares, peak), partial(_squares_slope, peak)
-    squares = one_pass(formula, kernel, student, teacher)
+    squares = one_pass(partial(_squares, peak), student, teacher)
     return peak * squares.clamp(min=tiny).sqrt() * (squares > 0)
 
 
@@ -46,11 +45,7 @@ def _largest(s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     return (s - t).abs_().amax()
 
 
-def _squares(peak: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    return ((s - t) / peak).square().sum()
-
-
-def _squares_slope(peak: Tensor, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+def _squares(peak: Tensor, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     gap = torch.sub(s, t, out=slope).div_(peak)
     value = gap.square().sum()
     gap.mul_(2 / peak)

@@ -6,7 +6,6 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.functional import (
@@ -32,14 +31,10 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_shapes(student, teacher, ndims=(2, 4))
     count = max(student.numel(), 1)
-    return one_pass(partial(_hint, count), partial(_hint_slope, count), student, teacher)
+    return one_pass(partial(_squares, count), student, teacher)
 
 
-def _hint(count: int, s: Tensor, t: Tensor) -> Tensor:
-    return F.mse_loss(s, t, reduction='sum') / count
-
-
-def _hint_slope(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
+def _squares(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     gap = torch.sub(s, t, out=slope)
     value = gap.square().sum() / count
     gap.mul_(2 / count)

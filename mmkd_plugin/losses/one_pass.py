@@ -10,17 +10,14 @@ from torch import Tensor
 
 from mmkd_plugin.losses.functional import (
     common_type,
-    full_precision,
     is_compiling,
     no_autocast,
     with_gradient,
 )
 
-#: A loss in ordinary operations: takes the student's map and the teacher's, gives a scalar.
-Formula = Callable[..., Tensor]
-
-#: The same for a piece of the maps: takes both pieces, and a tensor in the form of the student's
-#: to write its gradient to (None if nobody wants it).
+#: The part of a loss that comes from a piece of the maps. It takes the pieces of student, teacher
+#: and whatever else there is, and ``slope``: a tensor in the form of the student's piece to write
+#: the gradient to, or None if nobody wants it.
 Kernel = Callable[..., Tensor]
 Slope = Optional[Tensor]
 
@@ -29,35 +26,25 @@ PIECE = 2**17
 
 
 def one_pass(
-    formula: Formula,
-    kernel: Kernel,
-    student: Tensor,
-    teacher: Tensor,
-    *others: Tensor,
-    dim: int = 1,
+    kernel: Kernel, student: Tensor, teacher: Tensor, *others: Tensor, dim: int = 1
 ) -> Tensor:
-    """The sum of ``kernel`` over pieces of the maps; ``formula`` while torch.compile traces.
+    """A loss that is a sum over pieces of the maps, its gradient computed along with it.
 
-    On a CPU, memory that is touched for the first time costs more than all the arithmetic of a
-    loss. So only one map is made, that of the gradient, and everything else is as small as a
-    piece. The gradient of the student is all that is saved for the backward pass, which scales it.
-    It has no second derivative.
+    On a CPU, touching memory for the first time takes longer than all the arithmetic of a loss. So
+    only one map is made, that of the gradient, and what else there is is as small as a piece. The
+    gradient is all that is saved for the backward pass.
 
     Args:
-        formula (Callable): ``formula(student, teacher, *others)`` gives the loss.
-        kernel (Callable): ``kernel(student, teacher, *others, slope=slope)`` gives the part of it
-            that comes from a piece, and writes the gradient to ``slope`` unless that is None.
+        kernel (Callable): Takes pieces and ``slope``, see :data:`Kernel`.
         student (Tensor): Map of the student, (N, ...), of any floating-point type.
         teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
         others (Tensor): What else is cut into the same pieces, with as many dimensions.
         dim (int): Where to cut a sample that is too large for the cache. Default: 1.
 
     Returns:
-        Tensor: A scalar in float32 or wider, the common type that both functions compute in.
+        Tensor: A scalar in float32 or wider, the type in which the kernel gets the maps. It can be
+        differentiated once.
     """
-    if is_compiling():
-        with full_precision(student, teacher) as (s, t):
-            return formula(s, t, *others)
     others = teacher.detach(), *others
     if not (student.requires_grad and torch.is_grad_enabled()):
         return over_pieces(kernel, student, *others, dim=dim).sum()

@@ -45,22 +45,10 @@ def overhaul(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
         )
     margin = margin.detach().to(common_type(student, teacher)).view(1, -1, 1, 1)
     count = max(len(student), 1)
-    return one_pass(
-        partial(_overhaul, count),
-        partial(_overhaul_slope, count),
-        student,
-        teacher,
-        margin.expand(student.shape),
-    )
+    return one_pass(partial(_gap, count), student, teacher, margin.expand(student.shape))
 
 
-def _overhaul(count: int, s: Tensor, t: Tensor, margin: Tensor) -> Tensor:
-    t = torch.maximum(t, margin)
-    below = (s <= t) & (t <= 0)
-    return (s - t).masked_fill(below, 0).square().sum() / count
-
-
-def _overhaul_slope(count: int, s: Tensor, t: Tensor, margin: Tensor, slope: Slope) -> Tensor:
+def _gap(count: int, s: Tensor, t: Tensor, margin: Tensor, slope: Slope) -> Tensor:
     t = torch.maximum(t, margin)
     gap = torch.sub(s, t, out=slope)
     # no gap below 0 where t <= 0; masks of booleans are slow on a CPU
