@@ -34,7 +34,7 @@ from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list
 from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.teacher_configs import build_teacher, is_self_teacher, teacher_configs
-from mmkd_plugin.term import Term
+from mmkd_plugin.term import Term, check_compile
 
 STATE_VERSION = 1
 #: Parts whose state lies beside that of the student in a checkpoint.
@@ -71,13 +71,15 @@ class Distiller(BaseModel):
             for several, which then all need a name.
         distill (dict[str, dict]): The terms: ``tap`` (or ``student_tap`` and ``teacher_tap``),
             ``loss``, and optionally ``teacher``, ``explainer``, ``connector``,
-            ``teacher_connector``, ``norm`` and ``schedule``. See :class:`Term` and
+            ``teacher_connector``, ``norm``, ``schedule`` and ``compile``. See :class:`Term` and
             :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             it is off the student runs no further than its last tap. Defaults to None, which is
             weight 1 and always on.
         data_preprocessor (dict, optional): The student's, where its own config has none; filled in
             by the runner. Defaults to None.
+        compile (bool): Whether the losses of the terms run through torch.compile in training; a
+            term's own ``compile`` overrides it. Defaults to False.
 
     Raises:
         ValueError: If a term, a tap or a teacher cannot be used; before training starts.
@@ -102,6 +104,7 @@ class Distiller(BaseModel):
         distill: dict,
         task: dict | None = None,
         data_preprocessor: dict | None = None,
+        compile: bool = False,
     ) -> None:
         config = student
         if isinstance(student, dict):
@@ -116,7 +119,7 @@ class Distiller(BaseModel):
             own = {name for name, one in configs.items() if is_self_teacher(one)}
             if own and not isinstance(config, dict):
                 raise ValueError("a self-teacher is built from the student's config; give a dict")
-            self.distill = nn.ModuleDict(_terms(distill, list(configs)))
+            self.distill = nn.ModuleDict(_terms(distill, list(configs), check_compile(compile)))
             used = {term.teacher for term in self.distill.values()}
             for name in set(configs) - used - own:
                 print_log(
@@ -459,7 +462,7 @@ def _student_state(module: nn.Module, destination: dict, prefix: str, local_meta
     metadata[prefix[:-1]] = local_metadata
 
 
-def _terms(distill: Any, teachers: Sequence[str]) -> dict[str, Term]:
+def _terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[str, Term]:
     if not isinstance(distill, dict) or not distill:
         raise ValueError(
             'distill has no term: add one, such as '
@@ -467,7 +470,7 @@ def _terms(distill: Any, teachers: Sequence[str]) -> dict[str, Term]:
         )
     if 'loss' in distill and ('tap' in distill or 'student_tap' in distill):
         raise ValueError('distill is a dict of named terms: write distill=dict(cwd=dict(tap=...))')
-    return {name: Term.from_config(name, config, teachers) for name, config in distill.items()}
+    return {n: Term.from_config(n, config, teachers, compile) for n, config in distill.items()}
 
 
 def _check_classes(

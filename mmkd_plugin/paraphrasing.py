@@ -35,6 +35,7 @@ class ParaphraserTraining(BaseModel):
             left out.
         task (dict, optional): Not used. Defaults to None.
         data_preprocessor (dict, optional): Where the student's config has none. Defaults to None.
+        compile (bool): Not used. Defaults to False.
 
     Raises:
         ValueError: If no term has a ``teacher_connector``, or one cannot be trained.
@@ -60,6 +61,7 @@ class ParaphraserTraining(BaseModel):
         distill: dict,
         task: dict | None = None,
         data_preprocessor: dict | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(data_preprocessor=student.get('data_preprocessor') or data_preprocessor)
         configs = teacher_configs(teacher)

@@ -77,6 +77,8 @@ def _loss(term: Term) -> str:
         text += '\non gradients of the task loss'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
+    if term.compiled is not None:
+        text += '\ncompiled'
     if term.norms:
         text += f'\n{", ".join(n for n in term.needs if n in FROM_NORM)} of {", ".join(term.norms)}'
     return text

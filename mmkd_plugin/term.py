@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
+from mmkd_plugin.compiled import Compiled
 from mmkd_plugin.connectors import ConvConnector
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.keys import check_keys
@@ -32,6 +33,7 @@ KEYS = (
     'teacher_connector',
     'norm',
     'schedule',
+    'compile',
 )
 
 
@@ -64,6 +66,7 @@ class Term(nn.Module):
         schedule (Schedule): When it is on. Defaults to always.
         explainer (Explainer, optional): What explains class scores by the maps; the loss compares
             these explanations instead of the maps. Defaults to None.
+        compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Term(nn.Module):
         norm: str | Sequence[str] | None = None,
         schedule: Schedule | None = None,
         explainer: Explainer | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -94,6 +98,7 @@ class Term(nn.Module):
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.needs = tuple(getattr(loss, 'needs', ()))
         self.explainer = explainer
+        self.compiled = Compiled(f'distill.{name}') if compile else None
         self.score_kind: Scores | None = None
         self._check_explainer()
         known = [*FROM_BATCH, *FROM_NORM]
@@ -147,13 +152,17 @@ class Term(nn.Module):
         return self.explainer.scores(side)
 
     @classmethod
-    def from_config(cls, name: str, config: Any, teachers: Sequence[str]) -> Term:
+    def from_config(
+        cls, name: str, config: Any, teachers: Sequence[str], compile: bool = False
+    ) -> Term:
         """Builds a term from its line in the config.
 
         Args:
             name (str): Key of the line.
             config (dict): The line.
             teachers (Sequence[str]): Names of the teachers there are.
+            compile (bool): Whether its loss is compiled where the line does not say. Defaults to
+                False.
 
         Raises:
             ValueError: If a key is unknown or missing, or a value cannot be used.
@@ -181,6 +190,7 @@ class Term(nn.Module):
         if teacher not in teachers:
             said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
             raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+        compile = check_compile(config.get('compile', compile), f'{here}.')
         explainer = config.get('explainer')
         if explainer is not None:
             explainer = build_module(explainer, f'{here}.explainer')
@@ -196,6 +206,7 @@ class Term(nn.Module):
                 config.get('norm'),
                 Schedule.from_config(f'{here}.schedule', config.get('schedule')),
                 explainer,
+                compile,
             )
         except ValueError as error:
             raise ValueError(_prefixed(here, error)) from error
@@ -387,7 +398,10 @@ class Term(nn.Module):
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
         batch = {need: (given or {}).get(need) for need in self.from_batch}
-        return self.loss(students, teachers, **batch, **self._constants())
+        given = {**batch, **self._constants()}
+        if self.compiled is not None and self.training:
+            return self.compiled(self.loss, students, teachers, **given)
+        return self.loss(students, teachers, **given)
 
     def _fit(self, connector: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
         size = teacher.shape[2:]
@@ -459,6 +473,21 @@ def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) 
     for number, module in enumerate(modules):
         start = f'{name}.{number}.'
         module.load_state_dict({k[len(start) :]: state[k] for k in wanted if k.startswith(start)})
+
+
+def check_compile(value: Any, here: str = '') -> bool:
+    """Returns the value of a ``compile`` key if it is a bool.
+
+    Args:
+        value (bool): The value.
+        here (str): What the message puts before the key. Defaults to nothing.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f'{here}compile must be True or False, got {value!r}')
+    return value
 
 
 def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmkd_plugin.losses.functional import (
     common_type,
+    full_precision,
     is_compiling,
     no_autocast,
     with_gradient,
@@ -75,9 +76,6 @@ def one_pass_by_samples(
         Tensor: A scalar in float32 or wider.
     """
 
-    def formula(s: Tensor, t: Tensor, *others: Tensor) -> Tensor:
-        return with_gradient(lambda s: compute(s, t, *others), s)
-
     def kernel(s: Tensor, t: Tensor, *others: Tensor, slope: Slope) -> Tensor:
         value, gradient = compute(s, t, *others)
         if slope is not None:
@@ -86,8 +84,8 @@ def one_pass_by_samples(
 
     if student.device.type != 'cpu' or is_compiling() or len(student) == 1:  # nothing to cut
         with full_precision(student, teacher) as (s, t):
-            return formula(s, t, *others)
-    return one_pass(formula, kernel, student, teacher, *others, dim=student.dim())
+            return with_gradient(lambda s: compute(s, t, *others), s)
+    return one_pass(kernel, student, teacher, *others, dim=student.dim())
 
 
 def over_pieces(

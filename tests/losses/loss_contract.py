@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mmkd_plugin.losses
+from mmkd_plugin.compiled import compiled
 from mmkd_plugin.registry import MODELS
 
 Shape = tuple[int, ...]
@@ -68,6 +69,7 @@ class LossContract:
         identical_is_zero: Whether a student equal to its teacher costs nothing.
         zeros_cost_nothing: Whether two all-zero maps do.
         float16_at_1e4: Whether gradients at inputs of 1e4 fit into float16.
+        a_graph_for_each_size: Variants with a number in their graph that depends on the size.
     """
 
     name: ClassVar[str]
@@ -78,6 +80,7 @@ class LossContract:
     identical_is_zero: ClassVar[bool] = True
     zeros_cost_nothing: ClassVar[bool] = True
     float16_at_1e4: ClassVar[bool] = True
+    a_graph_for_each_size: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     @staticmethod
     def reference(student: np.ndarray, teacher: np.ndarray, **options: Any) -> float:
@@ -358,6 +361,28 @@ class LossContract:
             self.call(self.build(), {'out': x}, x)
         with pytest.raises(TypeError, match=r"teacher must be .* got list of \['list'\]"):
             self.call(self.build(), [x], [[x]])
+
+    def test_one_graph_for_all_sizes(self):
+        graphs = []
+
+        def backend(graph: torch.fx.GraphModule, _: Any) -> Callable:
+            graphs.append(graph)
+            return graph
+
+        for options in (*self.variants[:2], *self.a_graph_for_each_size):
+            torch._dynamo.reset()
+            del graphs[:]
+            loss = self.build(**options)
+            call = compiled(loss, backend)
+            for n, *size in ((2, 16, 16), (3, 20, 17), (2, 12, 30), (4, 15, 21)):
+                pair = random_pair(((n, 3, *size), (n, 3 if self.same_channels else 2, *size)))
+                torch.manual_seed(0)
+                value, grad = self.value_and_grad(call, *pair)
+                torch.manual_seed(0)
+                expected, slope = self.value_and_grad(loss, *pair)
+                torch.testing.assert_close(value, expected)
+                torch.testing.assert_close(grad, slope)
+            assert len(graphs) == (4 if options in self.a_graph_for_each_size else 1), options
 
     @settings(
         max_examples=40,
