@@ -105,7 +105,7 @@ def test_where_torch_compile_is_not_supported(warnings, monkeypatch):
 def test_what_is_wrong_with_the_maps_is_said_by_the_loss(warnings):
     backend = Backend()
     call, loss = Compiled('distill.cwd', backend), ChannelWiseLoss()
-    with pytest.raises(ValueError, match='^map sizes differ: student'):
+    with pytest.raises(ValueError, match=r'^map sizes differ: student'):
         call(loss, torch.ones(2, 3, 4, 4), torch.ones(2, 3, 5, 4))
     call(loss, *pair(2, 3, 4, 4))
     assert backend.calls == 1 and not warnings
@@ -146,8 +146,12 @@ def test_connectors_are_trained_through_a_compiled_loss():
 
 @pytest.mark.parametrize(
     ('line', 'default', 'expected'),
-    [({}, False, False), ({}, True, True), (dict(compile=False), True, False)]
-    + [(dict(compile=True), False, True)],
+    [
+        ({}, False, False),
+        ({}, True, True),
+        (dict(compile=False), True, False),
+        (dict(compile=True), False, True),
+    ],
 )
 def test_a_line_overrides_what_the_distiller_says(line, default, expected):
     line = dict(tap='a', loss=cwd(), **line)
@@ -157,9 +161,9 @@ def test_a_line_overrides_what_the_distiller_says(line, default, expected):
 
 def test_compile_is_a_bool():
     line = dict(tap='a', loss=cwd(), compile='yes')
-    with pytest.raises(ValueError, match="^distill.t.compile must be True or False, got 'yes'$"):
+    with pytest.raises(ValueError, match=r"^distill\.t.compile must be True or False, got 'yes'$"):
         Term.from_config('t', line, ['teacher'])
-    with pytest.raises(ValueError, match='^compile must be True or False, got 1$'):
+    with pytest.raises(ValueError, match=r'^compile must be True or False, got 1$'):
         distiller(models.pspnet(), models.pspnet(16), TWO, compile=1)
 
 

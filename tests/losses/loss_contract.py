@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memory import saved_bytes
 from torch import Tensor, nn
 
 import mmkd_plugin.losses
@@ -69,6 +70,8 @@ class LossContract:
         identical_is_zero: Whether a student equal to its teacher costs nothing.
         zeros_cost_nothing: Whether two all-zero maps do.
         float16_at_1e4: Whether gradients at inputs of 1e4 fit into float16.
+        saved_maps: How many maps in float32 it may save on top of the inputs; a part of one is left
+            for what does not grow with the channels.
         a_graph_for_each_size: Variants with a number in their graph that depends on the size.
     """
 
@@ -80,6 +83,7 @@ class LossContract:
     identical_is_zero: ClassVar[bool] = True
     zeros_cost_nothing: ClassVar[bool] = True
     float16_at_1e4: ClassVar[bool] = True
+    saved_maps: ClassVar[float] = 1.25
     a_graph_for_each_size: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     @staticmethod
@@ -361,6 +365,29 @@ class LossContract:
             self.call(self.build(), {'out': x}, x)
         with pytest.raises(TypeError, match=r"teacher must be .* got list of \['list'\]"):
             self.call(self.build(), [x], [[x]])
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+    def test_what_is_saved_for_the_backward_pass(self, dtype):
+        shape = (2, 256, 16, 16)
+        for loss in self.losses:
+            student, teacher = random_pair((shape, shape), dtype)
+            saved = saved_bytes(lambda: self.call(loss, student, teacher), student, teacher)  # noqa: B023
+            assert saved <= self.saved_maps * 4 * student.numel()
+
+    def test_a_second_backward_pass_and_a_second_derivative_are_right_or_refused(self):
+        for loss in self.losses:
+            student, teacher = random_pair(self.pairs[0])
+            value = self.call(loss, student, teacher)
+            first, second = (
+                torch.autograd.grad(value, student, retain_graph=True)[0] for _ in range(2)
+            )
+            assert torch.equal(first, second) and first.any()
+            try:
+                (slope,) = torch.autograd.grad(value, student, create_graph=True)
+            except RuntimeError as error:
+                assert 'no second derivative' in str(error)
+            else:
+                assert slope.requires_grad
 
     def test_one_graph_for_all_sizes(self):
         graphs = []
