@@ -99,7 +99,7 @@ class Inference:
         """
         best, why = best_for(device)
         if self.precision != 'auto':
-            best, why = _options(self.precision), 'as the config says'
+            best, why = _options(self.precision, device), 'as the config says'
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(best, **{key: x for key, x in given.items() if x != 'auto'}), why
 
@@ -132,19 +132,21 @@ def best_for(device: torch.device) -> tuple[Inference, str]:
     """
     if device.type == 'cpu':
         if cpu_flags() & BF16_FLAGS and torch.backends.mkldnn.is_available():
-            return _options('bf16'), 'this CPU has bf16 arithmetic'
-        return _options('fp32'), 'this CPU has no bf16 arithmetic'
+            return _options('bf16', device), 'this CPU has bf16 arithmetic'
+        return _options('fp32', device), 'this CPU has no bf16 arithmetic'
     if device.type == 'cuda':
         capability = torch.cuda.get_device_capability(device)
         if capability >= (8, 0):
-            return _options('bf16'), 'this GPU has bf16 arithmetic'
+            return _options('bf16', device), 'this GPU has bf16 arithmetic'
         if capability >= (7, 0):
-            return _options('fp16'), 'this GPU has fp16 arithmetic, and none in bf16'
-    return _options('fp32'), f'{device.type} has no half precision that is known to be faster'
+            return _options('fp16', device), 'this GPU has fp16 arithmetic, and none in bf16'
+    return _options(
+        'fp32', device
+    ), f'{device.type} has no half precision that is known to be faster'
 
 
-def _options(precision: str) -> Inference:
-    return Inference(precision, precision != 'fp32', True, False)
+def _options(precision: str, device: torch.device) -> Inference:
+    return Inference(precision, precision != 'fp32' or device.type == 'cpu', True, False)
 
 
 def amp_is_on(device: torch.device) -> bool:

@@ -21,7 +21,7 @@ from mmkd_plugin.teacher import Teacher
 from tests import models
 
 CPU = torch.device('cpu')
-HALF, FULL = dict(precision='bf16'), dict(precision='fp32', fuse_conv_bn=False)
+HALF, FULL = dict(precision='bf16'), dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
 LOGITS = 'decode_head.conv_seg'
 
 
@@ -93,8 +93,7 @@ def test_bad_options(options, message):
 )
 def test_what_is_chosen_on_a_cpu(monkeypatch, flags, precision, why):
     monkeypatch.setattr(inference, 'cpu_flags', lambda: flags)
-    chosen = Inference(precision, precision == 'bf16', True, False)
-    assert Inference().on(CPU) == (chosen, why)
+    assert Inference().on(CPU) == (Inference(precision, True, True, False), why)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_what_is_chosen_on_a_gpu(monkeypatch, capability, precision):
 def test_what_the_config_says_is_done():
     everything = Inference('fp16', False, False, True)
     assert everything.on(CPU) == (everything, 'as the config says')
-    assert Inference('fp32').on(CPU)[0] == Inference('fp32', False, True, False)
+    assert Inference('fp32').on(CPU)[0] == Inference('fp32', True, True, False)
     assert Inference('bf16').on(CPU)[0] == Inference('bf16', True, True, False)
     assert Inference('bf16').where_differentiated.on(CPU)[0].precision == 'bf16'
     assert Inference().where_differentiated.on(CPU)[0] == Inference('fp32', False, True, False)
@@ -247,7 +246,7 @@ class Skipping(BaseModel):
 
 def test_what_would_change_a_map_is_not_folded():
     MODELS.register_module(module=Skipping, force=True)
-    teacher = Teacher(dict(type='Skipping'), None, inference=dict(precision='fp32'))
+    teacher = Teacher(dict(type='Skipping'), None, inference=dict(FULL, fuse_conv_bn=True))
     tap, x = Tap.parse('end'), images()
     expected = teacher.model(x)
     teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
@@ -306,7 +305,7 @@ def test_half_precision_that_fails(monkeypatch, huge, said):
     teacher = Teacher(config, None)
     teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
     assert f'in fp32 (not in bf16: {said})' in teacher.work([tap])
-    assert teacher.inference == Inference('fp32', False, True, False)
+    assert teacher.inference == Inference('fp32', True, True, False)
     teacher = Teacher(config, None, name='t', inference=HALF)
     with pytest.raises(
         ValueError, match=rf"teacher 't' does not run with precision='bf16': {said}"
