@@ -21,7 +21,7 @@ from mmkd_plugin.losses.functional import (
     refuse_second_derivative,
     sum_over_maps,
 )
-from mmkd_plugin.losses.one_pass import pieces
+from mmkd_plugin.losses.one_pass import empty_map, pieces
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12
@@ -119,7 +119,7 @@ class _EnergyMap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         refuse_second_derivative()
         (x, peak), p = ctx.saved_tensors, ctx.p
-        slope = torch.empty_like(x)
+        slope = empty_map(x, x.dtype)
         grad = grad[:, None] / peak * p
         for piece in pieces(x, dim=2):
             y = x[piece] / peak[piece[0]]

@@ -51,9 +51,8 @@ def _categorical(
 ) -> Tensor:
     # with u = s - max(s) and v = t - max(t), both in units of tau * ln(2):
     # KL = ln(2) * sum(p_t * (v - u)) + ln(sum(2^u) / sum(2^v))
-    scale = LOG2_E / tau
-    u = torch.add(s.amax(dim, keepdim=True) * -scale, s, alpha=scale, out=slope)
-    v = torch.add(t.amax(dim, keepdim=True) * -scale, t, alpha=scale)
+    u = torch.sub(s, s.amax(dim, keepdim=True), out=slope).mul_(LOG2_E / tau)
+    v = torch.sub(t, t.amax(dim, keepdim=True)).mul_(LOG2_E / tau)
     gap = v - u
     p_s, p_t = u.exp2_(), v.exp2_()
     sum_s, sum_t = p_s.sum(dim, keepdim=True), p_t.sum(dim, keepdim=True)

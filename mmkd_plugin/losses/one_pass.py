@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Callable, Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ Slope = Optional[Tensor]
 
 #: What a piece has for each thread, in elements: with a copy or two it fits into the L2 cache.
 PIECE = 2**17
+#: From how many bytes on NumPy asks for huge pages.
+HUGE = 2**22
 
 
 def one_pass(
@@ -31,9 +34,9 @@ def one_pass(
 ) -> Tensor:
     """A loss that is a sum over pieces of the maps, its gradient computed along with it.
 
-    On a CPU, touching memory for the first time takes longer than all the arithmetic of a loss. So
-    only one map is made, that of the gradient, and what else there is is as small as a piece. The
-    gradient is all that is saved for the backward pass.
+    Only one map is made, that of the gradient, and what else there is is as small as a piece: on a
+    CPU, the memory of further maps would take longer than all the arithmetic. The gradient is all
+    that is saved for the backward pass.
 
     Args:
         kernel (Callable): Takes pieces and ``slope``, see :data:`Kernel`.
@@ -51,7 +54,7 @@ def one_pass(
         return over_pieces(kernel, student, *others, dim=dim).sum()
 
     def compute(student: Tensor) -> tuple[Tensor, Tensor]:
-        slope = torch.empty_like(student, dtype=common_type(student, teacher))
+        slope = empty_map(student, common_type(student, teacher))
         return over_pieces(kernel, student, *others, dim=dim, slope=slope).sum(), slope
 
     return with_gradient(compute, student)
@@ -86,6 +89,23 @@ def one_pass_by_samples(
         with full_precision(student, teacher) as (s, t):
             return with_gradient(lambda s: compute(s, t, *others), s)
     return one_pass(kernel, student, teacher, *others, dim=student.dim())
+
+
+def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``torch.empty_like``, on a CPU in the huge pages that NumPy asks Linux for.
+
+    In pages of 4 KiB, as torch gets them, touching a large map for the first time takes several
+    times as long as writing it.
+
+    Args:
+        x (Tensor): What it is to be like.
+        dtype (torch.dtype): Its type.
+    """
+    if x.device.type != 'cpu' or is_compiling() or x.numel() * x.element_size() < HUGE:
+        return torch.empty_like(x, dtype=dtype)
+    form = torch.empty_like(x, dtype=dtype, device='meta')
+    memory = np.empty(form.numel() * form.element_size(), np.uint8)
+    return torch.from_numpy(memory).view(dtype).as_strided(form.shape, form.stride())
 
 
 def over_pieces(

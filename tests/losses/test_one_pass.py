@@ -1,0 +1,90 @@
+"""Pieces of maps, and sums over them; what the losses make of these their own tests tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from allocations import Allocations
+
+from mmkd_plugin.losses.one_pass import empty_map, one_pass, over_pieces, pieces
+
+PIECE = 'mmkd_plugin.losses.one_pass.PIECE'
+
+
+def squares(s, t, slope):
+    if slope is not None:
+        torch.sub(s, t, out=slope).mul_(2)
+    return (s - t).square().sum()
+
+
+@pytest.mark.parametrize('dim', [1, 2, 3])
+@pytest.mark.parametrize('shape', [(5, 7, 6, 4), (1, 1, 9, 9), (3, 50, 1, 1), (0, 4, 4, 4), (6, 3)])
+@pytest.mark.parametrize('room', [1, 10, 60, 10**6])
+def test_pieces_cover_a_map_once(monkeypatch, shape, dim, room):
+    monkeypatch.setattr(PIECE, room)
+    x = torch.zeros(shape)
+    found = list(pieces(x, dim))
+    for piece in found:
+        x[piece] += 1
+    assert (x == 1).all() and bool(found) == bool(len(x))
+    if x.dim() > dim and room > 1 and len(x):  # a sample is cut into about as much as there is room
+        sizes = [x[piece].numel() for piece in found]
+        assert max(sizes) <= max(1.5 * room, x[0].numel() // x.shape[dim] * 2)
+
+
+def test_only_what_is_on_a_cpu_is_cut(monkeypatch):
+    monkeypatch.setattr(PIECE, 1)
+    assert list(pieces(torch.zeros(2, 3, 4, 4, device='meta'), 1)) == [(slice(None),)]
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_value_and_gradient_do_not_depend_on_the_pieces(monkeypatch, layout):
+    student, teacher = (
+        torch.randn(3, 8, 6, 5, dtype=torch.float64).contiguous(memory_format=layout)
+        for _ in range(2)
+    )
+    student.requires_grad_()
+    results = []
+    for room in (1, 50, 10**6):
+        monkeypatch.setattr(PIECE, room)
+        value = one_pass(squares, student, teacher, dim=2)
+        (grad,) = torch.autograd.grad(3 * value, student)
+        assert grad.is_contiguous(memory_format=layout)
+        results.append((value, grad))
+    for result in results:
+        torch.testing.assert_close(result[0], (student - teacher).square().sum())
+        torch.testing.assert_close(result[1], 6 * (student - teacher).detach())
+
+
+def test_what_needs_no_gradient_makes_no_map():
+    student, teacher = torch.randn(64, 8, 32, 32), torch.randn(64, 8, 32, 32)
+
+    def no_slope(s, t, slope):
+        assert slope is None
+        return (s - t).square().sum()
+
+    assert not one_pass(no_slope, student, teacher).requires_grad
+    student.requires_grad_()
+    with torch.no_grad(), Allocations() as allocations:
+        value = one_pass(no_slope, student, teacher)
+    assert not value.requires_grad
+    assert allocations.largest < student.nbytes
+    torch.testing.assert_close(over_pieces(no_slope, student, teacher).sum(), value)
+
+
+def test_temporary_memory_is_that_of_a_piece():
+    student, teacher = torch.randn(64, 8, 32, 32, requires_grad=True), torch.randn(64, 8, 32, 32)
+    with Allocations() as allocations:
+        one_pass(squares, student, teacher).backward()
+    assert allocations.peak < 2 * student.nbytes
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_large_map_has_the_layout_of_what_it_is_like(dtype):
+    x = torch.zeros(2, 16, 256, 256, dtype=torch.bfloat16)
+    for like in (x, x.contiguous(memory_format=torch.channels_last), x.flatten(2), x[:, :, ::2]):
+        made, expected = empty_map(like, dtype), torch.empty_like(like, dtype=dtype)
+        assert made.dtype == dtype and made.shape == like.shape
+        assert made.stride() == expected.stride()
+        made.fill_(3)
+        assert made.sum() == 3 * made.numel()
