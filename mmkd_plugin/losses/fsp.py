@@ -14,9 +14,9 @@ from mmkd_plugin.losses.functional import (
     full_precision,
     loss_weights,
     one_of,
-    pool_to_common_size,
     weighted_sum,
 )
+from mmkd_plugin.losses.pooling import pool_to_common_size
 from mmkd_plugin.registry import MODELS
 
 POOLS = ('max', 'avg')

@@ -211,44 +211,6 @@ def no_autocast(device_type: str) -> AbstractContextManager:
         return nullcontext()
 
 
-def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor, Tensor]:
-    """Pool two maps to the lesser of their heights and the lesser of their widths.
-
-    A map that has this size already is returned as it is; each is pooled where one is the higher
-    and the other the wider of the two.
-
-    Args:
-        a (Tensor): (N, C_a, H_a, W_a).
-        b (Tensor): (N, C_b, H_b, W_b).
-        pool (str): ``'avg'`` or ``'max'``, adaptive. Default: ``'avg'``.
-
-    Returns:
-        tuple[Tensor, Tensor]: (N, C_a, H, W) and (N, C_b, H, W).
-    """
-    size = tuple(map(min, a.shape[2:], b.shape[2:]))
-    reduce = dict(avg=F.adaptive_avg_pool2d, max=F.adaptive_max_pool2d)[pool]
-    if pool == 'max' and is_compiling():  # which would take the size for a constant
-        reduce = adaptive_max_pool
-    return tuple(x if x.shape[2:] == size else reduce(x, size) for x in (a, b))
-
-
-def adaptive_max_pool(x: Tensor, size: Sequence[int]) -> Tensor:
-    """``F.adaptive_max_pool2d`` in operations that torch.compile has for any size.
-
-    Args:
-        x (Tensor): (N, C, H, W).
-        size (Sequence[int]): New height and width.
-    """
-    for dim, new in zip((2, 3), size):
-        old = x.shape[dim]
-        places = torch.arange(new, device=x.device)[:, None]
-        first, end = places * old // new, (places * old + old + new - 1) // new
-        window = torch.arange(old // new + 2, device=x.device)  # the last places twice, if shorter
-        chosen = torch.minimum(first + window, end - 1)
-        x = x.index_select(dim, chosen.flatten()).unflatten(dim, chosen.shape).amax(dim + 1)
-    return x
-
-
 def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     """A scalar whose gradient is computed along with it, by formula: all that is saved is that.
 

@@ -17,12 +17,12 @@ from mmkd_plugin.losses.functional import (
     lengths,
     loss_weights,
     one_of,
-    pool_to_common_size,
     sum_over_maps,
     through_lengths,
     widest,
 )
 from mmkd_plugin.losses.one_pass import one_pass_by_samples
+from mmkd_plugin.losses.pooling import pool_to_common_size
 from mmkd_plugin.registry import MODELS
 
 KERNELS = ('polynomial', 'linear', 'gaussian')

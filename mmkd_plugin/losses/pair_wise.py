@@ -19,6 +19,7 @@ from mmkd_plugin.losses.functional import (
     through_lengths,
 )
 from mmkd_plugin.losses.one_pass import one_pass_by_samples
+from mmkd_plugin.losses.pooling import max_pool
 from mmkd_plugin.registry import MODELS
 
 SIZE_HINT = (
@@ -51,7 +52,7 @@ def pair_wise(
         same_size=not isinstance(pool, float),
         size_hint=SIZE_HINT,
     )
-    s, t = max_pool(student, pool), max_pool(teacher, pool)
+    s, t = nodes(student, pool), nodes(teacher, pool)
     if s.shape[2:] != t.shape[2:]:
         raise ValueError(
             f'map sizes differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)} '
@@ -82,7 +83,7 @@ def cosine_gap(
     return value, gradient.div_(length) if detach_norm else through_lengths(gradient, s, length)
 
 
-def max_pool(x: Tensor, pool: int | float | None) -> Tensor:
+def nodes(x: Tensor, pool: int | float | None) -> Tensor:
     """Max-pool without overlap; ``pool`` is a size, a fraction of the map, or None for no pooling.
 
     Args:
@@ -94,12 +95,9 @@ def max_pool(x: Tensor, pool: int | float | None) -> Tensor:
     """
     if pool is None or pool == 1:
         return x
-    height, width = x.shape[2:]
-    if isinstance(pool, float):
-        kernel = max(int(pool * height), 1), max(int(pool * width), 1)
-    else:
-        kernel = pool, pool
-    return F.max_pool2d(x, kernel, stride=kernel, ceil_mode=True)
+    if not isinstance(pool, float):
+        return F.max_pool2d(x, pool, stride=pool, ceil_mode=True)
+    return max_pool(x, tuple(max(int(pool * side), 1) for side in x.shape[2:]))
 
 
 @MODELS.register_module()

@@ -11,7 +11,7 @@ from memory import saved_bytes
 
 from mmkd_plugin.losses import PairWiseLoss
 from mmkd_plugin.losses.functional import gram_gap, unit_vectors
-from mmkd_plugin.losses.pair_wise import max_pool, pair_wise
+from mmkd_plugin.losses.pair_wise import nodes, pair_wise
 
 
 class TestPairWiseLoss(LossContract):
@@ -71,7 +71,7 @@ class TestPairWiseLoss(LossContract):
     ],
 )
 def test_nodes(pool, size, expected):
-    assert max_pool(torch.ones(1, 1, *size), pool).shape[2:] == expected
+    assert nodes(torch.ones(1, 1, *size), pool).shape[2:] == expected
 
 
 def test_fraction_compares_maps_of_two_sizes():
@@ -79,7 +79,7 @@ def test_fraction_compares_maps_of_two_sizes():
     assert loss.needs_same_size is False
     assert PairWiseLoss(pool=2).needs_same_size and PairWiseLoss(pool=None).needs_same_size
     student, teacher = random_pair(((2, 3, 4, 6), (2, 5, 8, 12)))
-    pooled = max_pool(student, 0.5), max_pool(teacher, 0.5)
+    pooled = nodes(student, 0.5), nodes(teacher, 0.5)
     torch.testing.assert_close(loss(student, teacher), pair_wise(*pooled, pool=None))
 
 

@@ -1,0 +1,78 @@
+"""Pooling of maps, also where their sizes are symbols: while torch.compile traces.
+
+There PyTorch's own poolings would be compiled anew for each size, or not at all.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkd_plugin.losses.functional import is_compiling
+
+
+def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor, Tensor]:
+    """Pool two maps to the lesser of their heights and the lesser of their widths.
+
+    A map that has this size already is returned as it is; each is pooled where one is the higher
+    and the other the wider of the two.
+
+    Args:
+        a (Tensor): (N, C_a, H_a, W_a).
+        b (Tensor): (N, C_b, H_b, W_b).
+        pool (str): ``'avg'`` or ``'max'``, adaptive. Default: ``'avg'``.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, C_a, H, W) and (N, C_b, H, W).
+    """
+    size = tuple(map(min, a.shape[2:], b.shape[2:]))
+    return tuple(x if x.shape[2:] == size else adaptive_pool(x, size, pool) for x in (a, b))
+
+
+def adaptive_pool(x: Tensor, size: tuple[int, int], pool: str) -> Tensor:
+    """Pool (N, C, H, W) to a size, ``'avg'`` or ``'max'``, by windows of about equal sides."""
+    if not is_compiling():
+        return dict(avg=F.adaptive_avg_pool2d, max=F.adaptive_max_pool2d)[pool](x, size)
+    for dim, new in zip((2, 3), size):
+        old, order = x.shape[dim], torch.arange(new, device=x.device)
+        starts, ends = order * old // new, -(-(order + 1) * old // new)
+        x = pool_windows(x, dim, starts, ends, old // new + 2, pool)
+    return x
+
+
+def max_pool(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Max-pool (N, C, H, W) without overlap; what is left over at the ends has its own windows."""
+    if not is_compiling():
+        return F.max_pool2d(x, kernel, stride=kernel, ceil_mode=True)
+    for dim, step in zip((2, 3), kernel):
+        old = x.shape[dim]
+        starts = torch.arange(-(-old // step), device=x.device) * step
+        x = pool_windows(x, dim, starts, (starts + step).clamp(max=old), step, 'max')
+    return x
+
+
+def pool_windows(
+    x: Tensor, dim: int, starts: Tensor, ends: Tensor, width: int, pool: str
+) -> Tensor:
+    """Reduce windows along a dimension to their mean or their maximum.
+
+    Args:
+        x (Tensor): Of any shape.
+        dim (int): The dimension.
+        starts (Tensor): Where the windows start, int64.
+        ends (Tensor): Where they end.
+        width (int): The most positions that one has.
+        pool (str): ``'avg'`` or ``'max'``.
+
+    Returns:
+        Tensor: The shape of ``x``, with as many positions along ``dim`` as there are windows.
+    """
+    index = starts[:, None] + torch.arange(width, device=x.device)
+    inside, last = index < ends[:, None], ends[:, None] - 1
+    index = torch.minimum(index, last)  # a narrower window has its last position repeatedly
+    windows = x.index_select(dim, index.flatten()).unflatten(dim, index.shape)
+    if pool == 'max':
+        return windows.max(dim + 1).values
+    shares = inside.to(x.dtype) / (ends - starts)[:, None]
+    return (windows * shares.view(*shares.shape, *[1] * (x.dim() - dim - 1))).sum(dim + 1)
