@@ -97,6 +97,7 @@ def nodes(x: Tensor, pool: int | float | None) -> Tensor:
         return x
     if not isinstance(pool, float):
         return F.max_pool2d(x, pool, stride=pool, ceil_mode=True)
+    pool = float.fromhex(pool.hex())  # torch.compile makes a symbol of a float, but not of this
     return max_pool(x, tuple(max(int(pool * side), 1) for side in x.shape[2:]))
 
 
