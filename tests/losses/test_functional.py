@@ -5,7 +5,6 @@ import torch
 from memory import saved_bytes
 
 from mmkd_plugin.losses.functional import (
-    adaptive_max_pool,
     check_shapes,
     finite_number,
     full_precision,
@@ -139,10 +138,3 @@ def test_a_known_gradient_is_all_that_is_kept():
     assert not with_gradient(cubes, x.detach()).requires_grad
     with pytest.raises(RuntimeError, match='this loss has no second derivative'):
         torch.autograd.grad(value, x, create_graph=True)
-
-
-@pytest.mark.parametrize('old', [(9, 7), (8, 12), (5, 5)])
-@pytest.mark.parametrize('new', [(9, 7), (4, 6), (3, 5), (1, 1), (5, 2)])
-def test_adaptive_max_pool_is_that_of_torch(old, new):
-    x = torch.randn(2, 3, *old)
-    assert torch.equal(adaptive_max_pool(x, new), torch.nn.functional.adaptive_max_pool2d(x, new))

@@ -17,7 +17,6 @@ from mmkd_plugin.losses.pair_wise import nodes, pair_wise
 class TestPairWiseLoss(LossContract):
     name = 'PairWiseLoss'
     variants = (dict(), dict(pool=1), dict(pool=3), dict(pool=0.5), dict(pool=None))
-    a_graph_for_each_size = (dict(pool=0.5),)  # the windows of the pooling grow with the map
     pairs = (
         ((2, 3, 4, 4), (2, 5, 4, 4)),  # more positions than channels, counts differ
         ((1, 3, 5, 3), (1, 3, 5, 3)),  # more positions than channels, counts agree

@@ -50,7 +50,7 @@ def test_all_sizes_share_one_graph(pool):
     graphs = CompileCounter()
     compiled = torch.compile(pool_to_common_size, backend=graphs, fullgraph=True, dynamic=True)
     for n, size in enumerate(((12, 14), (15, 22), (23, 32))):
-        a, b = torch.randn(2 + n, 3, *size), torch.randn(2 + n, 4, size[0] // 2, size[1] // 3)
+        a, b = torch.randn(2 + n, 3, *size), torch.randn(2 + n, 5, size[0] // 2, size[1] // 3)
         for found, expected in zip(compiled(a, b, pool), pool_to_common_size(a, b, pool)):
             torch.testing.assert_close(found, expected)
     assert graphs.frame_count == 1
