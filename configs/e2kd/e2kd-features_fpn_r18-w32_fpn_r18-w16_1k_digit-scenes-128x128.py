@@ -9,7 +9,7 @@ model = dict(
         explain=dict(
             tap='decode_head.conv_seg@input',
             explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg'),
-            loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=1),
+            loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=0.1),
         ),
     ),
 )
