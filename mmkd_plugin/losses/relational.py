@@ -58,28 +58,27 @@ def distance_gap(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         tuple[Tensor, Tensor]: A scalar, the mean over all B*M^2 entries, and its gradient with
         respect to ``squares``.
     """
-    relative, mean, number = relative_distances(squares)
-    gap = relative - relative_distances(target)[0]
-    count = max(gap.numel(), 1)
-    slope = gap.clamp(-1, 1)
+    distances = squares.sqrt()
+    (relative, mean, number), count = relative_to_mean(distances), max(squares.numel(), 1)
+    target = relative_to_mean(target.sqrt())[0]
+    slope = (relative - target).clamp_(-1, 1)
     of_mean = (slope * relative).sum((1, 2), keepdim=True) / number
     # d = sqrt(d^2), and zeros get no gradient
-    halves = (0.5 / (relative * mean)).masked_fill(squares == 0, 0)
-    return smooth_l1(gap) / count, (slope - of_mean) / (mean * count) * halves
+    slope.sub_(of_mean).div_(distances.mul_(mean * (2 * count))).masked_fill_(squares == 0, 0)
+    return smooth_l1(relative, target) / count, slope
 
 
-def relative_distances(squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``||x_i - x_j||`` over the mean of those above 0, this mean, and how many these are.
+def relative_to_mean(distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances over the mean of those above 0, this mean, and how many these are.
 
     Args:
-        squares (Tensor): (B, M, M).
+        distances (Tensor): (B, M, M).
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: (B, M, M); (B, 1, 1); (B, 1, 1). Where there is no distance
         above 0, the mean and the number are 1.
     """
-    distances = squares.sqrt()
-    number = (squares != 0).sum((1, 2), keepdim=True).clamp(min=1)
+    number = (distances != 0).sum((1, 2), keepdim=True).clamp(min=1)
     mean = distances.sum((1, 2), keepdim=True) / number
     mean = mean.masked_fill(mean == 0, 1)
     return distances / mean, mean, number
@@ -109,9 +108,9 @@ def angle_gap(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     gradient = torch.zeros_like(squares)
     for vertices in groups_of_vertices(batch, points):
         cosine, halves = cosines(squares, vertices)
-        gap = cosine - cosines(target, vertices)[0]
-        value = value + smooth_l1(gap)
-        slope = gap.clamp_(-1, 1)
+        other, _ = cosines(target, vertices)
+        value = value + smooth_l1(cosine, other)
+        slope = (cosine - other).clamp_(-1, 1)
         along = (slope * cosine).sum(3) * inverse[:, vertices].square()
         across = slope.mul_(halves)
         # b and c may change places, which makes the gradients of both sides equal
@@ -152,9 +151,9 @@ def inverse_distances(squares: Tensor) -> Tensor:
     return squares.masked_fill(squares == 0, math.inf).rsqrt()
 
 
-def smooth_l1(gap: Tensor) -> Tensor:
+def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
     """Sum over all entries, with beta = 1."""
-    return F.smooth_l1_loss(gap, torch.zeros_like(gap), reduction='sum')
+    return F.smooth_l1_loss(student, teacher, reduction='sum')
 
 
 class SquaredDistances(torch.autograd.Function):
@@ -178,7 +177,8 @@ class SquaredDistances(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         weights = grad + grad.mT
         # sum over j of 2 * weights_ij * (x_i - x_j)
-        laplacian = 2 * (torch.diag_embed(weights.sum(2)) - weights)
+        sums, laplacian = weights.sum(2), weights.mul_(-2)
+        laplacian.diagonal(dim1=1, dim2=2).add_(sums, alpha=2)
         parts = coordinates(x)
         if len(parts) == 1:
             return (laplacian @ centred(x)).to(x.dtype)
@@ -191,11 +191,11 @@ class SquaredDistances(torch.autograd.Function):
 def squared_distances(x: Tensor) -> Tensor:
     """See :class:`SquaredDistances`."""
     products = sum(part @ part.mT for part in map(centred, coordinates(x)))
-    squares = products.diagonal(dim1=1, dim2=2)
-    squares = squares[:, :, None] + squares[:, None, :]
-    rounding = ROUNDING * torch.finfo(products.dtype).eps * x.shape[2] ** 0.5 * squares
-    squares = squares - 2 * products
-    return squares.masked_fill(squares <= rounding, 0)
+    squares = products.diagonal(dim1=1, dim2=2).clone()  # far apart in memory
+    sums = squares[:, :, None] + squares[:, None, :]
+    squares = torch.sub(sums, products, alpha=2)
+    rounding = ROUNDING * torch.finfo(products.dtype).eps * x.shape[2] ** 0.5
+    return squares.masked_fill_(squares <= sums.mul_(rounding), 0)
 
 
 def coordinates(x: Tensor) -> Sequence[Tensor]:

@@ -16,7 +16,7 @@ from mmkd_plugin.losses import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.relational import (
     SquaredDistances,
     cosines,
-    relative_distances,
+    relative_to_mean,
     squared_distances,
 )
 
@@ -282,7 +282,8 @@ def test_relations_of_points_on_a_line():
     x = torch.tensor([[[0.0], [0.0], [2.0]]])
     squares = squared_distances(x)
     torch.testing.assert_close(
-        relative_distances(squares)[0], torch.tensor([[[0, 0, 1], [0, 0, 1], [1, 1, 0]]]).double()
+        relative_to_mean(squares.sqrt())[0],
+        torch.tensor([[[0, 0, 1], [0, 0, 1], [1, 1, 0]]]).double(),
     )
     at_first = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 0, 1]])
     at_last = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 0]])
