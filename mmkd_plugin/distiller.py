@@ -66,7 +66,7 @@ class Distiller(BaseModel):
     Args:
         student (dict | nn.Module): A model that trains by itself: any mmengine ``BaseModel``.
         teacher (dict | list[dict]): ``config`` (path, ``pkg::`` path or model dict),
-            ``checkpoint``, ``strict`` and ``name`` of a :class:`Teacher`; or
+            ``checkpoint``, ``strict``, ``name`` and ``inference`` of a :class:`Teacher`; or
             ``type='mmkd_plugin.SelfTeacher'`` and the arguments of a :class:`SelfTeacher`; a list
             for several, which then all need a name.
         distill (dict[str, dict]): The terms: ``tap`` (or ``student_tap`` and ``teacher_tap``),

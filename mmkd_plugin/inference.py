@@ -197,7 +197,7 @@ def foldable(
     for module in model.modules():
         if type(module) in CONVS and not module._forward_hooks and not module._forward_pre_hooks:
             handles.append(module.register_forward_hook(after))
-        elif type(module).forward in NORMS and module.running_mean is not None:
+        elif _computes_a_norm(module):
             handles.append(module.register_forward_pre_hook(before))
     try:
         with torch.no_grad():
@@ -211,6 +211,11 @@ def foldable(
         for (conv, norm), count in links.items()
         if count == calls[conv] == calls[norm] and conv not in tapped
     ]
+
+
+def _computes_a_norm(module: nn.Module) -> bool:
+    known = type(module).forward in NORMS and module.running_mean is not None
+    return known and 'forward' not in vars(module)  # where it has been folded before
 
 
 def fold(pairs: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Callable[[], None]:

@@ -230,6 +230,13 @@ def test_folding_keeps_the_batch_norms_and_can_be_undone():
     assert list(net.state_dict()) == list(before)
 
 
+def test_a_teacher_can_be_prepared_again():
+    teacher, (tap,) = prepared(models.pspnet(), LOGITS, **HALF)
+    before = teacher(images(), None, [tap])[tap]
+    teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
+    assert torch.equal(teacher(images(), None, [tap])[tap], before)
+
+
 class Skipping(BaseModel):
     """The output of its convolution goes past the batch norm as well, which no hook sees."""
 
@@ -395,8 +402,9 @@ class Made(TorchDispatchMode):
         self.storages += [weakref.ref(x.untyped_storage()) for x in tensors]
         return out
 
-    def alive(self) -> set[int]:
-        return {s.data_ptr() for ref in self.storages if (s := ref()) is not None}
+    def alive(self) -> dict[int, int]:
+        """Where those are that are still there, and how many bytes they hold."""
+        return {s.data_ptr(): s.nbytes() for ref in self.storages if (s := ref()) is not None}
 
 
 @pytest.mark.parametrize('options', [FULL, HALF])
@@ -410,8 +418,25 @@ def test_nothing_but_the_tapped_maps_stays(name, tap, options):
         maps = as_list(teacher(x, None, [tap])[tap])
     held = {m.untyped_storage().data_ptr() for m in maps}
     weights = {p.untyped_storage().data_ptr() for p in teacher.model.parameters()}
-    assert made.alive() - weights - {x.untyped_storage().data_ptr()} == held
+    assert made.alive().keys() - weights - {x.untyped_storage().data_ptr()} == held
     assert not any(m.requires_grad for m in maps)
+
+
+@pytest.mark.parametrize('options', [FULL, HALF])
+def test_the_student_runs_beside_the_tapped_maps_alone(options):
+    teacher = dict(config=models.pspnet(16), checkpoint=None, inference=options)
+    distill = dict(
+        cwd=dict(tap=LOGITS, loss=models.cwd()),
+        at=dict(tap='backbone.layer3', loss=dict(type='mmkd_plugin.AttentionLoss')),
+    )
+    model = models.distiller(models.pspnet(), teacher, distill).train()
+    inputs, samples = models.batch(model)
+    made, alive = Made(), {}
+    model.student.backbone.register_forward_pre_hook(lambda *_: alive.update(made.alive()))
+    with made:
+        model(inputs, samples, mode='loss')
+    logits, features = 2 * 5 * 16 * 16 * 4, 2 * 64 * 16 * 16 * 4
+    assert sorted(alive.values()) == [logits, features]
 
 
 # Where it is differentiated -----------------------------------------------------------------------
