@@ -93,7 +93,9 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
         measure.describe_machine(device),
         dict(quick=args.quick, clock=args.clock, load=measure.load()),
     )
-    measure_all(args, device, chosen, outcome, console)
+    if files:
+        args.out.mkdir(parents=True, exist_ok=True)
+    measure_all(args, device, chosen, outcome, console, files.get('json'))
     grids = report.grids(outcome)
     if args.command != 'scaling':
         grids.append(targets_grid(outcome))
@@ -103,8 +105,6 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
         console.print(line, style='dim', highlight=False)
     console.print(report.machine_line(outcome), style='dim', highlight=False)
     if files:
-        args.out.mkdir(parents=True, exist_ok=True)
-        files['json'].write_text(outcome.to_json(), encoding='utf-8')
         files['md'].write_text(markdown(outcome, files), encoding='utf-8')
         plots.draw(outcome, files['png'])
         console.print(f'written: {", ".join(map(str, files.values()))}', highlight=False)
@@ -137,8 +137,9 @@ def measure_all(
     chosen: Sequence[cases.Case | steps.Pair],
     outcome: report.Report,
     console: Console,
+    file: Path | None,
 ) -> None:
-    """Fills the report, showing progress."""
+    """Fills the report, showing progress, and keeps it in a file after each case."""
     default = dict(losses=6, step=60, memory=0, scaling=1)[args.command]
     seconds = default if args.seconds is None else args.seconds
     clock = measure.CLOCKS[args.clock]
@@ -158,9 +159,12 @@ def measure_all(
         losses.compiling_anew(),
     ):
         bar = progress.add_task('', total=len(chosen))
-        for one in chosen:
+        for number, one in enumerate(chosen, 1):
             is_pair = isinstance(one, steps.Pair)
-            progress.update(bar, description=one.title if is_pair else f'{one.name}, {one.where}')
+            title = one.title if is_pair else f'{one.name}, {one.where}'
+            progress.update(bar, description=title)
+            if not console.is_terminal:
+                console.print(f'{number} of {len(chosen)}: {title}', highlight=False)
             if args.command == 'losses':
                 outcome.rounds.append(losses.measure(one, settings))
             elif args.command == 'step':
@@ -171,6 +175,8 @@ def measure_all(
                 outcome.footprints.append(memory.of_step(one, device, args.quick))
             else:
                 outcome.footprints.append(memory.of_loss(one, settings))
+            if file is not None:
+                file.write_text(outcome.to_json(), encoding='utf-8')
             progress.advance(bar)
 
 

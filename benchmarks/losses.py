@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import mmrazor
 from benchmarks.cases import Case, Inputs, Loss
-from benchmarks.measure import PeakBytes, Rounds, synchronize, take_turns
+from benchmarks.measure import PeakBytes, Rounds, failed, synchronize, take_turns
 
 TEXTBOOK, RAZOR, EAGER, COMPILED, FLOOR = 'textbook', 'MMRazor', 'ours', 'ours, compiled', 'floor'
 OURS = (EAGER, COMPILED)
@@ -43,7 +43,7 @@ class Settings:
 
 def measure(case: Case, settings: Settings) -> Rounds:
     """Measures the forms of one case in turns, after checking that they agree."""
-    forget_compiled()
+    torch.compiler.reset()
     found = Rounds(case.name, f'{case.where} {case.size}')
     inputs = case.inputs(settings.device)
     forms = forms_of(case, settings, found)
@@ -57,11 +57,10 @@ def measure(case: Case, settings: Settings) -> Rounds:
         except Exception as error:
             if name == EAGER:
                 raise
-            found.notes[name] = f'failed: {str(error).strip().splitlines()[0][:120]}'
+            found.notes[name] = failed(error)
             continue
         if name == COMPILED:
             found.extra['compile seconds'] = took
-            found.extra['graph breaks'] = graph_breaks()
         reference = result if name == EAGER else reference
         apart = difference(result, reference)
         if apart > TOLERANCE:
@@ -95,7 +94,7 @@ def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
             )
             del forms[name]
     if settings.compiled:
-        forms[COMPILED] = torch.compile(case.ours(), dynamic=True)
+        forms[COMPILED] = compiled(case.ours())
     return forms
 
 
@@ -146,17 +145,6 @@ def one_pass(inputs: Inputs) -> Callable[[], Any]:
 
     copy()
     return copy
-
-
-def forget_compiled() -> None:
-    """Lets the compiler begin anew."""
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-
-
-def graph_breaks() -> float:
-    """How many there were since :func:`forget_compiled`."""
-    return float(sum(torch._dynamo.utils.counters['graph_break'].values()))
 
 
 @contextmanager

@@ -172,6 +172,12 @@ def usable_bytes(device: torch.device) -> int:
     return int(free_bytes(device) * (0.8 if device.type == 'cuda' else 0.5))
 
 
+def failed(error: Exception) -> str:
+    """What a note says of an error: the first line of its message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f'failed: {lines[0][:120]}'
+
+
 def load() -> str:
     """How many processes wanted a core in the last minute, of how many there are."""
     try:

@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import losses, steps
 from benchmarks.cases import Case, Inputs, Loss
 from benchmarks.losses import bytes_of
-from benchmarks.measure import Footprint, Rounds, synchronize
+from benchmarks.measure import Footprint, Rounds, failed, synchronize
 
 
 def of_loss(case: Case, settings: losses.Settings) -> Footprint:
     """What the forms of one case keep and allocate."""
-    losses.forget_compiled()
+    torch.compiler.reset()
     notes = Rounds('', '')
     inputs = case.inputs(settings.device)
     allowed = losses.traffic(inputs)  # the inputs, and one map like the student's
@@ -32,7 +32,7 @@ def of_loss(case: Case, settings: losses.Settings) -> Footprint:
             found.saved[name] = saved_bytes(form, inputs)
             found.peak[name] = peak_bytes(lambda form=form: inputs.call(form), settings.device)
         except Exception as error:
-            found.notes[name] = f'failed: {str(error).strip().splitlines()[0][:120]}'
+            found.notes[name] = failed(error)
     return found
 
 

@@ -142,8 +142,8 @@ def _compiling(report: Report) -> Grid:
             saved = eager.median - compiled.median
             pays = f'{one.extra["compile seconds"] / saved:,.0f}' if saved > 0 else 'never'
             seconds = f'{one.extra["compile seconds"]:.1f}'
-            rows.append([one.group, one.case, seconds, pays, f'{one.extra["graph breaks"]:.0f}'])
-    head = ['what', 'maps', 'to compile, s', 'steps until it pays', 'graph breaks']
+            rows.append([one.group, one.case, seconds, pays])
+    head = ['what', 'maps', 'to compile, s', 'steps until it pays']
     return Grid('Compiling', head, rows, words=2)
 
 
