@@ -111,9 +111,6 @@ def take_turns(
 
     found: dict[str, list[float]] = {name: [] for name in calls}
     names, begin, repeats = list(calls), time.perf_counter(), {}
-    for name in names:
-        first = seconds(calls[name], 1)
-        repeats[name] = max(1, math.ceil(SHORTEST / max(first, 1e-7)))
     for number in range(MOST_ROUNDS):
         if number >= least_rounds and time.perf_counter() - begin > budget:
             break
@@ -122,7 +119,11 @@ def take_turns(
         try:
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                found[name].append(seconds(calls[name], repeats[name]))
+                if name not in repeats:
+                    once = seconds(calls[name], 1)
+                    repeats[name] = max(1, math.ceil(SHORTEST / max(once, 1e-7)))
+                again = number or repeats[name] > 1
+                found[name].append(seconds(calls[name], repeats[name]) if again else once)
         finally:
             gc.enable()
     return found
