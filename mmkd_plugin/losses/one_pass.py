@@ -25,8 +25,8 @@ Slope = Optional[Tensor]
 
 #: What a piece has for each thread, in elements: with a copy or two it fits into the L2 cache.
 PIECE = 2**17
-#: From how many bytes on NumPy asks for huge pages.
-HUGE = 2**22
+#: Larger blocks, in bytes, the C library returns to the system when they are freed.
+HUGE = 2**25
 
 
 def one_pass(
@@ -101,7 +101,7 @@ def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
         x (Tensor): What it is to be like.
         dtype (torch.dtype): Its type.
     """
-    if x.device.type != 'cpu' or is_compiling() or x.numel() * x.element_size() < HUGE:
+    if x.device.type != 'cpu' or is_compiling() or x.numel() * x.element_size() <= HUGE:
         return torch.empty_like(x, dtype=dtype)
     form = torch.empty_like(x, dtype=dtype, device='meta')
     memory = np.empty(form.numel() * form.element_size(), np.uint8)
