@@ -20,7 +20,7 @@ from mmkd_plugin.losses.functional import (
     one_of,
     sum_over_maps,
 )
-from mmkd_plugin.losses.one_pass import PIECE, one_pass_by_samples
+from mmkd_plugin.losses.one_pass import LARGE_PIECE, one_pass_by_samples
 from mmkd_plugin.registry import MODELS
 
 SIMILARITIES = ('distance', 'cosine')
@@ -190,7 +190,8 @@ def groups_of_channels(x: Tensor) -> Sequence[Tensor]:
     """Parts of (N, C, n) along C, which a CPU's cache holds some copies of."""
     if is_compiling() or x.device.type != 'cpu':
         return (x,)
-    return x.split(max(PIECE * torch.get_num_threads() // max(x[:, :1].numel(), 1), 1), dim=1)
+    room = LARGE_PIECE * torch.get_num_threads()
+    return x.split(max(room // max(x[:, :1].numel(), 1), 1), dim=1)
 
 
 @MODELS.register_module()

@@ -25,6 +25,9 @@ Slope = Optional[Tensor]
 
 #: What a piece has for each thread, in elements: with a copy or two it fits into the L2 cache.
 PIECE = 2**17
+#: The same for formulas that keep many copies: for the L3 cache, as threads wait for each other
+#: after each of many operations.
+LARGE_PIECE = 2**18
 #: Larger blocks, in bytes, the C library returns to the system when they are freed.
 HUGE = 2**25
 
@@ -148,7 +151,7 @@ def pieces(x: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
 
     Args:
         x (Tensor): (N, ...). It stays whole where it is not on a CPU, or torch.compile traces.
-        dim (int): The other dimension.
+        dim (int): The other dimension; samples stay whole if there is none such.
 
     Yields:
         tuple[slice]: The index of each piece.
@@ -158,8 +161,9 @@ def pieces(x: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
     if x.device.type != 'cpu' or is_compiling():
         yield (slice(None),)
         return
-    room, sample = PIECE * torch.get_num_threads(), x[0].numel()
-    cuts = round(sample / room) if x.dim() > dim else 1
+    whole, sample = x.dim() <= dim, x[0].numel()
+    room = (LARGE_PIECE if whole else PIECE) * torch.get_num_threads()
+    cuts = 1 if whole else round(sample / room)
     if cuts <= 1:
         step = max(1, room // sample)
         for n in range(0, len(x), step):

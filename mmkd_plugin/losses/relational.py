@@ -26,7 +26,7 @@ from mmkd_plugin.losses.functional import (
     widest,
     with_gradient,
 )
-from mmkd_plugin.losses.one_pass import PIECE
+from mmkd_plugin.losses.one_pass import LARGE_PIECE, empty_map
 from mmkd_plugin.registry import MODELS
 
 EMBEDS = ('flatten', 'pool', 'positions')
@@ -37,7 +37,7 @@ EMBEDS = ('flatten', 'pool', 'positions')
 ROUNDING = 16
 
 #: How many triples of points to compare at once.
-TRIPLES = 2**16
+TRIPLES = 2**18
 
 
 # --- formulas --------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class SquaredDistances(torch.autograd.Function):
         parts = coordinates(x)
         if len(parts) == 1:
             return (laplacian @ centred(x)).to(x.dtype)
-        gradient = torch.empty_like(x)
+        gradient = empty_map(x, x.dtype)
         for part, slope in zip(parts, coordinates(gradient)):
             slope.copy_(laplacian @ centred(part))
         return gradient
@@ -202,7 +202,8 @@ def coordinates(x: Tensor) -> Sequence[Tensor]:
     """Parts of (B, M, D) along D, which a CPU's cache holds some copies of."""
     if is_compiling() or x.device.type != 'cpu':
         return (x,)
-    return x.split(max(PIECE * torch.get_num_threads() // max(x[..., :1].numel(), 1), 1), dim=2)
+    room = LARGE_PIECE * torch.get_num_threads()
+    return x.split(max(room // max(x[..., :1].numel(), 1), 1), dim=2)
 
 
 def centred(x: Tensor) -> Tensor:
