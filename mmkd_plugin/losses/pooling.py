@@ -68,11 +68,15 @@ def pool_windows(
     Returns:
         Tensor: The shape of ``x``, with as many positions along ``dim`` as there are windows.
     """
-    index = starts[:, None] + torch.arange(width, device=x.device)
-    inside, last = index < ends[:, None], ends[:, None] - 1
-    index = torch.minimum(index, last)  # a narrower window has its last position repeatedly
-    windows = x.index_select(dim, index.flatten()).unflatten(dim, index.shape)
     if pool == 'max':
-        return windows.max(dim + 1).values
+        last = ends[:, None] - 1  # a narrower window has its last position repeatedly
+        places = torch.minimum(starts[:, None] + torch.arange(width, device=x.device), last)
+        windows = x.detach().index_select(dim, places.flatten()).unflatten(dim, places.shape)
+        # only the greatest are gathered, and so only they are scattered in the backward pass
+        shape = [-1, *[1] * (x.dim() - dim - 1)]
+        found = starts.view(shape) + windows.max(dim + 1).indices
+        return x.gather(dim, torch.minimum(found, last.view(shape)))
+    places = torch.arange(x.shape[dim], device=x.device)
+    inside = (places >= starts[:, None]) & (places < ends[:, None])
     shares = inside.to(x.dtype) / (ends - starts)[:, None]
-    return (windows * shares.view(*shares.shape, *[1] * (x.dim() - dim - 1))).sum(dim + 1)
+    return torch.tensordot(x, shares, dims=([dim], [1])).movedim(-1, dim)
