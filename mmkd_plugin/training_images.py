@@ -174,6 +174,19 @@ def training_scale(pipeline: Sequence[dict]) -> dict | None:
     return found[0]
 
 
+def scales_at_random(pipeline: Sequence[dict]) -> bool:
+    """Whether a train pipeline shows an image in different sizes.
+
+    Examples:
+        >>> scales_at_random([dict(type='Resize', scale=(1333, 800), keep_ratio=True)])
+        False
+    """
+    return any(
+        kind_of(transform) in ('RandomResize', 'RandomChoiceResize')
+        for transform in _flat(pipeline)
+    )
+
+
 def mirrors(pipeline: Sequence[dict]) -> bool:
     """Whether a train pipeline exchanges left and right in some of the images.
 

@@ -63,6 +63,7 @@ from mmkd_plugin.training_images import (
     loading_part,
     mirrors,
     plain,
+    scales_at_random,
     training_scale,
 )
 
@@ -193,6 +194,11 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
             f'images{" and their mirror images" if meta["mirrored"] else ""}, '
             f'{len(images) - len(left)} of them in {args.out} already'
         )
+        if any(scales_at_random(holder['pipeline']) for holder in holders):
+            print(
+                'the train pipeline scales images at random, and the maps are those at one scale: '
+                'students learn less from them, see docs/cached_teacher.md, "Trained with both"'
+            )
         if not left:
             writer.finish()
             return

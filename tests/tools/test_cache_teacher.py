@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from mmengine.config import Config
 from tool_runs import TOOLS, load_tool, run_tool
 
 from mmkd_plugin.checkpoint import read_checkpoint
@@ -38,7 +39,7 @@ def test_what_it_says(cache):
     assert ' for 6 images; free disk space ' in said
     assert '6/6' in said and 'left' in said
     assert f'{path}: ' in said
-    assert 'Traceback' not in said
+    assert 'Traceback' not in said and 'scales images at random' not in said
     meta = TeacherCache(str(path)).meta
     assert meta['checkpoint'].endswith('teacher.pth') and meta['scale'] is None
     about = meta['taps']['decode_head.conv_seg']
@@ -132,6 +133,17 @@ def test_a_full_disk_is_noticed_before(segmentation, tmp_path, monkeypatch, fail
     said = fails('cache_teacher', 'distilled.py', '--out', path, '--workers', '0')
     assert 'not enough room: about ' in said and 'free disk space 900 bytes' in said
     assert not [key for key in records_of(path) if b'\0' in key]
+
+
+def test_random_scales_are_said(segmentation, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(segmentation)
+    cfg = Config.fromfile('distilled.py')
+    resize = dict(type='RandomResize', scale=(64, 64), ratio_range=(0.5, 2.0), keep_ratio=True)
+    cfg.train_dataloader.dataset.pipeline.insert(2, resize)
+    cfg.dump('scaled.py')
+    call('cache_teacher', monkeypatch, 'scaled.py', '--out', tmp_path / 'x', '--workers', '0')
+    assert 'the train pipeline scales images at random' in capsys.readouterr().out
+    assert TeacherCache(str(tmp_path / 'x')).meta['scale']['scale'] == [64, 64]
 
 
 def test_gradients_are_not_stored(segmentation, tmp_path, monkeypatch, fails):
