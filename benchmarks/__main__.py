@@ -207,7 +207,8 @@ def markdown(outcome: report.Report, files: dict[str, Path]) -> str:
     """Everything on one page."""
     parts = [f'# `python -m benchmarks {outcome.command}`', report.machine_line(outcome)]
     parts += [f'![plot]({files["png"].name})']
-    parts += [grid.markdown() for grid in report.grids(outcome)]
+    for grid in report.grids(outcome):
+        parts += [f'## {grid.title}', grid.markdown()]
     parts += ['\n'.join(f'- {line}' for line in report.notes(outcome))]
     if outcome.command != 'scaling':
         parts += ['## Targets', targets_grid(outcome).markdown()]

@@ -200,7 +200,9 @@ def _exponents(report: Report) -> Grid:
 def machine_line(report: Report) -> str:
     """The machine, in one line."""
     parts = [f'{key} {value}' for key, value in report.machine.items()]
-    return '; '.join([*parts, f'load when it began {report.settings.get("load", "unknown")}'])
+    clock = 'CPU time of all threads' if report.settings.get('clock') == 'cpu' else 'wall time'
+    load = f'processes that wanted a core when it began {report.settings.get("load", "unknown")}'
+    return '; '.join([*parts, *([] if report.command == 'memory' else [clock]), load])
 
 
 def notes(report: Report) -> list[str]:

@@ -41,3 +41,10 @@ def test_the_largest_layer_is_found():
     model = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.Linear(100, 2))
     assert memory.largest_layer(model, lambda: model(torch.zeros(3, 4))) == 4 * 3 * (4 + 100)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_maps_that_numpy_holds_are_counted(monkeypatch):
+    monkeypatch.setattr('mmkd_plugin.losses.one_pass.HUGE', 0)
+    (case,) = (c for c in cases.pick(['HintLoss'], quick=True) if c.where == 'features')
+    inputs = case.inputs()
+    assert memory.peak_bytes(lambda: inputs.call(case.ours()), CPU) >= 3 * 16 * 8 * 16 * 4
