@@ -183,6 +183,15 @@ def error(pairs: list[tuple[Tensor, Tensor]]) -> float:
     return float((wrong / spread) ** 0.5)
 
 
+def half_precision(online: Tensor, cached: Tensor) -> None:
+    """Checks that maps differ by what float16 rounds off, half a unit of its 11 bits.
+
+    Two runs of a convolution may differ in the last digit of float32 themselves.
+    """
+    peak = float(online.abs().max())
+    torch.testing.assert_close(cached, online, rtol=2**-11 * 1.01, atol=1e-5 * peak)
+
+
 # --- what it gives --------------------------------------------------------------------------------
 
 
@@ -196,7 +205,7 @@ def test_without_augmentation_the_maps_are_the_teachers_in_half_precision(
     for online, cached in pairs:
         assert len(online) == len(cached) == (1 if scope == 'mmseg' else 5)
         for a, b in zip(online, cached):
-            assert torch.equal(a.half().float(), b)
+            half_precision(a, b)
 
 
 @pytest.mark.parametrize('scope', BOTH)
@@ -204,7 +213,7 @@ def test_mirrored_images_have_maps_of_their_own(scope, scenes, checkpoints, cach
     cfg = recipe(scope, scenes, checkpoints, FIXED, dict(FLIP, prob=1.0))
     for online, cached in both_sides(cfg, caches[scope]):
         for a, b in zip(online, cached):
-            assert torch.equal(a.half().float(), b)
+            half_precision(a, b)
     other = write_cache(cfg, tmp_path / 'cache', mirrored=False)
     assert TeacherCache(other).meta['mirrored'] is False
     (online, *_), (cached, *_) = both_sides(cfg, other)[0]

@@ -253,7 +253,9 @@ class Skipping(BaseModel):
 
 def test_what_would_change_a_map_is_not_folded():
     MODELS.register_module(module=Skipping, force=True)
-    teacher = Teacher(dict(type='Skipping'), None, inference=dict(FULL, fuse_conv_bn=True))
+    teacher = Teacher(
+        dict(type='mmkd_plugin.Skipping'), None, inference=dict(FULL, fuse_conv_bn=True)
+    )
     tap, x = Tap.parse('end'), images()
     expected = teacher.model(x)
     teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
@@ -308,7 +310,7 @@ class Picky(BaseModel):
 def test_half_precision_that_fails(monkeypatch, huge, said):
     MODELS.register_module(module=Picky, force=True)
     monkeypatch.setattr(inference, 'cpu_flags', lambda: {'avx512_bf16'})
-    config, tap = dict(type='Picky', huge=huge), Tap.parse('end')
+    config, tap = dict(type='mmkd_plugin.Picky', huge=huge), Tap.parse('end')
     teacher = Teacher(config, None)
     teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
     assert f'in fp32 (not in bf16: {said})' in teacher.work([tap])

@@ -67,6 +67,9 @@ from mmkd_plugin.training_images import (
     training_scale,
 )
 
+AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
+"""What is computed once and read in every epoch need not be fast."""
+
 TRIED = 8
 """Images by which the size of the whole is estimated."""
 
@@ -165,8 +168,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
     device = torch.device(get_device())
     preprocessor = build_preprocessor(cfg).to(device)
-    # what is stored once and read in every epoch need not be computed in half precision
-    teacher = Teacher(**{'inference': dict(precision='fp32'), **config})
+    teacher = Teacher(**{'inference': AS_BUILT, **config})
     every = [*taps, *(tap for term in explaining for tap in term.teacher_tap)]
     run = teacher.prepare(preprocessor, list(dict.fromkeys(every)), device)
     teacher.model.to(device)
