@@ -241,6 +241,7 @@ def cached(
     for name, values in padding_values(teacher, preprocessor, about, run.size).items():
         about[name]['fill'] = values
     meta |= dict(loading=None, scale=None, scale_given=False, dtype='float16', top_k=None)
+    meta['mirrored'] = False
     samples = []
     for number, sample in enumerate(batch['data_samples']):
         element = BaseDataElement()

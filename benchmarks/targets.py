@@ -95,7 +95,6 @@ def _none_slower(rounds: Sequence[Rounds]) -> list[Verdict]:
         if not ratios:
             continue
         slower = {name: ratio for name, ratio in ratios.items() if ratio.high < 1}
-        name, least = min(ratios.items(), key=lambda item: item[1].median)
         worst = sorted(slower, key=lambda name: slower[name].median)[:5]
         listed = '; '.join(f'{name} {times(slower[name].median)}' for name in worst)
         listed += '; ...' if len(slower) > len(worst) else ''

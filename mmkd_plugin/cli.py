@@ -52,13 +52,8 @@ def plain_errors() -> Iterator[None]:
     raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing have in common with OpenMMLab's tools."""
-    parser.add_argument(
-        '--work-dir',
-        help='where logs and checkpoints go; default: the `work_dir` of the config, else '
-        './work_dirs/<name of the config>',
-    )
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``, as OpenMMLab's tools have it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -66,6 +61,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
     )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing have in common with OpenMMLab's tools."""
+    parser.add_argument(
+        '--work-dir',
+        help='where logs and checkpoints go; default: the `work_dir` of the config, else '
+        './work_dirs/<name of the config>',
+    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],

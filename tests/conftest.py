@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from mmkd_plugin import inference
 from mmkd_plugin.inference import Inference
+from mmkd_plugin.stack import safe_loading
 from tests.runs import make_data
 
 
@@ -18,6 +22,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('data')
     make_data(root)
     return root
+
+
+@pytest.fixture
+def own_globals() -> Iterator[None]:
+    """Leaves no logger, message hub or default scope of a run behind."""
+    kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
+    before = [set(kind._instance_dict) for kind in kinds]
+    with safe_loading():
+        yield
+    for kind, names in zip(kinds, before):
+        for name in set(kind._instance_dict) - names:
+            kind._instance_dict.pop(name)
 
 
 @pytest.fixture(scope='session', autouse=True)

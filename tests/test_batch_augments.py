@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
-from mmengine.visualization import Visualizer
 from mmseg.models import SegDataPreProcessor as Stock
 from mmseg.structures import SegDataSample
 from torch import Tensor
@@ -35,7 +32,6 @@ from mmkd_plugin.batch_augments import (
 )
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.stack import safe_loading
 from tests import models
 from tests.runs import SEG_CLASSES, config, save_weights, train
 
@@ -580,18 +576,6 @@ def test_back_to_stock():
 
 
 # Real runs ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_globals():
-    """Leaves no logger, message hub or default scope of a run behind."""
-    kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
-    before = [set(kind._instance_dict) for kind in kinds]
-    with safe_loading():
-        yield
-    for kind, names in zip(kinds, before):
-        for name in set(kind._instance_dict) - names:
-            kind._instance_dict.pop(name)
 
 
 class Fed(Hook):

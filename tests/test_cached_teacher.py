@@ -16,9 +16,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from mmkd_plugin.cached_teacher import CachedTeacher, unwire, wire
@@ -43,16 +41,7 @@ CROP = dict(type='RandomCrop', crop_size=(128, 128))
 FLIP = dict(type='RandomFlip', prob=0.5)
 
 
-@pytest.fixture(autouse=True)
-def own_globals():
-    """Leaves no logger, message hub or default scope of a run behind."""
-    kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
-    before = [set(kind._instance_dict) for kind in kinds]
-    with safe_loading():
-        yield
-    for kind, names in zip(kinds, before):
-        for name in set(kind._instance_dict) - names:
-            kind._instance_dict.pop(name)
+pytestmark = pytest.mark.usefixtures('own_globals')
 
 
 def model_of(scope: str, width: int = 8) -> dict:

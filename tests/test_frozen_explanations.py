@@ -26,11 +26,12 @@ from tests.test_cached_teacher import (
     RESIZE,
     checkpoints,  # noqa: F401
     model_of,
-    own_globals,  # noqa: F401
     recipe,
     samples_of,
     scenes,  # noqa: F401
 )
+
+pytestmark = pytest.mark.usefixtures('own_globals')
 
 STILL = dict(type='Resize', scale=(128, 128), keep_ratio=True)
 SCORES = dict(mmseg='decode_head.conv_seg', mmdet='bbox_head.retina_cls')

@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint
-from mmkd_plugin.stack import safe_loading
 from tests import ddp, models
 from tests.runs import (
     DET_CLASSES,
@@ -35,16 +32,7 @@ WEIGHT = 'cwd.connectors.0.weight'
 EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
 
 
-@pytest.fixture(autouse=True)
-def own_globals():
-    """Leaves no logger, message hub or default scope of a run behind."""
-    kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
-    before = [set(kind._instance_dict) for kind in kinds]
-    with safe_loading():
-        yield
-    for kind, names in zip(kinds, before):
-        for name in set(kind._instance_dict) - names:
-            kind._instance_dict.pop(name)
+pytestmark = pytest.mark.usefixtures('own_globals')
 
 
 def student(scope: str = 'mmseg', **changes: Any) -> dict:

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
@@ -35,7 +35,7 @@ from mmkd_plugin.cached_teacher import (
     padding_values,
     whole_picture,
 )
-from mmkd_plugin.cli import UsageError, is_distilled, plain_errors, read_config
+from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
 from mmkd_plugin.geometry import record_training, train_pipelines
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
@@ -110,13 +110,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--verify', action='store_true', help='read a whole cache and check every record'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -29,7 +29,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from mmkd_plugin.checkpoint import load_weights, nearest_names, read_checkpoint
-from mmkd_plugin.cli import UsageError, is_distilled, plain_errors, read_config, use_student
+from mmkd_plugin.cli import (
+    UsageError,
+    add_cfg_options,
+    is_distilled,
+    plain_errors,
+    read_config,
+    use_student,
+)
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Taps
 from mmkd_plugin.teacher import Teacher, without_pretraining
@@ -89,13 +96,7 @@ def parse_args() -> argparse.Namespace:
         '--score-thr', type=float, default=0.3, help='least score of the boxes drawn (0.3)'
     )
     parser.add_argument('--device', default=get_device(), help='cpu, cuda, ... (what there is)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

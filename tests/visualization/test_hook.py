@@ -9,13 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from mmkd_plugin.registry import HOOKS
-from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.visualization import DistillVisualizationHook, hook
 from tests import models
 from tests.runs import DET_CLASSES, SEG_CLASSES, Record, assert_same, config, needs_ops, train
@@ -27,16 +23,7 @@ ACCUMULATE = dict(
 )
 
 
-@pytest.fixture(autouse=True)
-def own_globals():
-    """Leaves no logger, message hub or default scope of a run behind."""
-    kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
-    before = [set(kind._instance_dict) for kind in kinds]
-    with safe_loading():
-        yield
-    for kind, names in zip(kinds, before):
-        for name in set(kind._instance_dict) - names:
-            kind._instance_dict.pop(name)
+pytestmark = pytest.mark.usefixtures('own_globals')
 
 
 def distilled(scope: str) -> dict:
