@@ -84,7 +84,8 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """The most bytes allocated at once during a call, beside those that were there before.
 
     On a GPU PyTorch counts them; on a CPU its profiler notes what is allocated and freed, also by
-    compiled code. Memory that a library takes for itself past PyTorch does not count.
+    compiled code. Memory that a library takes for itself past PyTorch does not count. One thread
+    does all of it: of several, each holds a piece of a map at a time.
     """
     if device.type == 'cuda':
         synchronize(device)
@@ -94,8 +95,13 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     counted = patch.object(one_pass, 'HUGE', math.inf)  # large maps, which NumPy would hold
-    with counted, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with counted, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            call()
+    finally:
+        torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'trace.json')
         profiler.export_chrome_trace(str(path))

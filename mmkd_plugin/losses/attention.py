@@ -21,7 +21,8 @@ from mmkd_plugin.losses.functional import (
     refuse_second_derivative,
     sum_over_maps,
 )
-from mmkd_plugin.losses.one_pass import empty_map, pieces
+from mmkd_plugin.losses.one_pass import empty_map
+from mmkd_plugin.losses.pieces import Piece, each_piece
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12
@@ -98,19 +99,20 @@ class _EnergyMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         dtype = common_type(x, x)
-        energy = x.new_empty(x[:, 0].shape, dtype=dtype)
-        peak = x.new_zeros((len(x), 1, 1, 1), dtype=dtype)
-        parts = []
-        for piece in pieces(x, dim=2):
+
+        def work(piece: Piece) -> tuple[slice, Tensor, Tensor]:
             part = x[piece].to(dtype)
-            own = _peaks(part)
-            part_energy = energy[(piece[0], *piece[2:])]
-            torch.sum(_power(part / own, p), 1, out=part_energy)
-            parts.append((part_energy, own, peak[piece[0]]))
-        for _, own, whole in parts:
-            torch.maximum(whole, own, out=whole)
-        for part_energy, own, whole in parts:  # in units of the piece until now
-            part_energy.mul_((own / whole).pow_(p)[:, 0])
+            peak = _peaks(part)
+            part = part / peak
+            return piece[0], peak, (part.square_() if p == 2 else _power(part, p)).sum(1)
+
+        parts = each_piece(work, x, dim=1)
+        peak = x.new_zeros((len(x), 1, 1, 1), dtype=dtype)
+        energy = x.new_zeros(x[:, 0].shape, dtype=dtype)
+        for samples, own, _ in parts:
+            peak[samples] = torch.maximum(peak[samples], own)
+        for samples, own, part in parts:  # in units of the piece until now
+            energy[samples] += part * (own / peak[samples]).pow_(p)[:, 0]
         ctx.save_for_backward(x, peak)
         ctx.p = p
         return energy
@@ -121,14 +123,17 @@ class _EnergyMap(torch.autograd.Function):
         (x, peak), p = ctx.saved_tensors, ctx.p
         slope = empty_map(x, x.dtype)
         grad = grad[:, None] / peak * p
-        for piece in pieces(x, dim=2):
+
+        def work(piece: Piece) -> None:
             y = x[piece] / peak[piece[0]]
             if p != 2:
                 power = y.abs().pow_(p - 1)
                 if p < 1:
                     power.masked_fill_(y == 0, 0)
                 y = y.sign_().mul_(power)
-            torch.mul(y, grad[piece], out=slope[piece])
+            torch.mul(y, grad[piece[0]], out=slope[piece])
+
+        each_piece(work, x, dim=1)
         return slope, None
 
 

@@ -58,7 +58,7 @@ def _categorical(
     sum_s, sum_t = p_s.sum(dim, keepdim=True), p_t.sum(dim, keepdim=True)
     kl = gap.mul_(p_t).sum(dim, keepdim=True) / (sum_t * LOG2_E) + (sum_s / sum_t).log()
     if slope is not None:
-        p_s.mul_(weight / (tau * sum_s)).sub_(p_t.mul_(weight / (tau * sum_t)))
+        p_s.mul_(weight / (tau * sum_s)).addcmul_(p_t, weight / (tau * sum_t), value=-1)
     return (kl * weight).sum()
 
 

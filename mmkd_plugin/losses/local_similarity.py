@@ -13,14 +13,16 @@ from mmkd_plugin.losses.functional import (
     Maps,
     Weight,
     check_shapes,
-    full_precision,
-    is_compiling,
-    lengths,
+    common_type,
+    lengths_from,
     loss_weights,
+    no_autocast,
     one_of,
     sum_over_maps,
+    with_gradient,
 )
-from mmkd_plugin.losses.one_pass import LARGE_PIECE, one_pass_by_samples
+from mmkd_plugin.losses.one_pass import empty_map
+from mmkd_plugin.losses.pieces import Piece, each_piece
 from mmkd_plugin.registry import MODELS
 
 SIMILARITIES = ('distance', 'cosine')
@@ -43,16 +45,19 @@ def local_similarity(student: Tensor, teacher: Tensor, similarity: str = 'distan
     """
     check_shapes(student, teacher, same_channels=False)
     batch, _, height, width = student.shape
+    dtype = common_type(student, teacher)
     if min(height, width) < 3:
-        with full_precision(student, teacher) as (s, _):
-            return s[:0].sum()  # 0, connected to the student
+        return student[:0].to(dtype).sum()  # 0, connected to the student
     compare = partial(
         dict(distance=distance_gap, cosine=cosine_gap)[similarity],
+        t=teacher.flatten(2),
         steps=steps_ahead(width),
         inside=interior(height, width, student.device),
         count=max(batch * (height - 2) * (width - 2), 1),
+        dtype=dtype,
     )
-    return one_pass_by_samples(compare, student.flatten(2), teacher.flatten(2))
+    with no_autocast(student.device.type):
+        return with_gradient(compare, student.flatten(2))
 
 
 def steps_ahead(width: int) -> tuple[int, ...]:
@@ -68,7 +73,7 @@ def interior(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def distance_gap(
-    s: Tensor, t: Tensor, steps: Sequence[int], inside: Tensor, count: int
+    s: Tensor, t: Tensor, steps: Sequence[int], inside: Tensor, count: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Sum of ``(m(S) - m(T))^2 / count`` of the interior positions, and its gradient.
 
@@ -77,31 +82,35 @@ def distance_gap(
     them gets ``2 (w_first + w_second) (x_first - x_second)`` and the second the opposite.
 
     Args:
-        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
+        s (Tensor): The student's vectors, (N, C_s, n), of any floating-point type.
         t (Tensor): The teacher's vectors, (N, C_t, n).
         steps (Sequence[int]): See :func:`steps_ahead`.
         inside (Tensor): See :func:`interior`.
         count (int): What makes a mean of the sum.
+        dtype (torch.dtype): What to compute in, float32 or wider.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    m_s, m_t = (at_both(compare_pairs(x, steps, squared_difference), steps) for x in (s, t))
+    m_s, m_t = (at_both(compare_pairs(x, steps, squared_difference, dtype), steps) for x in (s, t))
     gap = (m_s - m_t).masked_fill_(~inside, 0)
     weight = (gap * 4 / count)[:, None]
     weights = [weight[..., :-step] + weight[..., step:] for step in steps]
-    gradient = torch.empty_like(s)
-    for x, g in zip(groups_of_channels(s), groups_of_channels(gradient)):
-        g.zero_()
+    gradient = empty_map(s, dtype)
+
+    def work(piece: Piece) -> None:
+        x, g = s[piece].to(dtype), gradient[piece].zero_()
         for step, weight in zip(steps, weights):
             difference = x[..., :-step] - x[..., step:]
-            g[..., :-step].addcmul_(difference, weight)
-            g[..., step:].addcmul_(difference, weight, value=-1)
+            g[..., :-step].addcmul_(difference, weight[piece[0]])
+            g[..., step:].addcmul_(difference, weight[piece[0]], value=-1)
+
+    each_piece(work, s, dim=1)
     return gap.square().sum() / count, gradient
 
 
 def cosine_gap(
-    s: Tensor, t: Tensor, steps: Sequence[int], inside: Tensor, count: int
+    s: Tensor, t: Tensor, steps: Sequence[int], inside: Tensor, count: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Sum of ``(cos_S - cos_T)^2 / (8 count)`` of all interior positions and their neighbours.
 
@@ -109,18 +118,18 @@ def cosine_gap(
     to its cosine, ``x`` gets ``w (y / |y| - cos x / |x|) / |x|`` from its neighbour ``y``.
 
     Args:
-        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
+        s (Tensor): The student's vectors, (N, C_s, n), of any floating-point type.
         t (Tensor): The teacher's vectors, (N, C_t, n).
         steps (Sequence[int]): See :func:`steps_ahead`.
         inside (Tensor): See :func:`interior`.
         count (int): How many interior positions there are.
+        dtype (torch.dtype): What to compute in, float32 or wider.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
     """
-    length = lengths(s)[:, 0]
-    cosines, targets = pair_cosines(s, steps, length), pair_cosines(t, steps, lengths(t)[:, 0])
-    counted = inside.to(s.dtype)
+    (length, cosines), (_, targets) = (pair_cosines(x, steps, dtype) for x in (s, t))
+    counted = inside.to(dtype)
     value, to_neighbour, to_itself = 0.0, [], []
     for step, cosine, target in zip(steps, cosines, targets):
         gap = cosine - target
@@ -129,47 +138,69 @@ def cosine_gap(
         to_itself.append(weight * 2 * cosine)
         to_neighbour.append((weight * 2 / length[:, :-step] / length[:, step:])[:, None])
     own = (at_both(to_itself, steps) / length.square())[:, None]
-    gradient = torch.empty_like(s)
-    for x, g in zip(groups_of_channels(s), groups_of_channels(gradient)):
-        g.copy_(x).mul_(-own)
+    gradient = empty_map(s, dtype)
+
+    def work(piece: Piece) -> None:
+        x = s[piece].to(dtype)
+        g = torch.mul(x, -own[piece[0]], out=gradient[piece])
         for step, weight in zip(steps, to_neighbour):
-            g[..., :-step].addcmul_(x[..., step:], weight)
-            g[..., step:].addcmul_(x[..., :-step], weight)
+            g[..., :-step].addcmul_(x[..., step:], weight[piece[0]])
+            g[..., step:].addcmul_(x[..., :-step], weight[piece[0]])
+
+    each_piece(work, s, dim=1)
     return value, gradient
 
 
-def pair_cosines(x: Tensor, steps: Sequence[int], length: Tensor) -> list[Tensor]:
+def pair_cosines(
+    x: Tensor, steps: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
     """The cosines of the vectors that are a step apart, see :func:`compare_pairs`.
 
     Args:
-        x (Tensor): (N, C, n), in float32 or wider.
+        x (Tensor): (N, C, n), of any floating-point type.
         steps (Sequence[int]): See :func:`steps_ahead`.
-        length (Tensor): Their :func:`lengths`, (N, n): an infinite one makes a cosine of 0.
+        dtype (torch.dtype): What to compute in.
 
     Returns:
-        list[Tensor]: For each step, (N, n - step).
+        tuple[Tensor, list[Tensor]]: The :func:`lengths_from` the vectors' squares, (N, n): where
+        one is infinite, cosines are 0. For each step, (N, n - step).
     """
-    products = compare_pairs(x, steps, torch.mul)
-    return [x / length[:, :-step] / length[:, step:] for x, step in zip(products, steps)]
+    squares, *products = compare_pairs(x, (0, *steps), torch.mul, dtype)
+    length = lengths_from(squares)
+    return length, [
+        product / length[:, :-step] / length[:, step:] for product, step in zip(products, steps)
+    ]
 
 
 def compare_pairs(
-    x: Tensor, steps: Sequence[int], compare: Callable[[Tensor, Tensor], Tensor]
+    x: Tensor,
+    steps: Sequence[int],
+    compare: Callable[[Tensor, Tensor], Tensor],
+    dtype: torch.dtype,
 ) -> list[Tensor]:
     """Compare the positions that are a step apart, element by element, and add the channels up.
 
     Args:
-        x (Tensor): (N, C, n).
+        x (Tensor): (N, C, n), of any floating-point type.
         steps (Sequence[int]): Each less than n.
         compare (Callable): Takes two tensors of one shape and returns a third.
+        dtype (torch.dtype): What to compute in.
 
     Returns:
         list[Tensor]: For each step, (N, n - step).
     """
-    totals = [0.0 for _ in steps]
-    for group in groups_of_channels(x):
-        for i, step in enumerate(steps):
-            totals[i] = totals[i] + compare(group[..., :-step], group[..., step:]).sum(1)
+    batch, _, count = x.shape
+    totals = [x.new_zeros(batch, count - step, dtype=dtype) for step in steps]
+
+    def work(piece: Piece) -> tuple[slice, list[Tensor]]:
+        part = x[piece].to(dtype)
+        return piece[0], [
+            compare(part[..., : count - step], part[..., step:]).sum(1) for step in steps
+        ]
+
+    for samples, sums in each_piece(work, x, dim=1):
+        for total, sum_of_part in zip(totals, sums):
+            total[samples] += sum_of_part
     return totals
 
 
@@ -184,14 +215,6 @@ def at_both(pairs: Sequence[Tensor], steps: Sequence[int]) -> Tensor:
         total[:, :-step] += pair
         total[:, step:] += pair
     return total
-
-
-def groups_of_channels(x: Tensor) -> Sequence[Tensor]:
-    """Parts of (N, C, n) along C, which a CPU's cache holds some copies of."""
-    if is_compiling() or x.device.type != 'cpu':
-        return (x,)
-    room = LARGE_PIECE * torch.get_num_threads()
-    return x.split(max(room // max(x[:, :1].numel(), 1), 1), dim=1)
 
 
 @MODELS.register_module()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Callable, Optional
 
 import numpy as np
@@ -16,6 +15,7 @@ from mmkd_plugin.losses.functional import (
     no_autocast,
     with_gradient,
 )
+from mmkd_plugin.losses.pieces import Piece, each_piece
 
 #: The part of a loss that comes from a piece of the maps. It takes the pieces of student, teacher
 #: and whatever else there is, and ``slope``: a tensor in the form of the student's piece to write
@@ -23,11 +23,6 @@ from mmkd_plugin.losses.functional import (
 Kernel = Callable[..., Tensor]
 Slope = Optional[Tensor]
 
-#: What a piece has for each thread, in elements: with a copy or two it fits into the L2 cache.
-PIECE = 2**17
-#: The same for formulas that keep many copies: for the L3 cache, as threads wait for each other
-#: after each of many operations.
-LARGE_PIECE = 2**18
 #: Larger blocks, in bytes, the C library returns to the system when they are freed.
 HUGE = 2**25
 
@@ -133,44 +128,15 @@ def over_pieces(
         Tensor: As many scalars as there are pieces.
     """
     dtype = common_type(student, teacher)
+
+    def work(piece: Piece) -> Tensor:
+        return kernel(
+            student[piece].to(dtype),
+            teacher[piece].to(dtype),
+            *(x[piece] for x in others),
+            slope=None if slope is None else slope[piece],
+        )
+
     with torch.no_grad(), no_autocast(student.device.type):
-        values = [
-            kernel(
-                student[piece].to(dtype),
-                teacher[piece].to(dtype),
-                *(x[piece] for x in others),
-                slope=None if slope is None else slope[piece],
-            )
-            for piece in pieces(student, dim)
-        ]
+        values = each_piece(work, student, dim)
         return torch.stack(values) if values else student.new_zeros(0, dtype=dtype)
-
-
-def pieces(x: Tensor, dim: int) -> Iterator[tuple[slice, ...]]:
-    """Cut a map along its batch and, where a sample alone is too large, along ``dim``.
-
-    Args:
-        x (Tensor): (N, ...). It stays whole where it is not on a CPU, or torch.compile traces.
-        dim (int): The other dimension; samples stay whole if there is none such.
-
-    Yields:
-        tuple[slice]: The index of each piece.
-    """
-    if not len(x):
-        return
-    if x.device.type != 'cpu' or is_compiling():
-        yield (slice(None),)
-        return
-    whole, sample = x.dim() <= dim, x[0].numel()
-    room = (LARGE_PIECE if whole else PIECE) * torch.get_num_threads()
-    cuts = 1 if whole else round(sample / room)
-    if cuts <= 1:
-        step = max(1, room // sample)
-        for n in range(0, len(x), step):
-            yield (slice(n, n + step),)
-        return
-    step = -(-x.shape[dim] // cuts)
-    between = [slice(None)] * (dim - 1)
-    for n in range(len(x)):
-        for start in range(0, x.shape[dim], step):
-            yield (slice(n, n + 1), *between, slice(start, start + step))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Callable, ClassVar
 
@@ -26,7 +25,8 @@ from mmkd_plugin.losses.functional import (
     widest,
     with_gradient,
 )
-from mmkd_plugin.losses.one_pass import LARGE_PIECE, empty_map
+from mmkd_plugin.losses.one_pass import empty_map
+from mmkd_plugin.losses.pieces import Piece, each_piece
 from mmkd_plugin.registry import MODELS
 
 EMBEDS = ('flatten', 'pool', 'positions')
@@ -179,31 +179,30 @@ class SquaredDistances(torch.autograd.Function):
         # sum over j of 2 * weights_ij * (x_i - x_j)
         sums, laplacian = weights.sum(2), weights.mul_(-2)
         laplacian.diagonal(dim1=1, dim2=2).add_(sums, alpha=2)
-        parts = coordinates(x)
-        if len(parts) == 1:
-            return (laplacian @ centred(x)).to(x.dtype)
         gradient = empty_map(x, x.dtype)
-        for part, slope in zip(parts, coordinates(gradient)):
-            slope.copy_(laplacian @ centred(part))
+
+        def work(piece: Piece) -> None:
+            gradient[piece] = laplacian[piece[0]] @ centred(x[piece])
+
+        each_piece(work, x, dim=2)
         return gradient
 
 
 def squared_distances(x: Tensor) -> Tensor:
     """See :class:`SquaredDistances`."""
-    products = sum(part @ part.mT for part in map(centred, coordinates(x)))
+
+    def work(piece: Piece) -> tuple[slice, Tensor]:
+        part = centred(x[piece])
+        return piece[0], part @ part.mT
+
+    products = x.new_zeros(len(x), x.shape[1], x.shape[1], dtype=widest(x))
+    for samples, product in each_piece(work, x, dim=2):
+        products[samples] += product
     squares = products.diagonal(dim1=1, dim2=2).clone()  # far apart in memory
     sums = squares[:, :, None] + squares[:, None, :]
     squares = torch.sub(sums, products, alpha=2)
     rounding = ROUNDING * torch.finfo(products.dtype).eps * x.shape[2] ** 0.5
     return squares.masked_fill_(squares <= sums.mul_(rounding), 0)
-
-
-def coordinates(x: Tensor) -> Sequence[Tensor]:
-    """Parts of (B, M, D) along D, which a CPU's cache holds some copies of."""
-    if is_compiling() or x.device.type != 'cpu':
-        return (x,)
-    room = LARGE_PIECE * torch.get_num_threads()
-    return x.split(max(room // max(x[..., :1].numel(), 1), 1), dim=2)
 
 
 def centred(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from loss_contract import LossContract, random_pair, value_and_grad
 from memory import saved_bytes
 
 from mmkd_plugin.losses import LocalSimilarityLoss
-from mmkd_plugin.losses.functional import lengths
 from mmkd_plugin.losses.local_similarity import local_similarity, pair_cosines, steps_ahead
 
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
@@ -20,7 +19,7 @@ def neighbour_cosines(x):
     height, width = x.shape[2:]
     flat, steps, inside = x.flatten(2), steps_ahead(width), np.s_[:, 1:-1, 1:-1]
     maps = []
-    for step, pairs in zip(steps, pair_cosines(flat, steps, lengths(flat)[:, 0])):
+    for step, pairs in zip(steps, pair_cosines(flat, steps, flat.dtype)[1]):
         gap = pairs.new_full((len(x), step), torch.nan)
         for line in (torch.cat([pairs, gap], 1), torch.cat([gap, pairs], 1)):  # ahead, behind
             maps.append(line.unflatten(1, (height, width))[inside])

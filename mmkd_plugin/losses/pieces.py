@@ -1,0 +1,114 @@
+"""Pieces of maps that a CPU's cache holds, and the threads that share them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Callable, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmkd_plugin.losses.functional import is_compiling
+
+Piece = tuple[slice, ...]
+R = TypeVar('R')
+
+#: What a piece has, in elements: with a copy or two it fits into the L2 cache.
+PIECE = 2**18
+#: From so many pieces per thread on, the threads take a piece each.
+MANY = 4
+
+
+def each_piece(work: Callable[[Piece], R], x: Tensor, dim: int) -> list[R]:
+    """What ``work`` returns for each of the :func:`pieces` of a map.
+
+    On a CPU, the pieces of a large map are shared among as many threads as torch has. If these went
+    through each operation together instead, each would wait for the others after each operation;
+    where other processes use the cores too, such a wait lasts a hundred times as long as an
+    operation on a piece. Pieces that are much larger, since they cannot be cut, they do go through
+    together: there waits are few, and the memory of one is enough.
+
+    Args:
+        work (Callable): Takes the index of a piece. Nothing in it is recorded for a backward pass.
+        x (Tensor): (N, ...).
+        dim (int): Where to cut a sample that is too large.
+
+    Returns:
+        list: In the order of the pieces.
+    """
+    threads = threads_for(x)
+    if threads == 1 or x.numel() < MANY * threads * PIECE:
+        return [work(piece) for piece in pieces(x, dim, threads * PIECE)]
+    found = pieces(x, dim, PIECE)
+    largest = x[found[0]].numel()
+    if largest > MANY * PIECE or len(found) < threads:
+        return [work(piece) for piece in found]
+    inference = torch.is_inference_mode_enabled()
+    todo, values = iter(range(len(found))), [None] * len(found)
+
+    def take_what_is_left(_: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # neither is passed on to threads
+            for i in todo:
+                values[i] = work(found[i])
+
+    list(workers(threads, os.getpid()).map(take_what_is_left, range(threads)))
+    return values
+
+
+def threads_for(x: Tensor) -> int:
+    """How many threads an operation on a tensor is spread over, as far as torch controls it."""
+    return 1 if x.device.type != 'cpu' or is_compiling() else torch.get_num_threads()
+
+
+@functools.lru_cache(maxsize=1)
+def workers(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads each of which runs its operations alone.
+
+    Args:
+        threads (int): How many.
+        process (int): Whose they are: a fork does not inherit them.
+    """
+    pool, ready = ThreadPoolExecutor(threads, 'mmkd-pieces'), Barrier(threads + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # from now on it stays so, whatever is set below
+        ready.wait()
+
+    for _ in range(threads):
+        pool.submit(start)
+    ready.wait()
+    torch.set_num_threads(threads)  # which threads that others start take over
+    return pool
+
+
+def pieces(x: Tensor, dim: int, room: int) -> list[Piece]:
+    """Cut a map along its batch and, where a sample alone is too large, along ``dim``.
+
+    Args:
+        x (Tensor): (N, ...). It stays whole where it is not on a CPU, or torch.compile traces.
+        dim (int): The other dimension; samples stay whole if there is none such.
+        room (int): About how many elements a piece is to have.
+
+    Returns:
+        list[tuple[slice]]: The index of each piece.
+    """
+    if not x.numel():
+        return []
+    if x.device.type != 'cpu' or is_compiling():
+        return [(slice(None),)]
+    sample = x[0].numel()
+    cuts = 1 if x.dim() <= dim else round(sample / room)
+    if cuts <= 1:
+        step = max(1, room // sample)
+        return [(slice(n, n + step),) for n in range(0, len(x), step)]
+    step = -(-x.shape[dim] // cuts)
+    between = [slice(None)] * (dim - 1)
+    return [
+        (slice(n, n + 1), *between, slice(start, start + step))
+        for n in range(len(x))
+        for start in range(0, x.shape[dim], step)
+    ]
