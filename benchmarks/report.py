@@ -148,7 +148,7 @@ def _compiling(report: Report) -> Grid:
 
 
 def _step_times(report: Report) -> Grid:
-    variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, cached')
+    variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, fp32', 'ours, cached')
     ratios = [(name, 'student') for name in variants[1:]]
     return _times(report, variants, [*ratios, ('MMRazor', 'ours')])
 
@@ -170,7 +170,7 @@ def _footprints(report: Report) -> list[Grid]:
     head = ['what', 'maps', 'inputs and one map', *(f'kept: {name}' for name in variants)]
     head += [f'peak: {name}' for name in variants]
     found = [Grid('Losses, MB: kept for backward; peak beside the inputs', head, rows, words=2)]
-    variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, cached')
+    variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, fp32', 'ours, cached')
     steps = [one for one in report.footprints if one.parts]
     rows = [
         [

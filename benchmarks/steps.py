@@ -33,8 +33,8 @@ from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.teacher_cache import CacheError, CacheWriter
 
 STUDENT, BARE, RAZOR = 'student', 'and bare teacher', 'MMRazor'
-ONLINE, CACHED = 'ours', 'ours, cached'
-VARIANTS = (STUDENT, BARE, RAZOR, ONLINE, CACHED)
+ONLINE, FP32, CACHED = 'ours', 'ours, fp32', 'ours, cached'
+VARIANTS = (STUDENT, BARE, RAZOR, ONLINE, FP32, CACHED)
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
@@ -195,7 +195,10 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
     with quiet(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         student = MODELS.build(cfg.model.student)
         plain = Teacher(cfg.model.teacher.config, None).model  # as MMRazor and others run it
-        online = Distiller(student, dict(cfg.model.teacher), dict(cfg.model.distill))
+        online, fp32 = (
+            Distiller(student, dict(cfg.model.teacher, **options), dict(cfg.model.distill))
+            for options in ({}, dict(inference=dict(precision='fp32')))
+        )
     models: dict[str, BaseModel] = {STUDENT: student}
     models[BARE] = WithTeacher(student, plain)
     notes: dict[str, str] = {}
@@ -206,7 +209,7 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
         models[RAZOR] = RazorStep(student, plain, term.tap, loss)
     except mmrazor.NotInstalled as error:
         notes[RAZOR] = str(error)
-    models[ONLINE] = online
+    models[ONLINE], models[FP32] = online, fp32
     batch = make_batch(cfg.default_scope, count, height, width)
     data = dict.fromkeys(models, batch)
     maps = tapped(online, term.tap, batch, device)
@@ -219,7 +222,8 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
     parameters = [p for p in student.parameters() if p.requires_grad]
     wrapper = OptimWrapper if device.type == 'cpu' else AmpOptimWrapper
     optimizer = wrapper(torch.optim.SGD(parameters, lr=1e-5, momentum=0.9, weight_decay=1e-4))
-    teachers = {BARE: plain, RAZOR: plain, ONLINE: online.teachers['teacher'].model}
+    teachers = {BARE: plain, RAZOR: plain}
+    teachers |= {name: models[name].teachers['teacher'].model for name in (ONLINE, FP32)}
     return Bench(models, data, notes, teachers, optimizer, maps)
 
 

@@ -82,7 +82,14 @@ def test_what_a_step_must_reach_depends_on_the_machine(device, bf16, wanted):
     assert verdict(found, f"{wanted:g}× as fast as MMRazor's") == 'PASS'
     step.seconds['ours'] = [2.1]
     found = verdicts(report('step', step, device=device, bf16=bf16))
-    assert verdict(found, 'online') == f'{2 * wanted / 2.1:.2f}× of {wanted:g}×'
+    assert verdict(found, 'online:') == f'{2 * wanted / 2.1:.2f}× of {wanted:g}×'
+
+
+def test_a_teacher_in_fp32_is_judged_as_on_a_cpu_without_bf16():
+    step = Rounds('PSPNet', '', {'student': [1], 'MMRazor': [2.2], 'ours': [1], 'ours, fp32': [2]})
+    assert verdict(verdicts(report('step', step, bf16='AMX')), 'fp32') == '1.10× of 1.15×'
+    for other in (report('step', step), report('step', step, device='cuda', bf16='AMX')):
+        assert not [one for one in verdicts(other) if 'fp32' in one.target]
 
 
 def test_cached_targets_may_cost_a_tenth():
