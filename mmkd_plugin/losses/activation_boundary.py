@@ -17,6 +17,7 @@ from mmkd_plugin.losses.functional import (
     sum_over_maps,
 )
 from mmkd_plugin.losses.one_pass import Slope, one_pass
+from mmkd_plugin.losses.pieces import scratch
 from mmkd_plugin.registry import MODELS
 
 
@@ -37,9 +38,10 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
 
 
 def _missing(s: Tensor, t: Tensor, margin: float, count: int, slope: Slope) -> Tensor:
-    away = (0.5 - t.sign()).sign_()  # -1 where t > 0, else 1; torch.where is slow on a CPU
+    # -1 where t > 0, else 1; torch.where is slow on a CPU
+    away = torch.sign(t, out=scratch(t)).neg_().add_(0.5).sign_()
     missing = torch.mul(s, away, out=slope).add_(margin).relu_()
-    value = missing.square().sum() / count
+    value = torch.mul(missing, missing, out=scratch(t, 1)).sum() / count
     missing.mul_(away.mul_(2 / count))
     return value
 

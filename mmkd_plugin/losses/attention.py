@@ -22,7 +22,7 @@ from mmkd_plugin.losses.functional import (
     sum_over_maps,
 )
 from mmkd_plugin.losses.one_pass import empty_map
-from mmkd_plugin.losses.pieces import Piece, each_piece
+from mmkd_plugin.losses.pieces import Piece, each_piece, scratch
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12
@@ -103,7 +103,7 @@ class _EnergyMap(torch.autograd.Function):
         def work(piece: Piece) -> tuple[slice, Tensor, Tensor]:
             part = x[piece].to(dtype)
             peak = _peaks(part)
-            part = part / peak
+            part = torch.div(part, peak, out=scratch(part))
             return piece[0], peak, (part.square_() if p == 2 else _power(part, p)).sum(1)
 
         parts = each_piece(work, x, dim=1)
@@ -125,7 +125,8 @@ class _EnergyMap(torch.autograd.Function):
         grad = grad[:, None] / peak * p
 
         def work(piece: Piece) -> None:
-            y = x[piece] / peak[piece[0]]
+            part = x[piece]
+            y = torch.div(part, peak[piece[0]], out=scratch(part, dtype=peak.dtype))
             if p != 2:
                 power = y.abs().pow_(p - 1)
                 if p < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkd_plugin.losses.one_pass import Slope, one_pass
+from mmkd_plugin.losses.pieces import scratch
 
 #: 2 to the power of x is several times as fast as e to the power of x on a CPU.
 LOG2_E = math.log2(math.e)
@@ -52,8 +53,8 @@ def _categorical(
     # with u = s - max(s) and v = t - max(t), both in units of tau * ln(2):
     # KL = ln(2) * sum(p_t * (v - u)) + ln(sum(2^u) / sum(2^v))
     u = torch.sub(s, s.amax(dim, keepdim=True), out=slope).mul_(LOG2_E / tau)
-    v = torch.sub(t, t.amax(dim, keepdim=True)).mul_(LOG2_E / tau)
-    gap = v - u
+    v = torch.sub(t, t.amax(dim, keepdim=True), out=scratch(t)).mul_(LOG2_E / tau)
+    gap = torch.sub(v, u, out=scratch(t, 1))
     p_s, p_t = u.exp2_(), v.exp2_()
     sum_s, sum_t = p_s.sum(dim, keepdim=True), p_t.sum(dim, keepdim=True)
     kl = gap.mul_(p_t).sum(dim, keepdim=True) / (sum_t * LOG2_E) + (sum_s / sum_t).log()

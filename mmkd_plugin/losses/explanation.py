@@ -18,6 +18,7 @@ from mmkd_plugin.losses.functional import (
     unit_vectors,
 )
 from mmkd_plugin.losses.one_pass import Slope, one_pass
+from mmkd_plugin.losses.pieces import scratch
 from mmkd_plugin.registry import MODELS
 
 
@@ -53,8 +54,8 @@ def explanation_difference(student: Tensor, teacher: Tensor) -> Tensor:
 def _difference(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     length = lengths_of_samples(s, eps=1e-8)
     s = torch.div(s, length, out=slope)
-    t = t / lengths_of_samples(t, eps=1e-8)
-    cosine = (s * t).flatten(1).sum(1)
+    t = torch.div(t, lengths_of_samples(t, eps=1e-8), out=scratch(t))
+    cosine = torch.mul(s, t, out=scratch(t, 1)).flatten(1).sum(1)
     if slope is not None:
         s.mul_(cosine.view_as(length)).sub_(t).div_(length * count)
     return (1 - cosine).sum() / count

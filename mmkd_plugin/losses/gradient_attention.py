@@ -17,6 +17,7 @@ from mmkd_plugin.losses.functional import (
     sum_over_maps,
 )
 from mmkd_plugin.losses.one_pass import Slope, one_pass, over_pieces
+from mmkd_plugin.losses.pieces import scratch
 from mmkd_plugin.registry import MODELS
 
 
@@ -42,12 +43,12 @@ def gradient_attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _largest(s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    return (s - t).abs_().amax()
+    return torch.sub(s, t, out=scratch(s)).abs_().amax()
 
 
 def _squares(peak: Tensor, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     gap = torch.sub(s, t, out=slope).div_(peak)
-    value = gap.square().sum()
+    value = torch.mul(gap, gap, out=scratch(gap)).sum()
     gap.mul_(2 / peak)
     return value
 

@@ -16,6 +16,7 @@ from mmkd_plugin.losses.functional import (
     sum_over_maps,
 )
 from mmkd_plugin.losses.one_pass import Slope, one_pass
+from mmkd_plugin.losses.pieces import scratch
 from mmkd_plugin.registry import MODELS
 
 
@@ -36,7 +37,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _squares(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
     gap = torch.sub(s, t, out=slope)
-    value = gap.square().sum() / count
+    value = torch.mul(gap, gap, out=scratch(gap)).sum() / count
     gap.mul_(2 / count)
     return value
 

@@ -21,6 +21,7 @@ from mmkd_plugin.losses.functional import (
     widest,
 )
 from mmkd_plugin.losses.one_pass import Slope, one_pass
+from mmkd_plugin.losses.pieces import scratch
 from mmkd_plugin.registry import MODELS
 
 
@@ -49,12 +50,12 @@ def overhaul(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
 
 
 def _gap(count: int, s: Tensor, t: Tensor, margin: Tensor, slope: Slope) -> Tensor:
-    t = torch.maximum(t, margin)
+    t = torch.maximum(t, margin, out=scratch(t))
     gap = torch.sub(s, t, out=slope)
     # no gap below 0 where t <= 0; masks of booleans are slow on a CPU
     lowest = t.sign_().relu_().mul_(torch.finfo(gap.dtype).min)
     torch.maximum(gap, lowest, out=gap)
-    value = gap.square().sum() / count
+    value = torch.mul(gap, gap, out=scratch(t, 1)).sum() / count
     gap.mul_(2 / count)
     return value
 

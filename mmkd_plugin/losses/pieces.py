@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, local
 from typing import Callable, TypeVar
 
 import torch
@@ -20,6 +20,8 @@ R = TypeVar('R')
 PIECE = 2**18
 #: From so many pieces per thread on, the threads take a piece each.
 MANY = 4
+#: Up to so many elements the memory of a temporary is kept.
+KEPT = 8 * PIECE
 
 
 def each_piece(work: Callable[[Piece], R], x: Tensor, dim: int) -> list[R]:
@@ -112,3 +114,27 @@ def pieces(x: Tensor, dim: int, room: int) -> list[Piece]:
         for n in range(len(x))
         for start in range(0, x.shape[dim], step)
     ]
+
+
+_workspace = local()
+
+
+def scratch(x: Tensor, number: int = 0, dtype: torch.dtype | None = None) -> Tensor | None:
+    """Memory for a temporary like a piece, as ``out`` of an operation; None to let it allocate.
+
+    It is this thread's, and the same in each call: new memory takes as long as the arithmetic,
+    unless the C library happens to have kept some.
+
+    Args:
+        x (Tensor): What it is to be like; its strides are those of a piece.
+        number (int): Which of the temporaries that are needed at once. Default: 0.
+        dtype (torch.dtype, optional): Another type than that of ``x``. Default: None.
+    """
+    if x.device.type != 'cpu' or is_compiling() or x.numel() > KEPT or x.stride()[-1:] != (1,):
+        return None
+    key = number, dtype or x.dtype
+    kept = vars(_workspace).get(key)
+    if kept is None or len(kept) < x.numel():
+        with torch.inference_mode(False):  # for calls outside of it too
+            kept = vars(_workspace)[key] = torch.empty(x.numel(), dtype=key[1])
+    return kept[: x.numel()].view(x.shape)
