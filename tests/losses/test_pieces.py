@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmkd_plugin.losses import AttentionLoss, ChannelWiseLoss, LocalSimilarityLoss, RKDDistanceLoss
-from mmkd_plugin.losses.pieces import each_piece, pieces, threads_for
+from mmkd_plugin.losses.pieces import KEPT, each_piece, pieces, scratch, threads_for
 
 PIECE = 'mmkd_plugin.losses.pieces.PIECE'
 
@@ -129,3 +129,40 @@ def test_a_fork_has_threads_of_its_own(monkeypatch, threads):
     if not child:
         os._exit(sum(each_piece(lambda piece: 1, x, dim=1)))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 25
+
+
+def test_scratch_is_the_same_memory_in_each_call():
+    x = torch.zeros(3, 5, 7)
+    first = scratch(x)
+    assert first.shape == x.shape and first.dtype == x.dtype and not first.requires_grad
+    assert scratch(x[1:]).data_ptr() == first.data_ptr()
+    assert scratch(x, dtype=torch.float64).dtype == torch.float64
+    others = [scratch(x, 1), scratch(x, dtype=torch.float64)]
+    assert len({out.data_ptr() for out in (first, *others)}) == 3
+    found = []
+    thread = threading.Thread(target=lambda: found.append(scratch(x)))
+    thread.start()
+    thread.join()
+    assert found[0].data_ptr() != first.data_ptr()
+
+
+def test_scratch_serves_inside_and_outside_of_inference_mode():
+    x = torch.zeros(3, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        scratch(x, 7).fill_(1)
+    torch.add(x, 2, out=scratch(x, 7))
+    assert (scratch(x, 7) == 2).all()
+
+
+@pytest.mark.parametrize(
+    'x',
+    [
+        torch.zeros(2, 3, device='meta'),
+        torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        torch.zeros(()),
+        torch.zeros(1).expand(KEPT + 1),
+    ],
+    ids=['no CPU', 'other layout', 'scalar', 'large'],
+)
+def test_other_temporaries_are_allocated(x):
+    assert scratch(x) is None
