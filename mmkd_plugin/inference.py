@@ -153,6 +153,8 @@ def amp_is_on(device: torch.device) -> bool:
     """Whether the run uses automatic mixed precision just now."""
     try:
         return torch.is_autocast_enabled(device.type)
+    except RuntimeError:  # a device without autocast
+        return False
     except TypeError:  # torch before 2.4
         return torch.is_autocast_enabled() or torch.is_autocast_cpu_enabled()
 

@@ -83,7 +83,9 @@ class InputConverter:
         if self.identity:
             return inputs
         # In float32 whatever the images are in: half precision has too few digits for the shift.
-        scale, shift = (v.to(inputs.device, torch.float32) for v in (self.scale, self.shift))
+        scale, shift = (
+            v.to(inputs.device, torch.float32, non_blocking=True) for v in (self.scale, self.shift)
+        )
         images = inputs.flip(1) if self.flip and inputs.shape[1] == 3 else inputs
         images = torch.addcmul(shift, images.float(), scale)
         for image, sample in zip(images, data_samples or ()):

@@ -338,6 +338,21 @@ def test_nothing_runs_after_the_last_tap_and_never_a_loss(monkeypatch):
     assert ran[-1] == LOGITS
 
 
+@pytest.mark.parametrize(('name', 'taps'), TAPPED)
+@pytest.mark.parametrize('options', [{}, HALF, FULL])
+def test_a_forward_asks_for_no_value(name, taps, options):
+    """So on a GPU the student's work is launched, and its data moved, while the teacher runs."""
+    config = getattr(models, name)(16)
+    teacher, taps = prepared(config, *taps, **options)
+    preprocessor = copy.deepcopy(teacher.model.data_preprocessor)
+    preprocessor.register_buffer('mean', preprocessor.mean + 10)  # the images are converted too
+    teacher.prepare(preprocessor, taps, CPU)
+    teacher.model.to('meta')
+    x = images().to('meta')
+    maps = teacher(x, None, taps)
+    assert all(y.is_meta and len(y) == 2 for tap in taps for y in as_list(maps[tap]))
+
+
 @pytest.fixture
 def eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile without its C++ compiler: graphs are taken, and run as they are."""
