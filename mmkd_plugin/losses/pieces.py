@@ -130,7 +130,8 @@ def scratch(x: Tensor, number: int = 0, dtype: torch.dtype | None = None) -> Ten
         number (int): Which of the temporaries that are needed at once. Default: 0.
         dtype (torch.dtype, optional): Another type than that of ``x``. Default: None.
     """
-    if x.device.type != 'cpu' or is_compiling() or x.numel() > KEPT or x.stride()[-1:] != (1,):
+    plain = type(x) is Tensor and x.device.type == 'cpu' and not is_compiling()
+    if not plain or x.numel() > KEPT or x.stride()[-1:] != (1,):
         return None
     key = number, dtype or x.dtype
     kept = vars(_workspace).get(key)

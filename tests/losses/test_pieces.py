@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmkd_plugin.losses import AttentionLoss, ChannelWiseLoss, LocalSimilarityLoss, RKDDistanceLoss
 from mmkd_plugin.losses.pieces import KEPT, each_piece, pieces, scratch, threads_for
@@ -152,6 +153,12 @@ def test_scratch_serves_inside_and_outside_of_inference_mode():
         scratch(x, 7).fill_(1)
     torch.add(x, 2, out=scratch(x, 7))
     assert (scratch(x, 7) == 2).all()
+
+
+def test_no_tensor_without_values_is_kept():
+    with FakeTensorMode():
+        assert scratch(torch.zeros(3, 5), 9) is None
+    assert scratch(torch.zeros(3, 5), 9).fill_(1).sum() == 15
 
 
 @pytest.mark.parametrize(
