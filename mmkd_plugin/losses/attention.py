@@ -21,6 +21,7 @@ from mmkd_plugin.losses.functional import (
     refuse_second_derivative,
     sum_over_maps,
 )
+from mmkd_plugin.losses.one_pass import empty_map
 from mmkd_plugin.losses.pieces import Piece, each_piece, scratch
 from mmkd_plugin.registry import MODELS
 
@@ -120,7 +121,7 @@ class _EnergyMap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         refuse_second_derivative()
         (x, peak), p = ctx.saved_tensors, ctx.p
-        slope = torch.empty_like(x)
+        slope = empty_map(x, x.dtype)
         grad = grad[:, None] / peak * p
 
         def work(piece: Piece) -> None:

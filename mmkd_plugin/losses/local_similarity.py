@@ -21,6 +21,7 @@ from mmkd_plugin.losses.functional import (
     sum_over_maps,
     with_gradient,
 )
+from mmkd_plugin.losses.one_pass import empty_map
 from mmkd_plugin.losses.pieces import Piece, each_piece
 from mmkd_plugin.registry import MODELS
 
@@ -95,7 +96,7 @@ def distance_gap(
     gap = (m_s - m_t).masked_fill_(~inside, 0)
     weight = (gap * 4 / count)[:, None]
     weights = [weight[..., :-step] + weight[..., step:] for step in steps]
-    gradient = torch.empty_like(s, dtype=dtype)
+    gradient = empty_map(s, dtype)
 
     def work(piece: Piece) -> None:
         x, g = s[piece].to(dtype), gradient[piece].zero_()
@@ -137,7 +138,7 @@ def cosine_gap(
         to_itself.append(weight * 2 * cosine)
         to_neighbour.append((weight * 2 / length[:, :-step] / length[:, step:])[:, None])
     own = (at_both(to_itself, steps) / length.square())[:, None]
-    gradient = torch.empty_like(s, dtype=dtype)
+    gradient = empty_map(s, dtype)
 
     def work(piece: Piece) -> None:
         x = s[piece].to(dtype)

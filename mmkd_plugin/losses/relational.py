@@ -25,6 +25,7 @@ from mmkd_plugin.losses.functional import (
     widest,
     with_gradient,
 )
+from mmkd_plugin.losses.one_pass import empty_map
 from mmkd_plugin.losses.pieces import Piece, each_piece
 from mmkd_plugin.registry import MODELS
 
@@ -178,7 +179,7 @@ class SquaredDistances(torch.autograd.Function):
         # sum over j of 2 * weights_ij * (x_i - x_j)
         sums, laplacian = weights.sum(2), weights.mul_(-2)
         laplacian.diagonal(dim1=1, dim2=2).add_(sums, alpha=2)
-        gradient = torch.empty_like(x)
+        gradient = empty_map(x, x.dtype)
 
         def work(piece: Piece) -> None:
             gradient[piece] = laplacian[piece[0]] @ centred(x[piece])

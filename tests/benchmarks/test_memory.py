@@ -43,6 +43,13 @@ def test_the_largest_layer_is_found():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_maps_that_numpy_holds_are_counted(monkeypatch):
+    monkeypatch.setattr('mmkd_plugin.losses.one_pass.HUGE', 0)
+    (case,) = (c for c in cases.pick(['HintLoss'], quick=True) if c.where == 'features')
+    inputs = case.inputs()
+    assert memory.peak_bytes(lambda: inputs.call(case.ours()), CPU) >= 3 * 16 * 8 * 16 * 4
+
+
 def test_temporaries_of_several_threads_are_not_counted_for_one():
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
