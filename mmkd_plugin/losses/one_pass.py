@@ -23,7 +23,7 @@ from mmkd_plugin.losses.pieces import Piece, each_piece
 Kernel = Callable[..., Tensor]
 Slope = Optional[Tensor]
 
-#: Larger blocks, in bytes, the C library returns to the system when they are freed.
+#: Blocks of so many bytes the C library returns to the system when they are freed.
 HUGE = 2**25
 
 
@@ -100,7 +100,8 @@ def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
         x (Tensor): What it is to be like.
         dtype (torch.dtype): Its type.
     """
-    if x.device.type != 'cpu' or is_compiling() or x.numel() * x.element_size() <= HUGE:
+    size = x.numel() * torch.finfo(dtype).bits // 8
+    if x.device.type != 'cpu' or is_compiling() or size < HUGE:
         return torch.empty_like(x, dtype=dtype)
     form = torch.empty_like(x, dtype=dtype, device='meta')
     memory = np.empty(form.numel() * form.element_size(), np.uint8)
