@@ -17,7 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from tests.models import build
+from tests.stock_models import build
 
 try:
     import mmcv.ops  # noqa: F401
@@ -73,7 +73,7 @@ def config(
     workers: int = 0,
     **changes: Any,
 ) -> Config:
-    """A config that trains a model of :mod:`tests.models`, or a Distiller of two, on tiny data.
+    """A config that trains one of :mod:`tests.stock_models`, or a Distiller of two, on tiny data.
 
     Args:
         model (dict): With ``_scope_``, which also chooses the data set.

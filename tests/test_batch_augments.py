@@ -32,7 +32,7 @@ from mmkd_plugin.batch_augments import (
 )
 from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import MODELS
-from tests import models
+from tests import stock_models
 from tests.runs import SEG_CLASSES, config, save_weights, train
 
 CUTMIX = dict(type='mmkd_plugin.CutMix', prob=1.0)
@@ -469,7 +469,7 @@ def build(augments: Any, **changes: Any) -> Stock:
     own = {'type': 'mmkd_plugin.SegDataPreProcessor', 'size': (64, 64), **changes}
     if augments is not None:
         own['batch_augments'] = augments
-    return models.build(dict(_scope_='mmseg', **own))
+    return stock_models.build(dict(_scope_='mmseg', **own))
 
 
 def padded_batch() -> dict:
@@ -484,8 +484,15 @@ def padded_batch() -> dict:
 
 def test_it_is_the_stock_preprocessor():
     torch.manual_seed(0)
-    mean = dict(mean=models.MEAN, std=models.STD, bgr_to_rgb=True, test_cfg=dict(size_divisor=32))
-    plain = models.build(dict(_scope_='mmseg', type='SegDataPreProcessor', size=(64, 64), **mean))
+    mean = dict(
+        mean=stock_models.MEAN,
+        std=stock_models.STD,
+        bgr_to_rgb=True,
+        test_cfg=dict(size_divisor=32),
+    )
+    plain = stock_models.build(
+        dict(_scope_='mmseg', type='SegDataPreProcessor', size=(64, 64), **mean)
+    )
     for augments in (None, [], [CUTMIX], CUTMIX, CutMix()):
         ours = build(augments, **mean)
         assert type(ours) is Stock and not ours.state_dict()
@@ -540,7 +547,7 @@ def test_padding_stays_where_it_is():
 
 @pytest.mark.parametrize('augments', [[CUTMIX], [CUTMIX, CUTMIX]])
 def test_a_teacher_gets_what_its_own_preprocessor_would_have_mixed(augments):
-    student = build(augments, mean=models.MEAN, std=models.STD, bgr_to_rgb=True)
+    student = build(augments, mean=stock_models.MEAN, std=stock_models.STD, bgr_to_rgb=True)
     teacher = build(augments, mean=[100.0] * 3, std=[50.0] * 3, pad_val=3)
     convert = InputConverter.between(student, teacher)
     for seed in range(10):
@@ -609,7 +616,7 @@ class Fed(Hook):
 
 
 def student(augments: list | None) -> dict:
-    model = models.pspnet(classes=len(SEG_CLASSES))
+    model = stock_models.pspnet(classes=len(SEG_CLASSES))
     if augments:
         model['data_preprocessor'].update(
             type='mmkd_plugin.SegDataPreProcessor', batch_augments=augments
@@ -619,9 +626,9 @@ def student(augments: list | None) -> dict:
 
 def classes_seen(images: Tensor) -> Tensor:
     """The classes that the colours of the tiny data set show."""
-    pixels = images * torch.tensor(models.STD).view(3, 1, 1) + torch.tensor(models.MEAN).view(
-        3, 1, 1
-    )
+    pixels = images * torch.tensor(stock_models.STD).view(3, 1, 1) + torch.tensor(
+        stock_models.MEAN
+    ).view(3, 1, 1)
     colours = torch.tensor([[40, 40, 40], [60, 200, 60], [60, 60, 200]]) + 15.0  # RGB, mid-noise
     return (
         torch.cdist(pixels.permute(0, 2, 3, 1).reshape(-1, 3), colours)
@@ -631,7 +638,7 @@ def classes_seen(images: Tensor) -> Tensor:
 
 
 def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
-    teacher = models.pspnet(16, len(SEG_CLASSES), mean=[110.0] * 3, std=[64.0] * 3)
+    teacher = stock_models.pspnet(16, len(SEG_CLASSES), mean=[110.0] * 3, std=[64.0] * 3)
     checkpoint = save_weights(teacher, tmp_path / 'teacher.pth')
     mixed = student([dict(type='mmkd_plugin.CutMix', prob=0.8)])
     distilled = dict(
@@ -639,7 +646,7 @@ def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
         type='mmkd_plugin.Distiller',
         student=copy.deepcopy(mixed),
         teacher=dict(config=teacher, checkpoint=checkpoint),
-        distill=dict(cwd=dict(tap='decode_head.conv_seg', loss=models.cwd(tau=2))),
+        distill=dict(cwd=dict(tap='decode_head.conv_seg', loss=stock_models.cwd(tau=2))),
     )
     runs = {}
     for name, model in dict(stock=student(None), mixed=mixed, distilled=distilled).items():
@@ -658,7 +665,9 @@ def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
         for images, labels in zip(fed.student, fed.labels):
             assert torch.equal(classes_seen(images), labels)
     assert len(taught.teacher) == 6
-    student_mean, student_std = (torch.tensor(v).view(3, 1, 1) for v in (models.MEAN, models.STD))
+    student_mean, student_std = (
+        torch.tensor(v).view(3, 1, 1) for v in (stock_models.MEAN, stock_models.STD)
+    )
     for ours, theirs in zip(taught.student, taught.teacher):  # the teacher sees the same pixels
         pixels = ours * student_std + student_mean
         torch.testing.assert_close(theirs, (pixels - 110) / 64, rtol=1e-4, atol=1e-4)
@@ -666,5 +675,5 @@ def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
         assert losses['loss'].isfinite() and losses['distill.cwd.loss'].isfinite()
 
     weights = torch.load(tmp_path / 'distilled' / 'iter_6.pth', weights_only=False)['state_dict']
-    models.build(student(None)).load_state_dict(weights)  # strict: stock keys, all of them
+    stock_models.build(student(None)).load_state_dict(weights)  # strict: stock keys, all of them
     assert type(runner.model.data_preprocessor) is Stock

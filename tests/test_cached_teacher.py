@@ -27,7 +27,7 @@ from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.teacher_cache import TeacherCache, close, mirrored
-from tests import models
+from tests import stock_models
 from tests.caches import load_tool, use_cache, write_cache
 from tests.runs import Record, assert_same, config, needs_ops, save_weights, train
 
@@ -46,8 +46,8 @@ pytestmark = pytest.mark.usefixtures('own_globals')
 
 def model_of(scope: str, width: int = 8) -> dict:
     if scope == 'mmseg':
-        return models.pspnet(width, CLASSES[scope], size=(128, 128))
-    return models.retinanet(width, CLASSES[scope])
+        return stock_models.pspnet(width, CLASSES[scope], size=(128, 128))
+    return stock_models.retinanet(width, CLASSES[scope])
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +67,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """
     folder, files = tmp_path_factory.mktemp('teachers'), {}
     for scope in CLASSES:
-        model = models.build(model_of(scope, 16))
+        model = stock_models.build(model_of(scope, 16))
         for module in model.modules():
             if not isinstance(module, torch.nn.Conv2d):
                 continue
@@ -87,7 +87,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def recipe(scope: str, scenes: Path, checkpoints: dict, *steps: dict, **changes: Any) -> Config:
     """A distilled run on the scenes, with these transforms after those that load."""
-    loss = dict(type='mmkd_plugin.PixelWiseLoss') if scope == 'mmseg' else models.cwd(tau=1)
+    loss = dict(type='mmkd_plugin.PixelWiseLoss') if scope == 'mmseg' else stock_models.cwd(tau=1)
     cfg = config(
         dict(
             _scope_=scope,
@@ -138,7 +138,7 @@ def both_sides(cfg: Config, path: str, seed: int = 0) -> list[tuple[list[Tensor]
     """For each image the maps of the teacher itself, and those of the cache."""
     scope = cfg.default_scope
     tap = Tap.parse(TAPS[scope])
-    student = models.build(model_of(scope))
+    student = stock_models.build(model_of(scope))
     online = Teacher(**cfg.model.teacher)
     cached = CachedTeacher(path)
     for teacher in (online, cached):
@@ -291,7 +291,7 @@ def test_augmented_maps_are_the_stored_ones_read_where_the_pixels_came_from(
 def test_padding_holds_what_the_teacher_gives_on_padding(scenes, checkpoints, caches):
     narrow = [FIXED, dict(type='RandomCrop', crop_size=(96, 64))]
     cfg = recipe('mmdet', scenes, checkpoints, *narrow)
-    student = models.build(model_of('mmdet'))
+    student = stock_models.build(model_of('mmdet'))
     tap = Tap.parse('neck')
     online, cached = Teacher(**cfg.model.teacher), CachedTeacher(caches['mmdet'])
     runs = [
@@ -361,7 +361,7 @@ def test_a_student_trains_without_a_teacher_in_memory(scope, scenes, checkpoints
     assert not [v for v in vars(teacher).values() if isinstance(v, torch.nn.Module)]
     log = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
     assert f'cached in {caches[scope]} (' in log and 'not in memory; reads ' + TAPS[scope] in log
-    student = models.build(model_of(scope))
+    student = stock_models.build(model_of(scope))
     saved = read_checkpoint(tmp_path / 'run' / 'iter_2.pth')['state_dict']
     assert not any(student.load_state_dict(saved))
 
@@ -404,7 +404,7 @@ def test_several_terms_share_a_tap_and_margins_come_along(scenes, checkpoints, t
     stage = 'backbone.layer2@pre_relu'
     loss = dict(type='mmkd_plugin.OverhaulLoss', loss_weight=1)
     cfg.model.distill = dict(
-        hint=dict(tap=[stage], loss=models.cwd()),
+        hint=dict(tap=[stage], loss=stock_models.cwd()),
         overhaul=dict(tap=stage, loss=loss),
         logits=dict(tap='decode_head.conv_seg', loss=dict(type='mmkd_plugin.PixelWiseLoss')),
     )
@@ -417,7 +417,7 @@ def test_several_terms_share_a_tap_and_margins_come_along(scenes, checkpoints, t
     wired = use_cache(cfg, path)
     wire(wired)
     with DefaultScope.overwrite_default_scope('mmseg'):
-        built = [models.build(copy.deepcopy(one.model)) for one in (cfg, wired)]
+        built = [stock_models.build(copy.deepcopy(one.model)) for one in (cfg, wired)]
     margins = [dict(one.distill.overhaul.named_buffers()) for one in built]
     assert_same(*margins)
     assert 'backbone.layer2' in built[1].distill.overhaul.norms[0]
@@ -432,7 +432,7 @@ def test_several_terms_share_a_tap_and_margins_come_along(scenes, checkpoints, t
         assert float(losses[1][key]) == pytest.approx(float(losses[0][key]), rel=1e-3)
     assert losses[1]['distill.logits.loss'] > 0
 
-    cfg.model.distill.logits.loss = models.cwd()
+    cfg.model.distill.logits.loss = stock_models.cwd()
     with pytest.raises(
         ValueError, match=r"holds the 4 largest channels of 'decode_head\.conv_seg'"
     ):
@@ -596,7 +596,7 @@ def test_a_cache_of_another_teacher(scenes, checkpoints, caches, tmp_path):
 
 
 def test_gradients_need_the_teacher_itself(caches):
-    preprocessor = models.build(model_of('mmseg')).data_preprocessor
+    preprocessor = stock_models.build(model_of('mmseg')).data_preprocessor
     tap = Tap.parse('decode_head.conv_seg')
     teacher = CachedTeacher(caches['mmseg'])
     with pytest.raises(ValueError, match='gradient of its task loss, which needs the teacher its'):
@@ -619,4 +619,6 @@ def test_gradients_need_the_teacher_itself(caches):
 )
 def test_mistakes_in_the_dict(teacher, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        models.distiller(model_of('mmseg'), teacher, dict(a=dict(tap='neck', loss=models.cwd())))
+        stock_models.distiller(
+            model_of('mmseg'), teacher, dict(a=dict(tap='neck', loss=stock_models.cwd()))
+        )

@@ -14,8 +14,8 @@ from mmkd_plugin.compiled import Compiled
 from mmkd_plugin.losses import ChannelWiseLoss, HintLoss
 from mmkd_plugin.taps import Taps
 from mmkd_plugin.term import Term
-from tests import models
-from tests.models import batch, cwd, distiller
+from tests import stock_models
+from tests.stock_models import batch, cwd, distiller
 
 NECK = Taps.parse('neck')
 
@@ -164,7 +164,7 @@ def test_compile_is_a_bool():
     with pytest.raises(ValueError, match=r"^distill\.t.compile must be True or False, got 'yes'$"):
         Term.from_config('t', line, ['teacher'])
     with pytest.raises(ValueError, match=r'^compile must be True or False, got 1$'):
-        distiller(models.pspnet(), models.pspnet(16), TWO, compile=1)
+        distiller(stock_models.pspnet(), stock_models.pspnet(16), TWO, compile=1)
 
 
 # In a Distiller -----------------------------------------------------------------------------------
@@ -177,7 +177,8 @@ TWO = dict(
 
 def test_a_compiled_run_gives_the_same_and_is_stored_the_same():
     compiled, plain = (
-        distiller(models.pspnet(), models.pspnet(16), TWO, compile=value) for value in (True, False)
+        distiller(stock_models.pspnet(), stock_models.pspnet(16), TWO, compile=value)
+        for value in (True, False)
     )
     plain.load_state_dict(compiled.state_dict())
     keys = list(compiled.state_dict()), [name for name, _ in compiled.named_modules()]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
-from tests import models
-from tests.models import batch, build, cwd, distiller
+from tests import stock_models
+from tests.stock_models import batch, build, cwd, distiller
 
 LOGITS = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3)))
 NECK = dict(cwd=dict(tap='neck', loss=cwd(tau=1, loss_weight=10)))
@@ -41,7 +41,7 @@ def step(model, inputs, samples, lr=0.01):
 
 
 def test_the_losses_are_the_students_and_the_terms():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS)
     inputs, samples = batch(model)
     alone = copy.deepcopy(model.student).train()(inputs, samples, mode='loss')
     losses = model.train()(inputs, samples, mode='loss')
@@ -54,7 +54,7 @@ def test_the_losses_are_the_students_and_the_terms():
 
 
 def test_a_term_compares_what_both_models_see():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS)
     inputs, samples = batch(model)
     loss = model(inputs, samples, mode='loss')['distill.cwd.loss']
     student, teacher = model.student, model.teachers['teacher'].model
@@ -78,7 +78,9 @@ def test_a_term_compares_what_both_models_see():
     ],
 )
 def test_one_step_teaches_the_student_and_leaves_the_teacher(student, teacher, distill):
-    model = distiller(getattr(models, student)(), getattr(models, teacher)(16), distill).train()
+    model = distiller(
+        getattr(stock_models, student)(), getattr(stock_models, teacher)(16), distill
+    ).train()
     frozen = model.teachers['teacher'].model
     before = copy.deepcopy(frozen.state_dict())
     weights = {name: value.clone() for name, value in model.named_parameters()}
@@ -97,8 +99,8 @@ def test_one_step_teaches_the_student_and_leaves_the_teacher(student, teacher, d
 
 def test_other_families_strides_and_widths_just_work():
     model = distiller(
-        models.fcn(),
-        models.segformer(16),
+        stock_models.fcn(),
+        stock_models.segformer(16),
         dict(
             logits=LOGITS['cwd'],
             features=dict(student_tap='backbone[3]', teacher_tap='backbone[2]', loss=cwd()),
@@ -118,7 +120,7 @@ def test_other_families_strides_and_widths_just_work():
 
 
 def test_channels_that_differ_get_a_convolution_that_is_trained():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES).train()
     connector = model.distill.cwd.connectors[0]
     assert (connector.in_channels, connector.out_channels) == (16, 32)
     before = connector.weight.clone()
@@ -127,7 +129,7 @@ def test_channels_that_differ_get_a_convolution_that_is_trained():
 
 
 def test_predictions_are_the_students():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS).eval()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS).eval()
     inputs, samples = batch(model, 1)
     assert torch.equal(model(inputs, mode='tensor'), model.student(inputs, mode='tensor'))
     data = dict(inputs=[torch.randint(0, 256, (3, 64, 64)).byte()], data_samples=samples)
@@ -141,10 +143,12 @@ def test_predictions_are_the_students():
 @pytest.mark.parametrize(('name', 'distill'), [('pspnet', FEATURES), ('retinanet', NECK)])
 def test_the_student_starts_as_it_would_alone(name, distill):
     torch.manual_seed(3)
-    alone = build(getattr(models, name)())
+    alone = build(getattr(stock_models, name)())
     alone.init_weights()
     after = torch.rand(1)
-    model = distiller(getattr(models, name)(), getattr(models, name)(16), distill, seed=3)
+    model = distiller(
+        getattr(stock_models, name)(), getattr(stock_models, name)(16), distill, seed=3
+    )
     model.init_weights()
     assert torch.equal(torch.rand(1), after), 'the order of the data would change'
     for key, value in alone.state_dict().items():
@@ -152,20 +156,20 @@ def test_the_student_starts_as_it_would_alone(name, distill):
 
 
 def test_the_dry_forward_leaves_no_trace():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS)
     assert model.student.training
     assert not any(module._forward_hooks for module in model.modules())
     assert all(int(buffer) == 0 for name, buffer in model.named_buffers() if 'num_batches' in name)
 
 
 def test_the_teacher_is_nowhere_in_the_module_tree():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS)
     frozen = model.teachers['teacher'].model
     ids = {id(p) for p in frozen.parameters()} | {id(b) for b in frozen.buffers()}
     assert not ids & {id(p) for p in model.parameters()}
     assert not ids & {id(b) for b in model.buffers()}
     assert all(module is not frozen for _, module in model.named_modules())
-    assert set(model.state_dict()) == set(build(models.pspnet()).state_dict())
+    assert set(model.state_dict()) == set(build(stock_models.pspnet()).state_dict())
     ema = ExponentialMovingAverage(model)
     assert all(module is not frozen for _, module in ema.named_modules())
     assert ema.module.teachers['teacher'].model is frozen  # shared, not copied
@@ -174,7 +178,7 @@ def test_the_teacher_is_nowhere_in_the_module_tree():
 
 
 def test_the_teacher_follows_the_student_and_stays_in_eval_mode():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS)
     frozen = model.teachers['teacher'].model
     for move, expected in (
         (lambda m: m.to(torch.bfloat16), torch.bfloat16),
@@ -192,16 +196,16 @@ def test_the_teacher_follows_the_student_and_stays_in_eval_mode():
 
 
 def test_parameters_have_the_students_own_names():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
     names = [name for name, _ in model.named_parameters()]
-    alone = [name for name, _ in build(models.pspnet()).named_parameters()]
+    alone = [name for name, _ in build(stock_models.pspnet()).named_parameters()]
     assert names == [*alone, 'distill.cwd.connectors.0.weight', 'distill.cwd.connectors.0.bias']
     assert next(model.named_parameters(prefix='module'))[0] == f'module.{alone[0]}'
     assert len(list(model.parameters())) == len(names)
 
 
 def test_hooks_find_the_students_parts():
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS)
     assert model.decode_head is model.student.decode_head
     assert model.with_auxiliary_head is False
     with pytest.raises(AttributeError, match='no_such_part'):
@@ -209,7 +213,7 @@ def test_hooks_find_the_students_parts():
 
 
 def test_nothing_is_held_after_a_step():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES).train()
     inputs, samples = batch(model)
     seen: list[weakref.ref] = []
 
@@ -232,7 +236,7 @@ def test_in_place_activations_do_not_reach_what_a_tap_kept():
         norm=dict(tap='backbone.layer1.0.bn1', loss=dict(type='mmkd_plugin.AttentionLoss')),
         sum=dict(tap='backbone.layer4.1.bn2', loss=dict(type='mmkd_plugin.AttentionLoss')),
     )
-    model = distiller(models.fcn(), models.fcn(16), distill).train()
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), distill).train()
     assert {str(tap) for tap in model._run.in_place} == {
         'backbone.layer1.0.bn1',
         'backbone.layer4.1.bn2',
@@ -260,8 +264,8 @@ def test_in_place_activations_do_not_reach_what_a_tap_kept():
 
 def two_teachers(**second):
     return [
-        dict(name='wide', config=models.pspnet(16), checkpoint=None),
-        dict(name='other', config=models.segformer(16), checkpoint=None, **second),
+        dict(name='wide', config=stock_models.pspnet(16), checkpoint=None),
+        dict(name='other', config=stock_models.segformer(16), checkpoint=None, **second),
     ]
 
 
@@ -273,14 +277,16 @@ def test_two_teachers_each_with_its_terms():
             student_tap='backbone[3]', teacher_tap='backbone[3]', teacher='other', loss=cwd()
         ),
     )
-    model = distiller(models.pspnet(), two_teachers(), distill).train()
+    model = distiller(stock_models.pspnet(), two_teachers(), distill).train()
     losses, _ = step(model, *batch(model))
     assert {f'distill.{name}.loss' for name in distill} <= set(losses)
     assert losses['distill.logits.loss'] != losses['distill.more.loss']
 
 
 def test_a_teacher_without_a_term_is_not_built():
-    model = distiller(models.pspnet(), two_teachers(), dict(a=dict(LOGITS['cwd'], teacher='wide')))
+    model = distiller(
+        stock_models.pspnet(), two_teachers(), dict(a=dict(LOGITS['cwd'], teacher='wide'))
+    )
     assert list(model.teachers) == ['wide']
 
 
@@ -292,7 +298,7 @@ def test_a_term_that_is_off_costs_nothing(counters):
         early=dict(LOGITS['cwd'], schedule=dict(stop=10)),
         late=dict(FEATURES['cwd'], schedule=dict(start=20, ramp=10)),
     )
-    model = distiller(models.pspnet(), models.pspnet(16), distill).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), distill).train()
     runs = []
     model.teachers['teacher'].model.backbone.register_forward_hook(lambda *_: runs.append(1))
     inputs, samples = batch(model)
@@ -309,7 +315,7 @@ def test_a_term_that_is_off_costs_nothing(counters):
 
 def test_the_ramp_scales_the_loss(counters):
     distill = dict(cwd=dict(LOGITS['cwd'], schedule=dict(start=2, ramp=4, by_epoch=True)))
-    model = distiller(models.pspnet(), models.pspnet(16), distill).eval()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), distill).eval()
     inputs, samples = batch(model)
     values = []
     for epoch in (3, 4, 6, 9):
@@ -333,7 +339,7 @@ def test_a_schedule_beyond_the_run_is_an_error(counters, schedule, message):
     counters.update_info('max_iters', 50)
     counters.update_info('max_epochs', 1)
     distill = dict(cwd=dict(LOGITS['cwd'], schedule=schedule))
-    model = distiller(models.pspnet(), models.pspnet(16), distill)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
     with pytest.raises(ValueError, match=message):
         model(*batch(model), mode='loss')
 
@@ -342,9 +348,9 @@ def test_a_schedule_beyond_the_run_is_an_error(counters, schedule, message):
 
 
 def test_the_state_dict_is_the_students_and_the_rest_lies_beside_it():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
     state = model.state_dict()
-    alone = build(models.pspnet())
+    alone = build(stock_models.pspnet())
     assert list(state) == list(alone.state_dict())
     alone.load_state_dict(state, strict=True)
     beside = distillation_state(state)['state']
@@ -358,8 +364,8 @@ def test_the_state_dict_is_the_students_and_the_rest_lies_beside_it():
 
 
 def test_loading_brings_the_connectors_back():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
-    other = distiller(models.pspnet(), models.pspnet(16), FEATURES, seed=1)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
+    other = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES, seed=1)
     assert not torch.equal(*(m.distill.cwd.connectors[0].weight for m in (model, other)))
     other.load_state_dict(model.state_dict(), strict=True)
     for ours, theirs in zip(model.parameters(), other.parameters()):
@@ -367,17 +373,17 @@ def test_loading_brings_the_connectors_back():
 
 
 def test_a_plain_student_is_loaded_and_connectors_stay():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
     connector = model.distill.cwd.connectors[0].weight.clone()
     torch.manual_seed(9)
-    alone = build(models.pspnet())
+    alone = build(stock_models.pspnet())
     model.load_state_dict(alone.state_dict(), strict=True)
     assert torch.equal(model.backbone.layer1[0].conv1.weight, alone.backbone.layer1[0].conv1.weight)
     assert torch.equal(model.distill.cwd.connectors[0].weight, connector)
 
 
 def test_an_average_of_the_weights_saves_and_loads_plain_keys():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
     for update_buffers in (False, True):
         ema = ExponentialMovingAverage(model, update_buffers=update_buffers)
         ema.update_parameters(model)
@@ -394,8 +400,8 @@ def test_an_average_of_the_weights_saves_and_loads_plain_keys():
 
 
 def test_weights_of_another_student_are_refused():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES)
-    other = distiller(models.segformer(), models.pspnet(16), LOGITS)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
+    other = distiller(stock_models.segformer(), stock_models.pspnet(16), LOGITS)
     with pytest.raises(ValueError, match='another student'):
         model.load_state_dict(other.state_dict(), strict=False)
     with pytest.raises(ValueError, match='weights'):
@@ -453,20 +459,23 @@ def term(**changes):
 )  # fmt: skip
 def test_mistakes_in_a_term_are_named_at_build_time(distill, message):
     with pytest.raises(ValueError, match=message):
-        distiller(models.pspnet(), models.pspnet(16), distill)
+        distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
 
 
 @pytest.mark.parametrize(
     ('teacher', 'message'),
     [
         (dict(checkpoint='x.pth'), 'teacher has no `config`'),
-        (dict(config=models.pspnet()), 'teacher has no `checkpoint`'),
+        (dict(config=stock_models.pspnet()), 'teacher has no `checkpoint`'),
         (
-            dict(config=models.pspnet(), ckpt='x', checkpoint=None),
+            dict(config=stock_models.pspnet(), ckpt='x', checkpoint=None),
             'teacher has an unknown key `ckpt`; did you mean `checkpoint`?',
         ),
         ([], 'teacher is an empty list'),
-        ([dict(config=models.pspnet(), checkpoint=None)] * 2, 'each needs a `name` of its own'),
+        (
+            [dict(config=stock_models.pspnet(), checkpoint=None)] * 2,
+            'each needs a `name` of its own',
+        ),
     ],
 )
 def test_mistakes_in_the_teacher_are_named(teacher, message):
@@ -475,7 +484,7 @@ def test_mistakes_in_the_teacher_are_named(teacher, message):
             dict(
                 _scope_='mmseg',
                 type='mmkd_plugin.Distiller',
-                student=models.pspnet(),
+                student=stock_models.pspnet(),
                 teacher=teacher,
                 distill=LOGITS,
             )
@@ -486,32 +495,32 @@ def test_a_term_has_to_say_which_of_two_teachers():
     with pytest.raises(
         ValueError, match=r'distill.cwd does not say which teacher; .*: wide, other'
     ):
-        distiller(models.pspnet(), two_teachers(), LOGITS)
+        distiller(stock_models.pspnet(), two_teachers(), LOGITS)
 
 
 def test_scores_of_other_classes_are_not_compared():
     message = "'decode_head.conv_seg' gives scores of 5 classes in the student and 7 in the teacher"
     with pytest.raises(ValueError, match=message):
-        distiller(models.pspnet(), models.pspnet(16, classes=7), LOGITS)
+        distiller(stock_models.pspnet(), stock_models.pspnet(16, classes=7), LOGITS)
     heads = dict(cwd=dict(tap='bbox_head.retina_cls', loss=cwd()))
     with pytest.raises(ValueError, match='scores of 4 classes in the student and 3 in the teacher'):
-        distiller(models.retinanet(), models.retinanet(16, classes=3), heads)
-    distiller(models.pspnet(), models.pspnet(16, classes=7), FEATURES)
+        distiller(stock_models.retinanet(), stock_models.retinanet(16, classes=3), heads)
+    distiller(stock_models.pspnet(), stock_models.pspnet(16, classes=7), FEATURES)
 
 
 def test_shapes_that_a_loss_cannot_take_are_named():
     distill = dict(cwd=dict(FEATURES['cwd'], connector=None))
     with pytest.raises(ValueError, match=r'distill.cwd: ChannelWiseLoss cannot compare .*16.*32'):
-        distiller(models.pspnet(), models.pspnet(16), distill)
+        distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
 
 
 def test_other_numbers_of_levels_are_named():
     distill = dict(cwd=dict(tap='neck', loss=cwd()))
-    teacher = models.retinanet(16)
+    teacher = stock_models.retinanet(16)
     teacher['neck']['num_outs'] = 4
     teacher['bbox_head']['anchor_generator']['strides'] = [8, 16, 32, 64]
     with pytest.raises(ValueError, match="'neck' gives 5 maps in the student and 'neck' 4 in the"):
-        distiller(models.retinanet(), teacher, distill)
+        distiller(stock_models.retinanet(), teacher, distill)
 
 
 def test_a_connector_with_a_norm_is_tried_without_a_trace():
@@ -521,7 +530,7 @@ def test_a_connector_with_a_norm_is_tried_without_a_trace():
             connector=dict(type=ConvModule, kernel_size=1, norm_cfg=dict(type='BN')),
         )
     )
-    model = distiller(models.retinanet(), models.retinanet(16), distill)
+    model = distiller(stock_models.retinanet(), stock_models.retinanet(16), distill)
     norms = [m for m in model.distill.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == 5 and all(int(norm.num_batches_tracked) == 0 for norm in norms)
     assert all(norm.training for norm in norms)
@@ -531,21 +540,21 @@ def test_a_connector_of_ones_own_gets_its_channels():
     distill = dict(
         cwd=dict(FEATURES['cwd'], connector=dict(type='mmkd_plugin.ConvConnector', kernel_size=3))
     )
-    model = distiller(models.pspnet(), models.pspnet(16), distill)
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
     assert model.distill.cwd.describe_connectors() == '3×3 conv 16→32'
 
 
 def test_a_tap_without_gradient_is_named():
-    student = models.fcn()
+    student = stock_models.fcn()
     student['backbone']['frozen_stages'] = 4
     distill = dict(cwd=dict(tap='backbone.layer2', loss=dict(type='mmkd_plugin.AttentionLoss')))
-    model = distiller(student, models.fcn(16), distill).train()
+    model = distiller(student, stock_models.fcn(16), distill).train()
     with pytest.raises(ValueError, match=r"no gradient flows into 'backbone.layer2'"):
         model(*batch(model), mode='loss')
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(counters):
-    model = distiller(models.pspnet(), models.pspnet(16), LOGITS).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS).train()
     counters.update_info('iter', 17)
     with torch.no_grad():
         model.student.decode_head.conv_seg.weight[0] = float('nan')
@@ -559,7 +568,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(counters):
 
 def test_ignored_positions_are_left_out():
     loss = dict(type='mmkd_plugin.PixelWiseLoss', ignore_index=255)
-    model = distiller(models.pspnet(), models.pspnet(16), dict(pi=dict(LOGITS['cwd'], loss=loss)))
+    model = distiller(
+        stock_models.pspnet(), stock_models.pspnet(16), dict(pi=dict(LOGITS['cwd'], loss=loss))
+    )
     inputs, samples = batch(model.eval())
     kept = model(inputs, samples, mode='loss')['distill.pi.loss']
     for sample in samples:
@@ -568,7 +579,7 @@ def test_ignored_positions_are_left_out():
 
 
 def test_in_mixed_precision_the_loss_is_float32():
-    model = distiller(models.pspnet(), models.pspnet(16), FEATURES).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES).train()
     inputs, samples = batch(model)
     with torch.autocast('cpu', torch.bfloat16):
         losses = model(inputs, samples, mode='loss')
@@ -588,7 +599,7 @@ def at(hub, iteration):
 
 def test_the_task_is_off_until_its_schedule_starts(counters):
     late = dict(schedule=dict(start=10))
-    model = distiller(models.pspnet(), models.pspnet(16), BACKBONE, task=late).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), BACKBONE, task=late).train()
     inputs, samples = batch(model)
     at(counters, 0)
     head_runs = []
@@ -606,7 +617,7 @@ def test_the_task_is_off_until_its_schedule_starts(counters):
 def test_an_initialisation_stage_then_the_task_alone(counters):
     terms = dict(init=dict(BACKBONE['init'], schedule=dict(stop=5)))
     task = dict(schedule=dict(start=5))
-    model = distiller(models.pspnet(), models.pspnet(16), terms, task=task).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), terms, task=task).train()
     inputs, samples = batch(model)
     for iteration, expected in ((0, 'distill.init.loss'), (4, 'distill.init.loss')):
         at(counters, iteration)
@@ -621,7 +632,7 @@ def test_an_initialisation_stage_then_the_task_alone(counters):
 
 def test_the_weight_of_the_task_leaves_the_accuracy_alone():
     model = distiller(
-        models.pspnet(), models.pspnet(16), LOGITS, task=dict(loss_weight=0.25)
+        stock_models.pspnet(), stock_models.pspnet(16), LOGITS, task=dict(loss_weight=0.25)
     ).train()
     inputs, samples = batch(model)
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
@@ -632,7 +643,7 @@ def test_the_weight_of_the_task_leaves_the_accuracy_alone():
 
 def test_lists_of_losses_are_weighted_too():
     model = distiller(
-        models.retinanet(), models.retinanet(16), NECK, task=dict(loss_weight=0.5)
+        stock_models.retinanet(), stock_models.retinanet(16), NECK, task=dict(loss_weight=0.5)
     ).train()
     inputs, samples = batch(model)
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
@@ -645,7 +656,7 @@ def test_lists_of_losses_are_weighted_too():
 def test_nothing_to_learn_is_an_error(counters):
     terms = dict(init=dict(BACKBONE['init'], schedule=dict(stop=5)))
     model = distiller(
-        models.pspnet(), models.pspnet(16), terms, task=dict(schedule=dict(start=8))
+        stock_models.pspnet(), stock_models.pspnet(16), terms, task=dict(schedule=dict(start=8))
     ).train()
     inputs, samples = batch(model)
     at(counters, 6)
@@ -655,7 +666,7 @@ def test_nothing_to_learn_is_an_error(counters):
 
 def test_a_task_that_never_comes_on_is_an_error(counters):
     model = distiller(
-        models.pspnet(), models.pspnet(16), BACKBONE, task=dict(schedule=dict(start=80))
+        stock_models.pspnet(), stock_models.pspnet(16), BACKBONE, task=dict(schedule=dict(start=80))
     ).train()
     counters.update_info('max_iters', 80)
     with pytest.raises(ValueError, match=r'task never comes on: .* the run has 80 iters'):
@@ -675,7 +686,7 @@ def test_a_task_that_never_comes_on_is_an_error(counters):
 )
 def test_a_task_that_cannot_be_read(task, message):
     with pytest.raises(ValueError, match=message):
-        distiller(models.pspnet(), models.pspnet(16), LOGITS, task=task)
+        distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS, task=task)
 
 
 # Lists of taps, and what losses need --------------------------------------------------------------
@@ -690,7 +701,7 @@ def test_a_list_of_taps_is_one_list_of_maps():
         for n, (tap, w) in enumerate(zip(stages, weights))
     }
     terms['all'] = dict(tap=stages, loss=dict(attention, loss_weight=weights))
-    model = distiller(models.pspnet(), models.pspnet(16), terms).train()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), terms).train()
     losses = model(*batch(model), mode='loss')
     expected = sum(losses[f'distill.at{n}.loss'] for n in range(3))
     torch.testing.assert_close(losses['distill.all.loss'], expected)
@@ -702,22 +713,24 @@ def test_a_list_of_taps_in_one_model_and_a_sequence_in_the_other():
         teacher_tap='backbone',
         loss=dict(type='mmkd_plugin.AttentionLoss'),
     )
-    model = distiller(models.fcn(), models.fcn(16), dict(at=term)).train()
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(at=term)).train()
     assert model(*batch(model), mode='loss')['distill.at.loss'] > 0
 
 
 def test_two_taps_for_a_flow():
     term = dict(tap=['backbone.layer2', 'backbone.layer3'], loss=dict(type='mmkd_plugin.FSPLoss'))
-    model = distiller(models.fcn(), models.fcn(16), dict(fsp=term)).train()
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(fsp=term)).train()
     assert len(model.distill.fsp.connectors) == 2
     assert model(*batch(model), mode='loss')['distill.fsp.loss'] > 0
     with pytest.raises(ValueError, match=r"distill\.fsp: .*tap=\['backbone\.layer1', 'backbone"):
-        distiller(models.fcn(), models.fcn(16), dict(fsp=dict(term, tap='backbone.layer2')))
+        distiller(
+            stock_models.fcn(), stock_models.fcn(16), dict(fsp=dict(term, tap='backbone.layer2'))
+        )
 
 
 def test_a_loss_gets_the_labels_it_asks_for():
     term = dict(tap='decode_head.bottleneck', loss=dict(type='mmkd_plugin.IntraClassVariationLoss'))
-    model = distiller(models.pspnet(), models.pspnet(16), dict(ifv=term)).eval()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), dict(ifv=term)).eval()
     inputs, samples = batch(model)
     for sample in samples:
         sample.gt_sem_seg.data = torch.randint(5, sample.gt_sem_seg.data.shape)
@@ -735,7 +748,7 @@ def test_a_loss_gets_the_labels_it_asks_for():
 
 def test_labels_that_a_batch_does_not_have():
     term = dict(tap='neck', loss=dict(type='mmkd_plugin.IntraClassVariationLoss'))
-    model = distiller(models.retinanet(), models.retinanet(16), dict(ifv=term)).train()
+    model = distiller(stock_models.retinanet(), stock_models.retinanet(16), dict(ifv=term)).train()
     inputs, samples = batch(model)
     for sample in samples:
         sample.pop('gt_sem_seg', None)
@@ -751,11 +764,11 @@ OVERHAUL = dict(
 
 
 def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
-    model = distiller(models.fcn(), models.fcn(16), dict(ofd=OVERHAUL)).train()
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).train()
     term = model.distill.ofd
     assert term.norms == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
     named = distiller(
-        models.fcn(), models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
+        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
     ).train()
     inputs, samples = batch(model)
     loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
@@ -770,7 +783,7 @@ def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
 
 
 def test_margins_follow_the_model():
-    model = distiller(models.fcn(), models.fcn(16), dict(ofd=OVERHAUL)).double()
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).double()
     assert all(m.dtype == torch.float64 for m in model.distill.ofd._constants()['margin'])
 
 
@@ -785,4 +798,4 @@ def test_margins_follow_the_model():
 )
 def test_a_margin_without_a_norm(change, message):
     with pytest.raises(ValueError, match=message):
-        distiller(models.fcn(), models.fcn(16), dict(ofd=dict(OVERHAUL, **change)))
+        distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, **change)))

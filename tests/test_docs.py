@@ -19,7 +19,7 @@ from mmkd_plugin import stack
 from mmkd_plugin.schedule import CURVES, Schedule
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.term import KEYS, Term
-from tests import models
+from tests import stock_models
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -99,7 +99,7 @@ def without_downloads(cfg: Any) -> Any:
 def test_a_complete_config_builds(text: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, width in (('my_student', 8), ('my_teacher', 16)):
-        model = models.pspnet(width)
+        model = stock_models.pspnet(width)
         Path(f'{name}.py').write_text(f"default_scope = 'mmseg'\nmodel = {model!r}\n")
     Path('distilled.py').write_text(text)
     stack.prepare()

@@ -21,9 +21,9 @@ from mmkd_plugin.dry_run import (
     read_once,
 )
 from mmkd_plugin.taps import Tap, TapError
-from tests import models
-from tests.models import build, cwd, distiller
+from tests import stock_models
 from tests.runs import needs_ops
+from tests.stock_models import build, cwd, distiller
 
 CPU = torch.device('cpu')
 SIZE = EXAMPLE_SIZES[0]
@@ -48,7 +48,7 @@ def run(model, *taps):
 @pytest.mark.parametrize(('library', 'name'), FAMILIES)
 def test_the_training_forward_of_every_family_can_be_tried(library, name):
     torch.manual_seed(0)
-    model = build(getattr(models, name)())
+    model = build(getattr(stock_models, name)())
     assert library_of(model) == library
     inputs, samples = example_batch(model, CPU)
     assert inputs.shape == (1, 3, SIZE, SIZE)
@@ -61,7 +61,7 @@ def test_the_training_forward_of_every_family_can_be_tried(library, name):
 
 
 def test_labels_of_a_segmentor():
-    _, (sample,) = example_batch(build(models.pspnet()), CPU)
+    _, (sample,) = example_batch(build(stock_models.pspnet()), CPU)
     labels = sample.gt_sem_seg.data
     assert labels.shape == (1, SIZE, SIZE) and labels.dtype == torch.long
     assert not labels.any()
@@ -69,7 +69,7 @@ def test_labels_of_a_segmentor():
 
 
 def test_labels_of_a_detector():
-    _, (sample,) = example_batch(build(models.retinanet()), CPU)
+    _, (sample,) = example_batch(build(stock_models.retinanet()), CPU)
     instances = sample.gt_instances
     assert instances.bboxes.tolist() == [[16, 16, 112, 112]] and instances.labels.tolist() == [0]
     mask = instances.masks.to_tensor(torch.bool, CPU)[0]
@@ -79,22 +79,22 @@ def test_labels_of_a_detector():
 
 
 def test_grey_images_for_a_model_that_takes_them():
-    config = models.fcn(mean=[0.0], std=[1.0], bgr_to_rgb=False)
+    config = stock_models.fcn(mean=[0.0], std=[1.0], bgr_to_rgb=False)
     config['backbone']['in_channels'] = 1
     seen, (tap,) = run(build(config), 'backbone[3]')
     assert seen.values[tap].shape == (1, 64, 4, 4) and seen.problem is None
 
 
 def test_one_mean_for_three_channels():
-    model = build(models.fcn(mean=[120.0], std=[60.0]))
+    model = build(stock_models.fcn(mean=[120.0], std=[60.0]))
     assert example_batch(model, CPU)[0].shape[1] == 3
 
 
 def test_the_library_of_a_subclass_and_of_a_stranger():
-    class Own(type(build(models.fcn()))):
+    class Own(type(build(stock_models.fcn()))):
         pass
 
-    assert library_of(build(dict(models.fcn(), type=Own))) == 'mmseg'
+    assert library_of(build(dict(stock_models.fcn(), type=Own))) == 'mmseg'
     assert library_of(Picky()) == ''
     inputs, samples = example_batch(Picky(), CPU)
     assert inputs.shape == (1, 3, SIZE, SIZE) and inputs.is_floating_point() and samples is None
@@ -104,7 +104,9 @@ def test_the_library_of_a_subclass_and_of_a_stranger():
 
 
 def test_what_runs_in_training():
-    seen, (logits, stage) = run(build(models.pspnet()), 'decode_head.conv_seg', 'backbone.layer1')
+    seen, (logits, stage) = run(
+        build(stock_models.pspnet()), 'decode_head.conv_seg', 'backbone.layer1'
+    )
     assert seen.values[logits].shape == (1, 5, 16, 16)
     assert seen.values[stage].shape == (1, 8, 32, 32)
     assert 'decode_head' not in seen.ran, 'its parent calls its methods'
@@ -114,7 +116,7 @@ def test_what_runs_in_training():
 
 
 def test_a_module_that_runs_once_per_level():
-    seen, (tap,) = run(build(models.retinanet()), 'bbox_head.retina_cls')
+    seen, (tap,) = run(build(stock_models.retinanet()), 'bbox_head.retina_cls')
     assert seen.calls[tap] == 5
     assert [tuple(level.shape[2:]) for level in seen.values[tap]] == [
         (size, size) for size in (16, 8, 4, 2, 1)
@@ -122,23 +124,23 @@ def test_a_module_that_runs_once_per_level():
 
 
 def test_tensors_that_are_overwritten_are_noted_and_still_shown():
-    seen, (norm, other) = run(build(models.fcn()), 'backbone.layer1.0.bn1', 'backbone.layer1')
+    seen, (norm, other) = run(build(stock_models.fcn()), 'backbone.layer1.0.bn1', 'backbone.layer1')
     assert seen.in_place == {norm}
     assert seen.values[norm].shape == seen.values[other].shape == (1, 8, 32, 32)
 
 
 def test_a_transformer_that_takes_its_own_size_alone():
-    seen, (tap,) = run(build(models.beit(side=80)), 'backbone[0]')
+    seen, (tap,) = run(build(stock_models.beit(side=80)), 'backbone[0]')
     assert seen.problem is None and seen.size == 80
     assert seen.values[tap].shape == (1, 16, 5, 5)
     with pytest.raises(ValueError, match=r'could not be tried on a made-up image.*size of tensor'):
-        run(build(models.beit(side=80, size=None, size_divisor=16)), 'backbone[0]')
+        run(build(stock_models.beit(side=80, size=None, size_divisor=16)), 'backbone[0]')
 
 
 @needs_ops
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -1e30])
 def test_parameters_that_are_raw_memory_until_they_are_initialised(value):
-    model = build(models.dino())
+    model = build(stock_models.dino())
     model.level_embed.data.fill_(value)
     seen, _ = run(model, 'neck')
     assert seen.problem is None
@@ -148,7 +150,9 @@ def test_parameters_that_are_raw_memory_until_they_are_initialised(value):
 @pytest.mark.parametrize(('student', 'teacher'), [('beit', 'fcn'), ('fcn', 'beit')])
 def test_it_learns_and_teaches_at_that_size(student, teacher):
     distill = dict(cwd=dict(student_tap='backbone[2]', teacher_tap='backbone[2]', loss=cwd()))
-    model = distiller(getattr(models, student)(), getattr(models, teacher)(16), distill).train()
+    model = distiller(
+        getattr(stock_models, student)(), getattr(stock_models, teacher)(16), distill
+    ).train()
     _, samples = example_batch(model.student, CPU, 64)
     losses = model(torch.rand(1, 3, 64, 64), samples, mode='loss')
     assert losses['distill.cwd.loss'] > 0
@@ -160,9 +164,9 @@ def test_it_learns_and_teaches_at_that_size(student, teacher):
 )
 def test_an_element_that_does_not_exist(taps, owner):
     distill = dict(c=dict(zip(('student_tap', 'teacher_tap'), taps), loss=cwd()))
-    teacher = [dict(name='t', config=models.fcn(), checkpoint=None)]
+    teacher = [dict(name='t', config=stock_models.fcn(), checkpoint=None)]
     with pytest.raises(TapError) as error:
-        distiller(models.fcn(), teacher, distill)
+        distiller(stock_models.fcn(), teacher, distill)
     said = f"{owner}: tap 'backbone[9]' has no element [9]: it gives 4 elements"
     assert str(error.value) == said
 
@@ -200,7 +204,7 @@ def test_a_model_that_runs_in_no_way():
 
 
 def test_never_ran_names_what_runs_inside():
-    model = build(models.pspnet())
+    model = build(stock_models.pspnet())
     seen, _ = run(model, 'backbone')
     inside = never_ran(model, Tap('decode_head'), seen, 'the student')
     assert inside.startswith(
@@ -223,7 +227,7 @@ def test_never_ran_names_what_runs_inside():
 
 @pytest.mark.parametrize('training', [True, False])
 def test_the_model_stays_as_it_was(training):
-    model = build(models.retinanet()).train(training)
+    model = build(stock_models.retinanet()).train(training)
     model.backbone.layer1.eval()
     flags = {name: module.training for name, module in model.named_modules()}
     state = copy.deepcopy(model.state_dict())

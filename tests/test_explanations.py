@@ -18,7 +18,7 @@ from mmkd_plugin.explanations import (
     scores_of,
 )
 from mmkd_plugin.taps import Taps
-from tests.models import batch, build, distiller, faster_rcnn, fcn, pspnet, retinanet
+from tests.stock_models import batch, build, distiller, faster_rcnn, fcn, pspnet, retinanet
 
 SEG, DET = 'decode_head.conv_seg', 'bbox_head.retina_cls'
 

@@ -17,7 +17,7 @@ from torch import nn
 from mmkd_plugin.cached_teacher import wire
 from mmkd_plugin.distiller import _taught
 from mmkd_plugin.teacher_cache import TeacherCache
-from tests import models
+from tests import stock_models
 from tests.caches import use_cache, write_cache
 from tests.test_cached_teacher import (
     BOTH,
@@ -43,7 +43,7 @@ def seeing(tmp_path_factory) -> dict[str, str]:
     folder, files = tmp_path_factory.mktemp('seeing'), {}
     for scope in SCORES:
         torch.manual_seed(1)
-        model = models.build(model_of(scope, 16))
+        model = stock_models.build(model_of(scope, 16))
         if scope == 'mmseg':
             nn.init.normal_(model.decode_head.conv_seg.weight, 0, 1)
         else:
@@ -141,7 +141,7 @@ def test_a_run_under_crops_and_flips(scenes, seeing, tmp_path):  # noqa: F811
     values = scalars['train/distill.explain.loss'].data[0]
     assert np.isfinite(values).all() and (values > 0).any()
     state = torch.load(next(Path(cfg.work_dir).glob('iter_*.pth')), weights_only=False)
-    models.build(model_of('mmseg')).load_state_dict(state['state_dict'])
+    stock_models.build(model_of('mmseg')).load_state_dict(state['state_dict'])
 
 
 def test_a_cache_of_other_explanations_is_refused(scenes, seeing, tmp_path):  # noqa: F811

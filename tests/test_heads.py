@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.structures import PixelData
 from torch import nn
 
-from tests.models import build
+from tests.stock_models import build
 
 HEAD = dict(
     _scope_='mmseg',

@@ -18,7 +18,7 @@ from mmkd_plugin.inference import Inference, best_for, distance, fold, foldable
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teacher import Teacher
-from tests import models
+from tests import stock_models
 
 CPU = torch.device('cpu')
 HALF, FULL = dict(precision='bf16'), dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
@@ -34,7 +34,7 @@ def users_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(config: dict, seed: int = 0) -> nn.Module:
     """A model whose batch norms are not those of a new one."""
     torch.manual_seed(seed)
-    model = models.build(config)
+    model = stock_models.build(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -80,7 +80,7 @@ def images(seed: int = 1, *size: int) -> torch.Tensor:
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        Teacher(models.fcn(), None, name='t', inference=options)
+        Teacher(stock_models.fcn(), None, name='t', inference=options)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ TAPPED = [
 
 @pytest.mark.parametrize(('name', 'taps'), TAPPED)
 def test_folded_batch_norms_change_nothing_that_is_read(name, taps):
-    config, x = getattr(models, name)(16), images()
+    config, x = getattr(stock_models, name)(16), images()
     teacher, taps = prepared(config, *taps, precision='fp32')
     exact, _ = prepared(config, *map(str, taps), **FULL)
     assert 'fused into their convolutions' in teacher.work(taps)
@@ -140,7 +140,7 @@ def test_folded_batch_norms_change_nothing_that_is_read(name, taps):
 
 @pytest.mark.parametrize(('name', 'taps'), TAPPED)
 def test_bf16_moves_maps_little(name, taps):
-    config, x = getattr(models, name)(16), images()
+    config, x = getattr(stock_models, name)(16), images()
     teacher, taps = prepared(config, *taps, **HALF)
     exact, _ = prepared(config, *map(str, taps), **FULL)
     got, expected = teacher(x, None, taps), exact(x, None, taps)
@@ -160,17 +160,17 @@ def test_bf16_moves_maps_little(name, taps):
 )
 @pytest.mark.parametrize('name', ['pspnet', 'fcn', 'segformer'])
 def test_bf16_targets_diverge_by_less_than_a_thousandth_of_the_loss(name, loss):
-    config, x = getattr(models, name)(16), images()
+    config, x = getattr(stock_models, name)(16), images()
     teacher, (tap,) = prepared(config, LOGITS, **HALF)
     exact, _ = prepared(config, LOGITS, **FULL)
-    student = trained(getattr(models, name)(16), seed=9).eval()(x, mode='tensor')
+    student = trained(getattr(stock_models, name)(16), seed=9).eval()(x, mode='tensor')
     got, expected = teacher(x, None, [tap])[tap], exact(x, None, [tap])[tap]
     compare = MODELS.build(loss)
     assert 0 < compare(got, expected) < 1e-3 * compare(student, expected)
 
 
 def test_exact_is_exact_even_where_the_run_uses_mixed_precision():
-    teacher, (tap,) = prepared(models.pspnet(), LOGITS, **FULL)
+    teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **FULL)
     x = images()
     expected = teacher.model(x, mode='tensor')
     with torch.autocast('cpu', torch.bfloat16):
@@ -178,7 +178,7 @@ def test_exact_is_exact_even_where_the_run_uses_mixed_precision():
 
 
 def test_mixed_precision_gets_half_precision_maps():
-    teacher, (tap,) = prepared(models.pspnet(), LOGITS, **HALF)
+    teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF)
     alone = teacher(images(), None, [tap])[tap]
     with torch.autocast('cpu', torch.bfloat16):
         mixed = teacher(images(), None, [tap])[tap]
@@ -211,7 +211,7 @@ def test_only_lone_pairs_are_folded():
 
 
 def test_folding_keeps_the_batch_norms_and_can_be_undone():
-    net = trained(models.fcn()).eval()
+    net = trained(stock_models.fcn()).eval()
     x = images()
     before, expected = copy.deepcopy(net.state_dict()), net(x, mode='tensor')
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_folding_keeps_the_batch_norms_and_can_be_undone():
 
 
 def test_a_teacher_can_be_prepared_again():
-    teacher, (tap,) = prepared(models.pspnet(), LOGITS, **HALF)
+    teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF)
     before = teacher(images(), None, [tap])[tap]
     teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
     assert torch.equal(teacher(images(), None, [tap])[tap], before)
@@ -279,8 +279,8 @@ def test_losses_still_find_the_batch_norms():
     )
     margins = []
     for options in (FULL, HALF):
-        teacher = dict(config=models.pspnet(16), checkpoint=None, inference=options)
-        model = models.distiller(models.pspnet(), teacher, distill)
+        teacher = dict(config=stock_models.pspnet(16), checkpoint=None, inference=options)
+        model = stock_models.distiller(stock_models.pspnet(), teacher, distill)
         assert model.distill['ofd'].norms == ['backbone.layer3.1.bn2']
         margins.append(model.distill['ofd']._constants()['margin'])
     assert torch.equal(*margins)
@@ -326,7 +326,7 @@ def test_half_precision_that_fails(monkeypatch, huge, said):
 
 
 def test_nothing_runs_after_the_last_tap_and_never_a_loss(monkeypatch):
-    teacher, (third, logits) = prepared(models.pspnet(), 'backbone.layer3', LOGITS, **HALF)
+    teacher, (third, logits) = prepared(stock_models.pspnet(), 'backbone.layer3', LOGITS, **HALF)
     monkeypatch.setattr(teacher.model, 'loss', None)
     ran = []
     for name, module in teacher.model.named_modules():
@@ -342,7 +342,7 @@ def test_nothing_runs_after_the_last_tap_and_never_a_loss(monkeypatch):
 @pytest.mark.parametrize('options', [{}, HALF, FULL])
 def test_a_forward_asks_for_no_value(name, taps, options):
     """So on a GPU the student's work is launched, and its data moved, while the teacher runs."""
-    config = getattr(models, name)(16)
+    config = getattr(stock_models, name)(16)
     teacher, taps = prepared(config, *taps, **options)
     preprocessor = copy.deepcopy(teacher.model.data_preprocessor)
     preprocessor.register_buffer('mean', preprocessor.mean + 10)  # the images are converted too
@@ -374,7 +374,7 @@ def eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_compiled_lies_between_the_taps(eager_backend, name, taps, parts, last):
-    config, x = getattr(models, name)(), images()
+    config, x = getattr(stock_models, name)(), images()
     teacher, taps = prepared(config, *taps, **HALF, compile=True)
     plain, _ = prepared(config, *map(str, taps), **HALF)
     assert f'{len(teacher._compiled)} parts compiled' in teacher.work(taps)
@@ -400,7 +400,7 @@ def test_where_nothing_can_be_compiled_it_runs_as_it_is(monkeypatch):
     said = []
     monkeypatch.setattr(torch, 'compile', lambda *_, **__: broken)
     monkeypatch.setattr('mmkd_plugin.teacher.print_log', lambda text, **_: said.append(text))
-    teacher, (tap,) = prepared(models.pspnet(), LOGITS, **HALF, compile=True)
+    teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF, compile=True)
     assert said[1:] == ["teacher 'teacher' is not compiled: RuntimeError: no compiler"]
     assert teacher.work([tap]).endswith(', not compiled') and not teacher.inference.compile
     assert teacher(images(), None, [tap])[tap].isfinite().all()
@@ -429,7 +429,7 @@ class Made(TorchDispatchMode):
     ('name', 'tap'), [('pspnet', LOGITS), ('retinanet', 'neck'), ('segformer', LOGITS)]
 )
 def test_nothing_but_the_tapped_maps_stays(name, tap, options):
-    teacher, (tap,) = prepared(getattr(models, name)(), tap, **options)
+    teacher, (tap,) = prepared(getattr(stock_models, name)(), tap, **options)
     x, made = images(), Made()
     with made:
         maps = as_list(teacher(x, None, [tap])[tap])
@@ -441,13 +441,13 @@ def test_nothing_but_the_tapped_maps_stays(name, tap, options):
 
 @pytest.mark.parametrize('options', [FULL, HALF])
 def test_the_student_runs_beside_the_tapped_maps_alone(options):
-    teacher = dict(config=models.pspnet(16), checkpoint=None, inference=options)
+    teacher = dict(config=stock_models.pspnet(16), checkpoint=None, inference=options)
     distill = dict(
-        cwd=dict(tap=LOGITS, loss=models.cwd()),
+        cwd=dict(tap=LOGITS, loss=stock_models.cwd()),
         at=dict(tap='backbone.layer3', loss=dict(type='mmkd_plugin.AttentionLoss')),
     )
-    model = models.distiller(models.pspnet(), teacher, distill).train()
-    inputs, samples = models.batch(model)
+    model = stock_models.distiller(stock_models.pspnet(), teacher, distill).train()
+    inputs, samples = stock_models.batch(model)
     made, alive = Made(), {}
     model.student.backbone.register_forward_pre_hook(lambda *_: alive.update(made.alive()))
     with made:
@@ -465,7 +465,7 @@ def test_explanations_and_gradients_are_in_full_precision(monkeypatch):
     results = {}
     for name, options in dict(exact=FULL, fastest={}, half=HALF).items():
         teacher, (features, logits) = prepared(
-            models.pspnet(16), 'decode_head.bottleneck', LOGITS, **options
+            stock_models.pspnet(16), 'decode_head.bottleneck', LOGITS, **options
         )
         values = teacher(x, None, [features, logits], on_path=[features])
         (gradient,) = torch.autograd.grad(values[logits].float().square().sum(), values[features])
@@ -484,11 +484,13 @@ def test_explanations_and_gradients_are_in_full_precision(monkeypatch):
 )
 @pytest.mark.parametrize('options', [None, HALF, dict(precision='fp16')])
 def test_a_step_with_each(name, tap, options):
-    config = getattr(models, name)
+    config = getattr(stock_models, name)
     teacher = dict(config=config(16), checkpoint=None, inference=options)
-    model = models.distiller(config(), teacher, dict(cwd=dict(tap=tap, loss=models.cwd()))).train()
-    assert list(model.state_dict()) == list(models.build(config()).state_dict())
-    losses = model(*models.batch(model), mode='loss')
+    model = stock_models.distiller(
+        config(), teacher, dict(cwd=dict(tap=tap, loss=stock_models.cwd()))
+    ).train()
+    assert list(model.state_dict()) == list(stock_models.build(config()).state_dict())
+    losses = model(*stock_models.batch(model), mode='loss')
     total, log = model.parse_losses(losses)
     total.backward()
     assert log['distill.cwd.loss'] > 0 and torch.isfinite(total)

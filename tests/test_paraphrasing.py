@@ -11,8 +11,8 @@ from mmengine.config import Config
 
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.paraphrasing import stage_config
-from tests import models, runs
-from tests.models import batch, build, distiller
+from tests import runs, stock_models
+from tests.stock_models import batch, build, distiller
 
 FACTORS = dict(
     tap='decode_head.bottleneck',
@@ -24,7 +24,7 @@ LEVELS = dict(FACTORS, tap='neck')
 
 
 def stage(terms, **kwargs):
-    return distiller(models.pspnet(), models.pspnet(16), terms, **kwargs)
+    return distiller(stock_models.pspnet(), stock_models.pspnet(16), terms, **kwargs)
 
 
 def training(student, teacher, terms, seed=0):
@@ -42,9 +42,9 @@ def training(student, teacher, terms, seed=0):
 
 def test_it_learns_to_reconstruct_the_teacher():
     model = training(
-        models.pspnet(),
-        models.pspnet(16),
-        dict(ft=FACTORS, cwd=dict(tap='decode_head.conv_seg', loss=models.cwd())),
+        stock_models.pspnet(),
+        stock_models.pspnet(16),
+        dict(ft=FACTORS, cwd=dict(tap='decode_head.conv_seg', loss=stock_models.cwd())),
     )
     assert list(model.paraphrasers) == ['ft']
     assert {name.split('.')[0] for name, _ in model.named_parameters()} == {'paraphrasers'}
@@ -63,24 +63,26 @@ def test_it_learns_to_reconstruct_the_teacher():
 
 
 def training_student():
-    return build(models.pspnet())
+    return build(stock_models.pspnet())
 
 
 def test_a_paraphraser_for_every_level():
-    model = training(models.retinanet(), models.retinanet(16), dict(ft=LEVELS))
+    model = training(stock_models.retinanet(), stock_models.retinanet(16), dict(ft=LEVELS))
     assert len(model.paraphrasers.ft) == 5
-    inputs, samples = batch(build(models.retinanet()))
+    inputs, samples = batch(build(stock_models.retinanet()))
     model(inputs, samples, mode='loss')['ft.loss'].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_students_run_takes_it_over(tmp_path):
-    model = training(models.retinanet(), models.retinanet(16), dict(ft=LEVELS), seed=3)
+    model = training(stock_models.retinanet(), stock_models.retinanet(16), dict(ft=LEVELS), seed=3)
     path = tmp_path / 'paraphraser.pth'
     torch.save(dict(state_dict=model.paraphrasers.state_dict()), path)
     trained = dict(LEVELS['teacher_connector'], checkpoint=str(path))
     distilled = distiller(
-        models.retinanet(), models.retinanet(16), dict(ft=dict(LEVELS, teacher_connector=trained))
+        stock_models.retinanet(),
+        stock_models.retinanet(16),
+        dict(ft=dict(LEVELS, teacher_connector=trained)),
     ).train()
     term = distilled.distill.ft
     for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft):
@@ -93,7 +95,9 @@ def test_the_students_run_takes_it_over(tmp_path):
     for module in term.teacher_connectors:
         assert all(not p.requires_grad and p.grad is None for p in module.parameters())
     renamed = distiller(
-        models.retinanet(), models.retinanet(16), dict(fa=dict(LEVELS, teacher_connector=trained))
+        stock_models.retinanet(),
+        stock_models.retinanet(16),
+        dict(fa=dict(LEVELS, teacher_connector=trained)),
     )
     first = renamed.distill.fa.teacher_connectors[0].encoder.state_dict()
     assert all(
@@ -132,7 +136,7 @@ def test_without_a_trained_paraphraser():
 
 @pytest.mark.parametrize('other', [dict(ratio=0.25), dict(tap='decode_head.conv_seg')])
 def test_one_that_was_trained_for_something_else(other, tmp_path):
-    model = training(models.pspnet(), models.pspnet(16), dict(ft=FACTORS))
+    model = training(stock_models.pspnet(), stock_models.pspnet(16), dict(ft=FACTORS))
     torch.save(dict(state_dict=model.paraphrasers.state_dict()), tmp_path / 'p.pth')
     connector = dict(type='mmkd_plugin.Paraphraser', checkpoint=str(tmp_path / 'p.pth'))
     connector |= {k: v for k, v in other.items() if k == 'ratio'}
@@ -147,14 +151,18 @@ def test_one_that_was_trained_for_something_else(other, tmp_path):
 def test_something_that_cannot_be_trained():
     conv = dict(type='mmkd_plugin.ConvConnector', out_channels=8)
     with pytest.raises(ValueError, match='ConvConnector has no `reconstruction_loss`'):
-        training(models.pspnet(), models.pspnet(16), dict(ft=dict(FACTORS, teacher_connector=conv)))
+        training(
+            stock_models.pspnet(),
+            stock_models.pspnet(16),
+            dict(ft=dict(FACTORS, teacher_connector=conv)),
+        )
     with pytest.raises(ValueError, match='no term of `distill` has a `teacher_connector`'):
         training(
-            models.pspnet(),
-            models.pspnet(16),
-            dict(cwd=dict(tap='decode_head.conv_seg', loss=models.cwd())),
+            stock_models.pspnet(),
+            stock_models.pspnet(16),
+            dict(cwd=dict(tap='decode_head.conv_seg', loss=stock_models.cwd())),
         )
-    model = training(models.pspnet(), models.pspnet(16), dict(ft=FACTORS))
+    model = training(stock_models.pspnet(), stock_models.pspnet(16), dict(ft=FACTORS))
     with pytest.raises(ValueError, match="it has no mode='predict'"):
         model(torch.zeros(1, 3, 64, 64), mode='predict')
 
@@ -188,8 +196,8 @@ def test_a_run_of_the_stage(data: Path, tmp_path: Path):
     model = dict(
         _scope_='mmseg',
         type='mmkd_plugin.ParaphraserTraining',
-        student=models.pspnet(classes=3),
-        teacher=dict(config=models.pspnet(16, classes=3), checkpoint=None),
+        student=stock_models.pspnet(classes=3),
+        teacher=dict(config=stock_models.pspnet(16, classes=3), checkpoint=None),
         distill=dict(ft=FACTORS),
     )
     record = runs.Record()

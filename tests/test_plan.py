@@ -7,8 +7,8 @@ import torch
 
 from mmkd_plugin import distiller as distiller_module
 from mmkd_plugin.plan import shapes, strides
-from tests import models
-from tests.models import cwd, distiller
+from tests import stock_models
+from tests.stock_models import cwd, distiller
 
 LOGITS = dict(tap='decode_head.conv_seg', loss=cwd(tau=2, loss_weight=3))
 
@@ -53,14 +53,14 @@ teacher 'other' (EncoderDecoder): EncoderDecoder, 0.4 M parameters, runs backbon
 
 
 def test_one_term(planned):
-    text = planned(models.pspnet(), models.pspnet(16), dict(cwd=LOGITS))
+    text = planned(stock_models.pspnet(), stock_models.pspnet(16), dict(cwd=LOGITS))
     assert text.strip() == ONE.strip()
 
 
 def test_two_teachers_and_a_schedule(planned):
     teachers = [
-        dict(name='wide', config=models.pspnet(16), checkpoint=None),
-        dict(name='other', config=models.segformer(16), checkpoint=None),
+        dict(name='wide', config=stock_models.pspnet(16), checkpoint=None),
+        dict(name='other', config=stock_models.segformer(16), checkpoint=None),
     ]
     features = dict(
         student_tap='decode_head.bottleneck@input',
@@ -70,12 +70,14 @@ def test_two_teachers_and_a_schedule(planned):
         schedule=dict(start=10, stop=50, ramp=5),
     )
     distill = dict(logits=dict(LOGITS, teacher='wide'), features=features)
-    text = planned(models.pspnet(), teachers, distill)
+    text = planned(stock_models.pspnet(), teachers, distill)
     assert text.strip() == TWO.strip()
 
 
 def test_levels_and_their_connectors(planned):
-    text = planned(models.retinanet(), models.retinanet(16), dict(cwd=dict(tap='neck', loss=cwd())))
+    text = planned(
+        stock_models.retinanet(), stock_models.retinanet(16), dict(cwd=dict(tap='neck', loss=cwd()))
+    )
     assert '│ 16 channels, stride 8, 16, 32, 64, 128 │' in text
     assert '│ 1×1 conv 16→32 (×5) │' in text
     assert 'runs backbone, neck; stops after neck; in fp32' in text
@@ -83,22 +85,22 @@ def test_levels_and_their_connectors(planned):
 
 def test_no_resize_is_promised_where_the_loss_takes_any_size(planned, monkeypatch):
     distill = dict(cwd=dict(student_tap='backbone[1]', teacher_tap='backbone[2]', loss=cwd()))
-    assert '1×1 conv 16→64, resize' in planned(models.fcn(), models.fcn(16), distill)
+    assert '1×1 conv 16→64, resize' in planned(stock_models.fcn(), stock_models.fcn(16), distill)
     loss = dict(type='mmkd_plugin.AttentionLoss')
     distill = dict(at=dict(student_tap='backbone[1]', teacher_tap='backbone[2]', loss=loss))
-    assert '│ resize    │' in planned(models.fcn(), models.fcn(16), distill)
+    assert '│ resize    │' in planned(stock_models.fcn(), stock_models.fcn(16), distill)
     monkeypatch.setattr('mmkd_plugin.losses.AttentionLoss.needs_same_size', False)
     monkeypatch.setattr('mmkd_plugin.losses.AttentionLoss.forward', lambda *_: torch.ones(()))
-    assert '│ none      │' in planned(models.fcn(), models.fcn(16), distill)
+    assert '│ none      │' in planned(stock_models.fcn(), stock_models.fcn(16), distill)
 
 
 def test_the_teachers_source_is_its_config(planned, tmp_path):
     from mmengine.config import Config
 
     path = str(tmp_path / 'teacher.py')
-    config = models.pspnet(16)
+    config = stock_models.pspnet(16)
     Config(dict(default_scope=config.pop('_scope_'), model=config)).dump(path)
-    text = planned(models.pspnet(), dict(config=path, checkpoint=None), dict(cwd=LOGITS))
+    text = planned(stock_models.pspnet(), dict(config=path, checkpoint=None), dict(cwd=LOGITS))
     assert f"\nteacher 'teacher' ({path}): EncoderDecoder, 0.8 M parameters" in text
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from mmkd_plugin.dry_run import read_once
 from mmkd_plugin.taps import Tap, TapError, TapReader
-from tests import models
-from tests.models import build
+from tests import stock_models
+from tests.stock_models import build
 
 STAGES = [f'backbone.layer{n}@pre_relu' for n in (1, 2, 3, 4)]
 
@@ -18,11 +18,11 @@ STAGES = [f'backbone.layer{n}@pre_relu' for n in (1, 2, 3, 4)]
 def model(request):
     torch.manual_seed(0)
     if request.param == 'bottlenecks':
-        config = models.pspnet()
+        config = stock_models.pspnet()
         config['backbone']['depth'] = 50
         config['decode_head']['in_channels'] = 256
         return build(config).eval()
-    return build(getattr(models, request.param)()).eval()
+    return build(getattr(stock_models, request.param)()).eval()
 
 
 def seen(model, texts, **kwargs):
@@ -80,7 +80,7 @@ def test_the_norm_that_feeds_it(model):
 
 
 def test_all_maps_of_a_backbone():
-    model = build(models.fcn()).eval()
+    model = build(stock_models.fcn()).eval()
     run, reader, (tap, third) = seen(model, ['backbone@pre_relu', 'backbone[2]@pre_relu'])
     assert [x.shape[1] for x in reader.read(tap)] == [8, 16, 32, 64]
     assert torch.equal(reader.read(third), reader.read(tap)[2])
@@ -88,7 +88,7 @@ def test_all_maps_of_a_backbone():
 
 
 def test_conv_modules_end_with_one_too():
-    model = build(models.pspnet()).eval()
+    model = build(stock_models.pspnet()).eval()
     taps = [Tap.parse('decode_head.bottleneck@pre_relu'), Tap.parse('decode_head.bottleneck')]
     inputs = torch.rand(2, 3, 64, 64)
 
@@ -124,7 +124,7 @@ def test_a_norm_behind_an_addition_out_of_place(text):
 
 
 def test_a_module_that_ends_otherwise_is_refused():
-    model = build(models.retinanet()).eval()
+    model = build(stock_models.retinanet()).eval()
     with pytest.raises(TapError, match=r"'neck' gives does not come out of a ReLU .* tap 'neck'"):
         seen(model, ['neck@pre_relu'])
 
@@ -137,12 +137,14 @@ def test_no_norm_is_no_name():
 
 
 def test_with_activation_checkpointing_the_count_is_the_same():
-    config = models.pspnet()
+    config = stock_models.pspnet()
     config['backbone']['with_cp'] = True
-    student = models.distiller(
-        config, models.pspnet(16), dict(t=dict(tap=STAGES, loss=dict(type='mmkd_plugin.HintLoss')))
+    student = stock_models.distiller(
+        config,
+        stock_models.pspnet(16),
+        dict(t=dict(tap=STAGES, loss=dict(type='mmkd_plugin.HintLoss'))),
     ).train()
-    inputs, samples = models.batch(student)
+    inputs, samples = stock_models.batch(student)
     loss = student(inputs, samples, mode='loss')['distill.t.loss']
     loss.backward()
     assert student.student.backbone.layer1[0].conv1.weight.grad.abs().sum() > 0

@@ -5,7 +5,7 @@ import torch
 from mmengine.structures import BaseDataElement
 
 from mmkd_plugin.preprocessing import InputConverter, Normalization
-from tests.models import MEAN, STD, build
+from tests.stock_models import MEAN, STD, build
 
 STUDENT = dict(type='ImgDataPreprocessor', mean=MEAN, std=STD, bgr_to_rgb=True, pad_value=0)
 TEACHERS = {

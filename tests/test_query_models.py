@@ -8,9 +8,9 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
-from tests import models
-from tests.models import batch, build, cwd, distiller
+from tests import stock_models
 from tests.runs import needs_ops
+from tests.stock_models import batch, build, cwd, distiller
 
 pytestmark = needs_ops
 
@@ -35,7 +35,9 @@ pytestmark = needs_ops
 def test_one_step(student, teacher, tap, maps):
     taps = dict(zip(('student_tap', 'teacher_tap'), (tap, tap) if isinstance(tap, str) else tap))
     distill = dict(cwd=dict(loss=cwd(), **taps))
-    model = distiller(getattr(models, student)(), getattr(models, teacher)(16), distill).train()
+    model = distiller(
+        getattr(stock_models, student)(), getattr(stock_models, teacher)(16), distill
+    ).train()
     assert len(model.distill.cwd.connectors) == maps
     frozen = model.teachers['teacher'].model
     for part in (model, frozen):  # DINO's `level_embed` is raw memory until then, at times NaN
@@ -60,8 +62,10 @@ def test_one_step(student, teacher, tap, maps):
 
 @pytest.mark.parametrize('name', ['detr', 'dino', 'mask2former'])
 def test_the_student_predicts_and_saves_as_it_would_alone(name):
-    config = getattr(models, name)()
-    model = distiller(config, getattr(models, name)(16), dict(cwd=dict(tap='backbone', loss=cwd())))
+    config = getattr(stock_models, name)()
+    model = distiller(
+        config, getattr(stock_models, name)(16), dict(cwd=dict(tap='backbone', loss=cwd()))
+    )
     model.init_weights()
     alone = build(config).eval()
     alone.load_state_dict(model.state_dict(), strict=True)
@@ -78,4 +82,6 @@ def test_what_queries_do_inside_is_refused_with_a_reason():
         ('bbox_head', r"nothing can be read there.*Inside it these run: .*bbox_head.fc_reg"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            distiller(models.detr(), models.detr(16), dict(cwd=dict(tap=tap, loss=cwd())))
+            distiller(
+                stock_models.detr(), stock_models.detr(16), dict(cwd=dict(tap=tap, loss=cwd()))
+            )

@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint
-from tests import ddp, models
+from tests import ddp, stock_models
 from tests.runs import (
     DET_CLASSES,
     SEG_CLASSES,
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.usefixtures('own_globals')
 
 def student(scope: str = 'mmseg', **changes: Any) -> dict:
     if scope == 'mmseg':
-        return {**models.pspnet(classes=len(SEG_CLASSES)), **changes}
-    return {**models.retinanet(classes=len(DET_CLASSES)), **changes}
+        return {**stock_models.pspnet(classes=len(SEG_CLASSES)), **changes}
+    return {**stock_models.retinanet(classes=len(DET_CLASSES)), **changes}
 
 
 def teacher(scope: str = 'mmseg') -> dict:
     if scope == 'mmseg':
-        return models.pspnet(16, classes=len(SEG_CLASSES))
-    return models.retinanet(16, classes=len(DET_CLASSES))
+        return stock_models.pspnet(16, classes=len(SEG_CLASSES))
+    return stock_models.retinanet(16, classes=len(DET_CLASSES))
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +62,7 @@ def distilled(checkpoints):
 
     def make(scope: str = 'mmseg', model: dict | None = None, **changes: Any) -> dict:
         tap = 'decode_head.bottleneck' if scope == 'mmseg' else 'neck'
-        term = dict(tap=tap, loss=models.cwd(tau=2, loss_weight=5))
+        term = dict(tap=tap, loss=stock_models.cwd(tau=2, loss_weight=5))
         return dict(
             _scope_=scope,
             type='mmkd_plugin.Distiller',
@@ -137,7 +137,7 @@ def test_a_self_teacher_goes_on_bit_for_bit_and_leaves_a_plain_student(data, tmp
     model = dict(
         _scope_='mmseg',
         type='mmkd_plugin.Distiller',
-        student=models.fcn(classes=len(SEG_CLASSES)),
+        student=stock_models.fcn(classes=len(SEG_CLASSES)),
         teacher=dict(
             type='mmkd_plugin.SelfTeacher',
             tap='backbone',
@@ -174,7 +174,9 @@ def test_a_self_teacher_goes_on_bit_for_bit_and_leaves_a_plain_student(data, tmp
     learnt = [name for name, _ in whole.model.named_parameters() if 'self_teachers' in name]
     assert learnt and not any(torch.equal(first[name], last[name]) for name in learnt)
     state = read_checkpoint(tmp_path / 'whole' / 'iter_8.pth')['state_dict']
-    models.build(models.fcn(classes=len(SEG_CLASSES))).load_state_dict(state, strict=True)
+    stock_models.build(stock_models.fcn(classes=len(SEG_CLASSES))).load_state_dict(
+        state, strict=True
+    )
 
 
 # Checkpoints --------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def test_load_from_a_plain_student(hooks, distilled, data, tmp_path):
 
 
 def loaded_student(file: Path | str) -> torch.nn.Module:
-    model = models.build(student())
+    model = stock_models.build(student())
     model.load_state_dict(read_checkpoint(file)['state_dict'], strict=True)
     return model
 
@@ -286,11 +288,11 @@ def test_load_from_another_student_stops_before_the_first_iteration(
 ):
     file = tmp_path / 'other.pth'
     if was_distilled:  # part of it fits, so only its marker tells
-        other = models.segformer(classes=len(SEG_CLASSES))
-        state = models.build(distilled(model=other, tap='decode_head.conv_seg')).state_dict()
+        other = stock_models.segformer(classes=len(SEG_CLASSES))
+        state = stock_models.build(distilled(model=other, tap='decode_head.conv_seg')).state_dict()
         torch.save(dict(state_dict=state), file)
     else:
-        save_weights(models.segformer(classes=len(SEG_CLASSES) + 1), file)
+        save_weights(stock_models.segformer(classes=len(SEG_CLASSES) + 1), file)
     record = Record()
     with pytest.raises(ValueError, match=message) as error:
         train(config(distilled(), data, tmp_path / 'run', 2, load_from=str(file)), record)
@@ -327,7 +329,7 @@ def test_the_teacher_is_untouched_and_the_plan_is_logged_once(
     distilled, checkpoints, data, tmp_path
 ):
     model = distilled()
-    model['distill']['logits'] = dict(tap='decode_head.conv_seg', loss=models.cwd())
+    model['distill']['logits'] = dict(tap='decode_head.conv_seg', loss=stock_models.cwd())
     runner = train(config(model, data, tmp_path, 3, custom_hooks=[EMA]))
     frozen = runner.model.teachers['teacher'].model
     expected = read_checkpoint(checkpoints['mmseg'])['state_dict']
@@ -353,7 +355,7 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     model = distilled()
     model['distill']['late'] = dict(
-        tap='backbone[3]', loss=models.cwd(), schedule=dict(start=1, stop=2)
+        tap='backbone[3]', loss=stock_models.cwd(), schedule=dict(start=1, stop=2)
     )
     model['distill']['explain'] = dict(
         tap='decode_head.bottleneck',
@@ -392,7 +394,7 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
     assert not torch.equal(first['inputs'][0][0], second['inputs'][0][0])
     assert_same(first['parameters'], second['parameters'])
     assert_same(dict(first['teacher']), dict(second['teacher']))
-    alone = models.build(student())
+    alone = stock_models.build(student())
     trained_along = [name for name in first['parameters'] if name.startswith('self_teachers.me.')]
     assert trained_along
     names = [
@@ -466,7 +468,7 @@ def test_accumulated_gradients(distilled, data, tmp_path):
 
 def test_checkpointed_activations(distilled, data, tmp_path):
     """A tap after a checkpointed block reads the same, and the student learns the same."""
-    term = dict(tap='backbone.layer3', loss=models.cwd())
+    term = dict(tap='backbone.layer3', loss=stock_models.cwd())
     runs = []
     with_cp = student()
     with_cp['backbone'] = dict(with_cp['backbone'], with_cp=True)
@@ -491,7 +493,7 @@ def test_checkpointed_activations(distilled, data, tmp_path):
 def test_a_tap_inside_a_checkpointed_block(distilled, data, tmp_path):
     model = student()
     model['backbone'] = dict(model['backbone'], with_cp=True)
-    distiller = distilled(model=model, tap='backbone.layer3.0.conv1', loss=models.cwd())
+    distiller = distilled(model=model, tap='backbone.layer3.0.conv1', loss=stock_models.cwd())
     with pytest.raises(ValueError, match=r"no gradient flows into 'backbone.layer3.0.conv1'.*cp="):
         train(config(distiller, data, tmp_path / 'inside', 2))
 
@@ -501,7 +503,7 @@ def test_a_tap_inside_a_checkpointed_block(distilled, data, tmp_path):
 
 def groups(model: dict, wrapper: dict) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter, by its name in the student."""
-    built = models.build(model)
+    built = stock_models.build(model)
     with DefaultScope.overwrite_default_scope(model['_scope_']):
         optimizer = build_optim_wrapper(built, wrapper).optimizer
     names = {id(parameter): name for name, parameter in built.named_parameters()}
@@ -567,7 +569,7 @@ def test_learning_rates_by_layers_of_convnext(scope, decay_type, distilled):
 
 
 def test_learning_rates_by_layers_of_beit(distilled):
-    model = models.beit(classes=len(SEG_CLASSES))
+    model = stock_models.beit(classes=len(SEG_CLASSES))
     wrapper = dict(
         constructor='LayerDecayOptimizerConstructor',
         optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),

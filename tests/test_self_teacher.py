@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
-from tests import models
-from tests.models import batch, build, distiller
+from tests import stock_models
 from tests.runs import needs_ops
+from tests.stock_models import batch, build, distiller
 
 SELF = dict(
     type='mmkd_plugin.SelfTeacher',
@@ -41,7 +41,7 @@ def counters():
 
 
 def segmentor(terms=None, student=None, **changes):
-    return distiller(student or models.fcn(), dict(SELF, **changes), terms or TERMS).train()
+    return distiller(student or stock_models.fcn(), dict(SELF, **changes), terms or TERMS).train()
 
 
 def own(model):
@@ -115,7 +115,7 @@ def test_detectors(family, scores):
         features=dict(FEATURES, student_tap='neck'),
         scores=dict(tap=scores, loss=dict(type='mmkd_plugin.ChannelWiseLoss')),
     )
-    model = distiller(getattr(models, family)(), LEVELS, terms).train()
+    model = distiller(getattr(stock_models, family)(), LEVELS, terms).train()
     inputs, samples = batch(model)
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
     losses = model(inputs, samples, mode='loss')
@@ -138,7 +138,7 @@ def test_detectors_on_the_maps_of_the_backbone_get_one_width():
     neck = dict(type='mmkd_plugin.BiFPNSelfTeacher', out_channels=24)
     terms = dict(features=dict(FEATURES, student_tap='backbone', teacher_tap='neck'))
     model = distiller(
-        models.faster_rcnn(),
+        stock_models.faster_rcnn(),
         dict(SELF, tap=['backbone', 'neck[4]'], neck=neck),
         dict(features=dict(FEATURES, student_tap=['backbone', 'neck[4]'])),
     ).train()
@@ -146,14 +146,14 @@ def test_detectors_on_the_maps_of_the_backbone_get_one_width():
     assert teacher.rpn_head.in_channels == teacher.roi_head.bbox_head.in_channels == 24
     assert model(*batch(model), mode='loss')['self_teacher.loss_rpn_cls'] is not None
     with pytest.raises(ValueError, match='read levels of one width, and its neck gives'):
-        distiller(models.retinanet(), SELF, terms)
+        distiller(stock_models.retinanet(), SELF, terms)
 
 
 def test_at_inference_it_is_gone():
     model = segmentor()
     model.eval()
     inputs, samples = batch(model)
-    plain = build(models.fcn()).eval()
+    plain = build(stock_models.fcn()).eval()
     plain.load_state_dict(model.state_dict(), strict=True)
     calls = []
     own(model).neck.register_forward_hook(lambda *_: calls.append(1))
@@ -174,11 +174,11 @@ def test_at_inference_it_is_gone():
 def test_its_weights_lie_beside_the_student_and_come_back():
     model = segmentor()
     state = model.state_dict()
-    assert list(state) == list(build(models.fcn()).state_dict())
+    assert list(state) == list(build(stock_models.fcn()).state_dict())
     beside = distillation_state(state)['state']
     neck = [key for key in beside if '.neck.' in key]
     assert len(neck) == len(own(model).neck.state_dict())
-    other = distiller(models.fcn(), SELF, TERMS, seed=5)
+    other = distiller(stock_models.fcn(), SELF, TERMS, seed=5)
     other.load_state_dict(copy.deepcopy(state))
     for ours, theirs in zip(other.parameters(), model.parameters()):
         assert torch.equal(ours, theirs)
@@ -200,7 +200,7 @@ def test_averaged_weights():
 
 def test_the_student_starts_as_it_would_alone():
     torch.manual_seed(0)
-    plain = build(models.fcn())
+    plain = build(stock_models.fcn())
     plain.init_weights()
     drawn = torch.rand(1)
     model = segmentor()  # from the same seed
@@ -264,14 +264,14 @@ def test_overhaul_reads_the_margin_as_it_is_now():
 def test_beside_a_pretrained_teacher():
     teachers = [
         dict(SELF, name='me'),
-        dict(name='large', config=models.fcn(16), checkpoint=None),
+        dict(name='large', config=stock_models.fcn(16), checkpoint=None),
     ]
     terms = dict(
         features=dict(FEATURES, teacher='me'),
         logits=dict(LOGITS, teacher='large'),
         both=dict(LOGITS, teacher='me'),
     )
-    model = distiller(models.fcn(), teachers, terms).train()
+    model = distiller(stock_models.fcn(), teachers, terms).train()
     losses = model(*batch(model), mode='loss')
     assert all(losses[f'distill.{name}.loss'] > 0 for name in terms)
     assert 'me.decode.loss_ce' in losses
@@ -286,7 +286,7 @@ def test_another_head():
         norm_cfg=dict(type='BN'),
         in_index=0,
     )
-    model = segmentor(dict(features=FEATURES), student=models.pspnet(), head=head)
+    model = segmentor(dict(features=FEATURES), student=stock_models.pspnet(), head=head)
     built = own(model).decode_head
     assert type(built).__name__ == 'FCNHead' and built.channels == 6
     assert built.num_classes == 5 and built.in_channels == 16
@@ -296,7 +296,7 @@ def test_another_head():
 
 
 def test_norms_over_all_processes_where_the_student_has_them():
-    student = models.fcn()
+    student = stock_models.fcn()
     student['backbone']['norm_cfg'] = dict(type='SyncBN')
     model = segmentor(dict(features=FEATURES), student=student)
     kinds = {
@@ -367,7 +367,7 @@ def test_mistakes(change, message):
 
 def test_more_mistakes():
     with pytest.raises(ValueError, match='teacher has no `neck`'):
-        distiller(models.fcn(), dict(type='mmkd_plugin.SelfTeacher', tap='backbone'), TERMS)
+        distiller(stock_models.fcn(), dict(type='mmkd_plugin.SelfTeacher', tap='backbone'), TERMS)
     gradients = dict(
         tap='decode_head.conv_seg', loss=dict(type='mmkd_plugin.GradientAttentionLoss')
     )
@@ -380,7 +380,7 @@ def test_more_mistakes():
             dict(
                 _scope_='mmseg',
                 type='mmkd_plugin.Distiller',
-                student=build(models.fcn()),
+                student=build(stock_models.fcn()),
                 teacher=SELF,
                 distill=TERMS,
             )

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
-from tests import models
-from tests.models import batch, build, distiller
+from tests import stock_models
 from tests.runs import needs_ops
+from tests.stock_models import batch, build, distiller
 
 GRADIENT = dict(type='mmkd_plugin.GradientAttentionLoss')
 
@@ -30,7 +30,9 @@ def by_hand(model, tap, inputs, samples, graph=False):
     'tap', ['decode_head.conv_seg', 'backbone.layer4', 'decode_head.bottleneck']
 )
 def test_the_gap_between_the_gradients_of_both_models(tap):
-    model = distiller(models.pspnet(), models.pspnet(), dict(g=dict(tap=tap, loss=GRADIENT)))
+    model = distiller(
+        stock_models.pspnet(), stock_models.pspnet(), dict(g=dict(tap=tap, loss=GRADIENT))
+    )
     model.eval()  # batch norms in one mode, so that the forwards can be repeated
     inputs, samples = batch(model)
     losses = model(inputs, samples, mode='loss')
@@ -44,7 +46,9 @@ def test_the_gap_between_the_gradients_of_both_models(tap):
 
 def test_the_gradient_of_the_gap_is_exact():
     model = distiller(
-        models.pspnet(), models.pspnet(), dict(g=dict(tap='decode_head.bottleneck', loss=GRADIENT))
+        stock_models.pspnet(),
+        stock_models.pspnet(),
+        dict(g=dict(tap='decode_head.bottleneck', loss=GRADIENT)),
     ).double()
     model.eval()
     inputs, samples = batch(model)
@@ -69,8 +73,8 @@ def test_the_gradient_of_the_gap_is_exact():
 
 def test_the_student_learns_from_the_images_on_too():
     model = distiller(
-        models.pspnet(),
-        models.pspnet(),
+        stock_models.pspnet(),
+        stock_models.pspnet(),
         dict(g=dict(tap='backbone@input', loss=GRADIENT)),
         task=dict(loss_weight=0),
     ).train()
@@ -87,16 +91,16 @@ def test_maps_and_gradients_in_one_run_of_the_teacher():
     terms = dict(
         g=dict(tap='decode_head.conv_seg', loss=GRADIENT),
         h=dict(tap='backbone.layer4', loss=GRADIENT),
-        maps=dict(tap='decode_head.conv_seg', loss=models.cwd()),
+        maps=dict(tap='decode_head.conv_seg', loss=stock_models.cwd()),
     )
-    model = distiller(models.pspnet(), models.pspnet(), terms).eval()
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(), terms).eval()
     inputs, samples = batch(model)
     runs = []
     teacher = model.teachers['teacher'].model
     teacher.backbone.register_forward_hook(lambda *_: runs.append(1))
     losses = model(inputs, samples, mode='loss')
     assert len(runs) == 1
-    expected = models.build(models.cwd())(model.student(inputs), teacher(inputs))
+    expected = stock_models.build(stock_models.cwd())(model.student(inputs), teacher(inputs))
     torch.testing.assert_close(losses['distill.maps.loss'], expected)
     (ours,) = by_hand(model.student, 'backbone.layer4', inputs, samples)
     (theirs,) = by_hand(teacher, 'backbone.layer4', inputs, samples)
@@ -105,8 +109,8 @@ def test_maps_and_gradients_in_one_run_of_the_teacher():
 
 def test_a_term_that_is_off_does_not_run_the_teachers_loss():
     off = dict(tap='decode_head.conv_seg', loss=GRADIENT, schedule=dict(start=5))
-    maps = dict(tap='decode_head.conv_seg', loss=models.cwd())
-    model = distiller(models.pspnet(), models.pspnet(), dict(g=off, maps=maps)).train()
+    maps = dict(tap='decode_head.conv_seg', loss=stock_models.cwd())
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(), dict(g=off, maps=maps)).train()
     inputs, samples = batch(model)
     model.teachers['teacher'].model.loss = None  # would fail
     assert 'distill.g.loss' not in model(inputs, samples, mode='loss')
@@ -114,7 +118,9 @@ def test_a_term_that_is_off_does_not_run_the_teachers_loss():
 
 def test_a_tap_that_is_overwritten_later_stays_on_the_path():
     tap = 'backbone.layer4@pre_relu'
-    model = distiller(models.pspnet(), models.pspnet(), dict(g=dict(tap=tap, loss=GRADIENT)))
+    model = distiller(
+        stock_models.pspnet(), stock_models.pspnet(), dict(g=dict(tap=tap, loss=GRADIENT))
+    )
     model.eval()
     inputs, samples = batch(model)
     loss = model(inputs, samples, mode='loss')['distill.g.loss']
@@ -132,7 +138,7 @@ def test_a_tap_that_is_overwritten_later_stays_on_the_path():
 @needs_ops
 def test_detectors():
     model = distiller(
-        models.retinanet(), models.retinanet(), dict(g=dict(tap='neck', loss=GRADIENT))
+        stock_models.retinanet(), stock_models.retinanet(), dict(g=dict(tap='neck', loss=GRADIENT))
     )
     inputs, samples = batch(model.train())
     losses = model(inputs, samples, mode='loss')
@@ -181,7 +187,9 @@ def test_half_precision_does_not_lose_small_gradients():
 
 def test_autocast_changes_little():
     model = distiller(
-        models.pspnet(), models.pspnet(), dict(g=dict(tap='decode_head.bottleneck', loss=GRADIENT))
+        stock_models.pspnet(),
+        stock_models.pspnet(),
+        dict(g=dict(tap='decode_head.bottleneck', loss=GRADIENT)),
     ).eval()
     inputs, samples = batch(model)
     expected = model(inputs, samples, mode='loss')['distill.g.loss']
@@ -221,7 +229,9 @@ def test_operations_without_a_second_derivative_are_named():
     assert once_only(before.square().sum(), before) is None
     assert once_only((Once.apply(before) * 3).sum(), before) == 'Once'
     model = distiller(
-        models.pspnet(), models.pspnet(), dict(g=dict(tap='backbone.layer4', loss=GRADIENT))
+        stock_models.pspnet(),
+        stock_models.pspnet(),
+        dict(g=dict(tap='backbone.layer4', loss=GRADIENT)),
     )
     model.student.decode_head.dropout = Compiled()
     inputs, samples = batch(model)
@@ -232,8 +242,8 @@ def test_operations_without_a_second_derivative_are_named():
 
 def test_gradients_of_other_shapes_are_refused():
     for tap, student, teacher in (
-        ('decode_head.bottleneck', models.pspnet(), models.pspnet(16)),
-        ('backbone.layer4', models.pspnet(), models.fcn()),
+        ('decode_head.bottleneck', stock_models.pspnet(), stock_models.pspnet(16)),
+        ('backbone.layer4', stock_models.pspnet(), stock_models.fcn()),
     ):
         with pytest.raises(ValueError, match='no connector can change that') as error:
             distiller(student, teacher, dict(g=dict(tap=tap, loss=GRADIENT)))

@@ -11,7 +11,7 @@ from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.preprocessing import Normalization
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teacher import Teacher, without_pretraining
-from tests import models
+from tests import stock_models
 
 CPU = torch.device('cpu')
 
@@ -20,7 +20,7 @@ def prepared(config, *taps, student=None):
     torch.manual_seed(0)
     teacher = Teacher(config, None)
     taps = [Tap.parse(tap) for tap in taps]
-    preprocessor = models.build(student or config).data_preprocessor
+    preprocessor = stock_models.build(student or config).data_preprocessor
     teacher.prepare(preprocessor, taps, CPU)
     return teacher, taps
 
@@ -45,7 +45,7 @@ class Ran:
 
 @pytest.mark.parametrize('name', ['pspnet', 'fcn', 'segformer'])
 def test_segmentors_give_what_they_give_alone(name):
-    teacher, (tap,) = prepared(getattr(models, name)(), 'decode_head.conv_seg')
+    teacher, (tap,) = prepared(getattr(stock_models, name)(), 'decode_head.conv_seg')
     x = torch.randn(2, 3, 64, 64)
     expected = teacher.model(x, mode='tensor')
     logits = teacher(x, None, [tap])[tap]
@@ -55,7 +55,7 @@ def test_segmentors_give_what_they_give_alone(name):
 @pytest.mark.parametrize('name', ['retinanet', 'fcos', 'gfl', 'faster_rcnn'])
 def test_detectors_give_their_features_and_dense_scores(name):
     head = 'rpn_head' if name == 'faster_rcnn' else 'bbox_head'
-    teacher, (neck, scores) = prepared(getattr(models, name)(), 'neck', f'{head}[0]')
+    teacher, (neck, scores) = prepared(getattr(stock_models, name)(), 'neck', f'{head}[0]')
     x = torch.randn(2, 3, 64, 64)
     features = teacher.model.extract_feat(x)
     got = teacher(x, None, [neck, scores])
@@ -66,24 +66,28 @@ def test_detectors_give_their_features_and_dense_scores(name):
 
 
 def test_it_sees_the_raw_image_as_it_would_alone():
-    student = models.pspnet()
-    other = models.pspnet(mean=[103.5, 116.3, 123.7], std=[1.0] * 3, bgr_to_rgb=False, pad_val=7)
+    student = stock_models.pspnet()
+    other = stock_models.pspnet(
+        mean=[103.5, 116.3, 123.7], std=[1.0] * 3, bgr_to_rgb=False, pad_val=7
+    )
     teacher, (tap,) = prepared(other, 'decode_head.conv_seg', student=student)
     image = torch.randint(0, 256, (3, 50, 64)).byte()
-    _, samples = models.batch(teacher.model, 1)
+    _, samples = stock_models.batch(teacher.model, 1)
 
     def data():
         return dict(inputs=[image.clone()], data_samples=[samples[0].clone()])
 
     alone = teacher.model.data_preprocessor(data(), training=True)
     expected = teacher.model(alone['inputs'], mode='tensor')
-    given = models.build(student).data_preprocessor(data(), training=True)
+    given = stock_models.build(student).data_preprocessor(data(), training=True)
     logits = teacher(given['inputs'], given['data_samples'], [tap])[tap]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_runs_after_the_last_tap():
-    teacher, (third, logits) = prepared(models.pspnet(), 'backbone.layer3', 'decode_head.conv_seg')
+    teacher, (third, logits) = prepared(
+        stock_models.pspnet(), 'backbone.layer3', 'decode_head.conv_seg'
+    )
     x = torch.randn(1, 3, 64, 64)
     with Ran(teacher.model) as ran:
         teacher(x, None, [third])
@@ -96,7 +100,7 @@ def test_nothing_runs_after_the_last_tap():
 
 @pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn'])
 def test_a_neck_needs_no_head_no_loss_and_no_nms(name, monkeypatch):
-    teacher, (tap,) = prepared(getattr(models, name)(), 'neck')
+    teacher, (tap,) = prepared(getattr(stock_models, name)(), 'neck')
     for head in ('base_dense_head', 'rpn_head'):
         monkeypatch.setattr(
             f'mmdet.models.dense_heads.{head}.batched_nms',
@@ -108,7 +112,7 @@ def test_a_neck_needs_no_head_no_loss_and_no_nms(name, monkeypatch):
 
 
 def test_auxiliary_and_cascaded_heads():
-    config = models.pspnet()
+    config = stock_models.pspnet()
     aux = dict(config['decode_head'], type='FCNHead', in_channels=32, in_index=2, num_convs=1)
     aux.pop('pool_scales')
     config['auxiliary_head'] = [aux, dict(aux, in_channels=16, in_index=1)]
@@ -118,7 +122,7 @@ def test_auxiliary_and_cascaded_heads():
 
 
 def test_a_cascade_of_heads_runs_in_turn():
-    config = models.fcn()
+    config = stock_models.fcn()
     first = config['decode_head']
     second = dict(first, type='OCRHead', ocr_channels=8)
     second.pop('num_convs')
@@ -129,11 +133,11 @@ def test_a_cascade_of_heads_runs_in_turn():
 
 def test_what_needs_proposals_is_refused():
     with pytest.raises(ValueError, match=r"'roi_head.bbox_head.fc_cls' needs proposals of its own"):
-        prepared(models.faster_rcnn(), 'roi_head.bbox_head.fc_cls')
+        prepared(stock_models.faster_rcnn(), 'roi_head.bbox_head.fc_cls')
 
 
 def test_a_module_that_does_not_run_by_itself_is_refused():
-    config = models.pspnet()
+    config = stock_models.pspnet()
     with pytest.raises(ValueError) as error:
         prepared(config, 'backbone.conv1')
     assert "teacher 'teacher' has no module 'backbone.conv1'" in str(error.value)
@@ -141,14 +145,14 @@ def test_a_module_that_does_not_run_by_itself_is_refused():
 
 
 def test_frozen_in_eval_mode_and_shared_by_copies():
-    teacher, _ = prepared(models.pspnet(), 'backbone')
+    teacher, _ = prepared(stock_models.pspnet(), 'backbone')
     assert not any(module.training for module in teacher.model.modules())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     assert not isinstance(teacher, nn.Module) and copy.deepcopy(teacher) is teacher
 
 
 def test_pretraining_is_not_asked_for():
-    config = models.pspnet()
+    config = stock_models.pspnet()
     config['pretrained'] = 'open-mmlab://resnet18_v1c'
     config['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='torchvision://resnet18')
     clean = without_pretraining(config)
@@ -158,8 +162,8 @@ def test_pretraining_is_not_asked_for():
 
 
 def test_weights_come_from_a_checkpoint_and_the_config_from_a_file(tmp_path):
-    config = models.pspnet()
-    trained = models.build(config)
+    config = stock_models.pspnet()
+    trained = stock_models.build(config)
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'teacher.pth')
     scope = config.pop('_scope_')
     preprocessor = config.pop('data_preprocessor')
@@ -210,11 +214,11 @@ def test_config_without_a_model(tmp_path):
 def test_missing_checkpoint(tmp_path):
     (tmp_path / 'pspnet.pth').write_bytes(b'')
     with pytest.raises(FileNotFoundError, match=r'pspnet\.pth'):
-        Teacher(models.pspnet(), str(tmp_path / 'psp.pth'))
+        Teacher(stock_models.pspnet(), str(tmp_path / 'psp.pth'))
 
 
 def test_checkpoint_of_another_architecture(tmp_path):
-    torch.save(models.build(models.fcn()).state_dict(), tmp_path / 'fcn.pth')
+    torch.save(stock_models.build(stock_models.fcn()).state_dict(), tmp_path / 'fcn.pth')
     with pytest.raises((ValueError, CheckpointError), match='strict=False'):
-        Teacher(models.pspnet(), str(tmp_path / 'fcn.pth'))
-    Teacher(models.pspnet(), str(tmp_path / 'fcn.pth'), strict=False)
+        Teacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'))
+    Teacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'), strict=False)

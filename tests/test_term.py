@@ -12,7 +12,7 @@ from mmkd_plugin.losses import ChannelWiseLoss
 from mmkd_plugin.schedule import Schedule
 from mmkd_plugin.taps import Tap, Taps
 from mmkd_plugin.term import Term
-from tests.models import cwd
+from tests.stock_models import cwd
 
 NECK = Taps.parse('neck')
 CONV = dict(type='mmkd_plugin.ConvConnector')

@@ -22,7 +22,7 @@ from mmkd_plugin.bcos import (
     unit_filters,
 )
 from mmkd_plugin.dry_run import example_batch
-from tests import models
+from tests import stock_models
 
 PIXELS = dict(mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb=True)
 CONV = dict(type='mmkd_plugin.BcosConv2d')
@@ -291,7 +291,7 @@ def segmentor(head: str) -> nn.Module:
 
 def segmentor_config(head: str) -> dict:
     """A segmentor of B-cos layers up to the classifier; Semantic FPN has a neck."""
-    config = models.fcn(**PIXELS)
+    config = stock_models.fcn(**PIXELS)
     config['backbone'] = net_config()
     del config['decode_head']['num_convs']
     config['decode_head'].update(conv_cfg=CONV, norm_cfg=NORM, act_cfg=None, type=head)
@@ -310,13 +310,13 @@ def segmentor_config(head: str) -> dict:
 
 def built(config: dict) -> nn.Module:
     torch.manual_seed(0)
-    model = models.build(config)
+    model = stock_models.build(config)
     model.init_weights()
     return model
 
 
 def detector(kind: str = 'retinanet', norm: dict = NORM) -> nn.Module:
-    config = getattr(models, kind)()
+    config = getattr(stock_models, kind)()
     config['data_preprocessor'].update(PIXELS)
     config['backbone'] = net_config()
     config['neck'].update(conv_cfg=CONV, norm_cfg=NORM)
@@ -394,11 +394,11 @@ def test_a_step_of_training_and_a_prediction(kind):
 
 
 def test_other_preprocessing_is_refused_before_training():
-    config = models.fcn()
+    config = stock_models.fcn()
     config['backbone'] = net_config()
-    cwd = dict(cwd=dict(tap='decode_head.conv_seg', loss=models.cwd()))
+    cwd = dict(cwd=dict(tap='decode_head.conv_seg', loss=stock_models.cwd()))
     with pytest.raises(ValueError, match=r'BcosResNet takes RGB images in \[0, 1\]'):
-        models.distiller(ConfigDict(config), models.fcn(), cwd)
+        stock_models.distiller(ConfigDict(config), stock_models.fcn(), cwd)
 
 
 # In the Distiller ---------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def taught_by_explanations(loss_weight: float) -> nn.Module:
         loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=loss_weight),
     )
     config = segmentor_config('FCNHead')
-    return models.distiller(ConfigDict(config), copy.deepcopy(config), dict(explain=explain))
+    return stock_models.distiller(ConfigDict(config), copy.deepcopy(config), dict(explain=explain))
 
 
 def test_explaining_leaves_the_task_as_it_is():

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.taps import Tap, find_module
-from tests import models
+from tests import stock_models
 
 
 def loaded(weighted: dict) -> nn.Module:
     """The model of a ``teacher``."""
-    model = models.build(weighted['config']).eval()
+    model = stock_models.build(weighted['config']).eval()
     model.load_state_dict(torch.load(weighted['checkpoint'])['state_dict'])
     return model.double()
 

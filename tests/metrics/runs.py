@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 
-from tests import models
+from tests import stock_models
 from tests.runs import config, save_weights
 
 
@@ -33,11 +33,11 @@ class Keep(BaseMetric):
 
 
 def segmentor(**preprocessor: Any) -> dict:
-    return models.pspnet(classes=3, **preprocessor)
+    return stock_models.pspnet(classes=3, **preprocessor)
 
 
 def detector(**preprocessor: Any) -> dict:
-    model = models.retinanet(classes=2)
+    model = stock_models.retinanet(classes=2)
     model['test_cfg'].update(score_thr=0.0, max_per_img=20)
     model['data_preprocessor'].update(preprocessor)
     return model

@@ -20,7 +20,7 @@ from mmkd_plugin.metrics.explanation_localization import (
 )
 from mmkd_plugin.metrics.explanation_metric import seen_classes
 from mmkd_plugin.registry import METRICS
-from tests import models
+from tests import stock_models
 from tests.metrics import by_hand
 from tests.metrics.runs import detector, run_test, segmentor, weighted
 from tests.runs import needs_ops
@@ -210,7 +210,7 @@ def test_a_detector(data, tmp_path):
 def test_what_positions_add_to_a_score_of_a_bcos_model():
     """All of them together are the score, of a model whose only bias is taken away."""
     path = 'configs/digit_scenes/bcos-fpn_r18-w16_1k_digit-scenes-128x128.py'
-    model = models.build(dict(read_config(path).model, _scope_='mmseg')).eval()
+    model = stock_models.build(dict(read_config(path).model, _scope_='mmseg')).eval()
     torch.nn.init.zeros_(model.decode_head.conv_seg.bias)
     explainer = dict(type='mmkd_plugin.BcosWeights', scores='decode_head.conv_seg')
     metric = ExplanationLocalization(explainer, 'backbone.add_inverse')

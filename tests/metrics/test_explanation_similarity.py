@@ -9,7 +9,7 @@ import torch
 from mmkd_plugin.metrics import ExplanationSimilarity
 from mmkd_plugin.metrics.explanation_metric import in_parts, seen_classes
 from mmkd_plugin.registry import METRICS, MODELS
-from tests import models
+from tests import stock_models
 from tests.metrics import by_hand
 from tests.metrics.runs import detector, run_test, segmentor, weighted
 from tests.runs import needs_ops
@@ -135,6 +135,6 @@ def test_a_teacher_without_the_tap(data, tmp_path):
 
 
 def test_a_teacher_of_other_classes(data, tmp_path):
-    teacher = dict(config=models.pspnet(classes=5), checkpoint=None)
+    teacher = dict(config=stock_models.pspnet(classes=5), checkpoint=None)
     with pytest.raises(ValueError, match='ExplanationSimilarity: the teacher predicts 5 classes'):
         run_test(weighted(segmentor(), tmp_path), data, tmp_path, dict(SIMILARITY, teacher=teacher))

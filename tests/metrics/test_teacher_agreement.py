@@ -12,7 +12,7 @@ from torch import Tensor
 from mmkd_plugin.metrics import TeacherAgreement
 from mmkd_plugin.metrics.teacher_agreement import agreement_counts, matched_boxes
 from mmkd_plugin.registry import METRICS
-from tests import models
+from tests import stock_models
 from tests.metrics.runs import detector, run_test, segmentor, weighted
 from tests.runs import needs_ops
 
@@ -242,7 +242,7 @@ def test_no_usable_teacher(teacher, message):
 def test_a_teacher_of_other_classes(data, tmp_path):
     metric = dict(
         type='mmkd_plugin.TeacherAgreement',
-        teacher=dict(config=models.pspnet(classes=5), checkpoint=None),
+        teacher=dict(config=stock_models.pspnet(classes=5), checkpoint=None),
     )
     with pytest.raises(ValueError, match=r'predicts 5 classes and the data set has 3 \(ground, '):
         run_test(weighted(segmentor(), tmp_path), data, tmp_path, metric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmengine.runner import Runner
 
-from tests import models
+from tests import stock_models
 from tests.metrics.runs import config_of, segmentor, weighted
 from tests.runs import config
 
@@ -28,7 +28,7 @@ def test_while_training(data, tmp_path):
         type='mmkd_plugin.Distiller',
         student=segmentor(),
         teacher=teacher,
-        distill=dict(cwd=dict(tap='decode_head.conv_seg', loss=models.cwd())),
+        distill=dict(cwd=dict(tap='decode_head.conv_seg', loss=stock_models.cwd())),
     )
     cfg = config(model, data, tmp_path, 2)
     cfg.train_cfg.val_interval = 1

@@ -13,7 +13,7 @@ from mmkd_plugin.taps import Taps
 from mmkd_plugin.term import Term
 from mmkd_plugin.visualization import Gallery, Meta, Place, Viewer, places_of
 from mmkd_plugin.visualization.figure import draw
-from tests import models
+from tests import stock_models
 from tests.runs import needs_ops
 from tests.visualization.scenes import META, scene_of
 
@@ -22,14 +22,14 @@ NAMES = ['predictions', 'attention', 'channels', 'explanations']
 
 def viewers(student: dict, *, teacher: dict | None = None, baseline: bool = True) -> list[Viewer]:
     torch.manual_seed(0)
-    model = models.build(student)
+    model = stock_models.build(student)
     found = [Viewer('student', model, model.data_preprocessor)]
     if teacher is not None:
         found.insert(
-            0, Viewer('teacher', models.build(teacher), model.data_preprocessor, 'teacher')
+            0, Viewer('teacher', stock_models.build(teacher), model.data_preprocessor, 'teacher')
         )
     if baseline:
-        found.append(Viewer('baseline', models.build(student), model.data_preprocessor))
+        found.append(Viewer('baseline', stock_models.build(student), model.data_preprocessor))
     return found
 
 
@@ -45,7 +45,7 @@ def by_name(pictures: list) -> dict[str, Any]:
 
 
 def test_all_panels_of_segmentors():
-    found = viewers(models.pspnet(), teacher=models.pspnet(12))
+    found = viewers(stock_models.pspnet(), teacher=stock_models.pspnet(12))
     made = gallery(found, 'decode_head.conv_seg')
     assert list(made.panels) == NAMES
     scene = scene_of(found[1].model)
@@ -72,7 +72,7 @@ def test_all_panels_of_segmentors():
 
 @needs_ops
 def test_all_panels_of_detectors():
-    found = viewers(models.retinanet(), teacher=models.retinanet(12))
+    found = viewers(stock_models.retinanet(), teacher=stock_models.retinanet(12))
     nn.init.constant_(found[0].model.bbox_head.retina_cls.bias, 0.5)  # sure of every class
     made = gallery(found, 'neck', score_thr=0.0)
     pictures, scores = made.pictures(scene_of(found[1].model, 64, 96))
@@ -92,7 +92,7 @@ def test_all_panels_of_detectors():
 
 
 def test_without_teacher_baseline_or_truth():
-    found = viewers(models.segformer(), baseline=False)
+    found = viewers(stock_models.segformer(), baseline=False)
     pictures, scores = gallery(found).pictures(scene_of(found[0].model, 33, 65, truth=False))
     pictures = by_name(pictures)
     assert list(pictures) == ['predictions', 'attention-backbone', 'explanations-backbone[-1]']
@@ -102,7 +102,7 @@ def test_without_teacher_baseline_or_truth():
 
 def binary(width: int, classes: int) -> dict:
     """A segmentor with one score, which is what mmseg takes for one or two classes."""
-    model = models.fcn(width, classes)
+    model = stock_models.fcn(width, classes)
     model['decode_head'] |= dict(
         out_channels=1,
         threshold=0.5,
@@ -126,7 +126,7 @@ def test_one_score(classes: list[str]) -> None:
 
 @needs_ops
 def test_a_teacher_that_is_sure_of_nothing_is_said_so():
-    found = viewers(models.retinanet(), teacher=models.retinanet())
+    found = viewers(stock_models.retinanet(), teacher=stock_models.retinanet())
     nn.init.constant_(found[0].model.bbox_head.retina_cls.bias, -9)
     made = gallery(found, panels=['explanations'])
     (picture,), _ = made.pictures(scene_of(found[1].model))
@@ -135,7 +135,7 @@ def test_a_teacher_that_is_sure_of_nothing_is_said_so():
 
 
 def test_chosen_places_are_those_of_all_panels_of_maps():
-    found = viewers(models.pspnet(), teacher=models.pspnet())
+    found = viewers(stock_models.pspnet(), teacher=stock_models.pspnet())
     places = [
         Place(
             {
@@ -160,7 +160,7 @@ def test_chosen_places_are_those_of_all_panels_of_maps():
 
 
 def test_explanations_are_of_the_classes_of_the_teacher_and_by_its_own_gradient():
-    found = viewers(models.pspnet(), teacher=models.pspnet(12), baseline=False)
+    found = viewers(stock_models.pspnet(), teacher=stock_models.pspnet(12), baseline=False)
     scene = scene_of(found[1].model)
     grid = gallery(found, panels=['explanations']).pictures(scene)[0][0].grid
     model = found[0].model.eval()
@@ -214,12 +214,12 @@ def test_terms_say_where_to_look():
 )
 def test_panels_that_cannot_be_drawn(panels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        gallery(viewers(models.fcn(), baseline=False), panels=panels)
+        gallery(viewers(stock_models.fcn(), baseline=False), panels=panels)
 
 
 @needs_ops
 def test_models_that_cannot_be_explained_are_drawn_without():
-    found = viewers(models.faster_rcnn(), baseline=False)
+    found = viewers(stock_models.faster_rcnn(), baseline=False)
     assert gallery(found).panels == ['predictions', 'attention']
     with pytest.raises(ValueError, match='no class scores that can be explained'):
         gallery(found, panels=['explanations'])

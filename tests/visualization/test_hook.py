@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.visualization import DistillVisualizationHook, hook
-from tests import models
+from tests import stock_models
 from tests.runs import DET_CLASSES, SEG_CLASSES, Record, assert_same, config, needs_ops, train
 
 ACCUMULATE = dict(
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('own_globals')
 
 
 def distilled(scope: str) -> dict:
-    make = models.pspnet if scope == 'mmseg' else models.retinanet
+    make = stock_models.pspnet if scope == 'mmseg' else stock_models.retinanet
     classes = len(SEG_CLASSES if scope == 'mmseg' else DET_CLASSES)
     student = make(8, classes)
     student['backbone']['frozen_stages'] = 1
@@ -41,7 +41,7 @@ def distilled(scope: str) -> dict:
         distill=dict(
             cwd=dict(
                 tap='decode_head.conv_seg' if scope == 'mmseg' else 'neck',
-                loss=models.cwd(tau=2, loss_weight=5),
+                loss=stock_models.cwd(tau=2, loss_weight=5),
             )
         ),
     )

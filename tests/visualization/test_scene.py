@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.visualization import Boxes, Meta, Scene, Viewer, evenly
-from tests import models
+from tests import stock_models
 from tests.runs import assert_same, needs_ops
 from tests.visualization.scenes import item, scene_of
 
@@ -21,12 +21,12 @@ TAPS = [Tap.parse('backbone[1]'), Tap.parse('backbone.layer3@pre_relu')]
 @pytest.fixture(scope='module')
 def segmentor() -> torch.nn.Module:
     torch.manual_seed(0)
-    return models.build(models.pspnet())
+    return stock_models.build(stock_models.pspnet())
 
 
 def test_a_scene_knows_what_padding_covers():
     torch.manual_seed(0)
-    model = models.build(models.retinanet())  # pads to multiples of 32
+    model = stock_models.build(stock_models.retinanet())  # pads to multiples of 32
     scene = scene_of(model, 40, 50)
     assert scene.name == 'frankfurt' and scene.size == (100, 80)
     assert scene.inputs.shape[2:] == (64, 64) and scene.covers == (128, 128)
@@ -39,8 +39,8 @@ def test_the_image_is_what_the_pipeline_made(segmentor):
     assert np.array_equal(scene.image, data['inputs'].numpy()[::-1].transpose(1, 2, 0))
     assert scene.image.dtype == np.uint8 and scene.truth.shape == (80, 100)
     grey = dict(data, inputs=data['inputs'][:1])
-    preprocessor = models.build(
-        models.pspnet(mean=[0.0], std=[1.0], bgr_to_rgb=False)
+    preprocessor = stock_models.build(
+        stock_models.pspnet(mean=[0.0], std=[1.0], bgr_to_rgb=False)
     ).data_preprocessor
     assert Scene.of(grey, preprocessor).image.shape == (40, 50, 3)
 
@@ -59,7 +59,7 @@ def test_no_truth(segmentor):
 
 def test_ignored_boxes_are_kept_apart():
     torch.manual_seed(0)
-    model = models.build(models.retinanet())
+    model = stock_models.build(stock_models.retinanet())
     data = item(model, 40, 50)
     crowd = InstanceData(bboxes=torch.tensor([[1.0, 2, 3, 4]]), labels=torch.tensor([0]))
     data['data_samples'].ignored_instances = crowd
@@ -83,7 +83,9 @@ def test_maps_and_predictions_are_those_of_the_model(segmentor):
 
 
 def test_another_model_is_fed_as_it_was_trained(segmentor):
-    other = models.build(models.pspnet(mean=[10.0] * 3, std=[2.0] * 3, bgr_to_rgb=False))
+    other = stock_models.build(
+        stock_models.pspnet(mean=[10.0] * 3, std=[2.0] * 3, bgr_to_rgb=False)
+    )
     data = item(segmentor, 40, 56)
     scene = Scene.of(copy.deepcopy(data), segmentor.data_preprocessor)
     own = Scene.of(data, other.data_preprocessor)
@@ -95,10 +97,10 @@ def test_another_model_is_fed_as_it_was_trained(segmentor):
 @pytest.mark.parametrize('kind', ['pspnet', pytest.param('retinanet', marks=needs_ops)])
 def test_a_model_in_training_stays_as_it_is(kind: str) -> None:
     torch.manual_seed(0)
-    model = models.build(getattr(models, kind)()).train()
+    model = stock_models.build(getattr(stock_models, kind)()).train()
     model.backbone.layer1.eval()  # frozen, say
     modes = {name: module.training for name, module in model.named_modules()}
-    inputs, samples = models.batch(model)
+    inputs, samples = stock_models.batch(model)
     model.parse_losses(model.loss(inputs, samples))[0].backward()
     before = copy.deepcopy(dict(model.named_buffers()))
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -129,9 +131,9 @@ def test_a_tap_that_is_not_there(segmentor):
 
 def test_a_head_that_only_training_needs_is_read_too():
     torch.manual_seed(0)
-    config = models.pspnet()
-    config['auxiliary_head'] = dict(models.fcn()['decode_head'], in_channels=32, in_index=2)
-    model = models.build(config)
+    config = stock_models.pspnet()
+    config['auxiliary_head'] = dict(stock_models.fcn()['decode_head'], in_channels=32, in_index=2)
+    model = stock_models.build(config)
     scene = scene_of(model, 40, 56)
     tap = Tap.parse('auxiliary_head.conv_seg')
     assert as_list(Viewer('a', model, model.data_preprocessor).read(scene, [tap])[tap])[0].ndim == 4
@@ -143,9 +145,9 @@ def test_meta(segmentor):
     assert meta.name(7) == 'class 7' and meta.color(2) == (1, 0, 0)
     unknown = Meta.of(None, segmentor)
     assert unknown.name(0) == 'class 0' and len(unknown.palette) == 20
-    config = models.pspnet()
+    config = stock_models.pspnet()
     config['decode_head']['ignore_index'] = 7
-    assert Meta.of({}, models.build(config)).ignore_index == 7
+    assert Meta.of({}, stock_models.build(config)).ignore_index == 7
 
 
 def test_evenly():
