@@ -10,25 +10,26 @@ from rich.table import Table
 from torch import Tensor
 
 from mmkd_plugin.taps import Maps
-from mmkd_plugin.taps.dry_run import DryRun
-from mmkd_plugin.teachers.online import Teacher
-from mmkd_plugin.terms.needs import FROM_NORM
+from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
 
 
 def plan(
     terms: Mapping[str, Term],
     teachers: Mapping[str, Teacher],
-    student: DryRun,
-    taught: Mapping[str, DryRun],
+    student: Preview,
+    taught: Mapping[str, Preview],
+    problem: str | None = None,
 ) -> str:
     """Describes each term and what every teacher has to compute.
 
     Args:
         terms (Mapping[str, Term]): The connected terms.
         teachers (Mapping[str, Teacher]): The prepared teachers.
-        student (DryRun): What the student's taps gave.
-        taught (Mapping[str, DryRun]): What each teacher's taps gave.
+        student (Preview): What the student showed of a made-up image.
+        taught (Mapping[str, Preview]): What each teacher showed.
+        problem (str, optional): Why the student's training forward could not be tried. Defaults
+            to None.
 
     Returns:
         str: Lines of text.
@@ -36,13 +37,14 @@ def plan(
     table = Table(
         'term', 'student', 'teacher', 'connector', 'loss', 'on', show_lines=len(terms) > 1
     )
+    several = sum(not teacher.learns for teacher in teachers.values()) > 1
     for name, term in terms.items():
-        teacher = f'{term.teacher}: ' if len(teachers) > 1 else ''
+        teacher = f'{term.teacher}: ' if several else ''
         run = taught[term.teacher]
-        s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
+        s, t = term.student_tap.of(student.maps), term.teacher_tap.of(run.maps)
         connector = term.describe_connectors()
         resized = strides(s, student.size) != strides(t, run.size)
-        if resized and getattr(term.loss, 'needs_same_size', True):
+        if resized and term.traits.needs_same_size:
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
@@ -55,32 +57,26 @@ def plan(
     out = io.StringIO()
     console = Console(file=out, width=1000, color_system=None, highlight=False, markup=False)
     console.print(table)
-    for name, teacher in teachers.items():
-        taps = [
-            tap
-            for term in terms.values()
-            if term.teacher == name and not term.compares_gradients
-            for tap in term.reads('teacher')
-        ]
-        console.print(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
-    if student.problem:
+    for teacher in teachers.values():
+        console.print(teacher.work())
+    if problem:
         console.print(
             'The training forward could not be tried on a made-up label, so the taps were tried in '
-            f"mode='tensor'. What it said: {student.problem}"
+            f"mode='tensor'. What it said: {problem}"
         )
     return '\n'.join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
-    if term.compares_gradients:
+    if term.traits.compares == 'gradients':
         text += '\non gradients of the task loss'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:
         text += '\ncompiled'
-    if term.norms:
-        text += f'\n{", ".join(n for n in term.needs if n in FROM_NORM)} of {", ".join(term.norms)}'
+    if term.norms is not None:
+        text += f'\n{", ".join(term.norms.needs)} of {", ".join(term.norms.names)}'
     return text
 
 

@@ -89,6 +89,11 @@ class PixelWiseLoss(nn.Module):
         """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
         return () if self.ignore_index is None else ('labels',)
 
+    @property
+    def compares_probabilities(self) -> bool:
+        """Whether it compares the probabilities of classes alone."""
+        return not self.sigmoid
+
     def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
         compare = partial(

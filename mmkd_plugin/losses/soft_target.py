@@ -140,6 +140,11 @@ class SoftTargetLoss(nn.Module):
         self.sigmoid = check_sigmoid(sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
+    @property
+    def compares_probabilities(self) -> bool:
+        """Whether it compares the probabilities of classes alone."""
+        return not self.sigmoid
+
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""
         compare = partial(soft_targets, tau=self.tau, sigmoid=self.sigmoid)

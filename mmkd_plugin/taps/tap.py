@@ -140,6 +140,17 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
 
 
+def classes_around(model: nn.Module, tap: Tap) -> int | None:
+    """``num_classes`` of the innermost module around a tap that has one."""
+    parts = tap.path.split('.')
+    for end in range(len(parts), 0, -1):
+        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
+        classes = getattr(module, 'num_classes', None)
+        if isinstance(classes, int):
+            return classes
+    return None
+
+
 def as_list(maps: Maps) -> list[Tensor]:
     """One map or several as a list."""
     return [maps] if isinstance(maps, Tensor) else list(maps)
