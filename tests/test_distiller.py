@@ -237,10 +237,6 @@ def test_in_place_activations_do_not_reach_what_a_tap_kept():
         sum=dict(tap='backbone.layer4.1.bn2', loss=dict(type='mmkd_plugin.AttentionLoss')),
     )
     model = distiller(stock_models.fcn(), stock_models.fcn(16), distill).train()
-    assert {str(tap) for tap in model._run.in_place} == {
-        'backbone.layer1.0.bn1',
-        'backbone.layer4.1.bn2',
-    }
     kept: dict[str, Tensor] = {}
     handles = [
         model.student.get_submodule(f'backbone.{path}').register_forward_hook(
@@ -766,15 +762,15 @@ OVERHAUL = dict(
 def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
     model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).train()
     term = model.distill.ofd
-    assert term.norms == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
+    assert term.norms.names == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
     named = distiller(
-        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
+        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms.names))
     ).train()
     inputs, samples = batch(model)
     loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
     assert torch.equal(loss, named(inputs, samples, mode='loss')['distill.ofd.loss'])
     teacher = model.teachers['teacher'].model
-    for name, margin in zip(term.norms, term._constants()['margin']):
+    for name, margin in zip(term.norms.names, term.norms()['margin']):
         norm = teacher.get_submodule(name)
         assert torch.equal(margin, margin_from_norm(norm.weight, norm.bias))
     assert not [key for key in model.state_dict() if 'margin' in key]
@@ -784,7 +780,7 @@ def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
 
 def test_margins_follow_the_model():
     model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).double()
-    assert all(m.dtype == torch.float64 for m in model.distill.ofd._constants()['margin'])
+    assert all(m.dtype == torch.float64 for m in model.distill.ofd.norms()['margin'])
 
 
 @pytest.mark.parametrize(
