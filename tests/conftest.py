@@ -31,7 +31,7 @@ def own_globals() -> Iterator[None]:
     before = [set(kind._instance_dict) for kind in kinds]
     with safe_loading():
         yield
-    for kind, names in zip(kinds, before):
+    for kind, names in zip(kinds, before, strict=True):
         for name in set(kind._instance_dict) - names:
             kind._instance_dict.pop(name)
 

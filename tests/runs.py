@@ -192,7 +192,7 @@ def assert_same(ours: Any, theirs: Any, where: str = '') -> None:
             assert_same(value, theirs[key], f'{where}/{key}')
     elif isinstance(ours, (list, tuple)):
         assert len(ours) == len(theirs), where
-        for i, (one, other) in enumerate(zip(ours, theirs)):
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(one, other, f'{where}/{i}')
     elif isinstance(ours, Tensor):
         assert torch.equal(ours, theirs), where

@@ -59,8 +59,8 @@ def test_one_graph_for_the_levels_of_a_pyramid_and_all_scales(warnings):
     call, loss = Compiled('distill.cwd', backend), ChannelWiseLoss()
     for side in (8, 12, 9, 16):
         levels = [pair(2, 4, side * 2**n, side * 2**n) for n in range(3)]
-        value = call(loss, *zip(*levels))
-        assert value.item() == pytest.approx(loss(*zip(*levels)).item())
+        value = call(loss, *zip(*levels, strict=True))
+        assert value.item() == pytest.approx(loss(*zip(*levels, strict=True)).item())
         value.backward()
     assert backend.graphs == 1 and backend.calls == 4 and not warnings
 

@@ -368,7 +368,7 @@ def test_loading_brings_the_connectors_back():
     other = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES, seed=1)
     assert not torch.equal(*(m.distill.cwd.connectors[0].weight for m in (model, other)))
     other.load_state_dict(model.state_dict(), strict=True)
-    for ours, theirs in zip(model.parameters(), other.parameters()):
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -395,7 +395,7 @@ def test_an_average_of_the_weights_saves_and_loads_plain_keys():
         }
         again = ExponentialMovingAverage(model, update_buffers=update_buffers)
         again.load_state_dict(state, strict=True)
-        for ours, theirs in zip(ema.module.parameters(), again.module.parameters()):
+        for ours, theirs in zip(ema.module.parameters(), again.module.parameters(), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -649,7 +649,7 @@ def test_lists_of_losses_are_weighted_too():
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
     losses = model(inputs, samples, mode='loss')
     assert isinstance(alone['loss_cls'], list)
-    for ours, theirs in zip(losses['loss_cls'], alone['loss_cls']):
+    for ours, theirs in zip(losses['loss_cls'], alone['loss_cls'], strict=True):
         torch.testing.assert_close(ours, theirs * 0.5)
 
 
@@ -698,7 +698,7 @@ def test_a_list_of_taps_is_one_list_of_maps():
     attention = dict(type='mmkd_plugin.AttentionLoss')
     terms = {
         f'at{n}': dict(tap=tap, loss=dict(attention, loss_weight=w))
-        for n, (tap, w) in enumerate(zip(stages, weights))
+        for n, (tap, w) in enumerate(zip(stages, weights, strict=True))
     }
     terms['all'] = dict(tap=stages, loss=dict(attention, loss_weight=weights))
     model = distiller(stock_models.pspnet(), stock_models.pspnet(16), terms).train()
@@ -774,7 +774,7 @@ def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
     loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
     assert torch.equal(loss, named(inputs, samples, mode='loss')['distill.ofd.loss'])
     teacher = model.teachers['teacher'].model
-    for name, margin in zip(term.norms, term._constants()['margin']):
+    for name, margin in zip(term.norms, term._constants()['margin'], strict=True):
         norm = teacher.get_submodule(name)
         assert torch.equal(margin, margin_from_norm(norm.weight, norm.bias))
     assert not [key for key in model.state_dict() if 'margin' in key]

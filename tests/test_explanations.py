@@ -51,7 +51,7 @@ def test_anchors_of_a_detector_are_those_above_the_threshold():
     scores = [torch.randn(2, 3 * 4, 5, 7) * 3 - 4, torch.randn(2, 3 * 4, 2, 3) * 3 - 4]
     chosen = choose_classes(scores, Scores(4, True), 4, score_thr=0.4)
     seen = 0
-    for x, positions in zip(scores, chosen.positions):
+    for x, positions in zip(scores, chosen.positions, strict=True):
         # as mmdet flattens them: positions, then anchors, then classes
         flat = x.permute(0, 2, 3, 1).reshape(2, -1, 4).sigmoid() > 0.4
         for n in range(2):
@@ -89,7 +89,9 @@ def test_class_scores_of_a_classifier():
 def test_two_classes_in_one_channel():
     scores = torch.tensor([-1.0, 2.0, 3.0, -4.0]).view(1, 1, 2, 2)
     chosen = choose_classes(scores, Scores(2, False), 2)
-    positions = dict(zip(chosen.classes[0].tolist(), chosen.positions[0][0, :, 0].tolist()))
+    positions = dict(
+        zip(chosen.classes[0].tolist(), chosen.positions[0][0, :, 0].tolist(), strict=True)
+    )
     assert positions == {0: [[True, False], [False, True]], 1: [[False, True], [True, False]]}
     features = torch.randn(1, 3, 2, 2, requires_grad=True)
     conv = nn.Conv2d(3, 1, 1)
@@ -183,7 +185,7 @@ def test_a_detector(kind):
                 continue
             y = sum(x[n, :, c][x[n, :, c].sigmoid() > 0.5].sum() for x in scores)
             gradients = torch.autograd.grad(y, levels, retain_graph=True)
-            for level, gradient, maps in zip(levels, gradients, explanation.maps):
+            for level, gradient, maps in zip(levels, gradients, explanation.maps, strict=True):
                 expected = plain(
                     kind.__name__, level[n].detach().numpy(), gradient[n].numpy(), (64, 96)
                 )
@@ -262,7 +264,7 @@ def test_second_order_gradients_agree_with_finite_differences(classes):
     gradients = torch.autograd.grad(loss(True), parameters, allow_unused=True)
     assert gradients[-1] is None  # a constant added to the scores
     assert sum(g is not None and bool(g.abs().max() > 1e-9) for g in gradients) >= 6
-    for parameter, gradient in zip(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         for index in list(np.ndindex(*parameter.shape))[::7]:
             values = []
             for step in (1e-5, -1e-5):

@@ -146,7 +146,7 @@ def test_bf16_moves_maps_little(name, taps):
     got, expected = teacher(x, None, taps), exact(x, None, taps)
     assert 1e-4 < distance(got, expected) < 2e-2
     for tap in taps:
-        for a, b in zip(as_list(got[tap]), as_list(expected[tap])):
+        for a, b in zip(as_list(got[tap]), as_list(expected[tap]), strict=True):
             assert a.shape == b.shape and a.dtype == torch.float32 and a.is_contiguous()
 
 

@@ -485,7 +485,7 @@ def test_checkpointed_activations(distilled, data, tmp_path):
     (plain, seen), *others = runs
     expected = weights_of(plain.model)
     for runner, record in others:
-        for ours, theirs in zip(record.losses, seen.losses):
+        for ours, theirs in zip(record.losses, seen.losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
         torch.testing.assert_close(weights_of(runner.model), expected, rtol=1e-4, atol=1e-5)
 
@@ -539,7 +539,8 @@ class ConvNeXt(torch.nn.Module):
         super().__init__()
         sizes = [width * 2**i for i in range(4)]
         self.downsample_layers = torch.nn.ModuleList(
-            torch.nn.Conv2d(i, o, 2, 2 if i > 3 else 4) for i, o in zip([3, *sizes], sizes)
+            torch.nn.Conv2d(i, o, 2, 2 if i > 3 else 4)
+            for i, o in zip([3, *sizes[:-1]], sizes, strict=True)
         )
         self.stages = torch.nn.ModuleList(
             torch.nn.Sequential(*(torch.nn.Conv2d(size, size, 1) for _ in range(2)))
@@ -548,7 +549,7 @@ class ConvNeXt(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple:
         outputs = []
-        for downsample, stage in zip(self.downsample_layers, self.stages):
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             outputs.append(x := stage(downsample(x)))
         return tuple(outputs)
 

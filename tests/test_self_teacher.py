@@ -180,7 +180,7 @@ def test_its_weights_lie_beside_the_student_and_come_back():
     assert len(neck) == len(own(model).neck.state_dict())
     other = distiller(stock_models.fcn(), SELF, TERMS, seed=5)
     other.load_state_dict(copy.deepcopy(state))
-    for ours, theirs in zip(other.parameters(), model.parameters()):
+    for ours, theirs in zip(other.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -113,6 +113,16 @@ def test_extras_name_both_stacks(metadata):
         assert not [r for r in metadata['extras_require'][extra] if OPENMMLAB.match(r)]
 
 
+def test_every_place_names_the_same_pythons(metadata):
+    oldest, newest = ('.'.join(map(str, version)) for version in (steps.OLDEST, steps.NEWEST))
+    assert metadata['python_requires'] == f'>={oldest}'
+    target = 'py' + oldest.replace('.', '')
+    assert f'target-version = "{target}"' in (ROOT / 'pyproject.toml').read_text()
+    assert (ROOT / 'Makefile').read_text().count(f'{oldest} to {newest}') == 2
+    script = (ROOT / 'tools/setup_env/__main__.py').read_text()
+    assert f'sys.version_info < {steps.OLDEST}' in script and f'Python {oldest} or newer' in script
+
+
 def test_packages_are_the_plugin_alone(metadata):
     assert metadata['packages'] and 'mmkd_plugin' in metadata['packages']
     assert all(name.split('.')[0] == 'mmkd_plugin' for name in metadata['packages'])

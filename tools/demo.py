@@ -281,10 +281,10 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
     figure = plt.figure(figsize=(11, 2.15 * ROWS + 3.6), layout='constrained')
     pictures, plot = figure.subfigures(2, 1, height_ratios=[2.15 * ROWS, 3.4])
     grid = pictures.subplots(ROWS, len(shown))
-    for axes, title in zip(grid[0], shown):
+    for axes, title in zip(grid[0], shown, strict=True):
         axes.set_title(title, fontsize=11)
-    for row, file in zip(grid, files):
-        for axes, paint in zip(row, shown.values()):
+    for row, file in zip(grid, files, strict=True):
+        for axes, paint in zip(row, shown.values(), strict=True):
             with quiet():
                 paint(axes, file)
             axes.set_axis_off()
@@ -293,7 +293,7 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
     axes = plot.subplots()
     colors = {'teacher': 'tab:gray', 'student': 'tab:orange', 'distilled': 'tab:blue'}
     for run in RUNS:
-        steps, values = zip(*scores[run])
+        steps, values = zip(*scores[run], strict=True)
         axes.plot(steps, values, marker='o', markersize=4, color=colors[run], label=NAMES[run])
     axes.set(xlabel='iteration', ylabel=f'validation {task.title} (%)', ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -334,7 +334,7 @@ def show_boxes(axes: Any, file: Path, model: Any) -> None:
 
         found = inference_detector(model, str(file)).pred_instances
         found = found[found.scores > 0.4]
-        boxes = list(zip(found.bboxes.tolist(), found.labels.tolist()))
+        boxes = list(zip(found.bboxes.tolist(), found.labels.tolist(), strict=True))
     for (left, top, right, bottom), label in boxes:
         color = plt.get_cmap('tab10')(label)
         corner = (left, top)

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import math
 import shutil
@@ -281,7 +282,7 @@ def compose_scene(sources: Sources, split: str, index: int, size: int, seed: int
         footprint = grow(ink, ring) | (coverage > 0.05)
         visible = [instance.mask & ~footprint for instance in instances]
         areas = [int(ink.sum()), *(int(mask.sum()) for mask in visible)]
-        if any(a < MIN_VISIBLE * f for a, f in zip(areas, [full_area, *full_areas])):
+        if any(a < MIN_VISIBLE * f for a, f in zip(areas, [full_area, *full_areas], strict=True)):
             continue
 
         alpha = (coverage * np.float32(rng.uniform(*OPACITY)))[..., None]
@@ -291,7 +292,7 @@ def compose_scene(sources: Sources, split: str, index: int, size: int, seed: int
         labels[ink] = label + 1
         instances = [
             Instance(instance.label, instance.original, mask)
-            for instance, mask in zip(instances, visible)
+            for instance, mask in zip(instances, visible, strict=True)
         ]
         instances.append(Instance(label, original, ink))
         full_areas.append(full_area)
@@ -344,7 +345,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
     flat = mask.flatten(order='F').astype(np.int8)
     changes = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
     edges = [0, *changes, flat.size]
-    return {'size': list(mask.shape), 'counts': [b - a for a, b in zip(edges, edges[1:])]}
+    return {'size': list(mask.shape), 'counts': [b - a for a, b in itertools.pairwise(edges)]}
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:

@@ -79,7 +79,7 @@ def by_hand(net: BcosResNet, x: torch.Tensor, bottleneck: bool) -> list[torch.Te
 def test_forward(depth):
     net, x = settled(backbone(depth)), images(1, 3, 64, 96)
     expected = by_hand(net, x, depth == 50)
-    for ours, theirs in zip(net(x), expected):
+    for ours, theirs in zip(net(x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert [y.shape[2:] for y in expected] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
@@ -175,7 +175,7 @@ def test_weights_of_the_authors(tmp_path):
     )
     net.init_weights()
     x = images(1, 3, 64, 64)
-    for ours, expected in zip(net.double().eval()(x), trained(x)):
+    for ours, expected in zip(net.double().eval()(x), trained(x), strict=True):
         torch.testing.assert_close(ours, expected)
 
 
@@ -249,7 +249,7 @@ def test_the_map_is_the_same_in_every_direction(training):
     maps, six = six_channels(net, lambda: net(x))
     direction = torch.randn(six.shape, generator=torch.Generator().manual_seed(2)).double()
     linear.add_inverse = nn.Identity()
-    for y, other in zip(maps, linear(direction)):
+    for y, other in zip(maps, linear(direction), strict=True):
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
         with explanation_mode(net):
             (weights,) = torch.autograd.grad(y, six, probe, retain_graph=True)
@@ -422,7 +422,9 @@ def test_explaining_leaves_the_task_as_it_is():
     for one in (model, alone):
         loss, _ = one.train().parse_losses(one(inputs, samples, mode='loss'))
         loss.backward()
-    for (name, ours), theirs in zip(model.student.named_parameters(), alone.parameters()):
+    for (name, ours), theirs in zip(
+        model.student.named_parameters(), alone.parameters(), strict=True
+    ):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
     state = alone.state_dict()
     assert (state['backbone.bn1.running_var'] != 1).all()

@@ -24,7 +24,7 @@ def test_counts_by_loops():
     student, teacher = torch.randint(0, 4, (2, 5, 7), generator=generator)
     counted = torch.rand(5, 7, generator=generator) > 0.3
     expected = np.zeros((3, 6), int)
-    for s, t, c in zip(*(x.flatten().tolist() for x in (student, teacher, counted))):
+    for s, t, c in zip(*(x.flatten().tolist() for x in (student, teacher, counted)), strict=True):
         if c:
             expected[0, s] += s == t
             expected[1, s] += 1
@@ -110,7 +110,9 @@ def test_pairs_by_brute_force():
 
 def shares(counts: np.ndarray) -> tuple[list[float], list[float]]:
     both, student, teacher = counts
-    found, confirmed = ([100 * b / n for b, n in zip(both, ns) if n] for ns in (teacher, student))
+    found, confirmed = (
+        [100 * b / n for b, n in zip(both, ns, strict=True) if n] for ns in (teacher, student)
+    )
     return found, confirmed
 
 
@@ -122,11 +124,11 @@ def test_a_segmentor_as_if_both_were_tested_alone(data, tmp_path):
     result, ours = run_test(student, data, tmp_path, metric)
     _, theirs = run_test(teacher, data, tmp_path)
     counts, ignored = np.zeros((3, 3), int), 0
-    for s, t in zip(ours.kept, theirs.kept):
+    for s, t in zip(ours.kept, theirs.kept, strict=True):
         label = s['gt_sem_seg']['data'].flatten().tolist()
         maps = (one['pred_sem_seg']['data'].flatten().tolist() for one in (s, t))
         assert len(label) == 64 * 64
-        for a, b, gt in zip(*maps, label):
+        for a, b, gt in zip(*maps, label, strict=True):
             if gt == 2:
                 ignored += 1
                 continue
@@ -154,14 +156,15 @@ def test_a_detector_as_if_both_were_tested_alone(data, tmp_path):
     result, ours = run_test(student, data, tmp_path, metric)
     _, theirs = run_test(teacher, data, tmp_path)
     counts = np.zeros((3, 2), int)
-    for s, t in zip(ours.kept, theirs.kept):
+    for s, t in zip(ours.kept, theirs.kept, strict=True):
         lists = []
         for one in (s['pred_instances'], t['pred_instances']):
             sure = [i for i, score in enumerate(one['scores'].tolist()) if score >= score_thr]
             lists += [one['bboxes'][sure].tolist(), one['labels'][sure].tolist()]
         for c in range(2):
             in_class = [
-                [box for box, label in zip(*pair) if label == c] for pair in (lists[:2], lists[2:])
+                [box for box, label in zip(*pair, strict=True) if label == c]
+                for pair in (lists[:2], lists[2:])
             ]
             counts[0, c] += flow(*in_class, 0.5)
             counts[1:, c] += [len(one) for one in in_class]

@@ -6,9 +6,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable
 
 HINTS = [
     # First, because pip ends a failed download with "no matching distribution" as well.

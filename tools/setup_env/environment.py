@@ -11,9 +11,8 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable
 
 from setup_env.console import Status, StepError, hint_for, pip_progress, telling_lines
 

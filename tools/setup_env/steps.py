@@ -14,16 +14,15 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from setup_env.console import NinjaProgress, Status, StepError, clock
 from setup_env.environment import ROOT, Environment, name_of, read_requirements, torch_requirement
 from setup_env.wheels import WheelCache, build_jobs, locked, wheel_key
 
 DEFAULT_TORCH = 'torch==2.13.0'
-OLDEST = {'onedl': (3, 10), 'upstream': (3, 9)}
-NEWEST = (3, 13)
+OLDEST, NEWEST = (3, 10), (3, 13)
 SETUPTOOLS = {'onedl': 'setuptools>=80,<82', 'upstream': 'setuptools>=65,<81'}
 STACKS = {
     'onedl': {
@@ -155,9 +154,8 @@ class Setup:
 
     def check_python(self, version: tuple[int, ...] | None, python: Path | str) -> None:
         """Sees that the stack runs on this Python."""
-        oldest = OLDEST[self.env.stack]
-        if version is None or not oldest <= tuple(version) <= NEWEST:
-            span = ' to '.join('.'.join(map(str, v)) for v in (oldest, NEWEST))
+        if version is None or not OLDEST <= tuple(version) <= NEWEST:
+            span = ' to '.join('.'.join(map(str, v)) for v in (OLDEST, NEWEST))
             is_now = '.'.join(map(str, version)) if version else 'broken'
             raise StepError(
                 f'the {self.env.stack} stack needs Python {span}, {python} is {is_now}',
