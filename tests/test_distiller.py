@@ -17,7 +17,7 @@ from torch import Tensor
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
 from tests import stock_models
-from tests.stock_models import batch, build, cwd, distiller
+from tests.stock_models import batch, build, calls_of, cwd, distiller
 
 LOGITS = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3)))
 NECK = dict(cwd=dict(tap='neck', loss=cwd(tau=1, loss_weight=10)))
@@ -237,10 +237,6 @@ def test_in_place_activations_do_not_reach_what_a_tap_kept():
         sum=dict(tap='backbone.layer4.1.bn2', loss=dict(type='mmkd_plugin.AttentionLoss')),
     )
     model = distiller(stock_models.fcn(), stock_models.fcn(16), distill).train()
-    assert {str(tap) for tap in model._run.in_place} == {
-        'backbone.layer1.0.bn1',
-        'backbone.layer4.1.bn2',
-    }
     kept: dict[str, Tensor] = {}
     handles = [
         model.student.get_submodule(f'backbone.{path}').register_forward_hook(
@@ -771,10 +767,11 @@ def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
         stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
     ).train()
     inputs, samples = batch(model)
+    calls = calls_of(term.loss)
     loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
     assert torch.equal(loss, named(inputs, samples, mode='loss')['distill.ofd.loss'])
     teacher = model.teachers['teacher'].model
-    for name, margin in zip(term.norms, term._constants()['margin'], strict=True):
+    for name, margin in zip(term.norms, calls[0][1]['margin'], strict=True):
         norm = teacher.get_submodule(name)
         assert torch.equal(margin, margin_from_norm(norm.weight, norm.bias))
     assert not [key for key in model.state_dict() if 'margin' in key]
@@ -783,8 +780,12 @@ def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
 
 
 def test_margins_follow_the_model():
-    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).double()
-    assert all(m.dtype == torch.float64 for m in model.distill.ofd._constants()['margin'])
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).train().double()
+    inputs, samples = batch(model)
+    calls = calls_of(model.distill.ofd.loss)
+    model(inputs.double(), samples, mode='loss')
+    ((_, given),) = calls
+    assert all(margin.dtype == torch.float64 for margin in given['margin'])
 
 
 @pytest.mark.parametrize(

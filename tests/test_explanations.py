@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import mmkd_plugin.distiller as distiller_module
 from mmkd_plugin.explanations import (
     GradCAM,
     GradientAttention,
@@ -341,24 +340,33 @@ def test_a_student_equal_to_its_teacher_has_no_difference():
     assert loss.item() == pytest.approx(0, abs=1e-5) or zero
 
 
-def test_the_teachers_classes_are_explained_in_both(monkeypatch):
+class NotedCAM(GradCAM):
+    """Grad-CAM that notes which classes it explains, beside the width of the model's maps."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.explained = []
+
+    def __call__(self, features, scores, chosen, *args, **kwargs):
+        self.explained.append((features.shape[1], chosen))
+        return super().__call__(features, scores, chosen, *args, **kwargs)
+
+
+def test_the_teachers_classes_are_explained_in_both():
     model = distiller(fcn(4), fcn(8), term(max_classes=2)).train()
     inputs, samples = batch(model.student)
-    given = []
-    real = distiller_module._explained
-
-    def noting(term, side, maps, chosen, *rest):
-        given.append((side, chosen))
-        return real(term, side, maps, chosen, *rest)
-
-    monkeypatch.setattr(distiller_module, '_explained', noting)
+    explainer = model.distill.explain.explainer = NotedCAM(SEG, max_classes=2)
     model(inputs, samples, mode='loss')
-    assert [side for side, _ in given] == ['teacher', 'student'] and given[0][1] is given[1][1]
+    widths, (ours, theirs) = zip(*explainer.explained, strict=True)
+    assert sorted(widths) == [32, 64]  # channels of the student's layer4 and of the teacher's
+    assert torch.equal(ours.classes, theirs.classes)
+    for mine, other in zip(ours.positions, theirs.positions, strict=True):
+        assert torch.equal(mine, other)
     teacher = model.teachers['teacher'].model
     logits = teacher.decode_head(teacher.extract_feat(inputs))
     for n in range(2):
         present = set(logits[n].argmax(0).unique().tolist())
-        assert set(given[0][1].classes[n].tolist()) - {-1} <= present
+        assert set(ours.classes[n].tolist()) - {-1} <= present
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -407,11 +415,9 @@ def test_other_losses_can_compare_explanations():
     assert model(inputs, samples, mode='loss')['distill.explain.loss'] >= 0
 
 
-def test_the_plan_names_what_is_explained(monkeypatch):
-    lines = []
-    monkeypatch.setattr(distiller_module, 'print_log', lambda text, **_: lines.append(text))
+def test_the_plan_names_what_is_explained(log):
     distiller(fcn(4), fcn(8), term(max_classes=2))
-    (text,) = [x for x in lines if 'ExplanationLoss' in x]
+    (text,) = (text for text in log.messages if 'ExplanationLoss' in text)
     assert f'on explanations: GradCAM of {SEG}, 2 classes an image' in text
     assert f'runs backbone, decode_head; stops after {SEG}' in text
 

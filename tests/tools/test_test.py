@@ -140,7 +140,7 @@ def test_tta_of_a_segmentor(cfg):
 
 def test_tta_needs_a_config(cfg):
     tool = load_tool('test')
-    del cfg._cfg_dict['tta_model']
+    cfg.pop('tta_model')
     with pytest.raises(tool.UsageError, match='tta_model'):
         tool.use_tta(cfg)
 
