@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.losses.functional import finite_number, full_precision
+from mmkd_plugin.models.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
 
@@ -435,7 +435,7 @@ class BcosWeights(Explainer):
         return gradients.transpose(0, 1)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """See :func:`mmkd_plugin.bcos.explanation_mode`."""
+        """See :func:`mmkd_plugin.models.bcos.explanation_mode`."""
         if not any(isinstance(module, DynamicLinear) for module in model.modules()):
             raise ValueError(
                 f'{type(model).__name__} has no B-cos layer, so it has no dynamic linear weights; '

@@ -94,7 +94,7 @@ class TeacherAgreement(BaseMetric):
 
     Args:
         teacher (dict | str, optional): ``config``, ``checkpoint`` and ``strict`` of a
-            :class:`~mmkd_plugin.teacher.Teacher`. Defaults to None: ``tools/test.py`` takes the
+            :class:`Teacher`. Defaults to None: ``tools/test.py`` takes the
             teacher of a distilled config; of several the one of this name.
         score_thr (float): Boxes with at least this score are confident. Defaults to 0.3.
         iou_thr (float): Least intersection over union of two boxes that are the same. Defaults to
