@@ -38,14 +38,14 @@ def own_globals() -> Iterator[None]:
 
 
 class Log(logging.Handler):
-    """Keeps what is logged.
+    """Keeps what is logged for users: information, warnings and errors.
 
     Attributes:
         records (list[logging.LogRecord]): All of it, in order.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(logging.INFO)
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:

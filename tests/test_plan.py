@@ -85,15 +85,15 @@ def test_levels_and_their_connectors(planned):
     ('loss', 'connector'),
     [
         ('ChannelWiseLoss', '1×1 conv 16→64, resize'),  # needs the teacher's channels and size,
-        ('AttentionLoss', 'resize    '),  # its size,
-        ('NeuronSelectivityLoss', 'none      '),  # or neither of them
+        ('AttentionLoss', 'resize'),  # its size,
+        ('NeuronSelectivityLoss', 'none'),  # or neither of them
     ],
 )
 def test_what_the_loss_needs_is_what_is_connected(planned, loss, connector):
     term = dict(student_tap='backbone[1]', teacher_tap='backbone[2]')
     distill = dict(term=dict(term, loss=dict(type=f'mmkd_plugin.{loss}')))
     text = planned(stock_models.fcn(), stock_models.fcn(16), distill)
-    assert f'│ {connector} │' in text
+    assert f'│ {connector:9} │' in text
 
 
 def test_the_teachers_source_is_its_config(planned, tmp_path):

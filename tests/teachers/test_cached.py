@@ -29,8 +29,9 @@ from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teachers.cached import CachedTeacher
 from mmkd_plugin.teachers.online import Teacher
 from tests import stock_models
-from tests.caches import load_tool, use_cache, write_cache
+from tests.caches import use_cache, write_cache
 from tests.runs import Record, assert_same, config, needs_ops, save_weights, train
+from tests.tools.tool_runs import load_tool
 
 CLASSES = dict(mmseg=11, mmdet=10)
 TAPS = dict(mmseg='decode_head.conv_seg', mmdet='neck')

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from test_train import needs_ops
-from tool_runs import load_tool, run_tool
 
 from mmkd_plugin.cli import read_config, use_student
+from tests.runs import needs_ops
+from tests.tools.tool_runs import load_tool, run_tool
 
 
 def result(work_dir: Path) -> dict[str, float]:

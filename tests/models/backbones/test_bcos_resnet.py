@@ -211,6 +211,12 @@ def test_every_map_is_linear_in_the_six_channels(depth, training):
         assert weights[:, :3].abs().sum() > 0 and weights[:, 3:].abs().sum() > 0
 
 
+def unit_conv(layer: BcosConv2d, x: torch.Tensor) -> torch.Tensor:
+    """The convolution of a layer alone, with filters of length one."""
+    weight, place = unit_filters(layer.weight), (layer.stride, layer.padding, layer.dilation)
+    return torch.conv2d(x, weight, None, *place, layer.groups)
+
+
 def frozen(net: nn.Module, run: Any) -> nn.Module:
     """The linear map that the network is in ``run()``: its layers with what they multiplied by."""
     factors, linear = {}, copy.deepcopy(net)
@@ -219,12 +225,12 @@ def frozen(net: nn.Module, run: Any) -> nn.Module:
     def note(name: str, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         before = x
         if name in convs:
-            before = layer._conv_forward(x, unit_filters(layer.weight), None)
+            before = unit_conv(layer, x)
         factors[name] = (y / before).detach()
 
     def multiply(name: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if name in convs:
-            x = layer._conv_forward(x, unit_filters(layer.weight), None)
+            x = unit_conv(layer, x)
         return x * factors[name]
 
     handles = [
