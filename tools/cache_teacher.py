@@ -6,7 +6,7 @@ CONFIG is a distilled config. Train with the same one and no teacher in memory:
     python tools/train.py CONFIG \\
         --cfg-options model.teacher.type=CachedTeacher model.teacher.path=PATH
 
-A run that was stopped goes on when the same command is given again.
+If a run is stopped, the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import View, of_kind
 
 AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
-"""What is computed once and read in every epoch need not be fast."""
+"""Exact rather than fast: the teacher runs once, and every epoch reads what it gave."""
 
 TRIED = 8
-"""Images by which the size of the whole is estimated."""
+"""Number of images from which the size of the cache is estimated."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,31 +82,33 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', help='the folder of the cache; default: the `path` of a CachedTeacher in CONFIG'
     )
-    parser.add_argument('--teacher', metavar='NAME', help='which one, where there are several')
+    parser.add_argument('--teacher', metavar='NAME', help='which teacher, if there are several')
     parser.add_argument(
         '--dtype',
         choices=DTYPES,
         default='float16',
-        help='what numbers are stored as; uint8: 256 steps for each channel of each image',
+        help='type of the stored numbers; uint8 keeps 256 steps for each channel of each image',
     )
     parser.add_argument(
         '--top-k',
         type=int,
         metavar='K',
-        help='store the K largest of the logits, where losses compare probabilities of classes',
+        help='store the K largest logits only, where losses compare the probabilities of classes',
     )
     parser.add_argument(
         '--scale',
         metavar='WIDTH,HEIGHT',
-        help='the size of image on which the teacher runs; default: that of the train pipeline',
+        help='size of the images on which the teacher runs; default: that of the train pipeline',
     )
     parser.add_argument(
         '--mirrored',
         action=argparse.BooleanOptionalAction,
-        help='whether the teacher runs on mirrored images too; default: if the train pipeline '
-        'mirrors some',
+        help='run the teacher on mirrored images too, or not; default: as the train pipeline '
+        'mirrors images, or not',
     )
-    parser.add_argument('--workers', type=int, default=2, help='processes that load images')
+    parser.add_argument(
+        '--workers', type=int, default=2, help='number of processes that load images (2)'
+    )
     parser.add_argument(
         '--verify', action='store_true', help='read a whole cache and check every record'
     )
@@ -132,7 +134,7 @@ def main() -> None:
 
 
 def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
-    """The config of the teacher that is meant, as one that runs; sets ``args.out``."""
+    """Returns the config of the chosen teacher, as one that runs; sets ``args.out``."""
     configs = teacher_configs(cfg.model.get('teacher') or {})
     configs = {name: one for name, one in configs.items() if not kind_of_teacher(one).learns}
     name = args.teacher or (next(iter(configs)) if len(configs) == 1 else None)
@@ -208,7 +210,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
 
 def terms_of(cfg: Config, teacher: str) -> list[Term]:
-    """The terms that learn from a teacher."""
+    """Returns the terms that learn from a teacher."""
     names = list(teacher_configs(cfg.model.teacher))
     terms = [
         Term.from_config(name, line, names) for name, line in (cfg.model.distill or {}).items()
@@ -226,7 +228,7 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
 
 
 def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dict], dict | None]:
-    """How the train pipelines load images, and to which scale they bring them."""
+    """Returns how the train pipelines load images, and the scale to which they bring them."""
     loading = [loading_part(holder['pipeline']) for holder in holders]
     if any(plain(one) != plain(loading[0]) for one in loading):
         raise UsageError('the train pipelines of the data sets load images in different ways')
@@ -246,7 +248,7 @@ def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dic
 
 
 def ignored(cfg: Config) -> list[str]:
-    """Transforms of the user's own that leave each pixel in its place, if the config says so."""
+    """Returns the names of transforms that leave each pixel in its place, as the config says."""
     teachers = cfg.model.teacher
     teachers = [teachers] if isinstance(teachers, dict) else teachers
     return [name for one in teachers if is_cached(one) for name in one.get('ignore', ())]
@@ -258,7 +260,7 @@ def build_preprocessor(cfg: Config) -> nn.Module:
 
 
 def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> None:
-    """Notes for each tap of how many classes the logits are stored."""
+    """Notes for each tap how many of its logits are stored."""
     independent = {
         str(tap)
         for term in terms
@@ -290,7 +292,7 @@ def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> N
 
 
 def spread(images: Sequence[str]) -> list[str]:
-    """The same images, first a few from all over the list, by which the size is estimated."""
+    """Returns the same images, a few from all over the list first: they give the estimate."""
     step = max(len(images) // TRIED, 1)
     first = list(images[::step][:TRIED])
     return first + [image for image in images if image not in set(first)]
@@ -325,7 +327,7 @@ def run_all(
 
 
 def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], total: int) -> None:
-    """Writes records as they come, after it is clear that the disk has room for all."""
+    """Writes records as they come, once an estimate has shown that the disk has room for all."""
     console = Console()
     columns = (
         TextColumn('teacher'),
@@ -353,7 +355,7 @@ def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], 
 
 
 def verify(path: str, cfg: Config) -> None:
-    """Reads every record, and compares the images with the training set."""
+    """Reads every record and compares the images with the training set."""
     cache = TeacherCache(path)
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
     images = images_of(DATASETS.build(cfg.train_dataloader.dataset), common_root(holders))

@@ -26,7 +26,9 @@ class Gap(nn.Module):
 
     def forward(self, student, teacher):
         self.given = student, teacher
-        pairs = [(student, teacher)] if torch.is_tensor(student) else zip(student, teacher)
+        pairs = (
+            [(student, teacher)] if torch.is_tensor(student) else zip(student, teacher, strict=True)
+        )
         return sum((s.sum() - t.sum()).square() for s, t in pairs)
 
 
