@@ -1,11 +1,9 @@
-"""The plan: what a distilled run is going to compute, as a table."""
+"""The plan: a table of everything that a distilled run computes."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from mmkd_plugin.needs import FROM_NORM
 from mmkd_plugin.taps import Maps
 from mmkd_plugin.teacher import Teacher
 from mmkd_plugin.term import Term
+from mmkd_plugin.words import table_text
 
 
 def plan(
@@ -22,16 +21,16 @@ def plan(
     student: DryRun,
     taught: Mapping[str, DryRun],
 ) -> str:
-    """Describes each term and what every teacher has to compute.
+    """Describes each term and the work of each teacher.
 
     Args:
-        terms (Mapping[str, Term]): The connected terms.
-        teachers (Mapping[str, Teacher]): The prepared teachers.
-        student (DryRun): What the student's taps gave.
-        taught (Mapping[str, DryRun]): What each teacher's taps gave.
+        terms (Mapping[str, Term]): The connected terms, by their names.
+        teachers (Mapping[str, Teacher]): The prepared teachers, by their names.
+        student (DryRun): The dry forward of the student.
+        taught (Mapping[str, DryRun]): The dry forward of each teacher, by its name.
 
     Returns:
-        str: Lines of text.
+        str: A table with a row for each term, then a line for each teacher.
     """
     table = Table(
         'term', 'student', 'teacher', 'connector', 'loss', 'on', show_lines=len(terms) > 1
@@ -52,9 +51,7 @@ def plan(
             _loss(term),
             str(term.schedule),
         )
-    out = io.StringIO()
-    console = Console(file=out, width=1000, color_system=None, highlight=False, markup=False)
-    console.print(table)
+    lines = [table_text(table, width=1000)]
     for name, teacher in teachers.items():
         taps = [
             tap
@@ -62,13 +59,13 @@ def plan(
             if term.teacher == name and not term.compares_gradients
             for tap in term.reads('teacher')
         ]
-        console.print(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
+        lines.append(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
     if student.problem:
-        console.print(
+        lines.append(
             'The training forward could not be tried on a made-up label, so the taps were tried in '
             f"mode='tensor'. What it said: {student.problem}"
         )
-    return '\n'.join(line.rstrip() for line in out.getvalue().splitlines())
+    return '\n'.join(lines)
 
 
 def _loss(term: Term) -> str:
@@ -88,8 +85,16 @@ def shapes(maps: Maps, size: int) -> str:
     """Channels and strides of maps, such as ``'256 channels, stride 8, 16'``.
 
     Args:
-        maps (Maps): What a tap gave in a dry forward.
-        size (int): Height and width of the image that it ran on, pixels.
+        maps (Maps): The maps of a tap in a dry forward, ``(1, C, H, W)`` or of another shape.
+        size (int): Height and width of the image of that forward, pixels.
+
+    Returns:
+        str: Channels and strides, or the shapes if a map has no height and width.
+
+    Examples:
+        >>> import torch
+        >>> shapes([torch.rand(1, 256, 16, 16), torch.rand(1, 256, 8, 8)], size=128)
+        '256 channels, stride 8, 16'
     """
     tensors = [maps] if isinstance(maps, Tensor) else maps
     if any(tensor.ndim != 4 for tensor in tensors):
@@ -102,6 +107,14 @@ def shapes(maps: Maps, size: int) -> str:
 
 
 def strides(maps: Maps, size: int) -> list[tuple[float, ...]]:
-    """Pixels per position of each map that has positions, in height and in width."""
+    """Pixels per position of each map ``(N, C, H, W)``, in height and in width.
+
+    Args:
+        maps (Maps): The maps of a tap in a dry forward.
+        size (int): Height and width of the image of that forward, pixels.
+
+    Returns:
+        list[tuple[float, ...]]: Two numbers for each map; maps of another shape are left out.
+    """
     tensors = [maps] if isinstance(maps, Tensor) else maps
     return [tuple(size / side for side in t.shape[2:]) for t in tensors if t.ndim == 4]
