@@ -1,4 +1,4 @@
-"""CutMix and Mixup, which mix the images of a batch, and mmseg's preprocessor with such augments."""
+"""CutMix and Mixup, which mix the images of a batch, and a preprocessor of mmseg with them."""
 
 from __future__ import annotations
 
