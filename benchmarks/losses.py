@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import mmrazor
 from benchmarks.cases import Case, Inputs, Loss
 from benchmarks.measure import PeakBytes, Rounds, failed, synchronize, take_turns
-from mmkd_plugin.compiled import compiled
+from mmkd_plugin.terms.compiled import compiled
 
 TEXTBOOK, RAZOR, EAGER, COMPILED, FLOOR = 'textbook', 'MMRazor', 'ours', 'ours, compiled', 'floor'
 OURS = (EAGER, COMPILED)

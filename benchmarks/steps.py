@@ -25,12 +25,13 @@ from benchmarks import mmrazor, textbook
 from benchmarks.cases import check_name
 from benchmarks.measure import Rounds, take_turns
 from mmkd_plugin import stack
-from mmkd_plugin.cached_teacher import description, field_of, map_key, padding_values
+from mmkd_plugin.cache.loading import field_of, map_key
+from mmkd_plugin.cache.store import CacheError, CacheWriter
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, as_list, find_module
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_cache import CacheError, CacheWriter
+from mmkd_plugin.teachers.caching import description, padding_values
+from mmkd_plugin.teachers.online import Teacher
 
 STUDENT, BARE, RAZOR = 'student', 'and bare teacher', 'MMRazor'
 ONLINE, FP32, CACHED = 'ours', 'ours, fp32', 'ours, cached'

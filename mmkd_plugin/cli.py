@@ -16,12 +16,12 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmkd_plugin.cached_teacher import unwire
+from mmkd_plugin.building import check_keys
+from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
-from mmkd_plugin.keys import check_keys
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
-from mmkd_plugin.teacher_configs import teacher_configs
+from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.words import did_you_mean
 
 

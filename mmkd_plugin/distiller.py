@@ -13,28 +13,24 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkd_plugin.cached_teacher import CachedTeacher, classes_around
+from mmkd_plugin.building import check_compile, check_keys
 from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
-from mmkd_plugin.dry_run import (
-    DryRun,
-    dry_run_student,
-    example_batch,
-    random_state_kept,
-    trial_copy,
-)
 from mmkd_plugin.explanations import Chosen, Explanation, Scores, explain, scores_of
-from mmkd_plugin.keys import check_keys
 from mmkd_plugin.losses.functional import finite_number
-from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.schedule import Schedule
-from mmkd_plugin.self_teacher import SelfTeacher
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list
-from mmkd_plugin.task_gradient import once_only, task_gradients, twice_differentiable
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_configs import build_teacher, is_self_teacher, teacher_configs
-from mmkd_plugin.term import Term, check_compile
+from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
+from mmkd_plugin.taps.example import example_batch, random_state_kept
+from mmkd_plugin.taps.task_gradient import once_only, task_gradients, twice_differentiable
+from mmkd_plugin.teachers.cached import CachedTeacher
+from mmkd_plugin.teachers.caching import classes_around
+from mmkd_plugin.teachers.configs import build_teacher, is_self_teacher, teacher_configs
+from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.self_teacher import SelfTeacher
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.schedule import Schedule
+from mmkd_plugin.terms.term import Term
 
 STATE_VERSION = 1
 #: Parts whose state lies beside that of the student in a checkpoint.

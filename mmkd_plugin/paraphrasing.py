@@ -12,11 +12,12 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkd_plugin.dry_run import random_state_kept
+from mmkd_plugin.building import build_module
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import as_list
-from mmkd_plugin.teacher_configs import build_teacher, is_self_teacher, teacher_configs
-from mmkd_plugin.term import Term, build_module
+from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.configs import build_teacher, is_self_teacher, teacher_configs
+from mmkd_plugin.terms.term import Term
 
 FILE_NAME = 'paraphraser.pth'
 

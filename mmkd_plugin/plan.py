@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from rich.table import Table
 from torch import Tensor
 
-from mmkd_plugin.dry_run import DryRun
-from mmkd_plugin.needs import FROM_NORM
 from mmkd_plugin.taps import Maps
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.term import Term
+from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.terms.needs import FROM_NORM
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.words import table_text
 
 

@@ -10,9 +10,9 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
-from mmkd_plugin import inference
-from mmkd_plugin.inference import Inference
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.teachers import inference
+from mmkd_plugin.teachers.inference import Inference
 from tests.runs import make_data
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmkd_plugin import losses, stack
-from mmkd_plugin.batch_augments import use_stock_preprocessor
+from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'

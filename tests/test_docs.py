@@ -16,9 +16,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkd_plugin import stack
-from mmkd_plugin.schedule import CURVES, Schedule
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.term import KEYS, Term
+from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.terms.schedule import CURVES, Schedule
+from mmkd_plugin.terms.term import KEYS, Term
 from tests import stock_models
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,19 +28,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkd_plugin.cached_teacher import (
-    description,
-    is_cached,
-    keeps_probabilities,
-    padding_values,
-    whole_picture,
+from mmkd_plugin.cache.images import (
+    ScaledImages,
+    common_root,
+    images_of,
+    loading_part,
+    mirrors,
+    plain,
+    scales_at_random,
+    training_scale,
 )
-from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
-from mmkd_plugin.geometry import record_training, train_pipelines
-from mmkd_plugin.stack import safe_loading
-from mmkd_plugin.taps import Tap
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_cache import (
+from mmkd_plugin.cache.recording import record_training, train_pipelines
+from mmkd_plugin.cache.store import (
     DTYPES,
     CacheError,
     CacheWriter,
@@ -54,18 +53,14 @@ from mmkd_plugin.teacher_cache import (
     record_names,
     stored_size,
 )
-from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
-from mmkd_plugin.term import Term
-from mmkd_plugin.training_images import (
-    ScaledImages,
-    common_root,
-    images_of,
-    loading_part,
-    mirrors,
-    plain,
-    scales_at_random,
-    training_scale,
-)
+from mmkd_plugin.cache.wiring import is_cached, keeps_probabilities
+from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
+from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.taps import Tap
+from mmkd_plugin.teachers.caching import description, padding_values, whole_picture
+from mmkd_plugin.teachers.configs import is_self_teacher, teacher_configs
+from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.terms.term import Term
 
 AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
 """What is computed once and read in every epoch need not be fast."""

@@ -21,9 +21,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmkd_plugin.batch_augments import use_stock_preprocessor
 from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, plain_errors, read_config, use_student
+from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 
 SUFFIXES = ('.pth', '.safetensors')
 

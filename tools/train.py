@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint, save_checkpoint
 
-from mmkd_plugin.cached_teacher import wire
+from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,

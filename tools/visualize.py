@@ -39,9 +39,10 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Taps
-from mmkd_plugin.teacher import Teacher, without_pretraining
-from mmkd_plugin.teacher_configs import teacher_configs
-from mmkd_plugin.term import Term
+from mmkd_plugin.teachers.configs import teacher_configs
+from mmkd_plugin.teachers.model import without_pretraining
+from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.visualization import (
     PANELS,
     Gallery,

@@ -12,11 +12,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmkd_plugin.building import build_module
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.explanations import Chosen, Explainer, choose_classes, scores_of
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.taps import TapReader, Taps, find_module
-from mmkd_plugin.term import build_module
 
 #: Classes that are explained at once: a batched backward pass holds a map for each class.
 CLASSES_AT_ONCE = 8

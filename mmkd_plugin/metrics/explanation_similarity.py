@@ -18,9 +18,9 @@ from mmkd_plugin.metrics.explanation_metric import (
 )
 from mmkd_plugin.metrics.frozen_teacher import FrozenTeacher
 from mmkd_plugin.metrics.table import log_per_class
-from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.taps import Taps
+from mmkd_plugin.teachers.preprocessing import InputConverter
 
 
 @METRICS.register_module()

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmkd_plugin.dry_run import random_state_kept
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_configs import teacher_configs
+from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.configs import teacher_configs
+from mmkd_plugin.teachers.online import Teacher
 
 EXAMPLE = "teacher=dict(config='...', checkpoint='...')"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmkd_plugin.explanations import Explainer
 from mmkd_plugin.losses import ChannelWiseLoss
 from mmkd_plugin.taps import Maps, Tap, Taps
-from mmkd_plugin.term import Term
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.visualization.attention import LEAST, attention_grid
 from mmkd_plugin.visualization.channels import channels_grid
 from mmkd_plugin.visualization.explanations import (

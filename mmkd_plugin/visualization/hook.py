@@ -10,8 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmkd_plugin.dry_run import random_state_kept
 from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.visualization.figure import draw
 from mmkd_plugin.visualization.gallery import Gallery, check_panels, places_of
 from mmkd_plugin.visualization.page import file_name

@@ -15,11 +15,11 @@ from matplotlib import colormaps
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from mmkd_plugin.dry_run import DryRun, read_once
 from mmkd_plugin.explanations import Chosen, Explainer, Explanation, evaluating, explain
-from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, find_module
-from mmkd_plugin.teacher import _forward, _heads_of
+from mmkd_plugin.taps.dry_run import DryRun, read_once
+from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
+from mmkd_plugin.teachers.preprocessing import InputConverter
 
 #: Colours of the classes of a data set without a palette.
 COLORS = colormaps['tab20'].colors
@@ -193,11 +193,11 @@ class Viewer:
         owner = f"model '{self.name}'"
         for tap in taps:
             find_module(self.model, tap, owner)
-        heads = _heads_of(self.model, taps, owner)
+        heads = heads_of(self.model, taps, owner)
         inputs = self._convert(scene.inputs, scene.samples)
 
         def forward() -> None:
-            _forward(self.model, inputs, copy.deepcopy(scene.samples), heads)
+            dense_forward(self.model, inputs, copy.deepcopy(scene.samples), heads)
 
         with evaluating(self.model):
             run = self._runs.get(tuple(taps))

@@ -21,8 +21,8 @@ from memory import saved_bytes
 from torch import Tensor, nn
 
 import mmkd_plugin.losses
-from mmkd_plugin.compiled import compiled
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.terms.compiled import compiled
 
 Shape = tuple[int, ...]
 LOW_PRECISION = (torch.bfloat16, torch.float16)

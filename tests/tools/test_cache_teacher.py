@@ -14,8 +14,8 @@ import pytest
 from mmengine.config import Config
 from tool_runs import TOOLS, load_tool, run_tool
 
+from mmkd_plugin.cache.store import FINISHED, TeacherCache, close, record_key
 from mmkd_plugin.checkpoint import read_checkpoint
-from mmkd_plugin.teacher_cache import FINISHED, TeacherCache, close, record_key
 
 CACHED = 'model.teacher.type=CachedTeacher'
 
@@ -68,7 +68,7 @@ def test_the_same_config_trains_with_it(cache, segmentation, tmp_path):
 
 KILLED = """
 import os, runpy, signal, sys
-from mmkd_plugin.teacher_cache import CacheWriter
+from mmkd_plugin.cache.store import CacheWriter
 write, written = CacheWriter.write, []
 def killed(self, image, records):
     if len(written) == 3 and {within}:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmkd_plugin.taps import Taps
-from mmkd_plugin.term import Term
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.visualization import Gallery, Meta, Place, Viewer, places_of
 from mmkd_plugin.visualization.figure import draw
 from tests import stock_models

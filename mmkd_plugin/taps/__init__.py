@@ -1,0 +1,9 @@
+"""Taps: read tensors at named modules while a model runs.
+
+Public: :class:`Tap`, :class:`Taps` and :class:`TapReader`, and what belongs to them.
+"""
+
+from mmkd_plugin.taps.reader import TapError, TapReader
+from mmkd_plugin.taps.tap import Maps, Tap, Taps, as_list, describe, find_module
+
+__all__ = ['Maps', 'Tap', 'TapError', 'TapReader', 'Taps', 'as_list', 'describe', 'find_module']
