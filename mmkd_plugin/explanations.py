@@ -456,7 +456,7 @@ class BcosWeights(Explainer):
         return gradients.transpose(0, 1)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """The mode that holds the scaling constant; see :func:`mmkd_plugin.models.bcos.explanation_mode`.
+        """The mode that holds the scaling constant, :func:`~mmkd_plugin.models.bcos.explanation_mode`.
 
         Raises:
             ValueError: If the model has no B-cos layer.

@@ -19,7 +19,7 @@ class FrozenTeacher:
 
     Args:
         teacher (dict): ``config``, ``checkpoint`` and ``strict`` of a
-            :class:`~mmkd_plugin.teacher.Teacher`.
+            :class:`~mmkd_plugin.teachers.online.Teacher`.
         owner (str): Name of the metric in messages.
 
     Raises:

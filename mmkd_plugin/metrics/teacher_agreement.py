@@ -109,9 +109,9 @@ class TeacherAgreement(BaseMetric):
 
     Args:
         teacher (dict | str, optional): ``config``, ``checkpoint`` and ``strict`` of a
-            :class:`~mmkd_plugin.teachers.online.Teacher`, or the name of one of several teachers of a
-            distilled config. Defaults to None: ``tools/test.py`` takes the teacher of the distilled
-            config.
+            :class:`~mmkd_plugin.teachers.online.Teacher`, or the name of one of several teachers
+            of a distilled config. Defaults to None: ``tools/test.py`` takes the teacher of the
+            distilled config.
         score_thr (float): Score from which a box is confident. Defaults to 0.3.
         iou_thr (float): Least intersection over union of two boxes that match. Defaults to 0.5.
         ignore_index (int, optional): Label of the ground truth whose pixels do not count; None
