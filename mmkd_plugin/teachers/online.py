@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import torch
 from mmengine.logging import print_log
