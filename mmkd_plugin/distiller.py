@@ -24,7 +24,7 @@ from mmkd_plugin.dry_run import (
 )
 from mmkd_plugin.explanations import Chosen, Explanation, Scores, explain, scores_of
 from mmkd_plugin.keys import check_keys
-from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.bcos import DynamicLinear, explanation_mode
-from mmkd_plugin.losses.functional import finite_number, full_precision
+from mmkd_plugin.losses.numerics.checks import finite_number
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
 

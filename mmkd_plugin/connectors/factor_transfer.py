@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import full_precision, positive_number
+from mmkd_plugin.losses.numerics.checks import positive_number
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 SLOPE = 0.1
