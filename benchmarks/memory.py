@@ -21,7 +21,7 @@ from benchmarks import losses, steps
 from benchmarks.cases import Case, Inputs, Loss
 from benchmarks.losses import bytes_of
 from benchmarks.measure import Footprint, Rounds, failed, synchronize
-from mmkd_plugin.losses import one_pass
+from mmkd_plugin.losses.numerics import one_pass
 
 
 def of_loss(case: Case, settings: losses.Settings) -> Footprint:

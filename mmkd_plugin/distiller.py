@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkd_plugin.building import check_compile, check_keys
-from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import StudentForward

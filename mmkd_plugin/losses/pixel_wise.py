@@ -7,13 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    loss_weights,
-    positive_number,
-    sum_over_maps,
-)
+from mmkd_plugin.losses.numerics.checks import loss_weights, positive_number
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.soft_target import check_sigmoid, soft_targets
 from mmkd_plugin.registry import MODELS
 

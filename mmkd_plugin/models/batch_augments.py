@@ -11,7 +11,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
-from mmkd_plugin.losses.functional import finite_number, positive_number
+from mmkd_plugin.losses.numerics.checks import finite_number, positive_number
 from mmkd_plugin.registry import MODELS
 
 #: Top, bottom, left and right of a box; bottom and right lie one position beyond it.
