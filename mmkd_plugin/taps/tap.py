@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor, nn
 
-Maps = Union[Tensor, list[Tensor]]
+Maps = Tensor | list[Tensor]
 
 _FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu))?')
 
