@@ -85,7 +85,7 @@ def test_the_students_run_takes_it_over(tmp_path):
         dict(ft=dict(LEVELS, teacher_connector=trained)),
     ).train()
     term = distilled.distill.ft
-    for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft):
+    for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft, strict=True):
         weights = theirs.encoder.state_dict()
         for key, value in ours.encoder.state_dict().items():
             assert torch.equal(value, weights[key])
@@ -170,7 +170,7 @@ def test_something_that_cannot_be_trained():
 def test_the_stage_has_settings_of_its_own():
     cfg = Config(
         dict(
-            model=dict(type='mmkd_plugin.Distiller'),
+            model=dict(type='mmkd_plugin.Distiller', task=dict(weight=0.5), compile=True),
             work_dir='a',
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=8),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
@@ -184,7 +184,7 @@ def test_the_stage_has_settings_of_its_own():
         )
     )
     stage_config(cfg, 'a/paraphraser')
-    assert cfg.model.type == 'mmkd_plugin.ParaphraserTraining'
+    assert cfg.model == dict(type='mmkd_plugin.ParaphraserTraining')
     assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=10, val_interval=8)
     assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=1)
     assert cfg.val_cfg is cfg.val_dataloader is cfg.load_from is None
