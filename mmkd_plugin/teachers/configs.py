@@ -48,15 +48,16 @@ def kind_of_teacher(config: dict) -> type[Teacher]:
     if isinstance(kind, type) and issubclass(kind, Teacher):
         return kind
     names = [
-        f'mmkd_plugin.{name}'
+        name
         for name, one in MODELS.module_dict.items()
         if isinstance(one, type) and issubclass(one, Teacher)
     ]
-    close = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f'; did you mean {close[0]!r}?' if close else ''
+    close = get_close_matches(str(given).rpartition('.')[2], names, n=1, cutoff=0.5)
+    hint = f"; did you mean 'mmkd_plugin.{close[0]}'?" if close else ''
+    known = ', '.join(f'mmkd_plugin.{name}' for name in names)
     raise ValueError(
-        f'teacher has type={given!r}, which is not a kind of teacher{hint} (known: '
-        f'{", ".join(names)}; without `type` it is a trained model that runs beside the student)'
+        f'teacher has type={given!r}, which is not a kind of teacher{hint} (known: {known}; '
+        'without `type` it is a trained model that runs beside the student)'
     )
 
 

@@ -27,11 +27,12 @@ from mmseg.models import SegDataPreProcessor
 from mmseg.registry import TRANSFORMS as SEG_TRANSFORMS
 
 from mmkd_plugin import stack
-from mmkd_plugin.cache.geometry import REPLAYED, Geometry, inside, replay
+from mmkd_plugin.cache.geometry import Geometry, inside, replay
 from mmkd_plugin.cache.recording import (
     IGNORED,
     KEY,
     REFUSED,
+    REPLAYED,
     WRAPPERS,
     Recorded,
     record_training,
@@ -681,7 +682,7 @@ def test_the_page_says_which_are_which():
     rows = [line.split('|')[1:3] for line in page.splitlines() if line.startswith('|')]
     for kinds, verdict in (
         (REPLAYED, 'replayed'),
-        (WRAPPERS, 'what they hold is'),
+        (WRAPPERS, 'the transforms inside are'),
         (REFUSED, 'refused'),
     ):
         named = [name for name, what in rows if what.strip().startswith(verdict)]

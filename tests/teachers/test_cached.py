@@ -27,10 +27,12 @@ from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teachers.cached import CachedTeacher
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.configs import build_teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 from tests import stock_models
 from tests.caches import use_cache, write_cache
 from tests.runs import Record, assert_same, config, needs_ops, save_weights, train
+from tests.teaching import prepare, taught
 from tests.tools.tool_runs import load_tool
 
 CLASSES = dict(mmseg=11, mmdet=10)
@@ -141,10 +143,10 @@ def both_sides(cfg: Config, path: str, seed: int = 0) -> list[tuple[list[Tensor]
     scope = cfg.default_scope
     tap = Tap.parse(TAPS[scope])
     student = stock_models.build(model_of(scope))
-    online = Teacher(**cfg.model.teacher)
+    online = OnlineTeacher(**cfg.model.teacher)
     cached = CachedTeacher(path)
     for teacher in (online, cached):
-        teacher.prepare(student.data_preprocessor, [tap], torch.device('cpu'))
+        prepare(teacher, student.data_preprocessor, [tap])
     wired = use_cache(cfg, path)
     wire(wired)
     found = []
@@ -152,7 +154,7 @@ def both_sides(cfg: Config, path: str, seed: int = 0) -> list[tuple[list[Tensor]
         data = student.data_preprocessor(pseudo_collate([item]), True)
         found.append(
             tuple(
-                as_list(t(data['inputs'], data['data_samples'], [tap])[tap])
+                as_list(taught(t, data['inputs'], data['data_samples'], [tap])[tap])
                 for t in (online, cached)
             )
         )
@@ -297,12 +299,9 @@ def test_padding_holds_what_the_teacher_gives_on_padding(scenes, checkpoints, ca
     cfg = recipe('mmdet', scenes, checkpoints, *narrow)
     student = stock_models.build(model_of('mmdet'))
     tap = Tap.parse('neck')
-    online, cached = Teacher(**cfg.model.teacher), CachedTeacher(caches['mmdet'])
-    runs = [
-        teacher.prepare(student.data_preprocessor, [tap], torch.device('cpu'))
-        for teacher in (online, cached)
-    ]
-    assert [x.shape for x in runs[0].values[tap]] == [x.shape for x in runs[1].values[tap]]
+    online, cached = OnlineTeacher(**cfg.model.teacher), CachedTeacher(caches['mmdet'])
+    runs = [prepare(teacher, student.data_preprocessor, [tap]) for teacher in (online, cached)]
+    assert [x.shape for x in runs[0].maps[tap]] == [x.shape for x in runs[1].maps[tap]]
     cfg = use_cache(cfg, caches['mmdet'])
     wire(cfg)
     (small,) = samples_of(cfg, 0, 1)
@@ -310,13 +309,13 @@ def test_padding_holds_what_the_teacher_gives_on_padding(scenes, checkpoints, ca
     wire(cfg)
     items = [small, samples_of(cfg, 0, 2)[1]]
     data = student.data_preprocessor(pseudo_collate(items), True)
-    theirs = online(data['inputs'], data['data_samples'], [tap])[tap]
-    ours = cached(data['inputs'], data['data_samples'], [tap])[tap]
+    theirs = online.read(data['inputs'], data['data_samples'], [tap])[tap]
+    ours = taught(cached, data['inputs'], data['data_samples'], [tap])[tap]
     assert [x.shape for x in theirs] == [x.shape for x in ours]
     height, width = small['inputs'].shape[1:]
     assert {height, width} == {64, 96}
     # the teacher sees it normalised, with zeros around
-    blank = online(torch.zeros(1, 3, 128, 128), None, [tap])[tap]
+    blank = online.read(torch.zeros(1, 3, 128, 128), None, [tap])[tap]
     for x, maps in zip(blank, ours, strict=True):
         fill = x[0, :, x.shape[2] // 2, x.shape[3] // 2, None]
         stride = 128 // maps.shape[2]
@@ -424,7 +423,7 @@ def test_several_terms_share_a_tap_and_margins_come_along(scenes, checkpoints, t
         built = [stock_models.build(copy.deepcopy(one.model)) for one in (cfg, wired)]
     margins = [dict(one.distill.overhaul.named_buffers()) for one in built]
     assert_same(*margins)
-    assert 'backbone.layer2' in built[1].distill.overhaul.norms[0]
+    assert 'backbone.layer2' in built[1].distill.overhaul.norms.names[0]
     data = pseudo_collate(samples_of(wired, 0, 2))
     data = built[1].data_preprocessor(data, True)
     for one in built:
@@ -591,7 +590,10 @@ def test_images_that_are_loaded_otherwise(scenes, checkpoints, caches):
 
 def test_a_cache_of_another_teacher(scenes, checkpoints, caches, tmp_path):
     same = dict(config=model_of('mmseg', 16), checkpoint=checkpoints['mmseg'])
-    CachedTeacher(caches['mmseg'], **same, strict=False, inference=dict(precision='bf16'))
+    CachedTeacher(caches['mmseg'], **same)
+    online = dict(same, strict=False, inference=dict(precision='bf16'))  # of the same dict
+    kept = dict(online, type='CachedTeacher', path=caches['mmseg'], name='teacher')
+    assert isinstance(build_teacher(kept), CachedTeacher)
     other = save_weights(model_of('mmseg', 16), tmp_path / 'other.pth')
     with pytest.raises(ValueError, match=rf'written by a teacher of another checkpoint: .*{other}'):
         CachedTeacher(caches['mmseg'], **{**same, 'checkpoint': other})
@@ -604,12 +606,12 @@ def test_gradients_need_the_teacher_itself(caches):
     tap = Tap.parse('decode_head.conv_seg')
     teacher = CachedTeacher(caches['mmseg'])
     with pytest.raises(ValueError, match='gradient of its task loss, which needs the teacher its'):
-        teacher.prepare(preprocessor, [], torch.device('cpu'), gradient_taps=[tap])
+        prepare(teacher, preprocessor, [tap], 'gradients')
     with pytest.raises(ValueError, match=r"holds no batch norm 'backbone\.bn9'"):
         teacher.norms([tap], ['backbone.bn9'])
     preprocessor.batch_augments = [torch.nn.Identity()]
     with pytest.raises(ValueError, match='Identity in `batch_augments` changes images after their'):
-        teacher.prepare(preprocessor, [tap], torch.device('cpu'))
+        prepare(teacher, preprocessor, [tap])
 
 
 @pytest.mark.parametrize(
@@ -618,7 +620,7 @@ def test_gradients_need_the_teacher_itself(caches):
         ([dict(type='CachedTeacher', name='a')], 'teacher has no `path`'),
         (dict(type='CachedTeacher', path='x', chekpoint='y'), 'did you mean `checkpoint`'),
         (dict(type='mmkd_plugin.CachedTeacher', path='none'), 'no teacher cache at none; write it'),
-        (dict(type='Cached', path='x'), "type='mmkd_plugin.CachedTeacher' for stored maps"),
+        (dict(type='Cached', path='x'), "teacher; did you mean 'mmkd_plugin.CachedTeacher'?"),
     ],
 )
 def test_mistakes_in_the_dict(teacher, words):

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmkd_plugin.cache.store import TeacherCache
 from mmkd_plugin.cache.wiring import wire
-from mmkd_plugin.distiller import _taught
+from mmkd_plugin.teachers import Batch, Lesson
 from tests import stock_models
 from tests.caches import use_cache, write_cache
 from tests.teachers.test_cached import (
@@ -69,15 +69,22 @@ def explaining(scope: str, cfg: Config, kind: str = 'GradCAM', **options) -> Con
     return cfg
 
 
-def taught(cfg: Config, batch: dict):
-    """What the teacher of a config gives of a batch, and its term."""
+def taught(cfg: Config, batch: dict) -> tuple[Lesson, nn.Module, dict]:
+    """What the teacher of a config makes of a batch, the whole model, and the batch for it."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(copy.deepcopy(cfg.model))
     (teacher,), (term,) = model.teachers.values(), model.distill.values()
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     with torch.no_grad():
-        seen = _taught(teacher, data['inputs'], data['data_samples'], [term])
-    return seen.explanations[term], model, data
+        lesson = teacher.teach(Batch(data['inputs'], data['data_samples']), [term.teacher_view])
+    return lesson, model, data
+
+
+def explained(lesson: Lesson) -> dict[tuple[int, int], list[torch.Tensor]]:
+    """The explanations of a lesson, one for each map that explains, by image and class."""
+    (maps,), (chosen,) = lesson.shown.values(), lesson.chosen.values()
+    pairs = [(n, chosen.classes[n, k].item()) for n, k in chosen.present.nonzero().tolist()]
+    return {pair: [x[i] for x in maps] for i, pair in enumerate(pairs)}
 
 
 @pytest.mark.parametrize('kind', ['GradCAM', 'GradientAttention'])
@@ -88,18 +95,18 @@ def test_without_augmentation_they_are_the_teachers_own(scope, kind, scenes, see
     cached = use_cache(cfg, path)
     wire(cached)
     batch = pseudo_collate(samples_of(cached, 0))
-    online, *_ = taught(cfg, batch)
-    frozen, model, data = taught(cached, batch)
-    assert model.teachers['teacher'].work([]).startswith('cached in')
-    same = online.chosen.classes == frozen.chosen.classes
-    assert same.float().mean() > 0.9 and online.chosen.present.sum() >= 6
-    assert len(online.maps) == len(frozen.maps) == (1 if scope == 'mmseg' else 5)
+    online, frozen = (taught(one, batch) for one in (cfg, cached))
+    lesson, model, data = frozen
+    assert 'cached in' in model.teachers['teacher'].work()
+    ours, theirs = explained(online[0]), explained(lesson)
+    assert len(ours) >= 6 and len(set(ours) & set(theirs)) > 0.9 * len(ours)
     nonzero = 0
-    for a, b in zip(online.maps, frozen.maps, strict=True):
-        assert a.shape == b.shape
-        for n, k in np.argwhere((same & online.chosen.present).numpy()):
-            peak = a[n, k].abs().max().item()
-            assert (a[n, k] - b[n, k]).abs().max().item() <= 2e-3 * peak + 1e-12
+    for pair in set(ours) & set(theirs):
+        assert len(ours[pair]) == len(theirs[pair]) == (1 if scope == 'mmseg' else 5)
+        for a, b in zip(ours[pair], theirs[pair], strict=True):
+            assert a.shape == b.shape
+            peak = a.abs().max().item()
+            assert (a - b).abs().max().item() <= 2e-3 * peak + 1e-12
             nonzero += peak > 0
     assert nonzero >= 6
     losses = model(**data, mode='loss')
@@ -117,14 +124,13 @@ def test_they_are_flipped_with_the_image(scope, scenes, seeing, tmp_path):  # no
         cached = use_cache(cfg, path)
         cached.train_dataloader.dataset.pipeline[-2].prob = prob
         wire(cached)
-        explanation, *_ = taught(cached, pseudo_collate(samples_of(cached, 0, count=1)))
-        classes = explanation.chosen.classes[0]
-        order = classes.argsort()
-        maps.append([classes[order]] + [x[0, order] for x in explanation.maps])
-    assert torch.equal(maps[0][0], maps[1][0]) and any(x.any() for x in maps[0][1:])
-    for straight, flipped in zip(maps[0][1:], maps[1][1:], strict=True):
-        present = maps[0][0] >= 0
-        torch.testing.assert_close(straight[present].flip(-1), flipped[present])
+        lesson, *_ = taught(cached, pseudo_collate(samples_of(cached, 0, count=1)))
+        maps.append(explained(lesson))
+    straight, flipped = maps
+    assert set(straight) == set(flipped) and any(x.any() for one in straight.values() for x in one)
+    for pair, one in straight.items():
+        for x, other in zip(one, flipped[pair], strict=True):
+            torch.testing.assert_close(x.flip(-1), other)
 
 
 def test_a_run_under_crops_and_flips(scenes, seeing, tmp_path):  # noqa: F811

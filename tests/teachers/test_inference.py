@@ -17,8 +17,9 @@ from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teachers import inference
 from mmkd_plugin.teachers.inference import Inference, best_for, distance, fold, foldable
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 from tests import stock_models
+from tests.teaching import prepare
 
 CPU = torch.device('cpu')
 HALF, FULL = dict(precision='bf16'), dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
@@ -44,11 +45,11 @@ def trained(config: dict, seed: int = 0) -> nn.Module:
     return model
 
 
-def prepared(config: dict, *taps: str, **options) -> tuple[Teacher, list[Tap]]:
-    teacher = Teacher(config, None, inference=options)
+def prepared(config: dict, *taps: str, **options) -> tuple[OnlineTeacher, list[Tap]]:
+    teacher = OnlineTeacher(config, None, inference=options)
     teacher.model.load_state_dict(trained(config).state_dict())
     taps = [Tap.parse(tap) for tap in taps]
-    teacher.prepare(teacher.model.data_preprocessor, taps, CPU)
+    prepare(teacher, teacher.model.data_preprocessor, taps)
     return teacher, taps
 
 
@@ -80,7 +81,7 @@ def images(seed: int = 1, *size: int) -> torch.Tensor:
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        Teacher(stock_models.fcn(), None, name='t', inference=options)
+        OnlineTeacher(stock_models.fcn(), None, name='t', inference=options)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +133,9 @@ def test_folded_batch_norms_change_nothing_that_is_read(name, taps):
     config, x = getattr(stock_models, name)(16), images()
     teacher, taps = prepared(config, *taps, precision='fp32')
     exact, _ = prepared(config, *map(str, taps), **FULL)
-    assert 'fused into their convolutions' in teacher.work(taps)
-    assert 'fused' not in exact.work(taps)
-    got, expected = teacher(x, None, taps), exact(x, None, taps)
+    assert 'fused into their convolutions' in teacher.work()
+    assert 'fused' not in exact.work()
+    got, expected = teacher.read(x, None, taps), exact.read(x, None, taps)
     assert distance(got, expected) < 1e-5
 
 
@@ -143,7 +144,7 @@ def test_bf16_moves_maps_little(name, taps):
     config, x = getattr(stock_models, name)(16), images()
     teacher, taps = prepared(config, *taps, **HALF)
     exact, _ = prepared(config, *map(str, taps), **FULL)
-    got, expected = teacher(x, None, taps), exact(x, None, taps)
+    got, expected = teacher.read(x, None, taps), exact.read(x, None, taps)
     assert 1e-4 < distance(got, expected) < 2e-2
     for tap in taps:
         for a, b in zip(as_list(got[tap]), as_list(expected[tap]), strict=True):
@@ -164,7 +165,7 @@ def test_bf16_targets_diverge_by_less_than_a_thousandth_of_the_loss(name, loss):
     teacher, (tap,) = prepared(config, LOGITS, **HALF)
     exact, _ = prepared(config, LOGITS, **FULL)
     student = trained(getattr(stock_models, name)(16), seed=9).eval()(x, mode='tensor')
-    got, expected = teacher(x, None, [tap])[tap], exact(x, None, [tap])[tap]
+    got, expected = teacher.read(x, None, [tap])[tap], exact.read(x, None, [tap])[tap]
     compare = MODELS.build(loss)
     assert 0 < compare(got, expected) < 1e-3 * compare(student, expected)
 
@@ -174,14 +175,14 @@ def test_exact_is_exact_even_where_the_run_uses_mixed_precision():
     x = images()
     expected = teacher.model(x, mode='tensor')
     with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(teacher(x, None, [tap])[tap], expected)
+        assert torch.equal(teacher.read(x, None, [tap])[tap], expected)
 
 
 def test_mixed_precision_gets_half_precision_maps():
     teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF)
-    alone = teacher(images(), None, [tap])[tap]
+    alone = teacher.read(images(), None, [tap])[tap]
     with torch.autocast('cpu', torch.bfloat16):
-        mixed = teacher(images(), None, [tap])[tap]
+        mixed = teacher.read(images(), None, [tap])[tap]
     assert alone.dtype == torch.float32 and mixed.dtype == torch.bfloat16
     assert torch.equal(alone, mixed.float()) and mixed.is_contiguous()
 
@@ -232,9 +233,9 @@ def test_folding_keeps_the_batch_norms_and_can_be_undone():
 
 def test_a_teacher_can_be_prepared_again():
     teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF)
-    before = teacher(images(), None, [tap])[tap]
-    teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
-    assert torch.equal(teacher(images(), None, [tap])[tap], before)
+    before = teacher.read(images(), None, [tap])[tap]
+    prepare(teacher, teacher.model.data_preprocessor, [tap])
+    assert torch.equal(teacher.read(images(), None, [tap])[tap], before)
 
 
 class Skipping(BaseModel):
@@ -253,14 +254,14 @@ class Skipping(BaseModel):
 
 def test_what_would_change_a_map_is_not_folded():
     MODELS.register_module(module=Skipping, force=True)
-    teacher = Teacher(
+    teacher = OnlineTeacher(
         dict(type='mmkd_plugin.Skipping'), None, inference=dict(FULL, fuse_conv_bn=True)
     )
     tap, x = Tap.parse('end'), images()
     expected = teacher.model(x)
-    teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
-    assert 'batch norms not fused, which would change its maps' in teacher.work([tap])
-    assert torch.equal(teacher(x, None, [tap])[tap], expected)
+    prepare(teacher, teacher.model.data_preprocessor, [tap])
+    assert 'batch norms not fused, which would change its maps' in teacher.work()
+    assert torch.equal(teacher.read(x, None, [tap])[tap], expected)
 
 
 def test_bcos_layers_are_left_alone():
@@ -281,7 +282,7 @@ def test_losses_still_find_the_batch_norms():
     for options in (FULL, HALF):
         teacher = dict(config=stock_models.pspnet(16), checkpoint=None, inference=options)
         model = stock_models.distiller(stock_models.pspnet(), teacher, distill)
-        assert model.distill['ofd'].norms == ['backbone.layer3.1.bn2']
+        assert model.distill['ofd'].norms.names == ['backbone.layer3.1.bn2']
         calls = stock_models.calls_of(model.distill['ofd'].loss)
         model(*stock_models.batch(model), mode='loss')
         margins.append(calls[0][1]['margin'])
@@ -313,15 +314,15 @@ def test_half_precision_that_fails(monkeypatch, huge, said):
     MODELS.register_module(module=Picky, force=True)
     monkeypatch.setattr(inference, 'cpu_flags', lambda: {'avx512_bf16'})
     config, tap = dict(type='mmkd_plugin.Picky', huge=huge), Tap.parse('end')
-    teacher = Teacher(config, None)
-    teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
-    assert f'in fp32 (not in bf16: {said})' in teacher.work([tap])
+    teacher = OnlineTeacher(config, None)
+    prepare(teacher, teacher.model.data_preprocessor, [tap])
+    assert f'in fp32 (not in bf16: {said})' in teacher.work()
     assert teacher.inference == Inference('fp32', True, True, False)
-    teacher = Teacher(config, None, name='t', inference=HALF)
+    teacher = OnlineTeacher(config, None, name='t', inference=HALF)
     with pytest.raises(
         ValueError, match=rf"teacher 't' does not run with precision='bf16': {said}"
     ):
-        teacher.prepare(teacher.model.data_preprocessor, [tap], CPU)
+        prepare(teacher, teacher.model.data_preprocessor, [tap])
 
 
 # What runs, and what is kept ----------------------------------------------------------------------
@@ -333,10 +334,10 @@ def test_nothing_runs_after_the_last_tap_and_never_a_loss(monkeypatch):
     ran = []
     for name, module in teacher.model.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    teacher(images(), None, [third])
+    teacher.read(images(), None, [third])
     assert ran[-1] == 'backbone.layer3'
     ran.clear()
-    teacher(images(), None, [third, logits])
+    teacher.read(images(), None, [third, logits])
     assert ran[-1] == LOGITS
 
 
@@ -348,10 +349,10 @@ def test_a_forward_asks_for_no_value(name, taps, options):
     teacher, taps = prepared(config, *taps, **options)
     preprocessor = copy.deepcopy(teacher.model.data_preprocessor)
     preprocessor.register_buffer('mean', preprocessor.mean + 10)  # the images are converted too
-    teacher.prepare(preprocessor, taps, CPU)
+    prepare(teacher, preprocessor, taps)
     teacher.model.to('meta')
     x = images().to('meta')
-    maps = teacher(x, None, taps)
+    maps = teacher.read(x, None, taps)
     assert all(y.is_meta and len(y) == 2 for tap in taps for y in as_list(maps[tap]))
 
 
@@ -379,18 +380,18 @@ def test_what_is_compiled_lies_between_the_taps(eager_backend, name, taps, parts
     config, x = getattr(stock_models, name)(), images()
     teacher, taps = prepared(config, *taps, **HALF, compile=True)
     plain, _ = prepared(config, *map(str, taps), **HALF)
-    assert f'{len(teacher._compiled)} parts compiled' in teacher.work(taps)
+    assert f'{len(teacher._compiled)} parts compiled' in teacher.work()
     names = {module: n for n, module in teacher.model.named_modules()}
     assert {*parts} <= {names[module] for module in teacher._compiled}
     assert not any(tap.path.startswith(f'{names[m]}.') for m in teacher._compiled for tap in taps)
-    assert distance(teacher(x, None, taps), plain(x, None, taps)) < 1e-2
+    assert distance(teacher.read(x, None, taps), plain.read(x, None, taps)) < 1e-2
     ran = []
     for module in teacher.model.modules():  # what is compiled runs its hooks elsewhere
         if not any(module is m for part in teacher._compiled for m in part.modules()):
             module.register_forward_hook(lambda m, *_: ran.append(names[m]))
     for part in teacher._compiled:
         part.register_forward_hook(lambda m, *_: ran.append(names[m]))
-    teacher(x, None, taps)
+    teacher.read(x, None, taps)
     assert ran[-1] == last or last not in names
     assert not any('forward' in vars(module) for module in teacher._compiled)
 
@@ -402,8 +403,8 @@ def test_where_nothing_can_be_compiled_it_runs_as_it_is(monkeypatch, log):
     monkeypatch.setattr(torch, 'compile', lambda *_, **__: broken)
     teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF, compile=True)
     assert log.warnings[1:] == ["teacher 'teacher' is not compiled: RuntimeError: no compiler"]
-    assert teacher.work([tap]).endswith(', not compiled') and not teacher.inference.compile
-    assert teacher(images(), None, [tap])[tap].isfinite().all()
+    assert teacher.work().endswith(', not compiled') and not teacher.inference.compile
+    assert teacher.read(images(), None, [tap])[tap].isfinite().all()
 
 
 class Made(TorchDispatchMode):
@@ -432,7 +433,7 @@ def test_nothing_but_the_tapped_maps_stays(name, tap, options):
     teacher, (tap,) = prepared(getattr(stock_models, name)(), tap, **options)
     x, made = images(), Made()
     with made:
-        maps = as_list(teacher(x, None, [tap])[tap])
+        maps = as_list(teacher.read(x, None, [tap])[tap])
     held = {m.untyped_storage().data_ptr() for m in maps}
     weights = {p.untyped_storage().data_ptr() for p in teacher.model.parameters()}
     assert made.alive().keys() - weights - {x.untyped_storage().data_ptr()} == held
@@ -467,7 +468,7 @@ def test_explanations_and_gradients_are_in_full_precision(monkeypatch):
         teacher, (features, logits) = prepared(
             stock_models.pspnet(16), 'decode_head.bottleneck', LOGITS, **options
         )
-        values = teacher(x, None, [features, logits], on_path=[features])
+        values = teacher.read(x, None, [features, logits], on_path=[features])
         (gradient,) = torch.autograd.grad(values[logits].float().square().sum(), values[features])
         results[name] = gradient.float()
         assert teacher.inference.precision == ('fp32' if name == 'exact' else 'bf16')

@@ -10,19 +10,20 @@ from torch import nn
 from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers.model import without_pretraining
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.preprocessing import Normalization
 from tests import stock_models
+from tests.teaching import prepare
 
 CPU = torch.device('cpu')
 
 
 def prepared(config, *taps, student=None):
     torch.manual_seed(0)
-    teacher = Teacher(config, None)
+    teacher = OnlineTeacher(config, None)
     taps = [Tap.parse(tap) for tap in taps]
     preprocessor = stock_models.build(student or config).data_preprocessor
-    teacher.prepare(preprocessor, taps, CPU)
+    prepare(teacher, preprocessor, taps)
     return teacher, taps
 
 
@@ -49,7 +50,7 @@ def test_segmentors_give_what_they_give_alone(name):
     teacher, (tap,) = prepared(getattr(stock_models, name)(), 'decode_head.conv_seg')
     x = torch.randn(2, 3, 64, 64)
     expected = teacher.model(x, mode='tensor')
-    logits = teacher(x, None, [tap])[tap]
+    logits = teacher.read(x, None, [tap])[tap]
     assert torch.equal(logits, expected) and not logits.requires_grad
 
 
@@ -59,7 +60,7 @@ def test_detectors_give_their_features_and_dense_scores(name):
     teacher, (neck, scores) = prepared(getattr(stock_models, name)(), 'neck', f'{head}[0]')
     x = torch.randn(2, 3, 64, 64)
     features = teacher.model.extract_feat(x)
-    got = teacher(x, None, [neck, scores])
+    got = teacher.read(x, None, [neck, scores])
     for ours, alone in zip(got[neck], features, strict=True):
         assert torch.equal(ours, alone)
     for ours, alone in zip(got[scores], getattr(teacher.model, head)(features)[0], strict=True):
@@ -81,7 +82,7 @@ def test_it_sees_the_raw_image_as_it_would_alone():
     alone = teacher.model.data_preprocessor(data(), training=True)
     expected = teacher.model(alone['inputs'], mode='tensor')
     given = stock_models.build(student).data_preprocessor(data(), training=True)
-    logits = teacher(given['inputs'], given['data_samples'], [tap])[tap]
+    logits = teacher.read(given['inputs'], given['data_samples'], [tap])[tap]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -91,11 +92,11 @@ def test_nothing_runs_after_the_last_tap():
     )
     x = torch.randn(1, 3, 64, 64)
     with Ran(teacher.model) as ran:
-        teacher(x, None, [third])
+        teacher.read(x, None, [third])
     assert 'backbone.layer3' in ran and not any(name.startswith('backbone.layer4') for name in ran)
     assert not any(name.startswith('decode_head') for name in ran)
     with Ran(teacher.model) as ran:
-        teacher(x, None, [third, logits])
+        teacher.read(x, None, [third, logits])
     assert ran[-1] == 'decode_head.conv_seg'
 
 
@@ -108,7 +109,7 @@ def test_a_neck_needs_no_head_no_loss_and_no_nms(name, monkeypatch):
             lambda *_: pytest.fail('the teacher ran NMS'),
         )
     with Ran(teacher.model) as ran:
-        teacher(torch.randn(1, 3, 64, 64), None, [tap])
+        teacher.read(torch.randn(1, 3, 64, 64), None, [tap])
     assert ran[-1] == 'neck' and not any('head' in name for name in ran)
 
 
@@ -118,7 +119,7 @@ def test_auxiliary_and_cascaded_heads():
     aux.pop('pool_scales')
     config['auxiliary_head'] = [aux, dict(aux, in_channels=16, in_index=1)]
     teacher, taps = prepared(config, 'auxiliary_head.1.conv_seg', 'decode_head.conv_seg')
-    got = teacher(torch.randn(1, 3, 64, 64), None, taps)
+    got = teacher.read(torch.randn(1, 3, 64, 64), None, taps)
     assert [tuple(got[tap].shape) for tap in taps] == [(1, 5, 8, 8), (1, 5, 8, 8)]
 
 
@@ -129,7 +130,7 @@ def test_a_cascade_of_heads_runs_in_turn():
     second.pop('num_convs')
     config.update(type='CascadeEncoderDecoder', num_stages=2, decode_head=[first, second])
     teacher, (tap,) = prepared(config, 'decode_head.1.conv_seg')
-    assert teacher(torch.randn(1, 3, 64, 64), None, [tap])[tap].shape == (1, 5, 2, 2)
+    assert teacher.read(torch.randn(1, 3, 64, 64), None, [tap])[tap].shape == (1, 5, 2, 2)
 
 
 def test_what_needs_proposals_is_refused():
@@ -159,7 +160,7 @@ def test_pretraining_is_not_asked_for():
     clean = without_pretraining(config)
     assert clean['pretrained'] is None and clean['backbone']['init_cfg'] is None
     assert config['pretrained'] and config['backbone']['init_cfg']
-    Teacher(config, None)
+    OnlineTeacher(config, None)
 
 
 def test_weights_come_from_a_checkpoint_and_the_config_from_a_file(tmp_path):
@@ -170,7 +171,7 @@ def test_weights_come_from_a_checkpoint_and_the_config_from_a_file(tmp_path):
     preprocessor = config.pop('data_preprocessor')
     file = tmp_path / 'teacher.py'
     Config(dict(model=config, data_preprocessor=preprocessor, default_scope=scope)).dump(file)
-    teacher = Teacher(str(file), str(tmp_path / 'teacher.pth'))
+    teacher = OnlineTeacher(str(file), str(tmp_path / 'teacher.pth'))
     for key, value in trained.state_dict().items():
         assert torch.equal(teacher.model.state_dict()[key], value)
     assert Normalization.of(teacher.model.data_preprocessor).flip
@@ -184,7 +185,7 @@ def test_weights_come_from_a_checkpoint_and_the_config_from_a_file(tmp_path):
     ],
 )
 def test_a_config_of_an_installed_library(path, scope):
-    teacher = Teacher(path, None)
+    teacher = OnlineTeacher(path, None)
     assert type(teacher.model).__module__.startswith(scope)
 
 
@@ -193,33 +194,33 @@ def test_missing_config_names_the_closest(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"teacher 'teacher': no config at .*pspnet_r101.py"
     ):
-        Teacher(str(tmp_path / 'pspnet_r110.py'), None)
+        OnlineTeacher(str(tmp_path / 'pspnet_r110.py'), None)
 
 
 def test_missing_config_of_a_library():
     with pytest.raises(FileNotFoundError, match=r"teacher 't': no config at mmseg::pspnet/no"):
-        Teacher('mmseg::pspnet/no.py', None, name='t')
+        OnlineTeacher('mmseg::pspnet/no.py', None, name='t')
 
 
 def test_a_library_that_is_missing_is_not_installed():
     with pytest.raises(FileNotFoundError, match="no package 'mmyolo' is installed"):
-        Teacher('mmyolo::yolov5/yolov5_s.py', None)
+        OnlineTeacher('mmyolo::yolov5/yolov5_s.py', None)
 
 
 def test_config_without_a_model(tmp_path):
     (tmp_path / 'data.py').write_text('crop_size = 3')
     with pytest.raises(ValueError, match='has no `model`'):
-        Teacher(str(tmp_path / 'data.py'), None)
+        OnlineTeacher(str(tmp_path / 'data.py'), None)
 
 
 def test_missing_checkpoint(tmp_path):
     (tmp_path / 'pspnet.pth').write_bytes(b'')
     with pytest.raises(FileNotFoundError, match=r'pspnet\.pth'):
-        Teacher(stock_models.pspnet(), str(tmp_path / 'psp.pth'))
+        OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'psp.pth'))
 
 
 def test_checkpoint_of_another_architecture(tmp_path):
     torch.save(stock_models.build(stock_models.fcn()).state_dict(), tmp_path / 'fcn.pth')
     with pytest.raises((ValueError, CheckpointError), match='strict=False'):
-        Teacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'))
-    Teacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'), strict=False)
+        OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'))
+    OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'), strict=False)

@@ -252,7 +252,7 @@ def test_overhaul_reads_the_margin_as_it_is_now():
     )
     model = segmentor(dict(features=term))
     line, neck = model.distill.features, own(model).neck
-    assert line.norms[0].startswith('neck.top_down.0.')
+    assert line.norms.names[0].startswith('neck.top_down.0.')
     norm, calls = neck.bottom_up[0][-1], calls_of(line.loss)
     for _ in range(2):
         assert model(*batch(model), mode='loss')['distill.features.loss'] > 0
@@ -328,7 +328,7 @@ def test_any_size(size):
 
 def test_the_plan_says_what_it_costs(caplog):
     model = segmentor()
-    text = model.self_teachers['self_teacher'].work(128)
+    text = model.self_teachers['self_teacher'].work()
     assert "self-teacher 'self_teacher' on 'backbone' of the student" in text
     neck = own(model).neck
     millions = sum(p.numel() for p in neck.parameters()) / 1e6
@@ -351,7 +351,10 @@ def test_the_cost_does_not_depend_on_the_taps():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(type='mmkd_plugin.Teacher'), "write type='mmkd_plugin.SelfTeacher'"),
+        (
+            dict(type='mmkd_plugin.Teacher'),
+            "not a kind of teacher; did you mean 'mmkd_plugin.SelfTeacher'?",
+        ),
         (dict(checkpoint='a.pth'), 'teacher has an unknown key `checkpoint`'),
         (dict(tap='backbone.layer9'), "the student has no module 'backbone.layer9'"),
         (dict(tap='neck'), "the student has no module 'neck'"),
