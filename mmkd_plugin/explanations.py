@@ -456,7 +456,7 @@ class BcosWeights(Explainer):
         return gradients.transpose(0, 1)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """The mode that holds the scaling constant, :func:`~mmkd_plugin.models.bcos.explanation_mode`.
+        """See :func:`mmkd_plugin.models.bcos.explanation_mode`, which holds the scaling constant.
 
         Raises:
             ValueError: If the model has no B-cos layer.
