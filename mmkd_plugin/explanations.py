@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import finite_number, full_precision
+from mmkd_plugin.losses.numerics.checks import finite_number
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.models.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
@@ -456,7 +457,7 @@ class BcosWeights(Explainer):
         return gradients.transpose(0, 1)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """See :func:`mmkd_plugin.models.bcos.explanation_mode`, which holds the scaling constant.
+        """The mode that holds the scaling constant, :func:`explanation_mode`.
 
         Raises:
             ValueError: If the model has no B-cos layer.

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from mmkd_plugin.building import build_module
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import as_list
+from mmkd_plugin.taps.dry_run import DryRun
 from mmkd_plugin.taps.example import random_state_kept
-from mmkd_plugin.teachers.configs import build_teacher, is_self_teacher, teacher_configs
+from mmkd_plugin.teachers.base import Batch, Trial
+from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View
 
 FILE_NAME = 'paraphraser.pth'
 
@@ -81,28 +84,27 @@ class ParaphraserTraining(BaseModel):
         }
         used = {term.teacher for term in self.terms.values()}
         for name in used:
-            if is_self_teacher(configs[name]):
+            if kind_of_teacher(configs[name]).learns:
                 raise ValueError(f"'{name}' is trained along: it cannot have a `teacher_connector`")
         with random_state_kept():
             self.teachers = {name: build_teacher(configs[name]) for name in configs if name in used}
         self.paraphrasers = nn.ModuleDict()
-        for name, trained in self.teachers.items():
-            taps = self._taps(name)
-            run = trained.prepare(self.data_preprocessor, taps, torch.device(get_device()))
+        trial, device = Trial(None, self.data_preprocessor, DryRun()), torch.device(get_device())
+        for name, teacher in self.teachers.items():
+            preview = teacher.prepare(trial, self._views(name), device)
             for term in self._terms_of(name):
-                maps = as_list(term.teacher_tap.of(run.values))
                 self.paraphrasers[term.name] = nn.ModuleList(
-                    _build(lines[term.name]['teacher_connector'], term.name, x) for x in maps
+                    _build(lines[term.name]['teacher_connector'], term.name, x)
+                    for x in as_list(preview.shown[term.teacher_view])
                 )
-            work = trained.work(taps)
-            print_log(f"\nteacher '{name}' ({trained.source}): {work}", logger='current')
+            print_log(f'\n{teacher.work()}', logger='current')
         print_log(f'\n{self.paraphrasers}', logger='current')
 
     def _terms_of(self, teacher: str) -> list[Term]:
         return [term for term in self.terms.values() if term.teacher == teacher]
 
-    def _taps(self, teacher: str) -> list:
-        return list(dict.fromkeys(t for term in self._terms_of(teacher) for t in term.teacher_tap))
+    def _views(self, teacher: str) -> list[View]:
+        return [term.teacher_view for term in self._terms_of(teacher)]
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'loss'
@@ -124,9 +126,9 @@ class ParaphraserTraining(BaseModel):
             raise ValueError(f"a ParaphraserTraining only trains, it has no mode='{mode}'")
         losses = {}
         for name, teacher in self.teachers.items():
-            values = teacher(inputs, data_samples, self._taps(name))
+            lesson = teacher.teach(Batch(inputs, data_samples), self._views(name))
             for term in self._terms_of(name):
-                maps = as_list(term.teacher_tap.of(values))
+                maps = as_list(lesson.shown[term.teacher_view])
                 losses[f'{term.name}.loss'] = sum(
                     paraphraser.reconstruction_loss(x)
                     for paraphraser, x in zip(self.paraphrasers[term.name], maps)

@@ -8,9 +8,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmkd_plugin.taps import Maps
-from mmkd_plugin.taps.dry_run import DryRun
-from mmkd_plugin.teachers.online import Teacher
-from mmkd_plugin.terms.needs import FROM_NORM
+from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.words import table_text
 
@@ -18,16 +16,19 @@ from mmkd_plugin.words import table_text
 def plan(
     terms: Mapping[str, Term],
     teachers: Mapping[str, Teacher],
-    student: DryRun,
-    taught: Mapping[str, DryRun],
+    student: Preview,
+    taught: Mapping[str, Preview],
+    problem: str | None = None,
 ) -> str:
     """Describes each term and the work of each teacher.
 
     Args:
         terms (Mapping[str, Term]): The connected terms, by their names.
         teachers (Mapping[str, Teacher]): The prepared teachers, by their names.
-        student (DryRun): The dry forward of the student.
-        taught (Mapping[str, DryRun]): The dry forward of each teacher, by its name.
+        student (Preview): What the student showed of a made-up image.
+        taught (Mapping[str, Preview]): What each teacher showed, by its name.
+        problem (str, optional): Why the student's training forward could not be tried. Defaults
+            to None.
 
     Returns:
         str: A table with a row for each term, then a line for each teacher.
@@ -35,13 +36,14 @@ def plan(
     table = Table(
         'term', 'student', 'teacher', 'connector', 'loss', 'on', show_lines=len(terms) > 1
     )
+    several = sum(not teacher.learns for teacher in teachers.values()) > 1
     for name, term in terms.items():
-        teacher = f'{term.teacher}: ' if len(teachers) > 1 else ''
+        teacher = f'{term.teacher}: ' if several else ''
         run = taught[term.teacher]
-        s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
+        s, t = term.student_tap.of(student.maps), term.teacher_tap.of(run.maps)
         connector = term.describe_connectors()
         resized = strides(s, student.size) != strides(t, run.size)
-        if resized and getattr(term.loss, 'needs_same_size', True):
+        if resized and term.traits.needs_same_size:
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
@@ -52,32 +54,25 @@ def plan(
             str(term.schedule),
         )
     lines = [table_text(table, width=1000)]
-    for name, teacher in teachers.items():
-        taps = [
-            tap
-            for term in terms.values()
-            if term.teacher == name and not term.compares_gradients
-            for tap in term.reads('teacher')
-        ]
-        lines.append(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
-    if student.problem:
+    lines += [teacher.work() for teacher in teachers.values()]
+    if problem:
         lines.append(
             'The training forward could not be tried on a made-up label, so the taps were tried in '
-            f"mode='tensor'. What it said: {student.problem}"
+            f"mode='tensor'. What it said: {problem}"
         )
     return '\n'.join(lines)
 
 
 def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
-    if term.compares_gradients:
+    if term.traits.compares == 'gradients':
         text += '\non gradients of the task loss'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:
         text += '\ncompiled'
-    if term.norms:
-        text += f'\n{", ".join(n for n in term.needs if n in FROM_NORM)} of {", ".join(term.norms)}'
+    if term.norms is not None:
+        text += f'\n{", ".join(term.norms.needs)} of {", ".join(term.norms.names)}'
     return text
 
 

@@ -326,7 +326,9 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
     if not parameters:
         return {}
     found = torch.autograd.grad(loss, [*parameters.values()], retain_graph=True, allow_unused=True)
-    return {n: g.abs().max().item() for n, g in zip(parameters, found) if g is not None}
+    return {
+        n: g.abs().max().item() for n, g in zip(parameters, found, strict=True) if g is not None
+    }
 
 
 @pytest.mark.parametrize('path', [*PAIR_OF, *ALONE], ids=config_id)
@@ -372,9 +374,9 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
             assert len(connectors) == len([*model.distill[name].connectors.parameters()])
         optimizer.update_params(total)
         after = [*model.student.backbone.parameters()]
-        assert any(not torch.equal(old, new) for old, new in zip(before, after))
-        for old, new in zip(taught, teaching):
-            assert not all(torch.equal(x, y) for x, y in zip(old, new))
+        assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        for old, new in zip(taught, teaching, strict=True):
+            assert not all(torch.equal(x, y) for x, y in zip(old, new, strict=True))
         assert all(torch.isfinite(p).all() for p in model.parameters())
         seen |= on
     assert seen == set(schedules)
@@ -411,7 +413,9 @@ def test_a_paraphraser_is_trained_for_an_eighth_of_the_run(path: Path, tmp_path:
         logs = model.train_step(packed_inputs(cfg.default_scope), optimizer)
     assert {*logs} == {'loss', *(f'{term}.loss' for term in cfg.model.distill)}
     assert torch.isfinite(logs['loss'])
-    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters()))
+    assert not any(
+        torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
+    )
 
 
 def test_the_readme_lists_every_recipe() -> None:

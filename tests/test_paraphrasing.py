@@ -85,7 +85,7 @@ def test_the_students_run_takes_it_over(tmp_path):
         dict(ft=dict(LEVELS, teacher_connector=trained)),
     ).train()
     term = distilled.distill.ft
-    for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft):
+    for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft, strict=True):
         weights = theirs.encoder.state_dict()
         for key, value in ours.encoder.state_dict().items():
             assert torch.equal(value, weights[key])

@@ -64,3 +64,10 @@ class ConvConnector(nn.Conv2d):
         """
         student = super().forward(student)
         return student if self.norm is None else self.norm(student)
+
+    @property
+    def summary(self) -> str:
+        """What the plan calls it."""
+        kernel = '×'.join(map(str, self.kernel_size))
+        norm = '' if self.norm is None else ' + BN'
+        return f'{kernel} conv {self.in_channels}→{self.out_channels}{norm}'

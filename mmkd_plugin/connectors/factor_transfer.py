@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import full_precision, positive_number
+from mmkd_plugin.losses.numerics.checks import positive_number
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 SLOPE = 0.1  # of LeakyReLU, below 0
@@ -175,6 +178,6 @@ def three_layers(kind: type[nn.Module], *channels: int) -> nn.Sequential:
         nn.Sequential: Three convolutions and three activations.
     """
     layers = []
-    for inner, outer in zip(channels, channels[1:]):
+    for inner, outer in itertools.pairwise(channels):
         layers += [kind(inner, outer, 3, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
     return nn.Sequential(*layers)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkd_plugin.explanations import BcosWeights, explain
-from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.metrics.explanation_metric import (
     ExplanationMetric,
     in_parts,

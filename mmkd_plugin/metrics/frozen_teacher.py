@@ -9,7 +9,7 @@ from torch import nn
 
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 
 EXAMPLE = "teacher=dict(config='...', checkpoint='...')"
 
@@ -41,7 +41,7 @@ class FrozenTeacher:
             )
         (config,) = teacher_configs(teacher).values()
         with random_state_kept():
-            self.model = Teacher(**config).model
+            self.model = OnlineTeacher(**config).model
         self.owner = owner
 
     def check_classes(self, classes: tuple[str, ...]) -> None:

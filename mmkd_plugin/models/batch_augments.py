@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
-from mmkd_plugin.losses.functional import finite_number, positive_number
+from mmkd_plugin.losses.numerics.checks import finite_number, positive_number
 from mmkd_plugin.registry import MODELS
 
 #: Top, bottom, left and right of a box; bottom and right lie one position beyond it.

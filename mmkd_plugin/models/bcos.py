@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.registry import MODELS
 
 #: The authors' stabiliser: under the root of the patch norm, and on the cosine if B is not 2.

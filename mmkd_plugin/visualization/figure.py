@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ WITH_BOXES = 384  # pixels, the least side of a picture with labels of boxes
 MAP_COLORS = 'viridis'
 HEAT_COLORS = 'inferno_r'  # on a light background, dark for large values
 
-Color = Union[str, Sequence[float]]
+Color = str | Sequence[float]
 
 
 @dataclass(frozen=True)

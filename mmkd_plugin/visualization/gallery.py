@@ -164,7 +164,7 @@ def places_of(terms: Sequence[Term], others: Sequence[str] = ()) -> list[Place]:
     """
     places: dict[tuple[str, ...], Place] = {}
     for term in terms:
-        if term.compares_gradients:
+        if term.traits.compares == 'gradients':
             continue
         taps = {term.teacher: term.teacher_tap}
         taps |= dict.fromkeys(('student', *others), term.student_tap)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -56,7 +56,7 @@ class Boxes:
 
 
 #: Label maps ``(H, W)`` or boxes.
-Labels = Union[np.ndarray, Boxes]
+Labels = np.ndarray | Boxes
 
 
 @dataclass(frozen=True)

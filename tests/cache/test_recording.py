@@ -436,7 +436,7 @@ def geometries(draw: Any) -> Geometry:
 @given(geometries(), st.tuples(sides, sides), st.tuples(sides, sides), st.tuples(sides, sides))
 def test_maps_are_read_where_they_belong(geometry, cells, size, batch):
     maps = np.random.default_rng(0).standard_normal((2, *cells))
-    canvas = tuple(p + b - 1 for p, b in zip(geometry.packed, batch))
+    canvas = tuple(p + b - 1 for p, b in zip(geometry.packed, batch, strict=True))
     out = replay(torch.from_numpy(maps), geometry, size, canvas, fill=-9.0).numpy()
     np.testing.assert_allclose(out, slow_replay(maps, geometry, size, canvas, -9.0), atol=1e-4)
     mask = inside(geometry, size, canvas).numpy()
@@ -584,7 +584,7 @@ def test_batches_of_stock_preprocessors(scope, resize):
     assert len({tuple(sample['inputs'].shape) for sample in packed}) > 1 or resize
     batch = preprocessor(pseudo_collate(packed), training=True)
     canvas = batch['inputs'].shape[-2:]
-    for results, inputs, sample in zip(scenes, batch['inputs'], batch['data_samples']):
+    for results, inputs, sample in zip(scenes, batch['inputs'], batch['data_samples'], strict=True):
         image = torch.from_numpy(results['img']).permute(2, 0, 1)
         geometry = sample.metainfo[KEY]
         out = replay(image, geometry, canvas, canvas)

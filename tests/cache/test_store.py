@@ -83,7 +83,7 @@ def test_uint8_is_off_by_half_a_step_at_most(scale):
     maps[2] = 3 * scale  # none
     record = Record([maps], (1, 1), (1, 1))
     back = unpack(pack(record, b'key', 'uint8'), b'key').maps[0]
-    for channel, other in zip(maps.astype(np.float64), back):
+    for channel, other in zip(maps.astype(np.float64), back, strict=True):
         spread = channel.max() - channel.min()
         # half precision rounds the smallest value and the step
         allowed = spread / 255 * 0.5 + (np.abs(channel).max() + spread) * 2.0**-11
@@ -121,7 +121,7 @@ def test_a_record_comes_back(dtype, k):
     record = Record([maps_of(5, 3, 7), maps_of(5, 1, 1, seed=1)], (33, 65), (30, 61))
     back = unpack(pack(record, b'key', dtype, k), b'key')
     assert (back.loaded, back.seen) == ((33, 65), (30, 61))
-    for ours, theirs in zip(record.maps, back.maps):
+    for ours, theirs in zip(record.maps, back.maps, strict=True):
         assert theirs.dtype == np.float32 and theirs.shape == ours.shape
         tolerance = 1e-3 if dtype == 'float16' else 2e-2
         if k is None:
@@ -162,7 +162,7 @@ def test_what_was_written_is_read(tmp_path):
     assert cache.missing([*records, 'img/9.png']) == ['img/9.png']
     for image, record in records.items():
         back = cache.read(image, 'neck')
-        for ours, theirs in zip(record.maps, back.maps):
+        for ours, theirs in zip(record.maps, back.maps, strict=True):
             assert np.array_equal(theirs, ours.astype(np.float16).astype(np.float32))
     with pytest.raises(CacheError, match=r'holds no .*neck.* of img/9\.png'):
         cache.read('img/9.png', 'neck')

@@ -82,7 +82,7 @@ def assert_traced(mixed: Tensor, mixed_samples: list, samples: list) -> None:
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     assert (mixed[:, 1] == rows).all() and (mixed[:, 2] == columns).all()
     originals = [maps_of(sample) for sample in samples]
-    for image, sample in zip(mixed, mixed_samples):
+    for image, sample in zip(mixed, mixed_samples, strict=True):
         source = image[0].long()
         for name, value in maps_of(sample).items():
             expected = torch.stack([maps[name][0] for maps in originals])[source, rows, columns]
@@ -236,13 +236,13 @@ def test_pixels_bring_their_labels(count, height, width):
         assert len({int(image.sum()) for image in foreign}) == 1  # one box for all
         labels = torch.cat([sample.gt_sem_seg.data for sample in mixed_samples])
         ignored.append(((labels == 255) & foreign).any().item())
-        for n, (sample, image) in enumerate(zip(mixed_samples, mixed)):
+        for n, (sample, image) in enumerate(zip(mixed_samples, mixed, strict=True)):
             sources = set(image[0].unique().tolist())
             assert len(sources) <= 2 and (n in sources or foreign[n].all())
             assert sample.img_path == f'{n}.png' and sample.name.tolist() == [n]
             assert type(sample) is SegDataSample
     assert torch.equal(inputs, given)
-    for sample, before in zip(samples, kept):
+    for sample, before in zip(samples, kept, strict=True):
         for name, value in maps_of(before).items():
             assert torch.equal(maps_of(sample)[name], value), name
     if height * width > 100:
@@ -341,7 +341,7 @@ def test_maps_in_numpy_are_mixed_too():
     foreign = (mixed[0, 0] == 1).numpy()
     assert foreign.any()
     np.testing.assert_array_equal(labels[0].gt_edge_map.data, np.where(foreign, *before[::-1]))
-    assert all((s.gt_edge_map.data == b).all() for s, b in zip(samples, before))
+    assert all((s.gt_edge_map.data == b).all() for s, b in zip(samples, before, strict=True))
 
 
 def test_depth_alone_will_do():
@@ -535,7 +535,7 @@ def test_padding_stays_where_it_is():
     mixed = 0
     for _ in range(40):
         out = preprocessor(padded_batch(), True)
-        for n, (image, sample) in enumerate(zip(out['inputs'], out['data_samples'])):
+        for n, (image, sample) in enumerate(zip(out['inputs'], out['data_samples'], strict=True)):
             labels, (height, width) = sample.gt_sem_seg.data[0], sample.img_shape
             inside = torch.zeros(64, 64, dtype=torch.bool)
             inside[:height, :width] = True
@@ -655,20 +655,24 @@ def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
     assert {len(fed.student) for fed in runs.values()} == {6}
     stock, plain, taught = runs.values()
 
-    for one, other in zip(plain.student, taught.student):  # distilling leaves the dice alone
+    # Distilling leaves the dice alone.
+    for one, other in zip(plain.student, taught.student, strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(plain.labels, taught.labels):
+    for one, other in zip(plain.labels, taught.labels, strict=True):
         assert torch.equal(one, other)
-    changed = [not torch.equal(one, other) for one, other in zip(plain.student, stock.student)]
+    changed = [
+        not torch.equal(one, other) for one, other in zip(plain.student, stock.student, strict=True)
+    ]
     assert 2 <= sum(changed) <= 6
     for fed in runs.values():  # what the pixels show is what the labels say
-        for images, labels in zip(fed.student, fed.labels):
+        for images, labels in zip(fed.student, fed.labels, strict=True):
             assert torch.equal(classes_seen(images), labels)
     assert len(taught.teacher) == 6
     student_mean, student_std = (
         torch.tensor(v).view(3, 1, 1) for v in (stock_models.MEAN, stock_models.STD)
     )
-    for ours, theirs in zip(taught.student, taught.teacher):  # the teacher sees the same pixels
+    # The teacher sees the same pixels.
+    for ours, theirs in zip(taught.student, taught.teacher, strict=True):
         pixels = ours * student_std + student_mean
         torch.testing.assert_close(theirs, (pixels - 110) / 64, rtol=1e-4, atol=1e-4)
     for losses in taught.losses:

@@ -80,7 +80,7 @@ def by_hand(x, weight, b, max_out=1, stride=1, padding=0, dilation=1, groups=1):
         responses = []
         for one in weight[channel * max_out : (channel + 1) * max_out]:
             length = math.sqrt((one**2).sum())
-            responses.append(sum(a * v for a, v in zip(one.ravel(), patch)) / length)
+            responses.append(sum(a * v for a, v in zip(one.ravel(), patch, strict=True)) / length)
         best = max(responses)
         if b == 1:
             scale = 1
@@ -168,7 +168,7 @@ def test_the_derivative_is_that_of_the_formula(b):
         values = [linear.clone().requires_grad_(), norm.clone().requires_grad_()]
         out = scaled(*values, layer)
         found.append([out, *torch.autograd.grad(out, values, noise(*out.shape, seed=3))])
-    for ours, expected in zip(*found):
+    for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
 
 
@@ -278,7 +278,7 @@ def test_no_wide_copies_are_kept_for_the_way_back():
                 (first,) = torch.autograd.grad(out.float().sum(), image, create_graph=True)
             (second,) = torch.autograd.grad(first.float().square().sum(), net[0].weight)
             found.append((first.float(), second.float()))
-        for ours, expected in zip(*found):
+        for ours, expected in zip(*found, strict=True):
             assert (ours - expected).abs().max() < 0.1 * expected.abs().max()
 
 
@@ -445,7 +445,7 @@ def test_weights_can_be_learnt(b, kwargs):
     probe = torch.randn_like(model(x))
 
     def explained(x, *weights):
-        y = torch.func.functional_call(model, dict(zip(names, weights)), x)
+        y = torch.func.functional_call(model, dict(zip(names, weights, strict=True)), x)
         with explanation_mode(model):
             return torch.autograd.grad(y, x, probe, create_graph=True)[0]
 
@@ -557,7 +557,9 @@ def test_all_combinations_of_groups_and_dilation_have_one_norm():
         pooled = patch_norms(x, k, s, p, (1, 1), g)
         strides, paddings = tuple(2 * v for v in s), tuple(2 * v for v in p)
         unfolded = patch_norms(spread, k, strides, paddings, (2, 2), g)
-        rows, columns = (min(a, b) for a, b in zip(pooled.shape[2:], unfolded.shape[2:]))
+        rows, columns = (
+            min(a, b) for a, b in zip(pooled.shape[2:], unfolded.shape[2:], strict=True)
+        )
         torch.testing.assert_close(
             unfolded[..., :rows, :columns], pooled[..., :rows, :columns], rtol=1e-12, atol=0
         )

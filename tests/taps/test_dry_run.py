@@ -156,7 +156,7 @@ def test_it_learns_and_teaches_at_that_size(student, teacher):
     [(('backbone[9]', 'backbone[0]'), 'the student'), (('backbone', 'backbone[9]'), "teacher 't'")],
 )
 def test_an_element_that_does_not_exist(taps, owner):
-    distill = dict(c=dict(zip(('student_tap', 'teacher_tap'), taps), loss=cwd()))
+    distill = dict(c=dict(zip(('student_tap', 'teacher_tap'), taps, strict=True), loss=cwd()))
     teacher = [dict(name='t', config=stock_models.fcn(), checkpoint=None)]
     with pytest.raises(TapError) as error:
         distiller(stock_models.fcn(), teacher, distill)

@@ -41,7 +41,7 @@ def seen(model, texts, **kwargs):
 def test_the_relu_of_it_is_what_the_stage_gives(model):
     outputs = [f'backbone.layer{n}' for n in (1, 2, 3, 4)]
     run, reader, taps = seen(model, [*STAGES, *outputs])
-    for before, after in zip(taps[:4], taps[4:]):
+    for before, after in zip(taps[:4], taps[4:], strict=True):
         assert (reader.read(before) < 0).any()
         assert torch.equal(reader.read(before).relu(), reader.read(after))
     assert {place.call for place in run.places[taps[0]]} == {
@@ -58,7 +58,7 @@ def test_in_place_and_not_are_the_same(model):
         module.inplace = False
     run, reader, _ = seen(model, STAGES)
     assert not run.in_place
-    for tap, value in zip(taps, expected):
+    for tap, value in zip(taps, expected, strict=True):
         assert torch.equal(reader.read(tap), value)
 
 

@@ -29,8 +29,9 @@ from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.teachers.cached import CachedTeacher
 from mmkd_plugin.teachers.online import Teacher
 from tests import stock_models
-from tests.caches import load_tool, use_cache, write_cache
+from tests.caches import use_cache, write_cache
 from tests.runs import Record, assert_same, config, needs_ops, save_weights, train
+from tests.tools.tool_runs import load_tool
 
 CLASSES = dict(mmseg=11, mmdet=10)
 TAPS = dict(mmseg='decode_head.conv_seg', mmdet='neck')
@@ -194,7 +195,7 @@ def test_without_augmentation_the_maps_are_the_teachers_in_half_precision(
     assert len(pairs) == 6
     for online, cached in pairs:
         assert len(online) == len(cached) == (1 if scope == 'mmseg' else 5)
-        for a, b in zip(online, cached):
+        for a, b in zip(online, cached, strict=True):
             half_precision(a, b)
 
 
@@ -202,7 +203,7 @@ def test_without_augmentation_the_maps_are_the_teachers_in_half_precision(
 def test_mirrored_images_have_maps_of_their_own(scope, scenes, checkpoints, caches, tmp_path):
     cfg = recipe(scope, scenes, checkpoints, FIXED, dict(FLIP, prob=1.0))
     for online, cached in both_sides(cfg, caches[scope]):
-        for a, b in zip(online, cached):
+        for a, b in zip(online, cached, strict=True):
             half_precision(a, b)
     other = write_cache(cfg, tmp_path / 'cache', mirrored=False)
     assert TeacherCache(other).meta['mirrored'] is False
@@ -218,11 +219,11 @@ def test_no_other_place_of_augmented_maps_is_nearer_to_the_teachers(
 ):
     pairs = both_sides(recipe(scope, scenes, checkpoints, RESIZE, CROP, FLIP), caches[scope])
     for level in range(1 if scope == 'mmseg' else 2):
-        online, cached = zip(*((a[level], b[level]) for a, b in pairs))
-        right = error(list(zip(online, cached)))
+        online, cached = zip(*((a[level], b[level]) for a, b in pairs), strict=True)
+        right = error(list(zip(online, cached, strict=True)))
         others = [[x.flip(3) for x in cached], [x.flip(2) for x in cached]]
         others += [[x.roll(by, dim) for x in cached] for by in (-1, 1) for dim in (2, 3)]
-        assert right < 0.9 * min(error(list(zip(online, other))) for other in others)
+        assert right < 0.9 * min(error(list(zip(online, other, strict=True))) for other in others)
         assert right < (0.5 if scope == 'mmseg' else 0.9)
 
 
@@ -241,7 +242,9 @@ def bilinear(maps: np.ndarray, y: float, x: float) -> np.ndarray:
     value = np.zeros(len(maps))
     for row, part in ((top, 1 - (y - top)), (top + 1, y - top)):
         for col, share in ((left, 1 - (x - left)), (left + 1, x - left)):
-            i, j = (int(np.clip(k, 0, n - 1)) for k, n in zip((row, col), maps.shape[1:]))
+            i, j = (
+                int(np.clip(k, 0, n - 1)) for k, n in zip((row, col), maps.shape[1:], strict=True)
+            )
             value += part * share * maps[:, i, j].astype(np.float64)
             weights.append(part * share)
     assert np.isclose(sum(weights), 1)
@@ -282,7 +285,7 @@ def test_augmented_maps_are_the_stored_ones_read_where_the_pixels_came_from(
                 assert picture == 1
                 if mirrors:
                     x = 128 - x
-                place = ((v / 128 * n - 0.5) for v, n in zip((y, x), whole.shape[1:]))
+                place = ((v / 128 * n - 0.5) for v, n in zip((y, x), whole.shape[1:], strict=True))
                 expected = bilinear(whole, *place)
                 assert np.abs(found[:, i, j] - expected).max() < 2e-3 * np.abs(whole).max()
     assert found_mirrored == {False, True}
@@ -314,7 +317,7 @@ def test_padding_holds_what_the_teacher_gives_on_padding(scenes, checkpoints, ca
     assert {height, width} == {64, 96}
     # the teacher sees it normalised, with zeros around
     blank = online(torch.zeros(1, 3, 128, 128), None, [tap])[tap]
-    for x, maps in zip(blank, ours):
+    for x, maps in zip(blank, ours, strict=True):
         fill = x[0, :, x.shape[2] // 2, x.shape[3] // 2, None]
         stride = 128 // maps.shape[2]
         below = maps[0][:, -(-height // stride) :].flatten(1)
@@ -375,10 +378,10 @@ def test_a_run_with_a_cache_is_that_with_the_teacher(scenes, checkpoints, caches
         wire(cfg)
         runs.append(Record())
         train(cfg, runs[-1])
-    for one, other in zip(runs[0].inputs, runs[1].inputs):
+    for one, other in zip(runs[0].inputs, runs[1].inputs, strict=True):
         assert_same(one, other)
     assert_same(runs[0].start, runs[1].start)
-    for one, other in zip(runs[0].losses, runs[1].losses):
+    for one, other in zip(runs[0].losses, runs[1].losses, strict=True):
         for key, value in one.items():
             assert other[key] == pytest.approx(value, rel=2e-3), key
 

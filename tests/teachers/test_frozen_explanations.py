@@ -95,7 +95,7 @@ def test_without_augmentation_they_are_the_teachers_own(scope, kind, scenes, see
     assert same.float().mean() > 0.9 and online.chosen.present.sum() >= 6
     assert len(online.maps) == len(frozen.maps) == (1 if scope == 'mmseg' else 5)
     nonzero = 0
-    for a, b in zip(online.maps, frozen.maps):
+    for a, b in zip(online.maps, frozen.maps, strict=True):
         assert a.shape == b.shape
         for n, k in np.argwhere((same & online.chosen.present).numpy()):
             peak = a[n, k].abs().max().item()
@@ -122,7 +122,7 @@ def test_they_are_flipped_with_the_image(scope, scenes, seeing, tmp_path):  # no
         order = classes.argsort()
         maps.append([classes[order]] + [x[0, order] for x in explanation.maps])
     assert torch.equal(maps[0][0], maps[1][0]) and any(x.any() for x in maps[0][1:])
-    for straight, flipped in zip(maps[0][1:], maps[1][1:]):
+    for straight, flipped in zip(maps[0][1:], maps[1][1:], strict=True):
         present = maps[0][0] >= 0
         torch.testing.assert_close(straight[present].flip(-1), flipped[present])
 

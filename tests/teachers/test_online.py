@@ -60,9 +60,9 @@ def test_detectors_give_their_features_and_dense_scores(name):
     x = torch.randn(2, 3, 64, 64)
     features = teacher.model.extract_feat(x)
     got = teacher(x, None, [neck, scores])
-    for ours, alone in zip(got[neck], features):
+    for ours, alone in zip(got[neck], features, strict=True):
         assert torch.equal(ours, alone)
-    for ours, alone in zip(got[scores], getattr(teacher.model, head)(features)[0]):
+    for ours, alone in zip(got[scores], getattr(teacher.model, head)(features)[0], strict=True):
         assert torch.equal(ours, alone)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.tools.tool_runs import load_tool
 
 pytest.importorskip('sklearn')
 
@@ -24,15 +23,7 @@ DATASETS = ROOT / 'configs' / '_base_' / 'datasets'
 SMALL = ('--train', '5', '--val', '3', '--size', '96')
 
 
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('make_digit_scenes', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('make_digit_scenes')
 
 
 def make(out: str | Path, *args: str) -> int:
@@ -355,30 +346,33 @@ class TestExistingFolder:
         assert result.stderr.startswith('Error: cannot read or write')
 
 
+STOPPED = """
+import os, runpy, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+write = Path.write_bytes
+def stopped(path, content):
+    write(path, content)
+    if path.match('img_dir/train/00002.png'):
+        os.kill(os.getpid(), {stop})
+Path.write_bytes = stopped
+sys.argv = {argv!r}
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
 class TestInterruptedRun:
     @pytest.mark.skipif(sys.platform == 'win32', reason='signals')
     @pytest.mark.parametrize('stop', [signal.SIGKILL, signal.SIGINT])
     def test_leaves_nothing_that_looks_complete(self, made, tmp_path, stop):
         out, partial = tmp_path / 'scenes', tmp_path / 'scenes.partial'
-        process = subprocess.Popen(
-            [sys.executable, str(TOOL), '--out', str(out), '--train', '5000'],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # a shell's background jobs ignore SIGINT, and so do their children
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        for _ in range(600):
-            if (partial / 'img_dir' / 'train' / '00002.png').exists():
-                break
-            time.sleep(0.05)
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=20)
-        assert not out.exists()
+        code = STOPPED.format(stop=int(stop), argv=[str(TOOL), '--out', str(out), *SMALL])
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        assert done.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+        assert not out.exists() and (partial / 'img_dir' / 'train' / '00002.png').exists()
         if stop == signal.SIGINT:
-            assert process.returncode == 130
-            assert 'Interrupted' in errors
-            assert 'Traceback' not in errors
+            assert 'Interrupted' in done.stderr
+            assert 'Traceback' not in done.stderr
 
         result = run(out, *SMALL)
         assert result.returncode == 0

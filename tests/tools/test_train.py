@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from tool_runs import TOOLS, load_tool, run_tool
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
 from tests.runs import needs_ops
+from tests.tools.tool_runs import TOOLS, load_tool, run_tool
 
 
 def test_a_distilled_segmentor(trained):

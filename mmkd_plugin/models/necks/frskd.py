@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import positive_number
+from mmkd_plugin.losses.numerics.checks import positive_number
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-6

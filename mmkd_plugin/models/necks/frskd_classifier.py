@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.attention import attention
-from mmkd_plugin.losses.functional import full_precision, sum_over_maps
+from mmkd_plugin.losses.numerics.maps import sum_over_maps
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.soft_target import soft_targets
 from mmkd_plugin.models.necks.frskd import BiFPNSelfTeacher, count
 from mmkd_plugin.registry import MODELS

@@ -79,7 +79,7 @@ def by_hand(net: BcosResNet, x: torch.Tensor, bottleneck: bool) -> list[torch.Te
 def test_forward(depth):
     net, x = settled(backbone(depth)), images(1, 3, 64, 96)
     expected = by_hand(net, x, depth == 50)
-    for ours, theirs in zip(net(x), expected):
+    for ours, theirs in zip(net(x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert [y.shape[2:] for y in expected] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
@@ -175,7 +175,7 @@ def test_weights_of_the_authors(tmp_path):
     )
     net.init_weights()
     x = images(1, 3, 64, 64)
-    for ours, expected in zip(net.double().eval()(x), trained(x)):
+    for ours, expected in zip(net.double().eval()(x), trained(x), strict=True):
         torch.testing.assert_close(ours, expected)
 
 
@@ -211,6 +211,12 @@ def test_every_map_is_linear_in_the_six_channels(depth, training):
         assert weights[:, :3].abs().sum() > 0 and weights[:, 3:].abs().sum() > 0
 
 
+def unit_conv(layer: BcosConv2d, x: torch.Tensor) -> torch.Tensor:
+    """The convolution of a layer alone, with filters of length one."""
+    weight, place = unit_filters(layer.weight), (layer.stride, layer.padding, layer.dilation)
+    return torch.conv2d(x, weight, None, *place, layer.groups)
+
+
 def frozen(net: nn.Module, run: Any) -> nn.Module:
     """The linear map that the network is in ``run()``: its layers with what they multiplied by."""
     factors, linear = {}, copy.deepcopy(net)
@@ -219,12 +225,12 @@ def frozen(net: nn.Module, run: Any) -> nn.Module:
     def note(name: str, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         before = x
         if name in convs:
-            before = layer._conv_forward(x, unit_filters(layer.weight), None)
+            before = unit_conv(layer, x)
         factors[name] = (y / before).detach()
 
     def multiply(name: str, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if name in convs:
-            x = layer._conv_forward(x, unit_filters(layer.weight), None)
+            x = unit_conv(layer, x)
         return x * factors[name]
 
     handles = [
@@ -249,7 +255,7 @@ def test_the_map_is_the_same_in_every_direction(training):
     maps, six = six_channels(net, lambda: net(x))
     direction = torch.randn(six.shape, generator=torch.Generator().manual_seed(2)).double()
     linear.add_inverse = nn.Identity()
-    for y, other in zip(maps, linear(direction)):
+    for y, other in zip(maps, linear(direction), strict=True):
         probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
         with explanation_mode(net):
             (weights,) = torch.autograd.grad(y, six, probe, retain_graph=True)
@@ -422,7 +428,9 @@ def test_explaining_leaves_the_task_as_it_is():
     for one in (model, alone):
         loss, _ = one.train().parse_losses(one(inputs, samples, mode='loss'))
         loss.backward()
-    for (name, ours), theirs in zip(model.student.named_parameters(), alone.parameters()):
+    for (name, ours), theirs in zip(
+        model.student.named_parameters(), alone.parameters(), strict=True
+    ):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
     state = alone.state_dict()
     assert (state['backbone.bn1.running_var'] != 1).all()

@@ -87,17 +87,19 @@ class Plain:
     def fusion(self, name, *maps):
         weights = [max(float(w), 0.0) for w in self[name]]
         assert len(weights) == len(maps)
-        return sum(w / (sum(weights) + 1e-6) * x for w, x in zip(weights, maps))
+        return sum(w / (sum(weights) + 1e-6) * x for w, x in zip(weights, maps, strict=True))
 
 
 def nearest(x, size):
-    rows, columns = ([i * old // new for i in range(new)] for old, new in zip(x.shape[2:], size))
+    rows, columns = (
+        [i * old // new for i in range(new)] for old, new in zip(x.shape[2:], size, strict=True)
+    )
     return x[:, :, rows][:, :, :, columns]
 
 
 def bilinear(x, size):
     """Pixels are areas: centres of old and new ones are at i + 1/2 (align_corners=False)."""
-    for axis, new in zip((2, 3), size):
+    for axis, new in zip((2, 3), size, strict=True):
         old, lines = x.shape[axis], []
         for i in range(new):
             at = max((i + 0.5) * old / new - 0.5, 0)
@@ -111,9 +113,9 @@ def bilinear(x, size):
 def same_pool(x, strides):
     """3x3 maximum of a map in a frame of zeros, laid out by TensorFlow's rule for 'SAME'."""
     n, c, *size = x.shape
-    out_size = [math.ceil(old / stride) for old, stride in zip(size, strides)]
+    out_size = [math.ceil(old / stride) for old, stride in zip(size, strides, strict=True)]
     starts = []
-    for old, new, stride in zip(size, out_size, strides):
+    for old, new, stride in zip(size, out_size, strides, strict=True):
         total = max((new - 1) * stride + 3 - old, 0)
         starts.append([o * stride - total // 2 for o in range(new)])  # the lesser half is before
     out = np.full((n, c, *out_size), -np.inf)
@@ -128,7 +130,7 @@ def same_pool(x, strides):
 
 def down_to(x, size):
     """Halved as often as need be: stride 2 between two levels, 1 where the size stays."""
-    strides = [max(1, round(old / new)) for old, new in zip(x.shape[2:], size)]
+    strides = [max(1, round(old / new)) for old, new in zip(x.shape[2:], size, strict=True)]
     return nearest(same_pool(x, strides), size)
 
 
@@ -224,13 +226,13 @@ def random_maps(channels, sizes, batch=2, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(batch, c, *size, generator=generator, dtype=torch.float64).relu().to(dtype)
-        for c, size in zip(channels, sizes)
+        for c, size in zip(channels, sizes, strict=True)
     ]
 
 
 def assert_equal_maps(values, expected):
     assert isinstance(values, tuple) and len(values) == len(expected)
-    for value, other in zip(values, expected):
+    for value, other in zip(values, expected, strict=True):
         assert value.shape == other.shape and np.abs(other).max() > 0
         np.testing.assert_allclose(value.detach().numpy(), other, rtol=1e-9, atol=1e-11)
 
@@ -299,7 +301,9 @@ def test_widths_and_depths_of_the_self_teacher(options, widths):
         neck, [x.numpy() for x in maps], options.get('depth', 2), constant='out_channels' in options
     )
     values = neck(maps)
-    assert [tuple(x.shape) for x in values] == [(2, c, *s) for c, s in zip(widths, sizes)]
+    assert [tuple(x.shape) for x in values] == [
+        (2, c, *s) for c, s in zip(widths, sizes, strict=True)
+    ]
     assert neck.out_channels == widths
     assert_equal_maps(values, expected)
     assert_all_used(neck, used, training=False)
@@ -448,7 +452,7 @@ def test_autocast(built, training):
     expected = [x.detach() for x in neck(maps)]
     with torch.autocast('cpu', torch.bfloat16):
         values = neck([x.bfloat16() for x in maps])
-    for value, other in zip(values, expected):
+    for value, other in zip(values, expected, strict=True):
         assert value.dtype == torch.bfloat16 and value.isfinite().all()
         if not training:  # the deviation of a few equal numbers magnifies their rounding
             torch.testing.assert_close(value.float(), other, rtol=0.1, atol=0.1)
@@ -494,7 +498,7 @@ def test_inputs_are_left_alone(built):
     strided = [torch.stack([x, x + 1], -1)[..., 0] for x in maps]
     last = [x.contiguous(memory_format=torch.channels_last) for x in maps]
     for other in (strided, last):
-        for value, expected in zip(neck(other), first):
+        for value, expected in zip(neck(other), first, strict=True):
             torch.testing.assert_close(value, expected)
 
 
@@ -510,11 +514,11 @@ def test_inputs_are_left_alone(built):
 def test_gradcheck(build, channels, sizes):
     torch.manual_seed(0)
     neck = randomised(build())
-    names, parameters = zip(*neck.named_parameters())
+    names, parameters = zip(*neck.named_parameters(), strict=True)
     maps = [x + 0.1 for x in random_maps(channels, sizes, batch=1)]
 
     def run(*tensors):
-        given = dict(zip(names, tensors))
+        given = dict(zip(names, tensors, strict=True))
         return torch.func.functional_call(neck, given, (list(tensors[len(names) :]),))
 
     tensors = [x.detach().requires_grad_() for x in (*parameters, *maps)]
@@ -549,8 +553,8 @@ def self_teacher_size(channels, out, depth, constant=False):
     def b(d):
         return depth * (9 * d + d * d + 2 * d)
 
-    total = sum(a(c, d) for c, d in zip(channels, out))
-    total += sum(a(c, d) for c, d in zip(channels[1:], out[1:]))
+    total = sum(a(c, d) for c, d in zip(channels, out, strict=True))
+    total += sum(a(c, d) for c, d in zip(channels[1:], out[1:], strict=True))
     total += sum(b(d) for d in out[:-1]) + sum(b(d) for d in out[1:])
     if not constant:
         total += sum(a(out[i + 1], out[i]) + a(out[i], out[i + 1]) for i in range(n - 1))

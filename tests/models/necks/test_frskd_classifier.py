@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ class Student(nn.Module):
                 nn.BatchNorm2d(b),
                 nn.ReLU(),
             )
-            for number, (a, b) in enumerate(zip(widths, widths[1:]))
+            for number, (a, b) in enumerate(itertools.pairwise(widths))
         )
         self.head = nn.Linear(24, classes)
 
@@ -68,28 +70,28 @@ def log_softmax(row):
 
 def cross_entropy_by_hand(logits, target):
     total = 0.0
-    for row, wanted in zip(logits, target):
+    for row, wanted in zip(logits, target, strict=True):
         if np.ndim(wanted) == 0:
             total -= log_softmax(row)[int(wanted)]
         else:
-            total -= sum(p * q for p, q in zip(wanted, log_softmax(row)))
+            total -= sum(p * q for p, q in zip(wanted, log_softmax(row), strict=True))
     return total / len(logits)
 
 
 def soft_targets_by_hand(student, teacher, tau):
     total = 0.0
-    for s, t in zip(student, teacher):
+    for s, t in zip(student, teacher, strict=True):
         log_s, log_t = log_softmax(s / tau), log_softmax(t / tau)
-        total += sum(np.exp(b) * (b - a) for a, b in zip(log_s, log_t))
+        total += sum(np.exp(b) * (b - a) for a, b in zip(log_s, log_t, strict=True))
     return tau**2 * total / len(student)
 
 
 def attention_by_hand(student, teacher):
     gaps = []
-    for s, t in zip(student, teacher):
+    for s, t in zip(student, teacher, strict=True):
         maps = [(x**2).mean(0).ravel() for x in (s, t)]
         a, b = (x / np.sqrt((x**2).sum()) for x in maps)
-        gaps += [(p - q) ** 2 for p, q in zip(a, b)]
+        gaps += [(p - q) ** 2 for p, q in zip(a, b, strict=True)]
     return sum(gaps) / len(gaps)
 
 
@@ -119,7 +121,7 @@ def test_values(models, images, kind, factors):
     losses = frskd_losses(maps, logits, refined, their_logits, target, **factors)
     assert list(losses) == NAMES
     s, t = (x.detach().numpy() for x in (logits, their_logits))
-    pairs = [(a.detach().numpy(), b.detach().numpy()) for a, b in zip(maps, refined)]
+    pairs = [(a.detach().numpy(), b.detach().numpy()) for a, b in zip(maps, refined, strict=True)]
     tau, alpha, beta = (factors.get(k, v) for k, v in dict(tau=4, alpha=2, beta=100).items())
     expected = dict(
         student_loss=cross_entropy_by_hand(s, target.numpy()),
@@ -199,7 +201,7 @@ def test_what_each_loss_trains(models, images, name, kind):
     loss = frskd_losses(maps, logits, *self_teacher(maps), classes_of(kind))[name]
     loss.backward()
     parts = student.stages, student.head, self_teacher.neck, self_teacher.head
-    for part, wanted in zip(parts, TRAINS[name]):
+    for part, wanted in zip(parts, TRAINS[name], strict=True):
         grads = [p.grad for p in part.parameters()]
         assert grads and any(g is not None and bool(g.any()) for g in grads) == wanted
         if not wanted:
@@ -224,7 +226,7 @@ def test_the_self_teacher_is_a_constant_in_the_distillation(models, images, name
         )
         for teacher in ((refined, theirs), constants)
     ]
-    for a, b in zip(*grads):
+    for a, b in zip(*grads, strict=True):
         assert a.any() and torch.equal(a, b)
 
 
@@ -275,7 +277,7 @@ def test_another_feature_loss(images):
     losses = frskd_losses(
         maps, logits, refined, theirs, classes_of('classes'), beta=3, features=HintLoss()
     )
-    expected = 3 * sum((a - b).square().mean() for a, b in zip(maps, refined))
+    expected = 3 * sum((a - b).square().mean() for a, b in zip(maps, refined, strict=True))
     torch.testing.assert_close(losses['feature_loss'], expected)
 
 
@@ -284,7 +286,7 @@ def test_a_feature_loss_that_does_not_detach(models, images):
     maps, logits = student(images)
 
     def gap(student, teacher):
-        return sum((a.mean() - b.mean()).square() for a, b in zip(student, teacher))
+        return sum((a.mean() - b.mean()).square() for a, b in zip(student, teacher, strict=True))
 
     losses = frskd_losses(maps, logits, *self_teacher(maps), classes_of('classes'), features=gap)
     losses['feature_loss'].backward()
