@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmkd_plugin.stack import safe_load, safe_loading
+from mmkd_plugin.stack import UNPICKLING_ERRORS, safe_load, safe_loading
 from mmkd_plugin.words import first_line, some
 
 __all__ = [
@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running any code that it may hold.
+    """Reads a checkpoint to the CPU without running any code that it may hold.
 
     Args:
         path (str | Path): A file, or an address from which mmengine loads (``https://``,
@@ -79,7 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> OrderedDict[str, Tensor]:
-    """Find the weights in a checkpoint.
+    """Finds the weights in a checkpoint.
 
     Args:
         checkpoint (dict): As :func:`read_checkpoint` returns it: the weights under ``state_dict``
@@ -119,7 +119,7 @@ def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> Order
 
 
 def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return the state that the Distiller keeps beside the student's weights.
+    """Returns the state that the Distiller keeps beside the student's weights.
 
     Args:
         state_dict (Mapping[str, Tensor]): A model's state dict.
@@ -134,7 +134,7 @@ def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | Non
 def load_weights(
     model: nn.Module, path: str | Path, strict: bool = True, name: str = 'teacher'
 ) -> None:
-    """Load a checkpoint into a model and check that it fits.
+    """Loads a checkpoint into a model and checks that it fits.
 
     The model's own ``load_state_dict`` loads the weights, so it converts checkpoints of older
     versions as usual.
@@ -162,7 +162,7 @@ def load_state(
     strict: bool = True,
     name: str = 'teacher',
 ) -> None:
-    """Load weights that are in memory, as :func:`load_weights` loads those of a file.
+    """Loads weights that are in memory, as :func:`load_weights` loads those of a file.
 
     Args:
         model (nn.Module): The model that receives the weights.
@@ -203,7 +203,7 @@ def load_state(
 def check_student_weights(
     expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor], distilled: bool
 ) -> None:
-    """Refuse weights that are clearly not the student's.
+    """Refuses weights that are clearly not the student's.
 
     mmengine logs the differences and goes on, so a wrong ``load_from`` would show in the score
     alone. A part of the student (a backbone, a model with other classes) is accepted, except from a
@@ -288,7 +288,7 @@ _SIZE_MISMATCH = re.compile(
 
 
 def _load(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> _Fit:
-    """Load the tensors that fit, and note the others.
+    """Loads the tensors that fit, and notes the others.
 
     ``load_state_dict`` names tensors of another size in its exception alone, the others in a hook.
     """
@@ -352,7 +352,7 @@ def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit) -> str:
 
 
 def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor]) -> str:
-    """Say what to do about keys that have a prefix too many, or lack one."""
+    """Says what to do about keys that have a prefix too many, or lack one."""
     for prefix in ('architecture.', 'student.', 'teacher.', 'model.', 'module.'):
         stripped = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
         found = len(stripped & set(expected))
@@ -372,7 +372,7 @@ def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Te
 
 
 def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
-    """Name existing files that a wrong path may have meant.
+    """Names existing files that a wrong path may have meant.
 
     Args:
         path (str | Path): The missing file.
@@ -412,6 +412,8 @@ def _read_remote(path: str) -> Any:
             return CheckpointLoader.load_checkpoint(path, map_location='cpu')
     except KeyError as error:
         raise CheckpointError(f'{path}: mmengine knows no such model ({error})') from error
+    except UNPICKLING_ERRORS as error:
+        raise CheckpointError(_explain(path, error)) from error
 
 
 def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
@@ -435,7 +437,7 @@ _REFUSED = re.compile(
 
 
 def _explain(path: str, error: Exception) -> str:
-    """Say in one sentence why a loader raised an error."""
+    """Says in one sentence why a loader raised an error."""
     text = str(error)
     refused = _REFUSED.search(text)
     if refused is not None:

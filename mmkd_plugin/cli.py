@@ -31,7 +31,7 @@ class UsageError(Exception):
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End the program with one line instead of a traceback, if an error is meant for the user.
+    """Ends the program with one line instead of a traceback, if an error is meant for the user.
 
     Such errors are :class:`UsageError`, and the ``ValueError`` and ``OSError`` of this package.
 
@@ -56,7 +56,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, as OpenMMLab's tools have it."""
+    """Adds ``--cfg-options``, as OpenMMLab's tools have it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -67,10 +67,10 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that our tools for training and testing share with OpenMMLab's."""
+    """Adds the arguments that our tools for training and testing share with OpenMMLab's."""
     parser.add_argument(
         '--work-dir',
-        help='where logs and checkpoints go; default: the `work_dir` of the config, else '
+        help='folder of logs and checkpoints; default: the `work_dir` of the config, else '
         './work_dirs/<name of the config>',
     )
     add_cfg_options(parser)
@@ -78,14 +78,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='what started the processes of a distributed run',
+        help='launcher that started the processes of a distributed run',
     )
     # Launchers of torch 1 and of torch 2 spell it differently.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config that the arguments name, and apply their settings.
+    """Reads the config that the arguments name, and applies their settings.
 
     Args:
         args (argparse.Namespace): ``config``, and the arguments of :func:`add_run_arguments`.
@@ -109,7 +109,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def read_config(name: str) -> Config:
-    """Read a config of the user or of an installed OpenMMLab library.
+    """Reads a config of the user or of an installed OpenMMLab library.
 
     Args:
         name (str): A path, or ``package::path`` for a config of a library.
@@ -133,19 +133,27 @@ def read_config(name: str) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that a config asks for."""
+    """Builds the runner of a config.
+
+    Args:
+        cfg (Config): A config of training or testing.
+    """
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def is_distilled(cfg: Config) -> bool:
-    """Whether the model of a config is a Distiller."""
+    """Whether the model of a config is a Distiller.
+
+    Args:
+        cfg (Config): A config with ``model``.
+    """
     kind = cfg.model.get('type')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2] == 'Distiller' and 'student' in cfg.model
 
 
 def use_student(cfg: Config) -> None:
-    """Turn a distilled config into that of its student, in place; leave other configs as they are.
+    """Turns a distilled config into that of its student, in place; other configs stay.
 
     A data preprocessor at the top of the config moves into the model, because the runner alone
     looks for it at the top.
@@ -178,7 +186,7 @@ def metrics_of(cfg: Config) -> list:
 
 
 def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
-    """Complete this package's metrics of a test from the rest of the config, in place.
+    """Completes this package's metrics of a test from the rest of the config, in place.
 
     A metric without a teacher gets the teacher of the Distiller, and a hook hands the metrics the
     tested model.
@@ -209,7 +217,7 @@ def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
 
 
 def _check_boxes_are_as_loaded(cfg: Config) -> None:
-    """Refuse boxes that are resized with the image: predictions have the original size."""
+    """Refuses boxes that are resized with the image: predictions have the original size."""
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset

@@ -493,7 +493,7 @@ def scores_of(model: nn.Module, taps: Taps, owner: str = 'the model') -> Scores:
     if sigmoid is False:
         raise ValueError(
             f"{owner}: the scores of {type(head).__name__} at '{tap}' have a background class; "
-            'explained are heads with a sigmoid for each class (RetinaNet, FCOS, GFL, ATSS)'
+            'only heads with a sigmoid for each class can be explained (RetinaNet, FCOS, GFL, ATSS)'
         )
     return Scores(head.num_classes, bool(sigmoid))
 

@@ -39,6 +39,7 @@ from mmkd_plugin.words import first_line
 
 __all__ = [
     'CAN_ALLOW_LIST',
+    'UNPICKLING_ERRORS',
     'prepare',
     'safe_globals',
     'safe_load',
@@ -52,8 +53,7 @@ CAN_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
 _FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
-# An unpickler follows the instructions in the file, so a damaged file makes it stumble anywhere.
-_STUMBLES = (
+UNPICKLING_ERRORS = (
     EOFError,
     LookupError,
     TypeError,
@@ -62,10 +62,11 @@ _STUMBLES = (
     struct.error,
     zipfile.BadZipFile,
 )
+"""Errors that ``torch.load`` raises, besides its own, when a damaged file misleads it."""
 
 
 def prepare() -> None:
-    """Make the installed stack behave as the plugin expects.
+    """Makes the installed stack behave as the plugin expects.
 
     Call it before ``Config.fromfile``. It imports neither mmseg nor mmdet, and a second call
     changes nothing.
@@ -76,7 +77,7 @@ def prepare() -> None:
 
 
 def _correct_package_names() -> None:
-    """Let ``module::config`` bases of every installed OpenMMLab library resolve.
+    """Lets ``module::config`` bases of every installed OpenMMLab library resolve.
 
     mmengine looks the module up in a table of distribution names, and says "mmsegmentation is not
     installed" when another distribution provides ``mmseg``. With the module's own name in that
@@ -104,7 +105,7 @@ _torch_load = torch.load
 
 
 def safe_load(file: Any, map_location: Any = None, **_: Any) -> Any:
-    """Load a file of ``torch.save`` without running any code that it may hold.
+    """Loads a file of ``torch.save`` without running any code that it may hold.
 
     Args:
         file (str | Path | BinaryIO): What to load.
@@ -125,13 +126,13 @@ def safe_load(file: Any, map_location: Any = None, **_: Any) -> Any:
         how = dict(weights_only=True)
     try:
         return _torch_load(file, map_location=map_location, **how)
-    except _STUMBLES as error:
+    except UNPICKLING_ERRORS as error:
         raise pickle.UnpicklingError(first_line(error)) from error
 
 
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Load everything in this process as :func:`safe_load` does, inside the ``with`` block.
+    """Loads everything in this process as :func:`safe_load` does, inside the ``with`` block.
 
     Without it, mmengine unpickles whatever a file holds where torch lets it, and the fork's loader
     falls back on that for every file that it could not load safely.
@@ -210,7 +211,7 @@ def _safe_globals() -> tuple[Callable[..., Any], ...]:
 
 
 def safe_globals() -> list[Callable[..., Any]]:
-    """List the classes and functions, besides torch's own, that are safe to load.
+    """Lists the classes and functions, besides torch's own, that are safe to load.
 
     mmengine's training checkpoints consist of them: the message hub's history buffers, and numpy's
     arrays, scalars and dtypes under the names of numpy 1 and of numpy 2.
@@ -222,7 +223,7 @@ def safe_globals() -> list[Callable[..., Any]]:
 
 
 def _getattr(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr`` while loading.
+    """Stands in for ``getattr`` while loading.
 
     A pickled history buffer refers to its own methods by ``getattr(HistoryBuffer, 'mean')``. The
     real ``getattr`` would hand a file any attribute of anything on the list.
@@ -237,7 +238,7 @@ def _getattr(owner: Any, name: str) -> Any:
 def _published_as(
     module: str, function: Callable[..., Any], name: str | None = None
 ) -> Callable[..., Any]:
-    """Wrap ``function`` under the name by which pickles refer to it.
+    """Wraps ``function`` under the name by which pickles refer to it.
 
     torch takes ``(function, name)`` pairs for this, but only since 2.6.
     """
@@ -251,7 +252,7 @@ def _published_as(
 
 
 def shipped_config(name: str) -> Path:
-    """Find the file behind ``'mmseg::pspnet/....py'``.
+    """Finds the file behind ``'mmseg::pspnet/....py'``.
 
     mmengine's own look-up installs a missing package; this one raises an error.
 

@@ -499,7 +499,7 @@ def test_two_stages_have_no_dense_class_scores():
 def test_a_softmax_with_background_is_not_explained():
     config = retinanet(4)
     config['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
-    with pytest.raises(ValueError, match='have a background class; explained are heads with a sig'):
+    with pytest.raises(ValueError, match='have a background class; only heads with a sigmoid'):
         scores_of(build(config), Taps.parse(DET))
 
 

@@ -226,7 +226,7 @@ def random_maps(channels, sizes, batch=2, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(batch, c, *size, generator=generator, dtype=torch.float64).relu().to(dtype)
-        for c, size in zip(channels, sizes, strict=True)
+        for c, size in zip(channels, sizes, strict=False)
     ]
 
 
