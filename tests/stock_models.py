@@ -87,7 +87,7 @@ def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
 
 
 def beit(width: int = 8, classes: int = 5, side: int = 64, **preprocessor: Any) -> dict:
-    """FCN on BEiT, a transformer that takes images of ``side`` pixels alone; stride 16."""
+    """FCN on BEiT, a transformer that takes only images of ``side`` pixels; stride 16."""
     backbone = dict(
         type='BEiT',
         img_size=(side, side),

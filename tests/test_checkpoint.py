@@ -1,4 +1,4 @@
-"""Checkpoints are read without running code, and never loaded silently by halves."""
+"""Checkpoints are read without running code, and never loaded in part without a word."""
 
 from __future__ import annotations
 

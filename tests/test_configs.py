@@ -58,7 +58,7 @@ SIZE = 128
 
 @pytest.fixture(autouse=True, scope='module')
 def one_thread() -> Iterator[None]:
-    """Small maps gain nothing from threads, which on a busy machine wait for one another."""
+    """One thread: small maps gain nothing from more, and threads wait on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,7 +67,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths in the configs start where ``tools/train.py`` is started."""
+    """Relative paths in the configs start at the root of the repository."""
     monkeypatch.chdir(CONFIGS.parent)
 
 
@@ -216,7 +216,7 @@ def official_checkpoint(config: str) -> str:
 @pytest.mark.parametrize('path', SHIPPED, ids=config_id)
 def test_config_survives_a_dump(path: Path, tmp_path: Path) -> None:
     with loaded(path) as cfg:
-        if path not in WHOLE:  # writing a whole model down takes most of the time
+        if path not in WHOLE:  # writing a whole model takes most of the time
             for part in ('student', 'teacher'):
                 del cfg.model[part]
             cfg = Config(dict(model=cfg.model))
@@ -431,7 +431,7 @@ def test_the_readme_lists_every_recipe() -> None:
 
 
 def test_both_voc_sets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layout that the README describes, in small."""
+    """The layout that the README describes, with a few images."""
     path = next(path for path in ALONE if 'voc0712' in path.stem)
     with loaded(path) as cfg:
         lists = {'VOC2007': ('trainval', 'test'), 'VOC2012': ('trainval',)}

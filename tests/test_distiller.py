@@ -621,7 +621,7 @@ def test_an_initialisation_stage_then_the_task_alone(counters):
     at(counters, 5)
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
     losses = model(inputs, samples, mode='loss')
-    assert losses.pop('distill.init.loss') == 0  # the log would show its last value for ever
+    assert losses.pop('distill.init.loss') == 0  # without it the log would keep the last value
     assert losses.keys() == alone.keys()
     assert all(torch.equal(losses[key], value) for key, value in alone.items())
 

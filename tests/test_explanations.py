@@ -109,7 +109,7 @@ def test_scores_that_do_not_fit():
 
 
 def resized(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, aligned to half a pixel."""
+    """Bilinear, with centres at half pixels."""
     out = np.zeros((height, width))
     for y in range(height):
         for x in range(width):

@@ -1,4 +1,4 @@
-"""The stage before factor transfer, and what the run of the student makes of it."""
+"""The stage before factor transfer, and the training of the student after it."""
 
 from __future__ import annotations
 

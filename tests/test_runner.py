@@ -537,7 +537,7 @@ def test_learning_rates_by_keys(scope, distilled):
 
 
 class ConvNeXt(torch.nn.Module):
-    """The names of a ConvNeXt's parts, which is all that layer-wise learning rates look at."""
+    """The names of a ConvNeXt's parts, on which alone layer-wise learning rates depend."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The dry forward: what it tries, what it tells, and that it leaves no trace."""
+"""The dry forward: what it tries, what it reports, and that it leaves no trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explanations that were computed once: against the teacher's own, and in real runs."""
+"""Stored explanations: compared with the teacher's own, and in real runs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def explaining(scope: str, cfg: Config, kind: str = 'GradCAM', **options) -> Con
 
 
 def taught(cfg: Config, batch: dict):
-    """What the teacher of a config gives of a batch, and its term."""
+    """Returns what the teacher of a config explains in a batch, the model and the data."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(copy.deepcopy(cfg.model))
     (teacher,), (term,) = model.teachers.values(), model.distill.values()

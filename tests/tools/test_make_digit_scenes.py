@@ -149,7 +149,7 @@ class TestDrawing:
             assert ink.shape == (60, 60)
             middle = ink[10:50, 10:50].reshape(8, 5, 8, 5).mean((1, 3))
             assert np.corrcoef(middle.ravel(), digit.ravel())[0, 1] > 0.98
-            assert middle.sum() * 25 > 0.98 * ink.sum()  # next to nothing outside its side
+            assert middle.sum() * 25 > 0.98 * ink.sum()  # almost nothing outside its side
 
     def test_rotation_turns_by_the_angle(self):
         digit = np.zeros((8, 8))
