@@ -444,20 +444,21 @@ def build(config: dict) -> nn.Module:
 def distiller(
     student: dict, teacher: dict | list, distill: dict, seed: int = 0, **kwargs: Any
 ) -> nn.Module:
-    """A Distiller around small models; a teacher given as a model dict gets random weights."""
+    """A Distiller around small models; a teacher given as a model dict gets random weights.
+
+    ``kwargs`` are other keys, such as a ``type`` that takes the place of the Distiller.
+    """
     torch.manual_seed(seed)
     if isinstance(teacher, dict) and not {'config', 'tap', 'path'} & set(teacher):
         teacher = dict(config=teacher, checkpoint=None)
-    return build(
-        dict(
-            _scope_=student['_scope_'],
-            type='mmkd_plugin.Distiller',
-            student=student,
-            teacher=teacher,
-            distill=distill,
-            **kwargs,
-        )
+    config = dict(
+        _scope_=student['_scope_'],
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=teacher,
+        distill=distill,
     )
+    return build({**config, **kwargs})
 
 
 def batch(model: nn.Module, size: int = 2, seed: int = 0) -> tuple[Tensor, list]:

@@ -71,12 +71,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
 
 
-@pytest.fixture(autouse=True)
-def hub() -> Iterator[MessageHub]:
-    """The counters of a run, which schedules follow; those of each test are its own."""
-    hub = MessageHub.get_instance(f'test-configs-{len(MessageHub._instance_dict)}')
-    yield hub
-    MessageHub._instance_dict.pop(hub.instance_name)
+pytestmark = pytest.mark.usefixtures('counters')
 
 
 def config_id(path: Path) -> str:
@@ -274,13 +269,13 @@ def test_narrow_models_have_the_modules_of_the_whole_ones(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', [*map(first_of, FAMILIES), *ALONE], ids=config_id)
-def test_config_trains_and_predicts(path: Path, hub: MessageHub) -> None:
+def test_config_trains_and_predicts(path: Path, counters: MessageHub) -> None:
     torch.manual_seed(0)
     with loaded(path) as cfg:
         model = MODELS.build(offline(cfg.model))
     scope, terms = cfg.default_scope, cfg.model.distill
     for counter in ('iter', 'epoch'):
-        hub.update_info(counter, 10**6)  # every term is on
+        counters.update_info(counter, 10**6)  # every term is on
     model.init_weights()
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -332,7 +327,7 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
 
 
 @pytest.mark.parametrize('path', [*PAIR_OF, *ALONE], ids=config_id)
-def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
+def test_every_term_teaches_the_backbone(path: Path, counters: MessageHub) -> None:
     """One step in each phase of a recipe; two images have no angles between them, so three."""
     torch.manual_seed(0)
     with loaded(path) as cfg:
@@ -340,7 +335,7 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
     schedules, length = schedules_of(cfg.model), cfg.train_cfg
     moments = {0} | {s[key] for s in schedules.values() for key in ('start', 'stop') if key in s}
     unit = 'iters' if 'max_iters' in length else 'epochs'
-    hub.update_info(f'max_{unit}', length[f'max_{unit}'])
+    counters.update_info(f'max_{unit}', length[f'max_{unit}'])
     moments |= {s['start'] + s['ramp'] - 1 for s in schedules.values() if 'ramp' in s}
     assert max(moments) < length[f'max_{unit}']
     assert all(s.get('by_epoch', False) == (unit == 'epochs') for s in schedules.values() if s)
@@ -349,8 +344,8 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
     seen = set()
     for moment in sorted(moments):
-        hub.update_info('iter', moment)
-        hub.update_info('epoch', moment)
+        counters.update_info('iter', moment)
+        counters.update_info('epoch', moment)
         on = {name for name, schedule in schedules.items() if is_on(schedule, moment)}
         before = [p.clone() for p in model.student.backbone.parameters()]
         teaching = [[*own.parameters()] for own in model.self_teachers.values()]

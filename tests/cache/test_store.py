@@ -170,11 +170,11 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_the_store_grows(tmp_path):
     with CacheWriter(str(tmp_path), META) as writer:
-        writer._environment.set_mapsize(2**16)
-        noise = np.random.default_rng(0).bytes(40_000)
+        noise = np.random.default_rng(0).bytes(4_000_000)
         for i in range(20):
             writer.write(str(i), {'neck': noise})
         assert writer.missing([str(i) for i in range(21)], ['neck']) == ['20']
+    assert (tmp_path / 'data.mdb').stat().st_size > 2**26  # the room that it has at first
 
 
 def test_an_unfinished_cache_is_not_read_but_goes_on(tmp_path):
