@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks import losses, steps
 from benchmarks.cases import Case, Inputs, Loss
 from benchmarks.losses import bytes_of
 from benchmarks.measure import Footprint, Rounds, failed, synchronize
-from mmkd_plugin.losses import one_pass
+from mmkd_plugin.losses.numerics import one_pass
 
 
 def of_loss(case: Case, settings: losses.Settings) -> Footprint:

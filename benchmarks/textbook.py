@@ -6,8 +6,8 @@ name does, and is written to be read: no trick, no fusion, no in-place operation
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Callable, Union
+from collections.abc import Callable, Sequence
+from typing import Union
 
 import torch
 import torch.nn.functional as F

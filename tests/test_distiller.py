@@ -756,16 +756,16 @@ OVERHAUL = dict(
 def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
     model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).train()
     term = model.distill.ofd
-    assert term.norms == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
+    assert term.norms.names == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
     named = distiller(
-        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
+        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms.names))
     ).train()
     inputs, samples = batch(model)
     calls = calls_of(term.loss)
     loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
     assert torch.equal(loss, named(inputs, samples, mode='loss')['distill.ofd.loss'])
     teacher = model.teachers['teacher'].model
-    for name, margin in zip(term.norms, calls[0][1]['margin'], strict=True):
+    for name, margin in zip(term.norms.names, calls[0][1]['margin'], strict=True):
         norm = teacher.get_submodule(name)
         assert torch.equal(margin, margin_from_norm(norm.weight, norm.bias))
     assert not [key for key in model.state_dict() if 'margin' in key]

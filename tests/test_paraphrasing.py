@@ -161,7 +161,7 @@ def test_something_that_cannot_be_trained():
 def test_the_stage_has_settings_of_its_own():
     cfg = Config(
         dict(
-            model=dict(type='mmkd_plugin.Distiller'),
+            model=dict(type='mmkd_plugin.Distiller', task=dict(weight=0.5), compile=True),
             work_dir='a',
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=8),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
@@ -175,7 +175,7 @@ def test_the_stage_has_settings_of_its_own():
         )
     )
     stage_config(cfg, 'a/paraphraser')
-    assert cfg.model.type == 'mmkd_plugin.ParaphraserTraining'
+    assert cfg.model == dict(type='mmkd_plugin.ParaphraserTraining')
     assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=10, val_interval=8)
     assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=1)
     assert cfg.val_cfg is cfg.val_dataloader is cfg.load_from is None

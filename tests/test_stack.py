@@ -125,6 +125,26 @@ def test_code_in_a_file_is_not_run(zipped, protocol, tmp_path):
 
 
 @pytest.mark.usefixtures('any_torch')
+@pytest.mark.parametrize(
+    'damaged',
+    [
+        pytest.param(b'\x80\x02.', id='nothing on the stack'),
+        pytest.param(b'\x80\x02h\x05.', id='an entry that is not in the memo'),
+        pytest.param(b'\x80\x02K\x01Q.', id='a number for a tensor'),
+        pytest.param(b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.', id='no arguments'),
+    ],
+)
+def test_a_damaged_pickle_is_a_pickle_error(damaged, tmp_path):
+    torch.save({}, tmp_path / 'whole.pth')
+    file = tmp_path / 'file.pth'
+    with zipfile.ZipFile(tmp_path / 'whole.pth') as whole, zipfile.ZipFile(file, 'w') as other:
+        for name in whole.namelist():
+            other.writestr(name, damaged if name.endswith('data.pkl') else whole.read(name))
+    with pytest.raises(pickle.UnpicklingError):
+        stack.safe_load(file)
+
+
+@pytest.mark.usefixtures('any_torch')
 @pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
 def test_files_of_numpy_1_and_2_load(package, tmp_path):
     torch.save(dict(array=np.arange(4.0), number=np.float32(2)), tmp_path / 'own.pth')

@@ -12,6 +12,7 @@ If a run is stopped, the same command goes on from there.
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,14 +54,18 @@ from mmkd_plugin.cache.store import (
     record_names,
     stored_size,
 )
-from mmkd_plugin.cache.wiring import is_cached, keeps_probabilities
+from mmkd_plugin.cache.wiring import is_cached
 from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
+from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers.base import Trial
+from mmkd_plugin.teachers.cached import stored_as
 from mmkd_plugin.teachers.caching import description, padding_values, whole_picture
-from mmkd_plugin.teachers.configs import is_self_teacher, teacher_configs
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
+from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View, of_kind
 
 AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
 """Exact rather than fast: the teacher runs once, and every epoch reads what it gave."""
@@ -131,7 +136,7 @@ def main() -> None:
 def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     """Returns the config of the chosen teacher, as one that runs; sets ``args.out``."""
     configs = teacher_configs(cfg.model.get('teacher') or {})
-    configs = {name: one for name, one in configs.items() if not is_self_teacher(one)}
+    configs = {name: one for name, one in configs.items() if not kind_of_teacher(one).learns}
     name = args.teacher or (next(iter(configs)) if len(configs) == 1 else None)
     if name not in configs:
         said = f'there is no --teacher {name}' if name else 'say which: --teacher NAME'
@@ -139,7 +144,8 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     config = configs[name]
     if is_cached(config):
         args.out = args.out or config['path']
-        config = {k: v for k, v in config.items() if k not in ('type', 'path', 'ignore')}
+        runs = inspect.signature(OnlineTeacher).parameters
+        config = {key: value for key, value in config.items() if key in runs}
         if not args.verify and 'config' not in config:
             raise UsageError(f"teacher '{name}' has no `config` and no `checkpoint` to run it")
     if args.out is None:
@@ -149,9 +155,9 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -> None:
     terms = terms_of(cfg, config['name'])
-    taps = list(dict.fromkeys(tap for term in terms for tap in term.reads('teacher', True)))
-    explaining = [term for term in terms if term.explainer is not None]
-    explaining = list({t.explainer.stored_as(t.teacher_tap): t for t in explaining}.values())
+    views = [term.teacher_view for term in terms]
+    explaining = {stored_as(view): view for view in of_kind(views, 'explanations')}
+    views = [*of_kind(views, 'maps'), *explaining.values()]  # each explanation once
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
     loading, scale = image_settings(holders, args.scale)
     record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what cannot be replayed
@@ -159,13 +165,12 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
     device = torch.device(get_device())
     preprocessor = build_preprocessor(cfg).to(device)
-    teacher = Teacher(**{'inference': AS_BUILT, **config})
-    every = [*taps, *(tap for term in explaining for tap in term.teacher_tap)]
-    run = teacher.prepare(preprocessor, list(dict.fromkeys(every)), device)
+    teacher = OnlineTeacher(**{'inference': AS_BUILT, **config})
+    preview = teacher.prepare(Trial(None, preprocessor, DryRun()), views, device)
     teacher.model.to(device)
     norms = [name for term in terms for name in term.norm_names or ()]
     meta = dict(
-        description(teacher, config, run, taps, norms, explaining),
+        description(teacher, config, preview, views, norms),
         loading=plain(loading),
         scale=plain(scale),
         scale_given=args.scale is not None,
@@ -176,7 +181,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         else args.mirrored,
     )
     about = meta['taps']
-    for name, values in padding_values(teacher, preprocessor, about, run.size).items():
+    for name, values in padding_values(teacher, preprocessor, views, preview.size).items():
         about[name]['fill'] = values
     set_top_k(about, terms, args.top_k)
 
@@ -198,7 +203,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         writer.reopen()
         left = spread(left)
         dataset = ScaledImages([images[image] for image in left], loading, scale)
-        records = run_all(left, dataset, teacher, preprocessor, meta, explaining, args.workers)
+        records = run_all(left, dataset, teacher, preprocessor, meta, views, args.workers)
         store(writer, records, len(left))
         writer.finish()
     print(f'{args.out}: {human_size(Path(args.out, "data.mdb").stat().st_size)}')
@@ -214,7 +219,7 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
     if not terms:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:
-        if term.compares_gradients:
+        if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '
                 'labels of each crop: they cannot be stored. Train this one with the teacher itself'
@@ -259,20 +264,23 @@ def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> N
     independent = {
         str(tap)
         for term in terms
-        if term.explainer is not None
-        and about[term.explainer.stored_as(term.teacher_tap)]['scores'][1]
-        for tap in term.scores('teacher')
+        if term.explainer is not None and about[stored_as(term.teacher_view)]['scores'][1]
+        for tap in term.teacher_view.scores
     }
     for name, one in about.items():
         if 'scores' in one:  # explanations
             one['top_k'] = None
             continue
-        losses = [
-            term.loss
+        compared = [
+            term.traits
             for term in terms
             if term.explainer is None and Tap.parse(name) in term.teacher_tap.taps
         ]
-        fits = k is not None and name not in independent and all(map(keeps_probabilities, losses))
+        fits = (
+            k is not None
+            and name not in independent
+            and all(traits.compares_probabilities for traits in compared)
+        )
         one['top_k'] = k if fits else None
         if fits and not 0 < k < min(channels for channels, *_ in one['maps']):
             raise UsageError(f"--top-k {k}: '{name}' gives {one['maps'][0][0]} classes")
@@ -293,10 +301,10 @@ def spread(images: Sequence[str]) -> list[str]:
 def run_all(
     names: Sequence[str],
     dataset: ScaledImages,
-    teacher: Teacher,
+    teacher: OnlineTeacher,
     preprocessor: nn.Module,
     meta: dict[str, Any],
-    explaining: Sequence[Term],
+    views: Sequence[View],
     workers: int,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Runs the teacher; yields names of images and their packed records."""
@@ -309,7 +317,7 @@ def run_all(
             image, loaded = next(images)
             for called in (str, mirrored) if meta['mirrored'] else (str,):
                 seen = image.flip(2) if called is mirrored else image
-                records = whole_picture(teacher, preprocessor, seen, loaded, about, explaining)
+                records = whole_picture(teacher, preprocessor, seen, loaded, about, views)
                 for tap, record in records.items():
                     key = record_key(name, called(tap))
                     packed[called(tap)] = pack(record, key, meta['dtype'], about[tap]['top_k'])

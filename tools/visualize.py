@@ -40,7 +40,7 @@ from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Taps
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.teachers.model import without_pretraining
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.visualization import (
     PANELS,
@@ -166,7 +166,7 @@ def teachers_of(cfg: Config, args: argparse.Namespace, console: Console) -> dict
     """Build the teachers that have a model of their own, by name."""
     if args.teacher is not None:
         config, checkpoint = args.teacher
-        return {'teacher': Teacher(config, checkpoint).model}
+        return {'teacher': OnlineTeacher(config, checkpoint).model}
     if not is_distilled(cfg):
         raise UsageError(
             f'{args.config} has no teacher: give a distilled config, or --teacher CONFIG CHECKPOINT'
@@ -180,7 +180,7 @@ def teachers_of(cfg: Config, args: argparse.Namespace, console: Console) -> dict
                 'CONFIG CHECKPOINT gives one.'
             )
         else:
-            found[name] = Teacher(**config).model
+            found[name] = OnlineTeacher(**config).model
     return found
 
 

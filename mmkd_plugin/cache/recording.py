@@ -7,10 +7,10 @@ sample. :func:`~mmkd_plugin.cache.geometry.replay` does the same to stored maps.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config

@@ -11,6 +11,7 @@ from mmkd_plugin.building import build_module
 from mmkd_plugin.cache.images import common_root, kind_of, loading_part, plain, training_scale
 from mmkd_plugin.cache.recording import record_training, train_pipelines
 from mmkd_plugin.cache.store import TeacherCache, check_stored
+from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Taps
 
@@ -128,7 +129,10 @@ def _check_top_k(cache: TeacherCache, distill: Mapping[str, Any], teacher: str) 
             continue  # of the scores it takes the largest alone
         for tap in names_of({name: line}, teacher):
             k = cache.meta['taps'][tap].get('top_k')
-            if k is not None and not keeps_probabilities(line['loss']):
+            if k is None:
+                continue
+            loss = build_module(line['loss'], f'distill.{name}.loss')
+            if not LossTraits.of(loss).compares_probabilities:
                 raise ValueError(
                     f"distill.{name}: {cache.path} holds the {k} largest channels of '{tap}', and "
                     'this loss compares more than the probabilities of classes. Write a cache '
@@ -149,11 +153,3 @@ def _check_pipeline(cache: TeacherCache, pipeline: Sequence[dict]) -> None:
                 f'{value or "not at all"}; the cache has: {meta[key] or "not at all"}. Write a '
                 'cache with this config: tools/cache_teacher.py'
             )
-
-
-def keeps_probabilities(loss: Any) -> bool:
-    """Whether a loss in a config compares the probabilities of classes, and these alone."""
-    kind = loss.get('type') if isinstance(loss, dict) else type(loss)
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    sigmoid = loss.get('sigmoid') if isinstance(loss, dict) else getattr(loss, 'sigmoid', False)
-    return name.rpartition('.')[2] in ('PixelWiseLoss', 'SoftTargetLoss') and not sigmoid

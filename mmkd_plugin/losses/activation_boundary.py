@@ -8,16 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    loss_weights,
-    positive_number,
-    sum_over_maps,
-)
-from mmkd_plugin.losses.one_pass import Slope, one_pass
-from mmkd_plugin.losses.pieces import scratch
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
+from mmkd_plugin.losses.numerics.pieces import scratch
 from mmkd_plugin.registry import MODELS
 
 

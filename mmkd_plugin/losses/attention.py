@@ -8,21 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    common_type,
-    is_compiling,
-    loss_weights,
-    no_autocast,
-    nz,
-    positive_number,
-    refuse_second_derivative,
-    sum_over_maps,
-)
-from mmkd_plugin.losses.one_pass import empty_map
-from mmkd_plugin.losses.pieces import Piece, each_piece, scratch
+from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import empty_map
+from mmkd_plugin.losses.numerics.pieces import Piece, each_piece, scratch
+from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
+from mmkd_plugin.losses.numerics.vectors import nz
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12

@@ -7,15 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.divergence import divergence
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    loss_weights,
-    positive_number,
-    sum_over_maps,
-)
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.divergence import divergence
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.registry import MODELS
 
 

@@ -7,16 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Weight,
-    as_pairs,
-    check_shapes,
-    full_precision,
-    loss_weights,
-    one_of,
-    weighted_sum,
-)
-from mmkd_plugin.losses.pooling import pool_to_common_size
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.maps import Weight, as_pairs, weighted_sum
+from mmkd_plugin.losses.numerics.pooling import pool_to_common_size
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 POOLS = ('max', 'avg')

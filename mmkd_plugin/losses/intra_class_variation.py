@@ -8,16 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    is_compiling,
-    labels_at,
-    loss_weights,
-    sum_over_maps,
-)
-from mmkd_plugin.losses.one_pass import one_pass_by_samples
+from mmkd_plugin.losses.numerics.checks import check_shapes, labels_at, loss_weights
+from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import one_pass_by_samples
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-8

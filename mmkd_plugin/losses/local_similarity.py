@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    common_type,
-    lengths_from,
-    loss_weights,
-    no_autocast,
-    one_of,
-    sum_over_maps,
-    with_gradient,
-)
-from mmkd_plugin.losses.one_pass import empty_map
-from mmkd_plugin.losses.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.autograd import with_gradient
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import empty_map
+from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
+from mmkd_plugin.losses.numerics.vectors import lengths_from
 from mmkd_plugin.registry import MODELS
 
 SIMILARITIES = ('distance', 'cosine')

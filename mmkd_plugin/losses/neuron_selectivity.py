@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    full_precision,
-    gram_gap,
-    lengths,
-    loss_weights,
-    one_of,
-    sum_over_maps,
-    through_lengths,
-    widest,
-)
-from mmkd_plugin.losses.one_pass import one_pass_by_samples
-from mmkd_plugin.losses.pooling import pool_to_common_size
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import one_pass_by_samples
+from mmkd_plugin.losses.numerics.pooling import pool_to_common_size
+from mmkd_plugin.losses.numerics.precision import full_precision, widest
+from mmkd_plugin.losses.numerics.vectors import gram_gap, lengths, through_lengths
 from mmkd_plugin.registry import MODELS
 
 KERNELS = ('polynomial', 'linear', 'gaussian')

@@ -10,18 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.maps import (
     Maps,
     Weight,
     as_maps,
-    check_shapes,
-    common_type,
-    loss_weights,
     sum_over_maps,
-    widest,
 )
-from mmkd_plugin.losses.one_pass import Slope, one_pass
-from mmkd_plugin.losses.pieces import scratch
+from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
+from mmkd_plugin.losses.numerics.pieces import scratch
+from mmkd_plugin.losses.numerics.precision import common_type, widest
 from mmkd_plugin.registry import MODELS
 
 

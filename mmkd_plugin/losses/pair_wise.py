@@ -8,18 +8,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    gram_gap,
-    lengths,
-    loss_weights,
-    sum_over_maps,
-    through_lengths,
-)
-from mmkd_plugin.losses.one_pass import one_pass_by_samples
-from mmkd_plugin.losses.pooling import max_pool
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import one_pass_by_samples
+from mmkd_plugin.losses.numerics.pooling import max_pool
+from mmkd_plugin.losses.numerics.vectors import gram_gap, lengths, through_lengths
 from mmkd_plugin.registry import MODELS
 
 SIZE_HINT = (

@@ -7,13 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    loss_weights,
-    positive_number,
-    sum_over_maps,
-)
+from mmkd_plugin.losses.numerics.checks import loss_weights, positive_number
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.soft_target import check_sigmoid, soft_targets
 from mmkd_plugin.registry import MODELS
 
@@ -88,6 +83,11 @@ class PixelWiseLoss(nn.Module):
     def needs(self) -> tuple[str, ...]:
         """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
         return () if self.ignore_index is None else ('labels',)
+
+    @property
+    def compares_probabilities(self) -> bool:
+        """Whether it compares the probabilities of classes alone."""
+        return not self.sigmoid
 
     def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""

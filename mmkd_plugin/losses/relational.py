@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
-    check_shapes,
-    common_type,
-    is_compiling,
-    loss_weights,
-    no_autocast,
-    one_of,
-    refuse_second_derivative,
-    sum_over_maps,
-    widest,
-    with_gradient,
-)
-from mmkd_plugin.losses.one_pass import empty_map
-from mmkd_plugin.losses.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative, with_gradient
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import empty_map
+from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
 from mmkd_plugin.registry import MODELS
 
 EMBEDS = ('flatten', 'pool', 'positions')

@@ -7,17 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.divergence import divergence
-from mmkd_plugin.losses.functional import (
-    Maps,
-    Weight,
+from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
-    common_type,
     labels_at,
     loss_weights,
     positive_number,
-    sum_over_maps,
 )
+from mmkd_plugin.losses.numerics.divergence import divergence
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.precision import common_type
 from mmkd_plugin.registry import MODELS
 
 
@@ -139,6 +137,11 @@ class SoftTargetLoss(nn.Module):
         self.tau = positive_number('tau', tau)
         self.sigmoid = check_sigmoid(sigmoid)
         self.loss_weight = loss_weights(loss_weight)
+
+    @property
+    def compares_probabilities(self) -> bool:
+        """Whether it compares the probabilities of classes alone."""
+        return not self.sigmoid
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""

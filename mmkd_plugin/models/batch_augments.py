@@ -1,23 +1,23 @@
-"""Images of a batch mixed with each other: CutMix and Mixup, and how a config asks for them."""
+"""CutMix and Mixup, which mix the images of a batch, and a preprocessor of mmseg with them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 
-from mmkd_plugin.losses.functional import finite_number, positive_number
+from mmkd_plugin.losses.numerics.checks import finite_number, positive_number
 from mmkd_plugin.registry import MODELS
 
-#: Top, bottom, left and right of a box; bottom and right are the first position beyond it.
+#: Top, bottom, left and right of a box; bottom and right lie one position beyond it.
 Box = tuple[int, int, int, int]
 
-#: Pixel maps of a data sample, by field and, of a ``PixelData``, the name in it.
+#: Pixel maps of a data sample, by their field and, in a ``PixelData``, their name.
 Maps = dict[tuple[str, str], Any]
 
 ONLY_SOFT = (
@@ -33,15 +33,16 @@ def mixing_ratio(alpha: float, generator: torch.Generator | None = None) -> floa
     """Draws λ from Beta(α, α).
 
     With U and V uniform, ``T = sqrt(U^(-1/α) - 1) cos(2πV)`` has the distribution of Student's t
-    with 2α degrees of freedom, up to a factor, and ``(1 + T / sqrt(1 + T²)) / 2`` that of λ.
-    (torch's own sampler of this distribution takes no generator.)
+    with 2α degrees of freedom, up to a factor, and ``(1 + T / sqrt(1 + T²)) / 2`` has that of λ.
+    (torch's own sampler of the beta distribution does not take a generator.)
 
     Args:
-        alpha (float): α above 0: 1 is uniform, less favours 0 and 1, more favours 1/2.
-        generator (torch.Generator, optional): Defaults to None, the global one.
+        alpha (float): α, above 0: 1 is uniform, less favours 0 and 1, more favours 1/2.
+        generator (torch.Generator, optional): Source of the draw. Defaults to None: the global
+            generator.
 
     Returns:
-        float: In [0, 1].
+        float: λ in [0, 1].
 
     Raises:
         TypeError: If ``alpha`` is not a number.
@@ -55,17 +56,17 @@ def mixing_ratio(alpha: float, generator: torch.Generator | None = None) -> floa
 
 
 def other_images(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draws a partner for each image of a batch: a random permutation that leaves none in place.
+    """Draws a partner for each image of a batch: a permutation that leaves no image in place.
 
-    Each of the other images is as likely as the next. (Among all permutations, half of those of
-    two images would mix nothing.)
+    All other images are equally likely. (Half of all permutations of two images would mix nothing.)
 
     Args:
         count (int): Images in the batch.
-        generator (torch.Generator, optional): Defaults to None, the global one.
+        generator (torch.Generator, optional): Source of the draw. Defaults to None: the global
+            generator.
 
     Returns:
-        Tensor: ``(count,)``, the number of the partner of each image.
+        Tensor: The number of the partner of each image, ``(count,)``.
     """
     circle = torch.randperm(count, generator=generator)
     partners = torch.empty_like(circle)
@@ -78,21 +79,20 @@ def cutmix_box(
 ) -> Box:
     """Draws the box of CutMix: sides of ``sqrt(1 - λ)`` of the image, its centre anywhere.
 
-    What lies outside the image is cut off, so the box may cover less than ``1 - λ`` of it.
-
-    Paper: Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
-    Features, ICCV 2019, arXiv 1905.04899. Code: ``clovaai/CutMix-PyTorch``.
+    The image border cuts the box off, so it may cover less than ``1 - λ`` of the image.
 
     Args:
         height (int): Rows of the image.
         width (int): Columns of the image.
         lam (float): λ in [0, 1].
-        generator (torch.Generator, optional): Defaults to None, the global one.
+        generator (torch.Generator, optional): Source of the draw. Defaults to None: the global
+            generator.
 
     Returns:
         tuple[int, int, int, int]: Top, bottom, left and right.
 
     Raises:
+        TypeError: If λ is not a number.
         ValueError: If λ is not in [0, 1], or the image is empty.
     """
     if height < 1 or width < 1:
@@ -111,7 +111,7 @@ def paste(images: Tensor, partners: Tensor, box: Box) -> Tensor:
 
     Args:
         images (Tensor): ``(N, C, H, W)``.
-        partners (Tensor): ``(N,)``.
+        partners (Tensor): Numbers of the partners, ``(N,)``.
         box (tuple[int, int, int, int]): Top, bottom, left and right.
 
     Returns:
@@ -124,15 +124,15 @@ def paste(images: Tensor, partners: Tensor, box: Box) -> Tensor:
 
 
 def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
-    """λ times each image and 1 - λ times its partner.
+    """Blends images: λ times each image plus 1 - λ times its partner.
 
     Args:
         images (Tensor): ``(N, ...)``, floating point.
-        partners (Tensor): ``(N,)``.
+        partners (Tensor): Numbers of the partners, ``(N,)``.
         lam (float): λ in [0, 1].
 
     Returns:
-        Tensor: Of the shape of ``images``.
+        Tensor: ``(N, ...)``.
 
     Raises:
         ValueError: If the images are integers.
@@ -143,11 +143,11 @@ def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
 
 
 def mix_targets(targets: Tensor, partners: Tensor, lam: float) -> Tensor:
-    """λ times each soft target and 1 - λ times that of its partner.
+    """Blends soft targets: λ times each target plus 1 - λ times that of its partner.
 
     Args:
         targets (Tensor): ``(N, classes)``, one-hot or soft, floating point.
-        partners (Tensor): ``(N,)``.
+        partners (Tensor): Numbers of the partners, ``(N,)``.
         lam (float): λ in [0, 1].
 
     Returns:
@@ -160,34 +160,38 @@ def mix_targets(targets: Tensor, partners: Tensor, lam: float) -> Tensor:
     return mix(targets, partners, lam)
 
 
-# What a config names ------------------------------------------------------------------------------
+# The parts of a config ----------------------------------------------------------------------------
 
 
 @MODELS.register_module()
 class CutMix:
     """Pastes a box of another image of the batch into each image, with its labels.
 
-    One λ ~ Beta(α, α) and one box for the batch, of the area 1 - λ where the border does not cut
-    it off; each image gets another one as its partner. Nothing given is changed in place.
+    A batch has one λ ~ Beta(α, α) and one box with the area 1 - λ, less where the image border cuts
+    it off. Each image has another image as its partner. The inputs are not changed in place.
 
-    For segmentation all maps of a data sample that are as large as the images go along: labels
-    with their ignored pixels, edges, depths. The box lies where all images of the batch show a
-    picture, so padding stays where the data samples say it is. For classification the soft targets
-    are mixed by the areas.
+    In segmentation, all maps of a data sample that have the size of the images are pasted too:
+    labels with their ignored pixels, edges, depths. The box lies in the common part of the images
+    without their padding, so the padding stays where the data samples say it is. In classification,
+    the soft targets are mixed by the areas.
 
-    Paper: Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
-    Features, ICCV 2019, arXiv 1905.04899. Code: ``clovaai/CutMix-PyTorch``.
+    CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
+    2019.
+
+    - paper: https://arxiv.org/abs/1905.04899
+    - code: https://github.com/clovaai/CutMix-PyTorch
 
     Args:
-        prob (float): Probability that a batch is mixed. Defaults to 0.5.
-        alpha (float): α above 0. Defaults to 1.0: λ is uniform.
+        prob (float): Probability that a batch is mixed, from 0 to 1. Defaults to 0.5.
+        alpha (float): α, above 0. Defaults to 1.0: λ is uniform.
 
     Shape:
-        - inputs: ``(N, C, H, W)``; a batch of one stays as it is.
+        - inputs: ``(N, C, H, W)``; a batch of one image stays as it is.
         - targets: N data samples with pixel maps ``(..., H, W)``, or ``(N, classes)``.
 
     Raises:
-        ValueError: If the targets cannot be mixed.
+        TypeError: If an argument is not a number.
+        ValueError: If an argument is out of range or, in a call, the targets cannot be mixed.
 
     Examples:
         >>> data_preprocessor = dict(
@@ -207,14 +211,17 @@ class CutMix:
     def __call__(
         self, inputs: Tensor, targets: Sequence[BaseDataElement] | Tensor
     ) -> tuple[Tensor, Sequence[BaseDataElement] | Tensor]:
-        """Mixes a batch, or hands it on as it is.
+        """Mixes a batch, or returns it as it is.
 
         Args:
             inputs (Tensor): ``(N, C, H, W)``.
             targets (Sequence[BaseDataElement] | Tensor): Data samples, or ``(N, classes)``.
 
         Returns:
-            tuple: The same two, mixed.
+            tuple: The mixed inputs and targets.
+
+        Raises:
+            ValueError: If the targets cannot be mixed.
         """
         size = tuple(inputs.shape[-2:])
         _check_number('CutMix', inputs, targets)
@@ -237,23 +244,27 @@ class CutMix:
 
 @MODELS.register_module()
 class Mixup:
-    """Blends each image of a batch with another one, and their soft targets; for classification.
+    """Blends each image of a batch with another one, and their soft targets, for classification.
 
-    One λ ~ Beta(α, α) for the batch; each image gets another one as its partner. Nothing given is
+    A batch has one λ ~ Beta(α, α). Each image has another image as its partner. The inputs are not
     changed in place.
 
-    Paper: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018, arXiv 1710.09412.
-    Code: ``facebookresearch/mixup-cifar10``.
+    mixup: Beyond Empirical Risk Minimization, ICLR 2018.
+
+    - paper: https://arxiv.org/abs/1710.09412
+    - code: https://github.com/facebookresearch/mixup-cifar10
 
     Args:
-        alpha (float): α above 0. Defaults to 0.2: mostly close to one of the two images.
+        alpha (float): α, above 0. Defaults to 0.2: λ is mostly close to 0 or 1.
 
     Shape:
-        - inputs: ``(N, ...)``; a batch of one stays as it is.
+        - inputs: ``(N, ...)``; a batch of one image stays as it is.
         - targets: ``(N, classes)``, one-hot or soft.
 
     Raises:
-        ValueError: If the targets cannot be mixed; those of a segmentation never can.
+        TypeError: If ``alpha`` is not a number.
+        ValueError: If ``alpha`` is not above 0 or, in a call, the targets cannot be mixed. Label
+            maps of a segmentation never can.
 
     Examples:
         >>> images, targets = torch.rand(4, 3, 32, 32), torch.eye(4)
@@ -273,7 +284,10 @@ class Mixup:
             targets (Tensor): ``(N, classes)``.
 
         Returns:
-            tuple: The same two, mixed.
+            tuple: The mixed inputs and targets.
+
+        Raises:
+            ValueError: If the targets cannot be mixed.
         """
         if not isinstance(targets, Tensor):
             raise ValueError(ONLY_SOFT)
@@ -289,22 +303,22 @@ class Mixup:
 def SegDataPreProcessor(
     batch_augments: Sequence[dict | Callable] | dict | Callable | None = None, **kwargs: Any
 ) -> Any:
-    """mmsegmentation's own preprocessor, with batch augmentations that a config can name.
+    """Builds mmsegmentation's preprocessor, with batch augmentations from a config.
 
-    It gives the stock class, which takes a callable but builds none from a config.
+    The result is the stock class, which takes a callable but does not build one from a config.
 
     Args:
-        batch_augments (list[dict], optional): What is applied to each training batch, in this
-            order: ``dict(type='mmkd_plugin.CutMix')``, or any registered callable that takes and
-            gives ``(inputs, data_samples)``. Defaults to None.
-        **kwargs: The arguments of mmsegmentation's ``SegDataPreProcessor``.
+        batch_augments (list[dict], optional): Augmentations of each training batch, in this order:
+            ``dict(type='mmkd_plugin.CutMix')``, or another registered callable that takes and
+            returns ``(inputs, data_samples)``. Defaults to None.
+        **kwargs (Any): Arguments of mmsegmentation's ``SegDataPreProcessor``.
 
     Returns:
-        SegDataPreProcessor: That of mmsegmentation.
+        SegDataPreProcessor: mmsegmentation's preprocessor.
 
     Raises:
         ImportError: If mmsegmentation is not installed.
-        ValueError: If one of them cannot mix label maps.
+        ValueError: If an augmentation cannot mix label maps.
 
     Examples:
         >>> data_preprocessor = dict(
@@ -315,7 +329,7 @@ def SegDataPreProcessor(
         ...     size=(512, 1024),
         ...     batch_augments=[dict(type='mmkd_plugin.CutMix', prob=0.5)])
     """
-    # Only here: configs of mmdetection read this module too, and do not need mmsegmentation.
+    # Imported here: the registry loads this module for mmdetection too, without mmsegmentation.
     from mmseg.models.data_preprocessor import SegDataPreProcessor as Stock
 
     augments = batch_augments or ()
@@ -325,13 +339,13 @@ def SegDataPreProcessor(
 
 
 class InOrder:
-    """Batch augmentations, one after the other.
+    """Applies several batch augmentations in their order.
 
     Args:
-        augments (Sequence[dict | Callable]): Configs of them, or callables.
+        augments (Sequence[dict | Callable]): Their configs, or callables.
 
     Raises:
-        ValueError: If one of them cannot mix label maps.
+        ValueError: If an augmentation cannot mix label maps.
     """
 
     def __init__(self, augments: Sequence[dict | Callable]) -> None:
@@ -340,14 +354,14 @@ class InOrder:
             raise ValueError(ONLY_SOFT)
 
     def __call__(self, inputs: Tensor, data_samples: Sequence) -> tuple[Tensor, Sequence]:
-        """Applies them.
+        """Augments a batch.
 
         Args:
             inputs (Tensor): ``(N, C, H, W)``.
             data_samples (Sequence): N data samples.
 
         Returns:
-            tuple: The same two, mixed.
+            tuple: The augmented inputs and data samples.
         """
         for augment in self.augments:
             inputs, data_samples = augment(inputs, data_samples)
@@ -357,10 +371,10 @@ class InOrder:
 def use_stock_preprocessor(config: Any) -> None:
     """Turns each ``mmkd_plugin.SegDataPreProcessor`` in a config into mmsegmentation's, in place.
 
-    The two differ in training only, and neither has weights.
+    The two differ in training alone, and neither has weights.
 
     Args:
-        config (Any): A dict, or a list or tuple of them, however nested.
+        config (Any): A config; nested dicts, lists and tuples are searched.
     """
     if isinstance(config, dict):
         kind = config.get('type')
@@ -380,11 +394,11 @@ def use_stock_preprocessor(config: Any) -> None:
 
 
 def _fraction(name: str, value: float) -> float:
-    """Return ``value`` if it is a number in [0, 1], else raise naming the argument.
+    """Returns ``value`` if it is a number in [0, 1].
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it lies outside, or is NaN.
+        ValueError: If it is out of range, or NaN.
     """
     if not 0 <= finite_number(name, value) <= 1:
         raise ValueError(f'{name} must be from 0 to 1, got {value!r}')
@@ -407,13 +421,13 @@ def _check_soft(targets: Tensor) -> None:
 
 
 def _common_size(size: tuple[int, int], samples: Sequence[BaseDataElement]) -> tuple[int, int]:
-    """Height and width of what no image pads; padding is to the right and at the bottom."""
+    """Height and width of the part that no image pads; padding is at the right and the bottom."""
     shapes = [size, *(sample.metainfo.get('img_shape', size)[:2] for sample in samples)]
     return min(int(shape[0]) for shape in shapes), min(int(shape[1]) for shape in shapes)
 
 
 def _maps_of(samples: Sequence[BaseDataElement], size: tuple[int, int]) -> list[Maps]:
-    """The pixel maps of each data sample, all checked whether or not the batch is then mixed."""
+    """The pixel maps of each data sample, checked."""
     maps = [_maps(sample, size) for sample in samples]
     if any(other.keys() != maps[0].keys() for other in maps):
         raise ValueError('CutMix: the data samples of a batch must hold the same pixel maps')
@@ -443,7 +457,7 @@ def _maps(sample: BaseDataElement, size: tuple[int, int]) -> Maps:
 def _paste_sample(sample: BaseDataElement, own: Maps, other: Maps, box: Box) -> BaseDataElement:
     """A copy of a data sample with a box of another one in its pixel maps."""
     top, bottom, left, right = box
-    mixed = sample.clone()  # shares what is in it
+    mixed = sample.clone()  # shares its content with the sample
     for key in {key for key, name in own if name}:
         setattr(mixed, key, sample.get(key).clone())
     for (key, name), pixels in own.items():

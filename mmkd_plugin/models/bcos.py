@@ -1,4 +1,4 @@
-"""B-cos layers: a network of them is, for each input, a linear map that can be looked at."""
+"""B-cos layers: a network of them is a linear map of its input, with weights that explain it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmkd_plugin.losses.functional import finite_number
+from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.registry import MODELS
 
-#: The authors' stabilisers: under the root of the patch norm, and on the cosine where B is not 2.
+#: The authors' stabiliser: under the root of the patch norm, and on the cosine if B is not 2.
 EPS = 1e-6
 
 
@@ -22,7 +22,14 @@ EPS = 1e-6
 
 
 def unit_filters(weight: Tensor) -> Tensor:
-    """Filters ``(out, in, kH, kW)`` scaled to norm 1, measured at least in float32."""
+    """Scales the filters of a convolution to norm 1.
+
+    Args:
+        weight (Tensor): ``(out, in, kH, kW)``.
+
+    Returns:
+        Tensor: Of the same shape and type; the norm is taken in float32 or wider.
+    """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True, dtype=dtype)
     return (weight / norm).to(weight.dtype)
@@ -30,14 +37,20 @@ def unit_filters(weight: Tensor) -> Tensor:
 
 @contextmanager
 def widened(x: Tensor) -> Iterator[Tensor]:
-    """Gives ``x`` at least in float32, of which the way back keeps no more than ``x``.
+    """Gives ``x`` in float32 or wider, while the backward pass keeps ``x`` alone.
 
-    What the block computes may save nothing but what it is given.
+    Inside the ``with`` block, the given tensor is the only one that autograd may save.
+
+    Args:
+        x (Tensor): A tensor of floating point.
+
+    Yields:
+        Tensor: ``x`` in float32, or in its own type if that is wider.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     if dtype == x.dtype or not x.requires_grad:
         yield x.to(dtype)
-    else:  # the hooks live as long as the graph, so they must not know the copy
+    else:  # the hooks live as long as the graph, so they must not refer to the copy
         with saved_tensors_hooks(lambda _: x.detach(), lambda kept: kept.to(dtype)):
             yield x.to(dtype)
 
@@ -52,21 +65,24 @@ def patch_norms(
 ) -> Tensor:
     """Norms of the patches that the filters of a convolution see, ``sqrt(sum of x² + 1e-6)``.
 
-    The squares are summed over the channels first, so that the window slides over one map alone.
+    The squares are summed over the channels first, so the window slides over one map.
 
     Args:
         x (Tensor): ``(N, C, H, W)``.
-        kernel_size, stride, padding, dilation (tuple[int, int]): Those of the convolution.
-        groups (int): Those of the convolution. Defaults to 1.
+        kernel_size (tuple[int, int]): Height and width of the filters.
+        stride (tuple[int, int]): Stride of the convolution.
+        padding (tuple[int, int]): Zeros on each side.
+        dilation (tuple[int, int]): Dilation of the convolution.
+        groups (int): Groups of the convolution. Defaults to 1.
 
     Returns:
-        Tensor: ``(N, groups, H', W')``, at least in float32.
+        Tensor: ``(N, groups, H', W')``, in float32 or wider.
     """
     with widened(x) as wide:
         squares = (wide * wide).unflatten(1, (groups, -1)).sum(2)
     if dilation == (1, 1) and all(2 * p <= k for p, k in zip(padding, kernel_size)):
         sums = F.avg_pool2d(squares, kernel_size, stride, padding, divisor_override=1)
-    else:  # no pooling is dilated or padded as wide; of `groups` maps the copies are small
+    else:  # pooling has no dilation and less padding; the copies of `groups` maps are small
         size = [
             (side + 2 * p - d * (k - 1) - 1) // s + 1
             for side, k, s, p, d in zip(x.shape[2:], kernel_size, stride, padding, dilation)
@@ -77,22 +93,26 @@ def patch_norms(
 
 
 def dynamic_scale(linear: Tensor, norm: Tensor, b: float) -> Tensor:
-    """``|cos|^(B-1)`` of filters of norm 1 and the patches that they see.
+    """``|cos|^(B-1)``, with the cosine between filters of norm 1 and the patches that they see.
 
     Args:
-        linear (Tensor): What the filters gave, ``(N, C, H, W)``.
+        linear (Tensor): Responses of the filters, ``(N, C, H, W)``.
         norm (Tensor): Norms of the patches, ``(N, 1, H, W)`` or ``(N, C, H, W)``.
-        b (float): B.
+        b (float): The exponent B.
+
+    Returns:
+        Tensor: ``(N, C, H, W)``.
     """
     cos = linear.abs() / norm
     return cos if b == 2 else (cos + EPS) ** (b - 1)
 
 
 class _Scaled(torch.autograd.Function):
-    """``linear * dynamic_scale``, whose backward may take the scale for a constant.
+    """``linear * dynamic_scale``, whose backward pass can hold the scale constant.
 
-    Which it does is decided when the backward runs, so that one forward can be both explained and
-    learnt from. The scale is computed again there: it is as large as the map.
+    The layer's ``held`` decides when the backward pass runs, so one forward serves both the
+    explanation and the training. The backward pass computes the scale again: it is as large as the
+    map.
     """
 
     @staticmethod
@@ -109,7 +129,7 @@ class _Scaled(torch.autograd.Function):
             return grad.to(linear.dtype), None, None
         if b == 2:
             power = 1
-        else:  # of |cos| in the scale, as the stabiliser leaves it
+        else:  # the exponent of |cos| in the scale, with the stabiliser
             cos = linear.abs() / norm
             power = (b - 1) * cos / (cos + EPS)
         of_norm = None
@@ -119,7 +139,7 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """``x * factor``, whose backward may take the factor for a constant; see `_Scaled`."""
+    """``x * factor``, whose backward pass can hold the factor constant; see :class:`_Scaled`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor, layer: DynamicLinear) -> Tensor:
@@ -138,9 +158,12 @@ class _Product(torch.autograd.Function):
 
 
 class DynamicLinear(nn.Module):
-    """What a layer is that multiplies its input by a function of it; see `explanation_mode`."""
+    """Base of the layers that multiply their input by a function of it.
 
-    #: Whether that function counts as a constant in a backward pass.
+    :func:`explanation_mode` sets ``held``.
+    """
+
+    #: Whether the backward pass holds that function constant.
     held = False
 
 
@@ -148,11 +171,12 @@ class DynamicLinear(nn.Module):
 class BcosConv2d(DynamicLinear, nn.Conv2d):
     """B-cos convolution: ``|cos(x, w)|^(B-1) · ŵᵀx`` for each filter and patch, without a bias.
 
-    ŵ is a filter scaled to norm 1, so only patches that point its way give much. For heads and
-    necks of mmseg and mmdet it is ``conv_cfg=dict(type='mmkd_plugin.BcosConv2d')``.
+    ŵ is a filter scaled to norm 1, so a patch gets a strong response only if it points in the
+    direction of the filter. Heads and necks of mmseg and mmdet take it as
+    ``conv_cfg=dict(type='mmkd_plugin.BcosConv2d')``.
 
-    Böhle et al., B-cos Networks: Alignment is All We Need for Interpretability, CVPR 2022, as in
-    its second version (no scale, weights of norm 1).
+    B-cos Networks: Alignment is All We Need for Interpretability, CVPR 2022 (in its second version:
+    no scale, weights of norm 1).
 
     - paper: https://arxiv.org/abs/2205.10268, https://arxiv.org/abs/2306.10898
     - code: https://github.com/B-cos/B-cos-v2
@@ -160,25 +184,25 @@ class BcosConv2d(DynamicLinear, nn.Conv2d):
     Args:
         in_channels (int): Channels of the input.
         out_channels (int): Channels of the output.
-        kernel_size (int | tuple[int, int]): Of the filters.
-        stride (int | tuple[int, int]): Defaults to 1.
-        padding (int | tuple[int, int]): Zeros on either side. Defaults to 0.
-        dilation (int | tuple[int, int]): Defaults to 1.
-        groups (int): Defaults to 1.
-        bias (bool): There never is one; the builders of mmcv ask for it. Defaults to False.
-        b (float): B, from 1 (a convolution with filters of norm 1) on. Defaults to 2.
-        max_out (int): Filters for each output channel, of which the largest response is taken.
-            Defaults to 1.
+        kernel_size (int | tuple[int, int]): Size of the filters.
+        stride (int | tuple[int, int]): Stride. Defaults to 1.
+        padding (int | tuple[int, int]): Zeros on each side. Defaults to 0.
+        dilation (int | tuple[int, int]): Dilation. Defaults to 1.
+        groups (int): Groups. Defaults to 1.
+        bias (bool): Has no effect; the builders of mmcv pass it. Defaults to False.
+        b (float): The exponent B, from 1 (a convolution with filters of norm 1) on. Defaults to 2.
+        max_out (int): Filters for each output channel; the largest response is taken. Defaults to
+            1.
 
     Shape:
-        - input: (N, C, H, W).
-        - output: (N, ``out_channels``, H', W'), in the precision of a convolution.
+        - input: ``(N, in_channels, H, W)``.
+        - output: ``(N, out_channels, H', W')``, in the precision of a convolution.
 
     Raises:
         TypeError: If ``b`` is not a number.
-        ValueError: If ``b`` or ``max_out`` is below 1.
+        ValueError: If ``b`` or ``max_out`` is below 1, or ``max_out`` is not a whole number.
 
-    Example:
+    Examples:
         >>> import torch
         >>> conv = BcosConv2d(6, 16, 3, padding=1)
         >>> conv(torch.rand(2, 6, 32, 32)).shape
@@ -215,7 +239,14 @@ class BcosConv2d(DynamicLinear, nn.Conv2d):
         self.out_channels, self.b, self.max_out = out_channels, b, max_out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the responses, (N, out_channels, H', W')."""
+        """Computes the responses.
+
+        Args:
+            x (Tensor): ``(N, in_channels, H, W)``.
+
+        Returns:
+            Tensor: ``(N, out_channels, H', W')``.
+        """
         linear = self._conv_forward(x, unit_filters(self.weight), None)
         if self.max_out > 1:
             linear = linear.unflatten(1, (self.out_channels, self.max_out)).max(2).values
@@ -231,12 +262,12 @@ class BcosConv2d(DynamicLinear, nn.Conv2d):
         return (linear * dynamic_scale(linear, norm, self.b)).to(linear.dtype)
 
     def extra_repr(self) -> str:
-        """Adds B and, where there are more than one, the filters of a channel."""
+        """The arguments, with B, and the filters of an output channel if there are several."""
         more = f', max_out={self.max_out}' if self.max_out > 1 else ''
         return f'{super().extra_repr()}, b={self.b}{more}'
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Takes the authors' checkpoints too, where the filters are in a module of their own."""
+        """Accepts the authors' checkpoints too, which keep the filters in a submodule."""
         if f'{prefix}linear.weight' in state_dict:
             state_dict[f'{prefix}weight'] = state_dict.pop(f'{prefix}linear.weight')
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -244,30 +275,32 @@ class BcosConv2d(DynamicLinear, nn.Conv2d):
 
 @MODELS.register_module()
 class BcosBatchNorm2d(DynamicLinear):
-    """Batch norm that subtracts no mean and adds no bias: ``x · weight / sqrt(var(x) + eps)``.
+    """Batch norm without a mean and a bias: ``x · weight / sqrt(var(x) + eps)``.
 
-    The variance is that of a batch norm, around the mean, in training of the batch and in
-    evaluation a running average (of the biased variance, as the authors have it). As ``norm_cfg``
-    it is ``dict(type='mmkd_plugin.BcosBatchNorm2d')``. It is no subclass of PyTorch's, since what
-    looks for those (conversion to SyncBN, fusion with convolutions) would put the mean back in.
+    The variance is around the mean, as in a batch norm: in training the variance of the batch, in
+    evaluation its running average (of the biased variance, as in the authors' code). Models take it
+    as ``norm_cfg=dict(type='mmkd_plugin.BcosBatchNorm2d')``. It is not a subclass of PyTorch's
+    batch norm, because conversion to SyncBN and fusion with convolutions would subtract the mean
+    again.
 
-    Böhle et al., B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers, 2023.
+    B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers, 2023.
 
     - paper: https://arxiv.org/abs/2306.10898
     - code: https://github.com/B-cos/B-cos-v2 (``BatchNormUncentered2d``)
 
     Args:
-        num_features (int): Channels.
-        eps (float): Added to the variance. Defaults to 1e-5.
+        num_features (int): Channels, C.
+        eps (float): Number added to the variance. Defaults to 1e-5.
         momentum (float): Weight of a new batch in the running average. Defaults to 0.1.
 
     Shape:
-        - input, output: (N, C, H, W).
+        - input: ``(N, C, H, W)``.
+        - output: ``(N, C, H, W)``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> norm = BcosBatchNorm2d(8)
-        >>> norm(5 + torch.randn(4, 8, 16, 16)).mean().round()  # a mean stays
+        >>> norm(5 + torch.randn(4, 8, 16, 16)).mean().round()  # the mean stays
         tensor(5., grad_fn=<RoundBackward0>)
     """
 
@@ -278,7 +311,14 @@ class BcosBatchNorm2d(DynamicLinear):
         self.register_buffer('running_var', torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the scaled maps, (N, C, H, W), in the precision of the input."""
+        """Scales maps.
+
+        Args:
+            x (Tensor): ``(N, C, H, W)``.
+
+        Returns:
+            Tensor: ``(N, C, H, W)``, in the precision of the input.
+        """
         variance = self.running_var
         if self.training:
             with widened(x) as wide:
@@ -294,7 +334,7 @@ class BcosBatchNorm2d(DynamicLinear):
         return f'{self.num_features}, eps={self.eps}, momentum={self.momentum}'
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Takes the authors' checkpoints too, with what their batch norm inherits and ignores."""
+        """Accepts the authors' checkpoints too, with the buffers that their batch norm ignores."""
         for name in ('running_mean', 'num_batches_tracked'):
             state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -305,20 +345,19 @@ class BcosBatchNorm2d(DynamicLinear):
 
 @contextmanager
 def explanation_mode(model: nn.Module) -> Iterator[None]:
-    """Makes gradients the dynamic linear weights of a model while the block runs.
+    """Makes gradients the dynamic linear weights of a model inside the ``with`` block.
 
-    In a *backward* pass inside it, the scale of each B-cos convolution and the variance of each
-    `BcosBatchNorm2d` are constants, so ``d y / d x`` is the row of W(x) that gave ``y = W(x) x``.
-    It does not matter where the forward ran: the mode changes nothing about it, neither values nor
-    what it does to running statistics (call ``model.eval()`` to leave those alone). With
-    ``create_graph=True`` the weights depend on the parameters in full, through the scales as well,
-    as in e2KD's code. So a training step needs one forward, and takes its ``loss.backward()`` after
-    the block.
+    A backward pass inside the block holds the scale of each B-cos convolution and the variance of
+    each :class:`BcosBatchNorm2d` constant, so ``d y / d x`` is the row of W(x) that gave
+    ``y = W(x) x``. The forward may run anywhere: the mode changes neither its values nor its
+    running statistics (call ``model.eval()`` to keep those). With ``create_graph=True`` the weights
+    depend on all parameters, through the scales as well, as in e2KD's code. A training step
+    therefore needs one forward, and calls ``loss.backward()`` after the block.
 
     Args:
-        model (nn.Module): Any module; what is not B-cos in it stays as it is.
+        model (nn.Module): Any module; its layers other than B-cos layers behave as always.
 
-    Example:
+    Examples:
         >>> import torch
         >>> conv, x = BcosConv2d(6, 1, 3).double(), torch.rand(1, 6, 3, 3, dtype=torch.float64)
         >>> y = conv(x.requires_grad_())
@@ -345,12 +384,12 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalRes
 
 
 def not_dynamic_linear(model: nn.Module) -> list[str]:
-    """Names of modules because of which ``W(x) x`` is not quite what a model gives.
+    """Names the modules that make the output of a model differ from ``W(x) x``.
 
-    They have a bias, normalise by a mean, or bend their input smoothly (GELU, sigmoid, attention).
-    A ReLU is not among them: it multiplies by 0 or 1, and its gradient is that factor. A bias of
-    the last convolution is: it adds to the scores what no pixel explains. What is no module, such
-    as a softmax in a ``forward``, is not seen.
+    They have a bias, subtract a mean, or are smooth functions (GELU, sigmoid, attention). A ReLU is
+    not one of them: it multiplies by 0 or 1, and its gradient is that factor. A bias of the last
+    convolution is one of them: no pixel explains it. Functions that are not modules, such as a
+    softmax in a ``forward``, are not found.
 
     Args:
         model (nn.Module): A model, or a part of one.
@@ -358,18 +397,17 @@ def not_dynamic_linear(model: nn.Module) -> list[str]:
     Returns:
         list[str]: Names in the model, in its order.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> not_dynamic_linear(nn.Sequential(BcosConv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)))
         ['2']
     """
-    return [name for name, module in model.named_modules() if _offends(module)]
+    return [name for name, module in model.named_modules() if not _is_dynamic_linear(module)]
 
 
-def _offends(module: nn.Module) -> bool:
-    own = [name for name, value in module.named_parameters(recurse=False)]
-    return (
-        any('bias' in name for name in own)
+def _is_dynamic_linear(module: nn.Module) -> bool:
+    return not (
+        any('bias' in name for name, _ in module.named_parameters(recurse=False))
         or isinstance(module, NORMS)
         or (
             type(module).__module__.startswith(ACTIVATION_MODULES)

@@ -11,10 +11,11 @@ from mmkd_plugin.registry import MODELS
 
 @MODELS.register_module()
 def FCNHead3x3(**kwargs: Any) -> Any:
-    """mmsegmentation's ``FCNHead`` with a 3×3 convolution as its classifier instead of a 1×1.
+    """Builds mmsegmentation's ``FCNHead`` with a 3×3 convolution as its classifier, not a 1×1.
 
-    It gives the stock class with another ``conv_seg``. The head of FRSKD's segmentation form is one
-    convolution, BN and ReLU before it: ``num_convs=1, concat_input=False, dropout_ratio=0``.
+    The result is the stock class with another ``conv_seg``. The head of FRSKD's segmentation form
+    has one convolution, BN and ReLU before it: ``num_convs=1, concat_input=False,
+    dropout_ratio=0``.
 
     Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021.
 
@@ -22,10 +23,10 @@ def FCNHead3x3(**kwargs: Any) -> Any:
     - code: https://github.com/MingiJi/FRSKD
 
     Args:
-        **kwargs: The arguments of mmsegmentation's ``FCNHead``.
+        **kwargs (Any): Arguments of mmsegmentation's ``FCNHead``.
 
     Returns:
-        FCNHead: That of mmsegmentation.
+        FCNHead: mmsegmentation's head.
 
     Raises:
         ImportError: If mmsegmentation is not installed.
@@ -41,7 +42,7 @@ def FCNHead3x3(**kwargs: Any) -> Any:
         ...     dropout_ratio=0,
         ...     num_classes=21)
     """
-    # Only here: configs of mmdetection read this module too, and do not need mmsegmentation.
+    # Imported here: the registry loads this module for mmdetection too, without mmsegmentation.
     from mmseg.models.decode_heads import FCNHead
 
     head = FCNHead(**kwargs)

@@ -4,6 +4,24 @@ Public: :class:`Tap`, :class:`Taps` and :class:`TapReader`, and what belongs to 
 """
 
 from mmkd_plugin.taps.reader import TapError, TapReader
-from mmkd_plugin.taps.tap import Maps, Tap, Taps, as_list, describe, find_module
+from mmkd_plugin.taps.tap import (
+    Maps,
+    Tap,
+    Taps,
+    as_list,
+    classes_around,
+    describe,
+    find_module,
+)
 
-__all__ = ['Maps', 'Tap', 'TapError', 'TapReader', 'Taps', 'as_list', 'describe', 'find_module']
+__all__ = [
+    'Maps',
+    'Tap',
+    'TapError',
+    'TapReader',
+    'Taps',
+    'as_list',
+    'classes_around',
+    'describe',
+    'find_module',
+]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Callable, Union
+from typing import Any
 
 from torch import Tensor, nn
 
-Maps = Union[Tensor, list[Tensor]]
+Maps = Tensor | list[Tensor]
 
 _FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu))?')
 
@@ -138,6 +138,17 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     children = ', '.join(name for name, _ in module.named_children())
     where = f"'{right}'" if right else owner
     raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
+
+
+def classes_around(model: nn.Module, tap: Tap) -> int | None:
+    """``num_classes`` of the innermost module around a tap that has one."""
+    parts = tap.path.split('.')
+    for end in range(len(parts), 0, -1):
+        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
+        classes = getattr(module, 'num_classes', None)
+        if isinstance(classes, int):
+            return classes
+    return None
 
 
 def as_list(maps: Maps) -> list[Tensor]:

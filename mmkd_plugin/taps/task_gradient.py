@@ -1,10 +1,10 @@
-"""Gradients of the task loss at a tap, for losses that compare gradients instead of maps."""
+"""The task loss of a model: weighted, and its gradients at a tap."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -118,3 +118,19 @@ def _one_hot(_: nn.Module, args: Sequence, kwargs: dict) -> tuple[tuple, dict] |
     given['target'] = F.one_hot(target, num_classes=classes + 1)[:, :classes]
     rest = dict(zip(('weight', 'avg_factor', 'reduction_override'), args[2:]))
     return (), given | rest
+
+
+def scaled_losses(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The losses of a model times a factor; an entry that is not a loss (an accuracy) stays.
+
+    Args:
+        losses (Mapping[str, Any]): As ``model.loss`` gives them: tensors or lists of tensors.
+        factor (float): The factor.
+    """
+    return {
+        key: _scaled(value, factor) if 'loss' in key else value for key, value in losses.items()
+    }
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return value * factor if isinstance(value, Tensor) else [item * factor for item in value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,19 @@ from mmkd_plugin.cache.wiring import WIRING
 from mmkd_plugin.explanations import Chosen, Explanation, Scores, resized
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, Taps
-from mmkd_plugin.taps.dry_run import DryRun
-from mmkd_plugin.taps.example import EXAMPLE_SIZES
+from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.model import checkpoint_hash, config_hash
-from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View, of_kind, taps_of
 
 
 @MODELS.register_module()
-class CachedTeacher:
+class CachedTeacher(Teacher):
     """A teacher whose maps ``tools/cache_teacher.py`` stored: it takes no memory and does not run.
 
-    It stands in for a :class:`Teacher` in a config. The workers of the data loader read the maps
-    and do to them what the pipeline did to the image (:class:`LoadTeacherMaps`, which :func:`wire`
-    adds); here they are put together for the batch.
+    It stands in for an :class:`OnlineTeacher` in a config. The workers of the data loader read the
+    maps and do to them what the pipeline did to the image (:class:`LoadTeacherMaps`, which
+    :func:`wire` adds); here they are put together for the batch.
 
     Args:
         path (str): The cache.
@@ -36,8 +36,6 @@ class CachedTeacher:
             None: not checked.
         checkpoint (str, optional): That of the teacher; the cache has to be of it. Defaults to
             None: not checked.
-        strict (bool): As of a :class:`Teacher`, so that the same dict does for both; not used.
-        inference (dict, optional): The same. Defaults to None.
         ignore (Sequence[str]): Types of transforms of your own in the train pipeline that leave
             each pixel in its place. Defaults to ``()``.
         name (str): What terms and messages call it. Defaults to ``'teacher'``.
@@ -46,21 +44,22 @@ class CachedTeacher:
         ValueError: If there is no such cache, it is not finished, or it is of another teacher.
     """
 
-    #: Whether its maps lie in a store and come with the batch.
     stored: ClassVar[bool] = True
+    missing: ClassVar[dict[str, str]] = dict(path='the folder that tools/cache_teacher.py wrote')
+    unused: ClassVar[tuple[str, ...]] = ('strict', 'inference')
 
     def __init__(
         self,
         path: str,
         config: str | dict | None = None,
         checkpoint: str | None = None,
-        strict: bool = True,
-        inference: dict | None = None,
         ignore: Sequence[str] = (),
         name: str = 'teacher',
     ) -> None:
         self.name = name
         self.cache = TeacherCache(path)
+        self._reads: list[Tap] = []
+        self._scores: dict[View, Scores] = {}
         meta = self.cache.meta
         self.source = meta['source']
         self.checkpoint = meta['checkpoint']
@@ -77,107 +76,78 @@ class CachedTeacher:
                     f'tools/cache_teacher.py, or leave `{what}` out'
                 )
 
-    def prepare(
-        self,
-        preprocessor: nn.Module,
-        taps: Sequence[Tap],
-        device: torch.device,
-        size: int = EXAMPLE_SIZES[0],
-        gradient_taps: Sequence[Tap] = (),
-    ) -> DryRun:
-        """Checks that it has the maps of ``taps``; see :meth:`Teacher.prepare`.
-
-        Returns:
-            DryRun: Made-up maps of the right shapes.
+    def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
+        """Checks that it holds everything that views show; gives made-up maps of those shapes.
 
         Raises:
-            ValueError: If it has not, if gradients are asked for, or the preprocessor mixes images.
+            ValueError: If it does not, if gradients are asked for, or the preprocessor mixes
+                images.
         """
-        owner = f"teacher '{self.name}'"
+        owner, meta, size = f"teacher '{self.name}'", self.cache.meta['taps'], student.run.size
+        gradient_taps = taps_of(views, 'gradients')
         if gradient_taps:
             raise ValueError(
                 f'{owner} is a cache, and {", ".join(map(str, gradient_taps))} is asked for the '
                 'gradient of its task loss, which needs the teacher itself: give `config` and '
                 '`checkpoint` without `type`'
             )
+        taps, self._reads = stored_taps(views), taps_of(views)
         check_stored(self.cache, list(map(str, taps)), owner)
-        for augment in _batch_augments(preprocessor):
+        for augment in _batch_augments(student.preprocessor):
             if type(augment).__name__ != 'BatchFixedSizePad':
                 raise ValueError(
                     f'{owner} is a cache, and {type(augment).__name__} in `batch_augments` changes '
                     'images after their maps were read; take it out, or train with the teacher '
                     'itself'
                 )
-        values: dict[Tap, Maps] = {}
+        maps: dict[Tap, Maps] = {}
         for tap in taps:
-            about = self.cache.meta['taps'][str(tap)]
-            maps = [_made_up(one, size) for one in about['maps']]
-            values[tap] = maps if about['several'] else maps[0]
-        return DryRun(values=values, size=size)
+            made = [_made_up(one, size) for one in meta[str(tap)]['maps']]
+            maps[tap] = made if meta[str(tap)]['several'] else made[0]
+        for view in of_kind(views, 'explanations'):
+            check_stored(self.cache, [stored_as(view)], owner)
+            about = meta[stored_as(view)]
+            self._scores[view] = Scores(*about['scores'])
+            features = iter(about['features'])
+            for tap, count in zip(view.taps, about['counts']):
+                made = [_made_up(next(features), size) for _ in range(count or 1)]
+                maps[tap] = made if count else made[0]
+        shown = {view: self._example(view, maps) for view in of_kind(views)}
+        return Preview(maps, shown, self._scores, size)
 
-    def prepare_explanations(self, terms: Sequence[Term], run: DryRun) -> None:
-        """Checks that it has the explanations that terms compare.
+    def _example(self, view: View, maps: dict[Tap, Maps]) -> Maps:
+        """Made-up maps, or a corner of made-up explanations ``(1, C, 8, 8)``."""
+        if view.kind == 'maps':
+            return view.of(maps)
+        about, classes = self.cache.meta['taps'][stored_as(view)], self._scores[view].classes
+        with random_state_kept():
+            return [torch.rand(1, channels // classes, 8, 8) for channels, *_ in about['maps']]
 
-        Args:
-            terms (Sequence[Term]): The terms that learn from it.
-            run (DryRun): What :meth:`prepare` gave; made-up maps that explain are added to it.
-
-        Raises:
-            ValueError: If it has not.
-        """
-        for term in terms:
-            if term.explainer is not None:
-                name = term.explainer.stored_as(term.teacher_tap)
-                check_stored(self.cache, [name], f"teacher '{self.name}'")
-                features = iter(self.cache.meta['taps'][name]['features'])
-                for tap, count in zip(term.teacher_tap, self.cache.meta['taps'][name]['counts']):
-                    maps = [_made_up(next(features), run.size) for _ in range(count or 1)]
-                    run.values[tap] = maps if count else maps[0]
-
-    def example_of(self, term: Term) -> tuple[Scores, list[Tensor]]:
-        """The kind of its class scores, and a corner of made-up explanations for a term."""
-        about = self.cache.meta['taps'][term.explainer.stored_as(term.teacher_tap)]
-        kind = Scores(*about['scores'])
-        maps = [torch.rand(1, channels // kind.classes, 8, 8) for channels, *_ in about['maps']]
-        return kind, maps
-
-    def explanation(
-        self, inputs: Tensor, data_samples: list, term: Term, chosen: Chosen
-    ) -> Explanation:
-        """The stored explanations of the chosen classes, cut out as the images were.
-
-        Args:
-            inputs (Tensor): Images ``(N, C, H, W)``.
-            data_samples (list): Their data samples, which carry the explanations.
-            term (Term): What compares them.
-            chosen (Chosen): The classes.
-        """
-        name = term.explainer.stored_as(term.teacher_tap)
-        classes = chosen.classes.clamp(min=0)[:, :, None, None, None]
-        maps = []
-        for x in self._carried(name, inputs, data_samples):
-            x = x.unflatten(1, (term.score_kind.classes, -1))
-            picked = x.gather(1, classes.expand(-1, -1, *x.shape[2:]))
-            maps.append(resized(picked, inputs.shape[2:]))
-        return Explanation(chosen, maps)
-
-    def __call__(
-        self,
-        inputs: Tensor,
-        data_samples: list | None,
-        taps: Sequence[Tap],
-        on_path: Sequence[Tap] = (),
-    ) -> dict[Tap, Maps]:
-        """Puts together what the data samples carry; see :meth:`Teacher.__call__`.
+    def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
+        """Puts together the maps and the explanations that the data samples carry.
 
         Raises:
             ValueError: If they carry nothing.
         """
-        values: dict[Tap, Maps] = {}
-        for tap in taps:
-            maps = self._carried(str(tap), inputs, data_samples)
-            values[tap] = maps if self.cache.meta['taps'][str(tap)]['several'] else maps[0]
-        return values
+        read: dict[Tap, Maps] = {}
+        for tap in stored_taps(views):
+            maps = self._carried(str(tap), batch.inputs, batch.data_samples)
+            read[tap] = maps if self.cache.meta['taps'][str(tap)]['several'] else maps[0]
+        shown, chosen = {view: view.of(read) for view in of_kind(views, 'maps')}, {}
+        for view in of_kind(views, 'explanations'):
+            chosen[view] = view.choose(read, self._scores[view], batch.step)
+            shown[view] = self._explanation(batch, view, chosen[view]).pairs()
+        return Lesson(shown, chosen)
+
+    def _explanation(self, batch: Batch, view: View, chosen: Chosen) -> Explanation:
+        """The stored explanations of the chosen classes, cut out as the images were."""
+        classes = chosen.classes.clamp(min=0)[:, :, None, None, None]
+        maps = []
+        for x in self._carried(stored_as(view), batch.inputs, batch.data_samples):
+            x = x.unflatten(1, (self._scores[view].classes, -1))
+            picked = x.gather(1, classes.expand(-1, -1, *x.shape[2:]))
+            maps.append(resized(picked, batch.inputs.shape[2:]))
+        return Explanation(chosen, maps)
 
     def _carried(self, name: str, inputs: Tensor, data_samples: list | None) -> list[Tensor]:
         """The maps of a tap that data samples carry, on the canvas of the batch."""
@@ -222,21 +192,24 @@ class CachedTeacher:
                 )
         return [(name, _norm(meta['norms'][name]) if name else None) for name in names]
 
-    def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
-        """Has no tensors; see :meth:`Teacher.apply_to_tensors`."""
-
-    def __deepcopy__(self, memo: dict) -> CachedTeacher:
-        """A copy of the student shares it."""
-        return self
-
-    def work(self, taps: Sequence[Tap]) -> str:
-        """What it does for these taps, in words."""
+    def work(self) -> str:
+        """Which maps it reads, in words."""
         size = human_size(Path(self.cache.path, 'data.mdb').stat().st_size)
-        return f'cached in {self.cache.path} ({size}), not in memory; reads {_listed(taps)}'
+        return (
+            f"teacher '{self.name}' ({self.source}): cached in {self.cache.path} ({size}), not in "
+            f'memory; reads {", ".join(map(str, self._reads))}'
+        )
 
 
-def _listed(taps: Sequence[Tap]) -> str:
-    return ', '.join(map(str, taps))
+def stored_as(view: View) -> str:
+    """The name of the records that hold the explanations of a view."""
+    return view.explainer.stored_as(view.taps)
+
+
+def stored_taps(views: Sequence[View]) -> list[Tap]:
+    """The taps whose maps are read; of explanations, those of the class scores."""
+    taps = (view.taps if view.kind == 'maps' else view.scores for view in views)
+    return list(dict.fromkeys(tap for one in taps for tap in one))
 
 
 def _norm(values: Sequence[Sequence[float]]) -> SimpleNamespace:

@@ -11,87 +11,95 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmkd_plugin.cache.store import Record
-from mmkd_plugin.explanations import Chosen, Scores, choose_classes, scores_of
-from mmkd_plugin.taps import Maps, Tap, as_list, describe, find_module
-from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.explanations import Chosen, Scores, choose_classes
+from mmkd_plugin.taps import Maps, Tap, Taps, as_list, describe, find_module
 from mmkd_plugin.taps.example import example_batch, library_of
+from mmkd_plugin.teachers.base import Preview
+from mmkd_plugin.teachers.cached import stored_as, stored_taps
 from mmkd_plugin.teachers.model import checkpoint_hash, config_hash, state_hash
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.preprocessing import Normalization
-from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View, of_kind
 
 
 def description(
-    teacher: Teacher,
+    teacher: OnlineTeacher,
     config: dict,
-    run: DryRun,
-    taps: Sequence[Tap],
+    preview: Preview,
+    views: Sequence[View],
     norms: Sequence[str],
-    explaining: Sequence[Term] = (),
 ) -> dict[str, Any]:
     """What a cache says of its teacher.
 
     Args:
-        teacher (Teacher): The teacher, prepared.
+        teacher (OnlineTeacher): The teacher, prepared.
         config (dict): Its config.
-        run (DryRun): What the taps gave when it was prepared.
-        taps (Sequence[Tap]): What is stored.
+        preview (Preview): What it showed when it was prepared.
+        views (Sequence[View]): What is stored.
         norms (Sequence[str]): Names of further batch norms that terms ask for.
-        explaining (Sequence[Term]): Terms of which explanations are stored. Defaults to ``()``.
 
     Raises:
         ValueError: If a tap gives something else than maps.
     """
-    about = {}
-    for tap in taps:
-        maps = run.values[tap]
-        tensors = as_list(maps)
-        if any(x.ndim != 4 for x in tensors):
-            raise ValueError(
-                f"teacher '{teacher.name}': '{tap}' gives {describe(maps)}; only maps (N, C, H, W) "
-                'can be stored'
-            )
-        about[str(tap)] = dict(
-            maps=[_shape(x, run.size) for x in tensors],
-            several=not isinstance(maps, Tensor),
-            classes=classes_around(teacher.model, tap),
-            norms=run.norms[tap],
-        )
-    for term in explaining:
-        kind = scores_of(teacher.model, term.scores('teacher'), f"teacher '{teacher.name}'")
-        features = as_list(term.teacher_tap.of(run.values))
-        shapes = [_shape(x, run.size) for x in features]
-        explained = [term.explainer.explain(x, x[None])[0, 0] for x in features]
-        about[term.explainer.stored_as(term.teacher_tap)] = dict(
-            maps=[[kind.classes * len(x), *shape[1:]] for x, shape in zip(explained, shapes)],
-            several=True,
-            classes=kind.classes,
-            norms=[],
-            scores=list(kind),
-            features=shapes,
-            counts=[
-                0 if isinstance(run.values[tap], Tensor) else len(run.values[tap])
-                for tap in term.teacher_tap
-            ],
-            fill=[[0.0] * (kind.classes * len(x)) for x in explained],
-        )
-    named = {*norms, *(name for one in about.values() for name in one['norms'] if name)}
-    modules = {name: find_module(teacher.model, Tap(name), 'the teacher') for name in sorted(named)}
-    checkpoint = teacher.checkpoint
+    about = {str(tap): _about_tap(teacher, tap, preview) for tap in stored_taps(views)}
+    about |= {
+        stored_as(view): _about_explanations(view, preview)
+        for view in of_kind(views, 'explanations')
+    }
     return dict(
         source=str(teacher.source),
-        checkpoint=str(checkpoint or 'random weights'),
+        checkpoint=str(teacher.checkpoint or 'random weights'),
         config=config_hash(config['config'], teacher.name),
-        weights=checkpoint_hash(checkpoint)
-        if checkpoint
+        weights=checkpoint_hash(teacher.checkpoint)
+        if teacher.checkpoint
         else state_hash(teacher.model.state_dict()),
         taps=about,
-        norms={
-            name: [module.weight.tolist(), module.bias.tolist()]
-            for name, module in modules.items()
-            if getattr(module, 'weight', None) is not None and module.bias is not None
-        },
+        norms=_norms(teacher, {*norms, *(n for one in about.values() for n in one['norms'] if n)}),
     )
+
+
+def _about_tap(teacher: OnlineTeacher, tap: Tap, preview: Preview) -> dict[str, Any]:
+    maps = preview.maps[tap]
+    if any(x.ndim != 4 for x in as_list(maps)):
+        raise ValueError(
+            f"teacher '{teacher.name}': '{tap}' gives {describe(maps)}; only maps (N, C, H, W) "
+            'can be stored'
+        )
+    return dict(
+        maps=[_shape(x, preview.size) for x in as_list(maps)],
+        several=not isinstance(maps, Tensor),
+        classes=teacher.classes(tap),
+        norms=[name for name, _ in teacher.norms(Taps((tap,)))],
+    )
+
+
+def _about_explanations(view: View, preview: Preview) -> dict[str, Any]:
+    kind, features = preview.scores[view], as_list(view.of(preview.maps))
+    shapes = [_shape(x, preview.size) for x in features]
+    explained = [view.explainer.explain(x, x[None])[0, 0] for x in features]
+    return dict(
+        maps=[[kind.classes * len(x), *shape[1:]] for x, shape in zip(explained, shapes)],
+        several=True,
+        classes=kind.classes,
+        norms=[],
+        scores=list(kind),
+        features=shapes,
+        counts=[
+            0 if isinstance(preview.maps[tap], Tensor) else len(preview.maps[tap])
+            for tap in view.taps
+        ],
+        fill=[[0.0] * (kind.classes * len(x)) for x in explained],
+    )
+
+
+def _norms(teacher: OnlineTeacher, names: set[str]) -> dict[str, list[list[float]]]:
+    """Weight and bias of batch norms that have both, by their names."""
+    modules = {name: find_module(teacher.model, Tap(name), 'the teacher') for name in sorted(names)}
+    return {
+        name: [module.weight.tolist(), module.bias.tolist()]
+        for name, module in modules.items()
+        if getattr(module, 'weight', None) is not None and module.bias is not None
+    }
 
 
 def _shape(maps: Tensor, size: int) -> list[int]:
@@ -100,22 +108,22 @@ def _shape(maps: Tensor, size: int) -> list[int]:
 
 
 def whole_picture(
-    teacher: Teacher,
+    teacher: OnlineTeacher,
     preprocessor: nn.Module,
     image: Tensor,
     loaded: tuple[int, int],
     about: Mapping[str, Any],
-    explaining: Sequence[Term] = (),
+    views: Sequence[View],
 ) -> dict[str, Record]:
     """Runs a teacher on one image.
 
     Args:
-        teacher (Teacher): The teacher, prepared.
+        teacher (OnlineTeacher): The teacher, prepared.
         preprocessor (nn.Module): The student's data preprocessor.
         image (Tensor): ``(C, H, W)``, pixel values.
         loaded (tuple[int, int]): Its height and width before it was scaled.
         about (Mapping): What :func:`description` says of the taps.
-        explaining (Sequence[Term]): Terms of which explanations are stored. Defaults to ``()``.
+        views (Sequence[View]): What is stored.
 
     Returns:
         dict[str, Record]: What each tap gave, and the explanations.
@@ -129,49 +137,60 @@ def whole_picture(
         dict(img_shape=seen, pad_shape=seen, ori_shape=loaded, batch_input_shape=seen)
     )
     data = preprocessor(dict(inputs=[image], data_samples=[sample]), False)
-    inputs = data['inputs']
-    stored = {name: Tap.parse(name) for name, one in about.items() if 'scores' not in one}
-    on_path = [tap for term in explaining for tap in term.teacher_tap]
-    taps = list(dict.fromkeys([*stored.values(), *on_path]))
+    inputs, taps = data['inputs'], stored_taps(views)
+    explaining = of_kind(views, 'explanations')
+    on_path = [tap for view in explaining for tap in view.on_path()]
     with ExitStack() as stack:
-        for term in explaining:
-            stack.enter_context(term.explainer.context(teacher.model))
-        values = teacher(inputs, data['data_samples'], taps, on_path)
-        found = {name: as_list(values[tap]) for name, tap in stored.items()}
-        for term in explaining:
-            name = term.explainer.stored_as(term.teacher_tap)
-            found[name] = explain_all(term, values, Scores(*about[name]['scores']))
-    records = {}
-    for name, one in about.items():
-        maps = [x[0].detach().float().cpu() for x in found[name]]
-        for x, (_, *strides) in zip(maps, one['maps']):
-            expected = [-(-side // stride) for side, stride in zip(inputs.shape[2:], strides)]
-            if list(x.shape[1:]) != expected:
-                raise ValueError(
-                    f"teacher '{teacher.name}': '{name}' gives {tuple(x.shape[1:])} positions for "
-                    f'{tuple(inputs.shape[2:])} pixels, not {tuple(expected)} as a stride of '
-                    f'{strides} would: the size of its maps does not follow that of the image, so '
-                    'crops of them mean nothing'
-                )
-            if not torch.isfinite(x).all():
-                raise ValueError(f"teacher '{teacher.name}': '{name}' is not finite")
-        records[name] = Record([x.numpy() for x in maps], loaded, seen)
-    return records
+        for view in explaining:
+            stack.enter_context(view.context(teacher.model))
+        every = list(dict.fromkeys([*taps, *on_path]))
+        read = teacher.read(inputs, data['data_samples'], every, on_path)
+        found = {str(tap): as_list(read[tap]) for tap in taps}
+        for view in explaining:
+            kind = Scores(*about[stored_as(view)]['scores'])
+            found[stored_as(view)] = explain_all(view, read, kind)
+    return {
+        name: Record(_checked(teacher, name, maps, about[name], inputs.shape[2:]), loaded, seen)
+        for name, maps in found.items()
+    }
 
 
-def explain_all(term: Term, values: Mapping[Tap, Maps], kind: Scores) -> list[Tensor]:
+def _checked(
+    teacher: OnlineTeacher,
+    name: str,
+    maps: Sequence[Tensor],
+    about: Mapping[str, Any],
+    size: Sequence[int],
+) -> list:
+    """The maps of one image as arrays, if crops of them mean something."""
+    maps = [x[0].detach().float().cpu() for x in maps]
+    for x, (_, *strides) in zip(maps, about['maps']):
+        expected = [-(-side // stride) for side, stride in zip(size, strides)]
+        if list(x.shape[1:]) != expected:
+            raise ValueError(
+                f"teacher '{teacher.name}': '{name}' gives {tuple(x.shape[1:])} positions for "
+                f'{tuple(size)} pixels, not {tuple(expected)} as a stride of '
+                f'{strides} would: the size of its maps does not follow that of the image, so '
+                'crops of them mean nothing'
+            )
+        if not torch.isfinite(x).all():
+            raise ValueError(f"teacher '{teacher.name}': '{name}' is not finite")
+    return [x.numpy() for x in maps]
+
+
+def explain_all(view: View, read: Mapping[Tap, Maps], kind: Scores) -> list[Tensor]:
     """A teacher's explanations of every class that it sees in one image.
 
     Args:
-        term (Term): What compares them.
-        values (Mapping): What the teacher's taps gave, with a graph.
+        view (View): What is explained by what.
+        read (Mapping): What the teacher's taps gave, with a graph.
         kind (Scores): How its class scores are to be read.
 
     Returns:
         list[Tensor]: ``(1, classes · C, h, w)`` for each map that explains, 0 for absent classes.
     """
-    features, scores = term.teacher_tap.of(values), term.scores('teacher').of(values)
-    every = choose_classes(scores, kind, kind.classes, term.explainer.score_thr)
+    scores = view.scores.of(read)
+    every = choose_classes(scores, kind, kind.classes, view.explainer.score_thr)
     maps: list[Tensor] = []
     for row, number in enumerate(every.classes[0].tolist()):
         one = Chosen(
@@ -179,7 +198,7 @@ def explain_all(term: Term, values: Mapping[Tap, Maps], kind: Scores) -> list[Te
         )
         if number < 0 and maps:
             break  # those that follow are absent too
-        explained = term.explainer(features, scores, one, kind, None).maps
+        explained = view.explain(read, one, kind, None, False).maps
         maps = maps or [x.new_zeros(1, kind.classes, *x.shape[2:]) for x in explained]
         for whole, x in zip(maps, explained):
             if number >= 0:
@@ -188,14 +207,14 @@ def explain_all(term: Term, values: Mapping[Tap, Maps], kind: Scores) -> list[Te
 
 
 def padding_values(
-    teacher: Teacher, preprocessor: nn.Module, about: Mapping[str, Any], size: int
+    teacher: OnlineTeacher, preprocessor: nn.Module, views: Sequence[View], size: int
 ) -> dict[str, list[list[float]]]:
     """What each channel of each map holds where the teacher sees nothing but padding.
 
     Args:
-        teacher (Teacher): The teacher, prepared.
+        teacher (OnlineTeacher): The teacher, prepared.
         preprocessor (nn.Module): The student's data preprocessor.
-        about (Mapping): What :func:`description` says of the taps.
+        views (Sequence[View]): What is stored.
         size (int): Height and width of the image to try, pixels.
     """
     device = next(teacher.model.parameters()).device
@@ -205,13 +224,12 @@ def padding_values(
     sample.set_metainfo(
         dict(img_shape=(0, 0), pad_shape=(size, size), batch_input_shape=(size, size))
     )
-    stored = {name: Tap.parse(name) for name, one in about.items() if 'scores' not in one}
-    values = teacher(images, [sample], list(stored.values()))
+    read = teacher.read(images, [sample], stored_taps(views))
     return {
-        name: [
-            x[0, :, x.shape[2] // 2, x.shape[3] // 2].float().tolist() for x in as_list(values[tap])
+        str(tap): [
+            x[0, :, x.shape[2] // 2, x.shape[3] // 2].float().tolist() for x in as_list(maps)
         ]
-        for name, tap in stored.items()
+        for tap, maps in read.items()
     }
 
 
@@ -227,14 +245,3 @@ def _sample(model: nn.Module) -> BaseDataElement:
 
         return SegDataSample()
     return BaseDataElement()
-
-
-def classes_around(model: nn.Module, tap: Tap) -> int | None:
-    """``num_classes`` of the innermost module around a tap that has one."""
-    parts = tap.path.split('.')
-    for end in range(len(parts), 0, -1):
-        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
-        classes = getattr(module, 'num_classes', None)
-        if isinstance(classes, int):
-            return classes
-    return None

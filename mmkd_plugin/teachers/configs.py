@@ -1,34 +1,32 @@
-"""The ``teacher`` of a config: one or several, trained, trained along, or cached."""
+"""The ``teacher`` of a config: one or several, each of some kind."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
 
 from mmkd_plugin.building import check_keys
-from mmkd_plugin.cache.wiring import is_cached
-from mmkd_plugin.teachers.cached import CachedTeacher
-from mmkd_plugin.teachers.online import Teacher
-from mmkd_plugin.teachers.self_teacher import SelfTeacher
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.teachers.base import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 
 
 def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
     """The teachers of a config by their names.
 
     Raises:
-        ValueError: If a key is unknown or missing, or names are not distinct.
+        ValueError: If there is no such kind of teacher, a key is unknown or missing, or names are
+            not distinct.
     """
     several = not isinstance(teacher, dict)
     configs: dict[str, dict] = {}
     for config in teacher if several else [teacher]:
-        own = is_self_teacher(config)
-        if own:
-            _check_self_teacher(config)
-        elif is_cached(config):
-            _check_cached_teacher(config)
-        else:
-            _check_teacher(config)
-        name = config.get('name', None if several else 'self_teacher' if own else 'teacher')
+        kind = kind_of_teacher(config)
+        _check(config, kind)
+        default = inspect.signature(kind).parameters['name'].default
+        name = config.get('name', None if several else default)
         if name is None or name in configs:
             raise ValueError("with several teachers each needs a `name` of its own: name='large'")
         configs[name] = dict(config, name=name)
@@ -37,46 +35,43 @@ def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
     return configs
 
 
-def is_self_teacher(config: dict) -> bool:
-    """Whether the config of a teacher is that of a :class:`SelfTeacher`."""
-    return 'type' in config and not is_cached(config)
+def kind_of_teacher(config: dict) -> type[Teacher]:
+    """The class of a teacher by its config.
+
+    Raises:
+        ValueError: If its ``type`` does not name one.
+    """
+    if 'type' not in config:
+        return OnlineTeacher
+    given: Any = config['type']
+    kind = MODELS.get(given) if isinstance(given, str) else given
+    if isinstance(kind, type) and issubclass(kind, Teacher):
+        return kind
+    names = [
+        f'mmkd_plugin.{name}'
+        for name, one in MODELS.module_dict.items()
+        if isinstance(one, type) and issubclass(one, Teacher)
+    ]
+    close = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f'; did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+        f'teacher has type={given!r}, which is not a kind of teacher{hint} (known: '
+        f'{", ".join(names)}; without `type` it is a trained model that runs beside the student)'
+    )
 
 
-def build_teacher(config: dict) -> Teacher | CachedTeacher:
-    """Builds a teacher that is not trained along."""
-    if not is_cached(config):
-        return Teacher(**config)
-    return CachedTeacher(**{key: value for key, value in config.items() if key != 'type'})
+def build_teacher(config: dict) -> Teacher:
+    """Builds a teacher from one of the :func:`teacher_configs`."""
+    kind = kind_of_teacher(config)
+    return kind(**{k: v for k, v in config.items() if k != 'type' and k not in kind.unused})
 
 
-def _check_teacher(config: dict) -> None:
-    check_keys('teacher', config, inspect.signature(Teacher).parameters)
-    if 'config' not in config:
-        raise ValueError("teacher has no `config`: a path, 'mmseg::...' or a model dict")
-    if 'checkpoint' not in config:
-        raise ValueError(
-            'teacher has no `checkpoint`: a file or URL of its trained weights '
-            '(checkpoint=None is a teacher with random weights)'
-        )
-
-
-def _check_cached_teacher(config: dict) -> None:
-    check_keys('teacher', config, ('type', *inspect.signature(CachedTeacher).parameters))
-    if 'path' not in config:
-        raise ValueError('teacher has no `path`: the folder that tools/cache_teacher.py wrote')
-
-
-def _check_self_teacher(config: dict) -> None:
-    if config['type'] != 'mmkd_plugin.SelfTeacher':
-        raise ValueError(
-            f"teacher has type={config['type']!r}: write type='mmkd_plugin.SelfTeacher' for one "
-            "that is trained along, type='mmkd_plugin.CachedTeacher' for stored maps of one, or "
-            'leave `type` out for a trained one'
-        )
-    check_keys('teacher', config, ('type', *inspect.signature(SelfTeacher).parameters))
-    for key in ('tap', 'neck'):
-        if key not in config:
-            raise ValueError(
-                f'teacher has no `{key}`: a self-teacher has a tap in the student and a neck, such '
-                "as tap='backbone', neck=dict(type='mmkd_plugin.BiFPNSelfTeacher')"
-            )
+def _check(config: dict, kind: type[Teacher]) -> None:
+    """Compares the keys of a config with the arguments of the constructor."""
+    parameters = inspect.signature(kind).parameters
+    known = ('type', *parameters) if 'type' in config else parameters
+    check_keys('teacher', {k: v for k, v in config.items() if k not in kind.unused}, known)
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in config:
+            words = f': {kind.missing[key]}' if key in kind.missing else ''
+            raise ValueError(f'teacher has no `{key}`{words}')

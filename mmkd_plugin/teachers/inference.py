@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from mmcv.cnn.bricks import wrappers
@@ -20,7 +20,7 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.taps import Maps, Tap, as_list
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-Switch = Union[bool, str]
+Switch = bool | str
 
 #: How far, relatively, a map may be from that of the same teacher in fp32 as it was built: one
 #: whose batch norms are folded, and one in half precision.

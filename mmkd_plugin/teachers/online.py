@@ -1,20 +1,34 @@
-"""Teacher: a frozen model outside the module tree, fed as it was trained."""
+"""OnlineTeacher: a frozen model outside the module tree, fed as it was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Callable
+from typing import ClassVar
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_weights
-from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
+from mmkd_plugin.explanations import Scores
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import (
+    Maps,
+    Tap,
+    TapError,
+    TapReader,
+    Taps,
+    as_list,
+    classes_around,
+    find_module,
+)
 from mmkd_plugin.taps.dry_run import DryRun, first_that_works, never_ran, read_once
-from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch
+from mmkd_plugin.taps.example import crop_size, example_batch
 from mmkd_plugin.taps.task_gradient import task_gradients
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
 from mmkd_plugin.teachers.inference import (
     FOLDED_ERROR,
@@ -29,13 +43,15 @@ from mmkd_plugin.teachers.inference import (
 )
 from mmkd_plugin.teachers.model import build_model
 from mmkd_plugin.teachers.preprocessing import InputConverter
+from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 
 #: As the teacher was built.
 EXACT = Inference('fp32', False, False, False)
 
 
-class Teacher:
-    """A frozen, pretrained model whose taps the student learns from.
+@MODELS.register_module()
+class OnlineTeacher(Teacher):
+    """A frozen, pretrained model that runs beside the student.
 
     Not an ``nn.Module``: it takes no part in ``parameters()``, ``state_dict()``, DDP or EMA. It is
     always in eval mode, runs without gradients, and no further than the last tap.
@@ -53,6 +69,12 @@ class Teacher:
         ValueError: If the config, the checkpoint or ``inference`` is not usable.
         FileNotFoundError: If one of them does not exist.
     """
+
+    missing: ClassVar[dict[str, str]] = dict(
+        config="a path, 'mmseg::...' or a model dict",
+        checkpoint='a file or URL of its trained weights (checkpoint=None is a teacher with random '
+        'weights)',
+    )
 
     def __init__(
         self,
@@ -74,7 +96,7 @@ class Teacher:
             print_log(
                 f"Teacher '{name}' has no checkpoint: its weights are random.",
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
         else:
             label = name if name == 'teacher' else f"teacher '{name}'"
@@ -86,42 +108,33 @@ class Teacher:
         self._loss_run: DryRun | None = None
         self.inference, self._how = EXACT, 'in fp32'
         self._compiled: dict[nn.Module, Callable] = {}
+        self._taps: list[Tap] = []
+        self._scores: dict[View, Scores] = {}
 
-    def prepare(
-        self,
-        preprocessor: nn.Module,
-        taps: Sequence[Tap],
-        device: torch.device,
-        size: int = EXAMPLE_SIZES[0],
-        gradient_taps: Sequence[Tap] = (),
-    ) -> DryRun:
-        """Gets ready to read ``taps`` from batches made by the student's preprocessor.
+    def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
+        """Gets ready to show views of batches made by the student's preprocessor.
 
-        Args:
-            preprocessor (nn.Module): The student's data preprocessor.
-            taps (Sequence[Tap]): All taps at which maps will ever be read.
-            device (torch.device): Where to try a forward.
-            size (int): Size of the image to try it on, pixels; where that does not suit the
-                teacher, the size of the student's training crops is tried. Defaults to 128.
-            gradient_taps (Sequence[Tap]): All taps at which the gradient of the teacher's own task
-                loss will ever be read. Defaults to ``()``.
-
-        Returns:
-            DryRun: What the taps saw in it.
+        A forward on a made-up image of the size that suits the student is tried; where that does
+        not suit the teacher, the size of the student's training crops is.
 
         Raises:
-            ValueError: If a tap names no module, or one that does not run.
+            ValueError: If a tap names no module, or one that does not run, or the class scores
+                cannot be explained.
         """
         owner = f"teacher '{self.name}'"
+        taps = taps_of(views, 'maps', 'explanations')
+        gradient_taps = taps_of(views, 'gradients')
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
-        self._convert = InputConverter.between(preprocessor, self.model.data_preprocessor)
+        self._taps = taps
+        self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device
         self.model.to(device)
         if taps:
             self._heads = heads_of(self.model, taps, owner)
-            self._run, example = self._prepare_maps(preprocessor, taps, device, size, owner)
+            size = student.run.size
+            self._run, example = self._prepare_maps(student.preprocessor, taps, device, size, owner)
             _check_ran(self.model, self._run, taps, owner)
             with torch.no_grad():
                 self._settle(taps, *example, owner)
@@ -134,7 +147,12 @@ class Teacher:
                 )
             _check_ran(self.model, self._loss_run, every, owner)
         self.model.to(home)
-        return self._loss_run or self._run
+        run = self._loss_run or self._run
+        shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')}
+        for view in of_kind(views, 'explanations'):
+            tried = try_explaining(view, self.model, device, 'the teacher', run.size)
+            self._scores[view], shown[view] = tried
+        return Preview(run.values, shown, self._scores, run.size)
 
     def _prepare_maps(
         self,
@@ -244,11 +262,34 @@ class Teacher:
         if not problem:
             return f'{len(self._compiled)} parts compiled'
         self.inference = replace(self.inference, compile=False)
-        print_log(f'{owner} is not compiled: {problem}', logger='current', level=30)
+        print_log(f'{owner} is not compiled: {problem}', logger='current', level=logging.WARNING)
         return 'not compiled'
 
+    def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
+        """Runs the model no further than the last tap; for gradients, its task loss."""
+        gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
+        read, slopes, left = {}, {}, views
+        if gradients:  # the backward pass of the task loss uses its graph up
+            read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
+            left = explaining
+        chosen, shown = {}, {}
+        with ExitStack() as stack:
+            if left:
+                on_path = [tap for view in explaining for tap in view.on_path()]
+                for view in explaining:
+                    stack.enter_context(view.context(self.model))
+                read |= self.read(batch.inputs, batch.data_samples, taps_of(left), on_path)
+            for view in explaining:
+                kind, size = self._scores[view], batch.inputs.shape[2:]
+                chosen[view] = view.choose(read, kind, batch.step)
+                shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
+        read = {tap: _detached(maps) for tap, maps in read.items()}  # no graph is needed any more
+        shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
+        shown |= {view: view.of(slopes) for view in gradients}
+        return Lesson(shown, chosen)
+
     @torch.no_grad()
-    def __call__(
+    def read(
         self,
         inputs: Tensor,
         data_samples: list | None,
@@ -260,7 +301,7 @@ class Teacher:
         Args:
             inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
             data_samples (list, optional): Their data samples; tells padding from picture.
-            taps (Sequence[Tap]): A part of those given to :meth:`prepare`.
+            taps (Sequence[Tap]): A part of those that the views given to :meth:`prepare` read.
             on_path (Sequence[Tap]): A part of ``taps`` from which there is to be a graph to those
                 behind it; none for the weights. Defaults to ``()``.
 
@@ -300,31 +341,22 @@ class Teacher:
         return {tap: reader.read(tap) for tap in taps}
 
     @torch.no_grad()
-    def with_gradients(
-        self, inputs: Tensor, data_samples: list, taps: Sequence[Tap], gradient_taps: Sequence[Tap]
+    def _with_gradients(
+        self, batch: Batch, taps: Sequence[Tap], views: Sequence[View]
     ) -> tuple[dict[Tap, Maps], dict[Tap, Maps]]:
-        """Reads taps while the teacher runs its task loss, and the gradients of that loss.
+        """The maps of taps, and the gradients of the task loss for views, in one run of the loss.
 
-        There is a graph from the first of ``gradient_taps`` on, and none for the weights.
-
-        Args:
-            inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
-            data_samples (list): Their data samples, with labels.
-            taps (Sequence[Tap]): A part of those given to :meth:`prepare`.
-            gradient_taps (Sequence[Tap]): A part of the ``gradient_taps`` given to it.
-
-        Returns:
-            tuple[dict[Tap, Maps], dict[Tap, Maps]]: The maps of ``taps``, and the gradients at
-            ``gradient_taps`` in their shapes.
+        There is a graph from the first of the views' taps on, and none for the weights.
         """
-        inputs, run = self._convert(inputs, data_samples), self._loss_run
+        gradient_taps = taps_of(views, 'gradients')
+        inputs, run = self._convert(batch.inputs, batch.data_samples), self._loss_run
         inference, _ = self._asked.where_differentiated.on(inputs.device)
         every = [*taps, *gradient_taps]
         reader = TapReader(
             self.model, every, run.in_place, places=run.places, on_path=gradient_taps
         )
         with torch.enable_grad(), inference.context(inputs.device), reader:
-            losses = self.model(inputs, data_samples, mode='loss')
+            losses = self.model(inputs, batch.data_samples, mode='loss')
             loss = self.model.parse_losses(losses)[0]
             gradients = task_gradients(
                 loss, {tap: reader.read(tap) for tap in gradient_taps}, create_graph=False
@@ -334,43 +366,36 @@ class Teacher:
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
     ) -> list[tuple[str, nn.Module | None]]:
-        """The batch norms that feed the maps of taps, in the order of the maps.
-
-        Args:
-            taps (Taps): Some of those given to :meth:`prepare`.
-            names (Sequence[str], optional): Their names. Defaults to None: what a dry forward
-                showed.
-
-        Returns:
-            list[tuple]: Name and module of each, ``('', None)`` where none was found.
-
-        Raises:
-            ValueError: If there is no module of a name.
-        """
+        """The batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
         owner = f"teacher '{self.name}'"
         if names is None:
             run = self._run if self._run is not None else self._loss_run
             names = [name for tap in taps for name in run.norms[tap]]
         return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
+    def classes(self, tap: Tap) -> int | None:
+        """The number of classes of the head around a tap."""
+        return classes_around(self.model, tap)
+
+    def predictor(self) -> nn.Module:
+        """The model itself."""
+        return self.model
+
     def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
         """Follows ``.to()``, ``.cuda()``, ``.half()`` of the model that it teaches."""
         self.model._apply(function, recurse)
 
-    def __deepcopy__(self, memo: dict) -> Teacher:
-        """A copy of the student (EMA keeps one) shares the teacher instead of copying it."""
-        return self
-
-    def work(self, taps: Sequence[Tap]) -> str:
-        """What the teacher computes for these taps, in words."""
+    def work(self) -> str:
+        """What the model computes for the taps that are read, in words."""
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
-        text = f'{type(self.model).__name__}, {millions:.1f} M parameters'
+        text = f"teacher '{self.name}' ({self.source}): {type(self.model).__name__}, "
+        text += f'{millions:.1f} M parameters'
         if self._loss_run is not None:
             text += ', runs its task loss and the gradient of it while a loss on gradients is on'
         if self._run is None:
             return text
         run = self._run
-        last = max(run.ran.index(tap.path) for tap in taps)
+        last = max(run.ran.index(tap.path) for tap in self._taps)
         roots = {name.split('.')[0] for name in run.ran[: last + 1]}
         parts = [name for name, _ in self.model.named_children() if name in roots]
         other = ', else' if self._loss_run is not None else ','
@@ -380,6 +405,10 @@ class Teacher:
 
 def _first_line(error: Exception) -> str:
     return f'{type(error).__name__}: {error}'.partition('\n')[0]
+
+
+def _detached(maps: Maps) -> Maps:
+    return maps.detach() if isinstance(maps, Tensor) else [x.detach() for x in maps]
 
 
 def _plain(tensor: Tensor, widen: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -14,9 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd_plugin.building import build_module
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
+from mmkd_plugin.taps import Tap, TapReader, Taps, as_list, classes_around, find_module
 from mmkd_plugin.taps.dry_run import DryRun, never_ran, read_once
+from mmkd_plugin.taps.task_gradient import scaled_losses
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.model import without_pretraining
+from mmkd_plugin.views import View, of_kind, taps_of
 
 
 @MODELS.register_module()
@@ -35,7 +38,8 @@ class StudentMaps(BaseModule):
         return maps
 
 
-class SelfTeacher(nn.Module):
+@MODELS.register_module()
+class SelfTeacher(nn.Module, Teacher):
     """A network on the student's maps that learns the student's task and teaches the student.
 
     It is a model of the student's own class, in which the student's maps take the place of a
@@ -48,11 +52,18 @@ class SelfTeacher(nn.Module):
         tap (str | list[str]): What it reads in the student.
         neck (dict): A module that takes a list of maps and returns one; ``in_channels``,
             ``channels`` and ``num_levels`` are filled in where it has them.
-        head (dict, optional): What its heads have other than the student's: settings of
+        head (dict, optional): Settings of its heads that differ from the student's: of
             ``decode_head`` for a segmentor, of ``bbox_head`` for a detector. Defaults to None.
         loss_weight (float): Factor on its task loss. Defaults to 1.0.
         name (str): What terms and messages call it. Defaults to ``'self_teacher'``.
     """
+
+    learns: ClassVar[bool] = True
+    missing: ClassVar[dict[str, str]] = dict.fromkeys(
+        ('tap', 'neck'),
+        'a self-teacher has a tap in the student and a neck, such as '
+        "tap='backbone', neck=dict(type='mmkd_plugin.BiFPNSelfTeacher')",
+    )
 
     def __init__(
         self,
@@ -64,49 +75,70 @@ class SelfTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.source = f"'{tap}' of the student" if isinstance(tap, str) else 'the student'
         self.tap = Taps.parse(tap)
+        self.student_taps = self.tap.taps
         self.loss_weight = loss_weight
         self._neck = neck
         self._head = head or {}
         self._run: DryRun | None = None
+        self._size = 0
         self.costs: list[str] = []
 
-    def prepare(
-        self, student: dict, maps: Maps, samples: list | None, taps: Sequence[Tap], sync: bool
-    ) -> DryRun:
+    def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
         """Builds it for what a dry forward of the student has shown, and tries it.
 
-        Args:
-            student (dict): The student's config.
-            maps (Maps): What its tap gave.
-            samples (list): The data samples of that forward.
-            taps (Sequence[Tap]): All taps that will ever be read in it.
-            sync (bool): Whether its batch norms work over all processes, as the student's do.
-
-        Returns:
-            DryRun: What the taps saw.
-
         Raises:
-            ValueError: If it cannot be built or does not run on these maps.
+            ValueError: If it cannot be built, does not run on these maps, or a view is not of maps.
         """
-        here, maps = f"self-teacher '{self.name}'", tuple(as_list(maps))
+        here = f"self-teacher '{self.name}'"
+        if not isinstance(student.config, dict):
+            raise ValueError("a self-teacher is built from the student's config; give a dict")
+        for view in of_kind(views, 'gradients', 'explanations'):
+            what = 'gradients of task losses' if view.kind == 'gradients' else view.kind
+            raise ValueError(
+                f'{view.asked_by} compares {what}, for which a self-teacher is no teacher'
+            )
+        maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
+        samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
+        neck, refined = self._try_neck(maps, here)
+        config = self._config(student.config, [x.shape[1] for x in refined], here)
+        self.model = MODELS.build(config)
+        self.model.neck = neck
+        for tap in taps:
+            find_module(self.model, tap, here)
+        self._run = self._try(maps, samples, taps, len(refined), here)
+        if student.sync:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.model.train()
+        self._size = student.run.size
+        shown = {view: view.of(self._run.values) for view in of_kind(views)}
+        return Preview(self._run.values, shown, {}, self._size)
+
+    def _try_neck(self, maps: tuple[Tensor, ...], here: str) -> tuple[nn.Module, Sequence[Tensor]]:
+        """The neck, and what it makes of the student's maps."""
         widths = [x.shape[1] for x in maps]
         defaults = dict(in_channels=widths, channels=widths[0], num_levels=len(maps))
         neck = build_module(self._neck, f'{here}: neck', defaults)
         try:
             with torch.no_grad():
-                refined = neck.eval()(maps)
+                return neck, neck.eval()(maps)
         except (ValueError, RuntimeError) as error:
             shapes = ', '.join(str(tuple(x.shape)) for x in maps)
             raise ValueError(
                 f"{here}: {type(neck).__name__} does not take what '{self.tap}' gives (in a trial: "
                 f'{shapes}). {error}'
             ) from error
-        config = self._config(student, [x.shape[1] for x in refined], here)
-        self.model = MODELS.build(config)
-        self.model.neck = neck
-        for tap in taps:
-            find_module(self.model, tap, here)
+
+    def _try(
+        self,
+        maps: tuple[Tensor, ...],
+        samples: list | None,
+        taps: Sequence[Tap],
+        levels: int,
+        here: str,
+    ) -> DryRun:
+        """One training forward of a copy, in which its multiply-adds are counted."""
         trial = copy.deepcopy(self.model).eval()
         counter = FlopCounterMode(display=False)
 
@@ -118,7 +150,7 @@ class SelfTeacher(nn.Module):
             run = read_once(trial, taps, forward)
         except Exception as error:  # whatever a foreign head makes of these maps
             raise ValueError(
-                f'{here}: its heads do not work on the {len(refined)} maps of its neck '
+                f'{here}: its heads do not work on the {levels} maps of its neck '
                 f'({type(error).__name__}: {error}). Tap in the student what its own heads read, '
                 'or change them with `head`'
             ) from error
@@ -126,10 +158,6 @@ class SelfTeacher(nn.Module):
             if not run.calls[tap]:
                 raise ValueError(never_ran(self.model, tap, run, here))
         self.costs = _costs(self.model, counter)
-        if sync:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.model.train()
-        self._run = run
         return run
 
     def _config(self, student: dict, widths: list[int], here: str) -> ConfigDict:
@@ -158,24 +186,15 @@ class SelfTeacher(nn.Module):
             roi.bbox_roi_extractor.out_channels = widths[0]
         return config
 
-    def forward(
-        self, maps: Maps, data_samples: list, taps: Sequence[Tap]
-    ) -> tuple[dict[str, Any], dict[Tap, Maps]]:
-        """Its task losses, and what taps read while they were computed.
-
-        Args:
-            maps (Maps): The student's maps, with gradient.
-            data_samples (list): The labels of the batch.
-            taps (Sequence[Tap]): A part of those given to :meth:`prepare`.
-
-        Returns:
-            tuple: The losses, named ``<name>.<loss>``, and the maps of the taps.
-        """
-        run = self._run
+    def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
+        """Runs on the student's maps, with gradient; its losses are named ``<name>.<loss>``."""
+        run, maps, taps = self._run, self.tap.of(batch.student), taps_of(views)
         with TapReader(self.model, taps, run.in_place, places=run.places) as reader:
-            losses = self.model(tuple(as_list(maps)), data_samples, mode='loss')
+            losses = self.model(tuple(as_list(maps)), batch.data_samples, mode='loss')
         named = {f'{self.name}.{key}': value for key, value in losses.items()}
-        return named, {tap: reader.read(tap) for tap in taps}
+        read = {tap: reader.read(tap) for tap in taps}
+        shown = {view: view.of(read) for view in of_kind(views)}
+        return Lesson(shown, losses=scaled_losses(named, self.loss_weight))
 
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
@@ -186,19 +205,20 @@ class SelfTeacher(nn.Module):
         owner = f"self-teacher '{self.name}'"
         return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
+    def classes(self, tap: Tap) -> int | None:
+        """The number of classes of the head around a tap."""
+        return classes_around(self.model, tap)
+
     def init_weights(self) -> None:
         """Initialises its heads as the student's are."""
         self.model.init_weights()
 
-    def work(self, size: int) -> str:
-        """What it costs in training, in words.
-
-        Args:
-            size (int): Height and width of the image of the dry forward, pixels.
-        """
+    def work(self) -> str:
+        """What it costs in training, in words."""
         return (
             f"self-teacher '{self.name}' on '{self.tap}' of the student, trained along and gone at "
-            f'inference: {"; ".join(self.costs)} (multiply-adds for an image of {size}×{size})'
+            f'inference: {"; ".join(self.costs)} (multiply-adds for an image of '
+            f'{self._size}×{self._size})'
         )
 
 

@@ -88,6 +88,11 @@ class Schedule:
             return 1.0
         return CURVES[self.curve]((position - self.start) / self.ramp)
 
+    @property
+    def counter(self) -> str:
+        """The counter of the runner that it goes by, ``'iter'`` or ``'epoch'``."""
+        return 'epoch' if self.by_epoch else 'iter'
+
     def is_over(self, position: int) -> bool:
         """Whether it was on and is off for good at an iteration (or epoch)."""
         return self.stop is not None and position >= self.stop

@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
+from mmkd_plugin.building import build_module
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
+
+
+def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> list[nn.Module]:
+    """What converts the teacher's maps, one frozen module for each map, with trained weights.
+
+    Args:
+        config (dict): ``dict(type=..., checkpoint=...)``.
+        maps (Sequence[Tensor]): The teacher's maps ``(N, C, H, W)``.
+        term (str): Name of the term.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the config cannot be built, or the weights do not fit.
+    """
+    here = f'distill.{term}.teacher_connector'
+    if not isinstance(config, dict) or 'type' not in config:
+        raise ValueError(f"{here}: expected dict(type='mmkd_plugin.Paraphraser'), got {config}")
+    if 'checkpoint' not in config:
+        raise ValueError(
+            f'{here} has no `checkpoint`: it is trained before the student. Train it with '
+            'tools/train.py CONFIG --paraphraser, which says where its weights are'
+        )
+    path = config['checkpoint']
+    config = {key: value for key, value in config.items() if key != 'checkpoint'}
+    modules = [build_module(config, here, dict(in_channels=x.shape[1])) for x in maps]
+    if path is None:
+        print_log(f'{here} has no checkpoint: its weights are random.', 'current', logging.WARNING)
+    else:
+        load_teacher_connectors(modules, path, term)
+    for module in modules:
+        module.requires_grad_(False).eval()
+        if hasattr(module, 'drop_decoder'):
+            module.drop_decoder()
+    return modules
 
 
 def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) -> None:

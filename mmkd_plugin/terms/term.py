@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmkd_plugin.building import build_module, check_compile, check_keys, prefixed
-from mmkd_plugin.connectors import ConvConnector
 from mmkd_plugin.explanations import Explainer, Scores
-from mmkd_plugin.taps import Maps, Tap, Taps, as_list
+from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.taps import Maps, Taps, as_list
+from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.terms.compiled import Compiled
+from mmkd_plugin.terms.connecting import build_connectors, describe, fit
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.norms import NormConstants
+from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
-from mmkd_plugin.terms.teacher_connector import load_teacher_connectors
+from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
+from mmkd_plugin.views import View
 
 KEYS = (
     'tap',
@@ -34,13 +37,6 @@ KEYS = (
 )
 
 
-class _Outside(list):
-    """Modules that the tree of a model does not see; a copy of the model shares them."""
-
-    def __deepcopy__(self, memo: dict) -> _Outside:
-        return self
-
-
 class Term(nn.Module):
     """What the student learns from one place of one teacher.
 
@@ -49,21 +45,25 @@ class Term(nn.Module):
         student_tap (Taps): What to read in the student.
         teacher_tap (Taps): What to read in the teacher.
         loss (nn.Module): Called with the student's and the teacher's map or list of maps; gives a
-            scalar that is already weighted.
+            scalar that is already weighted. :class:`LossTraits` says what it may declare. If it has
+            ``setup(student_channels, teacher_channels)``, this is called once, when the maps are
+            known, with the channels of each map as the loss is going to get it.
         teacher (str): Name of the teacher. Defaults to ``'teacher'``.
-        connector (dict | list[dict] | None | 'auto'): What converts the student's maps. ``'auto'``
-            adds a 1×1 convolution where the loss compares channels and the counts differ; a dict
-            is built once per map with ``in_channels`` and ``out_channels`` filled in; None is none.
+        explainer (Explainer, optional): Explains class scores by the maps; the loss compares these
+            explanations instead of the maps. Defaults to None.
+        connector (dict | list[dict] | None | 'auto'): Converts the student's maps. ``'auto'`` adds
+            a 1×1 convolution where the loss compares channels and the counts differ; a dict is
+            built once per map with ``in_channels`` and ``out_channels`` filled in; None is none.
             Defaults to ``'auto'``.
-        teacher_connector (dict, optional): What converts the teacher's maps: a module that was
-            trained before and is frozen, with the file of its weights as ``checkpoint``. Defaults
-            to None.
+        teacher_connector (dict, optional): Converts the teacher's maps: a module that was trained
+            before and is frozen, with the file of its weights as ``checkpoint``. Defaults to None.
         norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps,
             for a loss that needs them. Defaults to None, which finds them.
         schedule (Schedule): When it is on. Defaults to always.
-        explainer (Explainer, optional): What explains class scores by the maps; the loss compares
-            these explanations instead of the maps. Defaults to None.
         compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
+
+    Raises:
+        ValueError: If loss, explainer and connectors do not go together.
     """
 
     def __init__(
@@ -72,81 +72,80 @@ class Term(nn.Module):
         student_tap: Taps,
         teacher_tap: Taps,
         loss: nn.Module,
+        *,
         teacher: str = 'teacher',
+        explainer: Explainer | None = None,
         connector: dict | list | str | None = 'auto',
         teacher_connector: dict | None = None,
         norm: str | Sequence[str] | None = None,
         schedule: Schedule | None = None,
-        explainer: Explainer | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
-        self.student_tap = student_tap
-        self.teacher_tap = teacher_tap
+        self.here = f'distill.{name}'
         self.teacher = teacher
         self.loss = loss
+        self.traits = LossTraits.of(loss)
         self.schedule = schedule or Schedule()
+        self.explainer = explainer
         self.connectors = nn.ModuleList()
-        self.teacher_connectors = _Outside()
-        self.norms: list[str] = []
+        self.teacher_connectors = Outside()
+        self.norm_names = [norm] if isinstance(norm, str) else norm
+        self.norms: NormConstants | None = None
+        self.compiled = Compiled(self.here) if compile else None
         self._connector = connector
         self._teacher_connector = teacher_connector
-        self.norm_names = [norm] if isinstance(norm, str) else norm
-        self.needs = tuple(getattr(loss, 'needs', ()))
-        self.explainer = explainer
-        self.compiled = Compiled(f'distill.{name}') if compile else None
-        self.score_kind: Scores | None = None
         self._check_explainer()
-        known = [*FROM_BATCH, *FROM_NORM]
-        for need in self.needs:
-            if need not in known:
-                raise ValueError(
-                    f"distill.{name}: {type(loss).__name__} needs '{need}'; what there is: "
-                    f'{", ".join(known)}'
-                )
+        self._check_needs()
+        asked_by = f'{self.here}: {type(loss).__name__}'
+        kind = 'explanations' if explainer is not None else self.traits.compares
+        self.student_view = View(student_tap, kind, explainer, 'student', asked_by)
+        self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', asked_by)
+
+    @property
+    def student_tap(self) -> Taps:
+        """What it reads in the student."""
+        return self.student_view.taps
+
+    @property
+    def teacher_tap(self) -> Taps:
+        """What it reads in the teacher."""
+        return self.teacher_view.taps
 
     def _check_explainer(self) -> None:
         kind = type(self.loss).__name__
         if self.explainer is None:
-            if getattr(self.loss, 'compares', 'maps') == 'explanations':
+            if self.traits.compares == 'explanations':
                 raise ValueError(
-                    f'distill.{self.name}: {kind} compares explanations; add '
+                    f'{self.here}: {kind} compares explanations; add '
                     "explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')"
                 )
             return
         if not isinstance(self.explainer, Explainer):
             raise ValueError(
-                f'distill.{self.name}.explainer: {type(self.explainer).__name__} is no explainer; '
+                f'{self.here}.explainer: {type(self.explainer).__name__} is not an explainer; '
                 'take mmkd_plugin.GradCAM, say'
             )
-        if self.compares_gradients or self.needs:
+        if self.traits.compares == 'gradients' or self.traits.needs:
             raise ValueError(
-                f'distill.{self.name}: {kind} cannot compare explanations; take '
+                f'{self.here}: {kind} cannot compare explanations; take '
                 'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
             )
         if self._connector not in ('auto', None) or self._teacher_connector is not None:
             raise ValueError(
-                f'distill.{self.name}: explanations have the size of the image in both models; '
+                f'{self.here}: explanations have the size of the image in both models; '
                 'leave the connector out'
             )
 
-    def reads(self, side: str, frozen: bool = False) -> tuple[Tap, ...]:
-        """All taps that it reads in a model.
-
-        Args:
-            side (str): ``'student'`` or ``'teacher'``.
-            frozen (bool): Whether the explanations of the model are stored, so that the maps which
-                explain are not needed. Defaults to False.
-        """
-        taps = self.student_tap if side == 'student' else self.teacher_tap
-        if self.explainer is None:
-            return tuple(taps)
-        return tuple(self.scores(side)) if frozen else (*taps, *self.scores(side))
-
-    def scores(self, side: str) -> Taps:
-        """The tap of the class scores that its explainer explains, in a model."""
-        return self.explainer.scores(side)
+    def _check_needs(self) -> None:
+        known = [*FROM_BATCH, *FROM_NORM]
+        for need in self.traits.needs:
+            if need not in known:
+                raise ValueError(
+                    f"{self.here}: {type(self.loss).__name__} needs '{need}'; what there is: "
+                    f'{", ".join(known)}'
+                )
 
     @classmethod
     def from_config(
@@ -165,28 +164,8 @@ class Term(nn.Module):
             ValueError: If a key is unknown or missing, or a value cannot be used.
         """
         here = f'distill.{name}'
-        if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
-            raise ValueError(
-                f"{here}: '{name}' cannot name a term; take another word of letters, digits and '_'"
-            )
-        if not isinstance(config, dict):
-            raise ValueError(f'{here}: expected dict(tap=..., loss=dict(type=...)), got {config!r}')
-        check_keys(here, config, KEYS)
-        if 'loss' not in config:
-            raise ValueError(
-                f"{here} has no `loss`: add loss=dict(type='mmkd_plugin.ChannelWiseLoss'), say"
-            )
-        student_tap = config.get('student_tap', config.get('tap'))
-        teacher_tap = config.get('teacher_tap', config.get('tap'))
-        if student_tap is None or teacher_tap is None:
-            raise ValueError(
-                f"{here} has no tap: add tap='module.path', or `student_tap` and `teacher_tap` "
-                'where the models differ'
-            )
-        teacher = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
-        if teacher not in teachers:
-            said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
-            raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+        _check_line(here, name, config)
+        teacher = _teacher_of(here, config, teachers)
         compile = check_compile(config.get('compile', compile), f'{here}.')
         explainer = config.get('explainer')
         if explainer is not None:
@@ -194,169 +173,129 @@ class Term(nn.Module):
         try:
             return cls(
                 name,
-                Taps.parse(student_tap),
-                Taps.parse(teacher_tap),
+                Taps.parse(config.get('student_tap', config.get('tap'))),
+                Taps.parse(config.get('teacher_tap', config.get('tap'))),
                 build_module(config['loss'], f'{here}.loss'),
-                teacher,
-                config.get('connector', 'auto'),
-                config.get('teacher_connector'),
-                config.get('norm'),
-                Schedule.from_config(f'{here}.schedule', config.get('schedule')),
-                explainer,
-                compile,
+                teacher=teacher,
+                explainer=explainer,
+                connector=config.get('connector', 'auto'),
+                teacher_connector=config.get('teacher_connector'),
+                norm=config.get('norm'),
+                schedule=Schedule.from_config(f'{here}.schedule', config.get('schedule')),
+                compile=compile,
             )
         except ValueError as error:
             raise ValueError(prefixed(here, error)) from error
 
-    @property
-    def compares_gradients(self) -> bool:
-        """Whether the loss compares gradients of the task losses instead of maps."""
-        return getattr(self.loss, 'compares', 'maps') == 'gradients'
-
-    @property
-    def from_batch(self) -> tuple[str, ...]:
-        """Names of what the loss needs from the batch."""
-        return tuple(need for need in self.needs if need in FROM_BATCH)
-
-    def use_norms(self, norms: Sequence[tuple[str, nn.Module | None]], live: bool = False) -> None:
-        """Takes what the loss needs from the batch norms that feed the teacher's maps.
-
-        Args:
-            norms (Sequence[tuple]): Name and module for each map, in their order; the module is
-                None where none was found.
-            live (bool): Whether the norms are trained, so that they are read in every iteration.
-                Defaults to False.
-
-        Raises:
-            ValueError: If there is none, or it has no weight and bias.
-        """
-        for position, (name, norm) in enumerate(norms):
-            weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
-            if weight is None or bias is None:
-                found = f"'{name}' is a {type(norm).__name__} without them" if norm else 'none was'
-                found += '' if norm else ' found'
-                raise ValueError(
-                    f'distill.{self.name}: {type(self.loss).__name__} needs the weight and the '
-                    f"bias of the batch norm that feeds '{self.teacher_tap}' of the teacher, and "
-                    f"{found}. Name it: norm='backbone.layer4.2.bn3'"
-                )
-            for need in self.needs if not live else ():
-                if need in FROM_NORM:
-                    value = FROM_NORM[need](weight.detach(), bias.detach())
-                    self.register_buffer(f'_{need}_{position}', value, persistent=False)
-        self.norms = [name for name, _ in norms]
-        self._live = _Outside(norm for _, norm in norms) if live else _Outside()
-
-    def _constants(self) -> dict[str, Any]:
-        """What :meth:`use_norms` took, as keyword arguments of the loss."""
-        constants = {}
-        for need in self.needs:
-            if need in FROM_NORM:
-                values = [FROM_NORM[need](n.weight.detach(), n.bias.detach()) for n in self._live]
-                values = values or [getattr(self, f'_{need}_{n}') for n in range(len(self.norms))]
-                constants[need] = values[0] if len(values) == 1 else values
-        return constants
-
-    def connect(self, student: Maps, teacher: Maps, given: dict[str, Any] | None = None) -> None:
+    def connect(
+        self,
+        student: Maps,
+        teacher: Maps,
+        given: dict[str, Any] | None = None,
+        *,
+        source: Teacher | None = None,
+        classes: int | None = None,
+    ) -> None:
         """Builds the connectors and tries the loss, with what a dry forward has shown.
 
         Args:
-            student (Maps): What the student's taps gave.
-            teacher (Maps): What the teacher's taps gave.
+            student (Maps): What the student showed of ``student_view``.
+            teacher (Maps): What the teacher showed of ``teacher_view``.
             given (dict, optional): What the loss needs from a batch, of the same images.
+            source (Teacher, optional): Asked for the batch norms that feed its maps and for its
+                number of classes. Defaults to None.
+            classes (int, optional): The number of classes of the student's head around the tap.
+                Defaults to None: not known.
 
         Raises:
             ValueError: If the loss cannot take these shapes.
             FileNotFoundError: If the weights of a ``teacher_connector`` do not exist.
         """
         students, teachers = as_list(student), as_list(teacher)
-        if len(students) != len(teachers):
-            raise ValueError(
-                f"distill.{self.name}: '{self.student_tap}' gives {len(students)} maps in the "
-                f"student and '{self.teacher_tap}' {len(teachers)} in the teacher; name one of "
-                f"them, such as student_tap='{self.student_tap.taps[0].path}[0]', or taps with as "
-                'many'
-            )
-        if self.norms and len(self.norms) != len(teachers):
-            raise ValueError(
-                f'distill.{self.name}: norm has {len(self.norms)} names for {len(teachers)} maps; '
-                'give one for each'
-            )
-        if self.compares_gradients:
-            for s, t in zip(students, teachers):
-                if s.shape != t.shape:
-                    raise ValueError(
-                        f"distill.{self.name}: gradients at '{self.student_tap}' of the student "
-                        f"and '{self.teacher_tap}' of the teacher have different shapes (in a "
-                        f'trial: {tuple(s.shape)} and {tuple(t.shape)}), and no connector can '
-                        "change that; tap what has the same in both, such as 'backbone@input' or "
-                        'the class scores'
-                    )
+        self._check_maps(students, teachers)
+        if source is not None:
+            self._check_classes(students[0], teachers[0], source, classes)
+        if any(need in FROM_NORM for need in self.traits.needs):
+            self._take_norms(source, len(teachers))
         if self._teacher_connector is not None:
-            self.teacher_connectors[:] = self._build_teacher_connectors(teachers)
-        with torch.no_grad():
-            converted = self._convert_teacher(teachers)
-        pairs = list(zip(students, converted))
-        configs = self._connector
-        if not isinstance(configs, (list, tuple)):
-            configs = [configs] * len(pairs)
-        if len(configs) != len(pairs):
-            raise ValueError(
-                f'distill.{self.name}: {len(configs)} connectors for {len(pairs)} maps; give one '
-                'dict for all or one for each'
+            self.teacher_connectors[:] = build_teacher_connectors(
+                self._teacher_connector, teachers, self.name
             )
-        self.connectors = nn.ModuleList(
-            self._connect_one(config, s, t) for config, (s, t) in zip(configs, pairs)
-        )
+        with torch.no_grad():
+            pairs = list(zip(students, self._convert_teacher(teachers)))
+        self.connectors = build_connectors(self._connector, pairs, self.traits, self.here)
         training = self.training
-        try:
-            with (
-                torch.no_grad()
-            ):  # in eval mode, for connectors with a norm and maps of one position
+        try:  # in eval mode, for connectors with a norm and maps of one position
+            with torch.no_grad():
+                self.eval()._set_up(pairs)
                 self.eval()(student, teacher, given)
         except (ValueError, RuntimeError) as error:
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             raise ValueError(
-                f'distill.{self.name}: {type(self.loss).__name__} cannot compare '
+                f'{self.here}: {type(self.loss).__name__} cannot compare '
                 f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher "
                 f'(in a trial: {shapes}). {error}'
             ) from error
         finally:
             self.train(training)
 
-    def _connect_one(self, config: Any, student: Tensor, teacher: Tensor) -> nn.Module:
-        if config is None:
-            return nn.Identity()
-        channels = dict(in_channels=student.shape[1], out_channels=teacher.shape[1])
-        if config != 'auto':
-            return build_module(config, f'distill.{self.name}.connector', channels)
-        differ = student.shape[1] != teacher.shape[1]
-        if differ and student.ndim == 4 and getattr(self.loss, 'needs_same_channels', True):
-            return ConvConnector(**channels)
-        return nn.Identity()
-
-    def _build_teacher_connectors(self, maps: Sequence[Tensor]) -> list[nn.Module]:
-        here = f'distill.{self.name}.teacher_connector'
-        config = self._teacher_connector
-        if not isinstance(config, dict) or 'type' not in config:
-            raise ValueError(f"{here}: expected dict(type='mmkd_plugin.Paraphraser'), got {config}")
-        if 'checkpoint' not in config:
+    def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
+        if len(students) != len(teachers):
             raise ValueError(
-                f'{here} has no `checkpoint`: it is trained before the student. Train it with '
-                'tools/train.py CONFIG --paraphraser, which says where its weights are'
+                f"{self.here}: '{self.student_tap}' gives {len(students)} maps in the student and "
+                f"'{self.teacher_tap}' {len(teachers)} in the teacher; name one of them, such as "
+                f"student_tap='{self.student_tap.taps[0].path}[0]', or taps with as many"
             )
-        config = {key: value for key, value in config.items() if key != 'checkpoint'}
-        modules = [build_module(config, here, dict(in_channels=x.shape[1])) for x in maps]
-        path = self._teacher_connector['checkpoint']
-        if path is None:
-            print_log(f'{here} has no checkpoint: its weights are random.', 'current', 30)
-        else:
-            load_teacher_connectors(modules, path, self.name)
-        for module in modules:
-            module.requires_grad_(False).eval()
-            if hasattr(module, 'drop_decoder'):
-                module.drop_decoder()
-        return modules
+        for s, t in zip(students, teachers) if self.traits.compares == 'gradients' else ():
+            if s.shape != t.shape:
+                raise ValueError(
+                    f"{self.here}: gradients at '{self.student_tap}' of the student "
+                    f"and '{self.teacher_tap}' of the teacher have different shapes (in a "
+                    f'trial: {tuple(s.shape)} and {tuple(t.shape)}), and no connector can '
+                    "change that; tap what has the same in both, such as 'backbone@input' or "
+                    'the class scores'
+                )
+
+    def _check_classes(
+        self, student: Tensor, teacher: Tensor, source: Teacher, ours: int | None
+    ) -> None:
+        """A 1×1 convolution cannot match scores of different numbers of classes."""
+        if self._connector != 'auto' or not self.traits.needs_same_channels or self.explainer:
+            return
+        theirs = source.classes(self.teacher_tap.taps[0])
+        if not ours or not theirs or ours == theirs:
+            return
+        each, rest = divmod(student.shape[1], ours)
+        if not rest and teacher.shape[1] == each * theirs:
+            raise ValueError(
+                f"{self.here}: '{self.student_tap}' gives scores of {ours} classes in the "
+                f'student and {theirs} in the teacher. Class scores can be compared only for the '
+                "same classes: take a teacher of the student's dataset, or tap features below the "
+                'classifier'
+            )
+
+    def _take_norms(self, source: Teacher | None, count: int) -> None:
+        """Takes what the loss needs from the batch norms that feed the teacher's maps."""
+        norms = source.norms(self.teacher_tap, self.norm_names) if source else [('', None)]
+        try:
+            self.norms = NormConstants(self.traits.needs, norms, bool(source and source.learns))
+        except ValueError as error:
+            raise ValueError(
+                f'{self.here}: {type(self.loss).__name__} needs the weight and the bias of the '
+                f"batch norm that feeds '{self.teacher_tap}' of the teacher, and {error}. Name it: "
+                "norm='backbone.layer4.2.bn3'"
+            ) from None
+        if len(norms) != count:
+            raise ValueError(
+                f'{self.here}: norm has {len(norms)} names for {count} maps; give one for each'
+            )
+
+    def _set_up(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Lets the loss build modules of its own, for maps as they are behind the connectors."""
+        if not hasattr(self.loss, 'setup'):
+            return
+        students = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+        self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
 
     def _convert_teacher(self, maps: list[Tensor]) -> list[Tensor]:
         if not self.teacher_connectors:
@@ -384,50 +323,73 @@ class Term(nn.Module):
         students, teachers = as_list(student), as_list(teacher)
         if not len(students) == len(teachers) == len(self.connectors):
             raise ValueError(
-                f'distill.{self.name}: {len(students)} maps of the student and {len(teachers)} of '
-                f'the teacher, where the dry forward at build time gave {len(self.connectors)}'
+                f'{self.here}: {len(students)} maps of the student and {len(teachers)} of the '
+                f'teacher, where the dry forward at build time gave {len(self.connectors)}'
             )
         teachers = self._convert_teacher(teachers)
         students = [
-            self._fit(connector, s, t)
+            fit(connector, s, t, self.traits.needs_same_size)
             for connector, s, t in zip(self.connectors, students, teachers)
         ]
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
-        batch = {need: (given or {}).get(need) for need in self.from_batch}
-        given = {**batch, **self._constants()}
+        arguments = {need: (given or {}).get(need) for need in self.traits.needs}
+        if self.norms is not None:
+            arguments |= self.norms()
         if self.compiled is not None and self.training:
-            return self.compiled(self.loss, students, teachers, **given)
-        return self.loss(students, teachers, **given)
-
-    def _fit(self, connector: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-        size = teacher.shape[2:]
-        resize = (
-            student.ndim == teacher.ndim == 4
-            and student.shape[2:] != size
-            and getattr(self.loss, 'needs_same_size', True)
-        )
-        if resize and student.shape[2:].numel() > size.numel():  # the cheaper order of the two
-            return connector(_resize(student, size))
-        student = connector(student)
-        return _resize(student, size) if resize else student
+            return self.compiled(self.loss, students, teachers, **arguments)
+        return self.loss(students, teachers, **arguments)
 
     def describe_connectors(self) -> str:
         """The connectors in words."""
-        texts = []
-        for connector in self.connectors:
-            if isinstance(connector, ConvConnector):
-                kernel = '×'.join(map(str, connector.kernel_size))
-                text = f'{kernel} conv {connector.in_channels}→{connector.out_channels}'
-                texts.append(text + (' + BN' if connector.norm is not None else ''))
-            elif not isinstance(connector, nn.Identity):
-                texts.append(type(connector).__name__)
-        texts += [f'{type(module).__name__} (teacher)' for module in self.teacher_connectors]
-        unique = list(dict.fromkeys(texts))
-        return ', '.join(
-            f'{text} (×{texts.count(text)})' if texts.count(text) > 1 else text for text in unique
+        return describe(self.connectors, self.teacher_connectors)
+
+    def check_scores(self, ours: Scores | None, theirs: Scores | None) -> None:
+        """Refuses to compare explanations of different classes.
+
+        Args:
+            ours (Scores, optional): The kind of the student's class scores; None for a term that
+                explains nothing.
+            theirs (Scores, optional): That of the teacher's.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if ours == theirs:
+            return
+        raise ValueError(
+            f'{self.here}: the student has {ours.classes} classes and the teacher '
+            f'{theirs.classes}; explained are the same classes in both'
+            if ours.classes != theirs.classes
+            else f'{self.here}: the classes of one model are independent, those of the other are '
+            'not'
         )
 
 
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode='bilinear', align_corners=False)
+def _check_line(here: str, name: str, config: Any) -> None:
+    """Refuses a line of ``distill`` with a name, a form or keys that cannot be used."""
+    if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
+        raise ValueError(
+            f"{here}: '{name}' cannot name a term; take another word of letters, digits and '_'"
+        )
+    if not isinstance(config, dict):
+        raise ValueError(f'{here}: expected dict(tap=..., loss=dict(type=...)), got {config!r}')
+    check_keys(here, config, KEYS)
+    if 'loss' not in config:
+        raise ValueError(
+            f"{here} has no `loss`: add loss=dict(type='mmkd_plugin.ChannelWiseLoss'), say"
+        )
+    if any(config.get(key, config.get('tap')) is None for key in ('student_tap', 'teacher_tap')):
+        raise ValueError(
+            f"{here} has no tap: add tap='module.path', or `student_tap` and `teacher_tap` "
+            'where the models differ'
+        )
+
+
+def _teacher_of(here: str, config: dict, teachers: Sequence[str]) -> str:
+    """The name of the teacher that a line of ``distill`` learns from."""
+    teacher = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
+    if teacher not in teachers:
+        said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
+        raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+    return teacher

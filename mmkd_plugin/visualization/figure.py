@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ WITH_BOXES = 384  # the least side where labels of boxes have to be read
 MAP_COLORS = 'viridis'
 HEAT_COLORS = 'inferno_r'  # dark where there is much, on a light ground
 
-Color = Union[str, Sequence[float]]
+Color = str | Sequence[float]
 
 
 @dataclass(frozen=True)

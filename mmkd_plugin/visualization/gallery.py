@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Callable
 
 import numpy as np
 from torch import Tensor, nn
@@ -29,6 +27,7 @@ from mmkd_plugin.visualization.predictions import (
     segmentation_grid,
 )
 from mmkd_plugin.visualization.scene import Boxes, Labels, Meta, Scene, Viewer
+from mmkd_plugin.words import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -392,8 +391,7 @@ def check_panels(panels: Sequence[str]) -> None:
         raise ValueError(f'panels: expected some of {", ".join(PANELS)}, got {panels!r}')
     for panel in panels:
         if panel not in PANELS:
-            close = get_close_matches(str(panel), PANELS, n=1, cutoff=0.5)
-            hint = f"; did you mean '{close[0]}'?" if close else '.'
+            hint = did_you_mean(str(panel), PANELS, "'{}'", cutoff=0.5) or '.'
             raise ValueError(f"there is no panel '{panel}'{hint} Panels: {', '.join(PANELS)}")
 
 
@@ -406,7 +404,7 @@ def places_of(terms: Sequence[Term], others: Sequence[str] = ()) -> list[Place]:
     """
     places: dict[tuple[str, ...], Place] = {}
     for term in terms:
-        if term.compares_gradients:
+        if term.traits.compares == 'gradients':
             continue
         taps = {term.teacher: term.teacher_tap}
         taps |= dict.fromkeys(('student', *others), term.student_tap)

@@ -94,7 +94,7 @@ class DistillVisualizationHook(Hook):
     def _prepare(self, runner: Runner, model: Any) -> None:
         dataset = runner.val_loop.dataloader.dataset
         student, terms = model.student, list(model.distill.values())
-        teachers = {n: t.model for n, t in model.teachers.items() if hasattr(t, 'model')}
+        teachers = {n: t.predictor() for n, t in model.teachers.items() if t.predictor()}
         self._gallery = Gallery(
             [
                 *(Viewer(n, m, student.data_preprocessor, 'teacher') for n, m in teachers.items()),

@@ -8,9 +8,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ from loss_contract import LossContract, random_pair, value_and_grad
 from memory import saved_bytes
 
 from mmkd_plugin.losses import PairWiseLoss
-from mmkd_plugin.losses.functional import gram_gap, unit_vectors
+from mmkd_plugin.losses.numerics.vectors import gram_gap, unit_vectors
 from mmkd_plugin.losses.pair_wise import nodes, pair_wise
 
 

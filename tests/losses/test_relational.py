@@ -301,7 +301,7 @@ def test_large_gaps_count_linearly():
 
 @pytest.mark.parametrize('piece', [2**17, 16, 1])
 def test_squared_distances_part_by_part(piece, monkeypatch):
-    monkeypatch.setattr('mmkd_plugin.losses.pieces.PIECE', piece)
+    monkeypatch.setattr('mmkd_plugin.losses.numerics.pieces.PIECE', piece)
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(SquaredDistances.apply, x)
     torch.testing.assert_close(squared_distances(x), torch.cdist(x, x).square())

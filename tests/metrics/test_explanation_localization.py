@@ -246,7 +246,7 @@ def test_a_class_that_is_not_seen():
 WRONG = [
     (dict(explainer=dict(type='mmkd_plugin.GradCAN', scores='a')), 'did you mean mmkd_plugin.Grad'),
     (dict(explainer=dict(CAM, score='a')), 'unknown key `score`; did you mean `scores`'),
-    (dict(explainer=dict(type='mmkd_plugin.HintLoss')), 'HintLoss is no explainer'),
+    (dict(explainer=dict(type='mmkd_plugin.HintLoss')), 'HintLoss is not an explainer'),
     (dict(tap='a b'), "'a b' is not a tap"),
     (dict(threshold=0), 'threshold must be above 0 and at most 1, got 0'),
 ]

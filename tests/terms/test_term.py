@@ -207,8 +207,8 @@ def test_labels_for_a_loss_that_asks():
     student, teacher = maps((8, 4, 4)), maps((8, 4, 4))
     labels = torch.ones(1, 16, 16, dtype=torch.long)
     term = connected(student, teacher, LabelledGap(), dict(labels=labels))
-    assert term.needs == ('labels',) and term.loss.labels is labels
-    assert not connected(student, teacher, Gap(), dict(labels=labels)).needs
+    assert term.traits.needs == ('labels',) and term.loss.labels is labels
+    assert not connected(student, teacher, Gap(), dict(labels=labels)).traits.needs
 
 
 def test_the_gradient_goes_to_student_and_connector():

@@ -1,4 +1,4 @@
-"""Backbones: the B-cos ResNet."""
+"""Backbones: a ResNet of B-cos layers."""
 
 from mmkd_plugin.models.backbones.bcos_resnet import BcosResNet
 

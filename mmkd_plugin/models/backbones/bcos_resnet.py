@@ -19,19 +19,19 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-#: What pixels may be, around 0 to 1: some augmentations brighten or darken them beyond that.
+#: Range of accepted pixels: some augmentations brighten or darken them beyond 0 to 1.
 PIXELS = (-0.5, 2)
 
 
 class AddInverse(nn.Module):
-    """Appends ``1 - x`` to an image, so that dark colours have as strong an input as bright ones.
+    """Appends ``1 - x`` to an image, so that dark colours are as strong an input as bright ones.
 
     Shape:
-        - input: (N, 3, H, W), RGB in [0, 1].
-        - output: (N, 6, H, W).
+        - input: ``(N, 3, H, W)``, RGB in [0, 1].
+        - output: ``(N, 6, H, W)``.
 
     Raises:
-        ValueError: If the first batch is clearly not in [0, 1].
+        ValueError: In ``forward``, if the first batch is clearly not RGB in [0, 1].
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,14 @@ class AddInverse(nn.Module):
         self.checked = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the six channels."""
+        """Appends the inverse.
+
+        Args:
+            x (Tensor): Images ``(N, 3, H, W)``, RGB in [0, 1].
+
+        Returns:
+            Tensor: ``(N, 6, H, W)``.
+        """
         if not (self.checked or torch.jit.is_tracing()):
             _check_pixels(x)
             self.checked = True
@@ -57,15 +64,16 @@ def _check_pixels(x: Tensor) -> None:
 
 
 class BcosBlock(nn.Module):
-    """A residual block: convolutions with norms, and the input added to what they give.
+    """A residual block: convolutions with norms, and the input added to their output.
 
     Args:
         in_channels (int): Channels of the input.
-        channels (int): Channels inside; a bottleneck gives four times as many.
-        stride (int): Of the first 3×3 convolution, and of the shortcut.
-        dilation (int): Of the first 3×3 convolution.
-        bottleneck (bool): Whether there is one 3×3 convolution between two of 1×1, and not two.
-        b (float): B.
+        channels (int): Channels inside; the output of a bottleneck has four times as many.
+        stride (int): Stride of the first 3×3 convolution, and of the shortcut.
+        dilation (int): Dilation of the first 3×3 convolution.
+        bottleneck (bool): Whether the block is one 3×3 convolution between two 1×1 convolutions,
+            instead of two 3×3 convolutions.
+        b (float): The exponent B of the B-cos layers.
     """
 
     def __init__(
@@ -96,7 +104,14 @@ class BcosBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a map (N, C', H', W')."""
+        """Runs the block.
+
+        Args:
+            x (Tensor): ``(N, in_channels, H, W)``.
+
+        Returns:
+            Tensor: ``(N, C', H', W')``.
+        """
         out = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         if hasattr(self, 'conv3'):
             out = self.bn3(self.conv3(out))
@@ -105,13 +120,15 @@ class BcosBlock(nn.Module):
 
 @MODELS.register_module()
 class BcosResNet(BaseModule):
-    """B-cos ResNet: no bias, no ReLU, average pooling, and six channels to begin with.
+    """B-cos ResNet: a ResNet without biases and ReLUs, with average pooling and six input channels.
 
-    Its input is what the stock data preprocessors give with ``mean=[0, 0, 0]``,
-    ``std=[255, 255, 255]`` and ``bgr_to_rgb=True``. It appends ``1 - x`` itself; the tap for
-    explanations is ``backbone.add_inverse``, the six channels of which every map is a linear
-    function. The modules are called as in the authors' code, whose ImageNet weights
-    ``init_cfg=dict(type='Pretrained', checkpoint=...)`` loads.
+    Its data preprocessor needs ``mean=[0, 0, 0]``, ``std=[255, 255, 255]`` and ``bgr_to_rgb=True``.
+    The backbone appends ``1 - x`` itself: ``backbone.add_inverse`` is the tap for explanations,
+    because every map is a linear function of its six channels. The names of the modules are those
+    of the authors' code, so ``init_cfg=dict(type='Pretrained', checkpoint=...)`` loads the authors'
+    ImageNet weights.
+
+    B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers, 2023.
 
     - paper: https://arxiv.org/abs/2306.10898
     - code: https://github.com/B-cos/B-cos-v2
@@ -119,24 +136,25 @@ class BcosResNet(BaseModule):
     Args:
         depth (int): 18, 34, 50, 101 or 152.
         stem_channels (int): Channels of the first convolution. Defaults to 64.
-        base_channels (int): Channels inside the blocks of the first stage, twice as many in each
-            further one. Defaults to 64.
-        strides (Sequence[int]): Of the four stages. Defaults to ``(1, 2, 2, 2)``.
-        dilations (Sequence[int]): Of the four stages. Defaults to ``(1, 1, 1, 1)``.
-        out_indices (Sequence[int]): Stages to return. Defaults to ``(0, 1, 2, 3)``.
-        b (float): B. Defaults to 2.
-        norm_eval (bool): Whether the norms keep their running variances in training, for
-            pretrained weights and small batches. Defaults to False.
-        init_cfg (dict, optional): Defaults to None: He's normal initialisation, as the authors do.
+        base_channels (int): Channels inside the blocks of the first stage; each further stage has
+            twice as many. Defaults to 64.
+        strides (Sequence[int]): Strides of the four stages. Defaults to ``(1, 2, 2, 2)``.
+        dilations (Sequence[int]): Dilations of the four stages. Defaults to ``(1, 1, 1, 1)``.
+        out_indices (Sequence[int]): Stages whose maps are returned. Defaults to ``(0, 1, 2, 3)``.
+        b (float): The exponent B, from 1 on. Defaults to 2.
+        norm_eval (bool): Whether the norms use their running variances in training, for pretrained
+            weights and small batches. Defaults to False.
+        init_cfg (dict, optional): Initialisation of the weights. Defaults to None: He's normal
+            initialisation, as in the authors' code.
 
     Shape:
-        - input: (N, 3, H, W), RGB in [0, 1].
-        - outputs: a map for each of ``out_indices``, with strides of 4, 8, 16 and 32 by default.
+        - input: ``(N, 3, H, W)``, RGB in [0, 1].
+        - outputs: a map for each of ``out_indices``, by default with strides 4, 8, 16 and 32.
 
     Raises:
-        ValueError: If there is no such depth, or the first batch is not in [0, 1].
+        ValueError: If there is no such depth or, in ``forward``, the first batch is not in [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> backbone = BcosResNet(18, stem_channels=8, base_channels=8)
         >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 64))]
@@ -175,7 +193,14 @@ class BcosResNet(BaseModule):
             self.add_module(f'layer{stage + 1}', nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Returns the maps of the stages in ``out_indices``."""
+        """Runs the stages.
+
+        Args:
+            x (Tensor): Images ``(N, 3, H, W)``, RGB in [0, 1].
+
+        Returns:
+            tuple[Tensor, ...]: The maps of the stages in ``out_indices``.
+        """
         x = self.pool(self.bn1(self.conv1(self.add_inverse(x))))
         maps = []
         for stage in range(max(self.out_indices) + 1):
@@ -184,7 +209,11 @@ class BcosResNet(BaseModule):
         return tuple(maps[index] for index in self.out_indices)
 
     def train(self, mode: bool = True) -> BcosResNet:
-        """Leaves the norms in evaluation if ``norm_eval``."""
+        """Sets the mode; with ``norm_eval`` the norms stay in evaluation mode.
+
+        Args:
+            mode (bool): True for training, False for evaluation. Defaults to True.
+        """
         super().train(mode)
         if self.norm_eval:
             for module in self.modules():

@@ -9,19 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.functional import positive_number
+from mmkd_plugin.losses.numerics.checks import positive_number
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-6
 
 
-# --- classification form ---------------------------------------------------------------------
+# Classification form ------------------------------------------------------------------------------
 
 
 def conv_block(
     in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1
 ) -> nn.Sequential:
-    """1×1 (or other) convolution, BN, ReLU: changes the number of channels."""
+    """A convolution without bias, BN and ReLU.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        kernel_size (int): Odd size of the kernel. Defaults to 1.
+        stride (int): Stride. Defaults to 1.
+    """
     padding = kernel_size // 2
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False),
@@ -31,7 +38,12 @@ def conv_block(
 
 
 def separable_block(channels: int, depth: int) -> nn.Sequential:
-    """``depth`` depthwise separable 3×3 convolutions with BN, and a ReLU between two of them."""
+    """Depthwise separable 3×3 convolutions with BN, and a ReLU between two of them.
+
+    Args:
+        channels (int): Channels of input and output.
+        depth (int): Number of separable convolutions.
+    """
     layers: list[nn.Module] = []
     for number in range(depth):
         layers += [nn.ReLU(inplace=True)] if number else []
@@ -44,28 +56,34 @@ def separable_block(channels: int, depth: int) -> nn.Sequential:
 
 
 def fused(weights: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """The mean of maps with ``relu(w) / (sum of relu(w) + 1e-6)`` as weights.
+    """The mean of maps with the weights ``relu(w) / (sum of relu(w) + 1e-6)``.
 
     Args:
-        weights (Tensor): One number for each map.
+        weights (Tensor): One number w for each map.
         maps (Sequence[Tensor]): Maps of one shape.
+
+    Returns:
+        Tensor: A map of that shape.
     """
     weights = weights.relu()
     weights = weights / (weights.sum() + EPS)
-    # each weight has no dimension, so one of float32 leaves a map of bfloat16 in bfloat16
+    # A weight has no dimensions, so a weight in float32 leaves a map in bfloat16.
     terms = [weight * x for weight, x in zip(weights, maps)]
     return sum(terms[1:], start=terms[0])
 
 
 def pool_down(x: Tensor, size: Sequence[int]) -> Tensor:
-    """3×3 max-pooling with zero padding as TensorFlow's 'same', to a given size.
+    """3×3 max-pooling to a given size, with the zero padding of TensorFlow's 'same'.
 
     The stride is 2 from one level of a pyramid to the next, and 1 where a dilated stage keeps the
-    size. What is left of a difference, where sizes do not halve, is taken by nearest.
+    size. If the sizes do not halve exactly, a nearest-neighbour resize follows.
 
     Args:
-        x (Tensor): (N, C, H, W), not below 0.
-        size (Sequence[int]): Height and width to come to.
+        x (Tensor): ``(N, C, H, W)``, not below 0.
+        size (Sequence[int]): Height and width of the output.
+
+    Returns:
+        Tensor: ``(N, C, *size)``.
     """
     strides = [max(1, round(old / new)) for old, new in zip(x.shape[2:], size)]
     padding: list[int] = []
@@ -80,13 +98,13 @@ def pool_down(x: Tensor, size: Sequence[int]) -> Tensor:
 class BiFPNSelfTeacher(nn.Module):
     """Auxiliary pyramid that refines the maps of a classifier's stages (FRSKD).
 
-    A top-down and a bottom-up path with learnt, normalised weights where maps meet. The maps keep
-    the order, number and sizes of the inputs; the widths follow those of the stages. What they are
-    before the last ReLU (``OverhaulLoss`` wants that) are the outputs of ``top_down.0``,
+    It has a top-down and a bottom-up path, with learnt, normalised weights where maps meet. The
+    outputs have the order, number and sizes of the inputs; their channels follow those of the
+    inputs. The maps before the last ReLU (for ``OverhaulLoss``) are the outputs of ``top_down.0``,
     ``bottom_up.0``, ``bottom_up.1`` and so on.
 
     Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021
-    (the network that its experiments on classification use).
+    (the network of its experiments on classification).
 
     - paper: https://arxiv.org/abs/2103.08273
     - code: https://github.com/MingiJi/FRSKD
@@ -94,20 +112,21 @@ class BiFPNSelfTeacher(nn.Module):
     Args:
         in_channels (Sequence[int]): Channels of the inputs, at least two, from high to low
             resolution.
-        width (float): Channels of an output, as a multiple of those of its input. Defaults to 2.
+        width (float): Channels of an output as a multiple of those of its input. Defaults to 2.
         depth (int): Separable convolutions in each node. Defaults to 2.
-        out_channels (int, optional): Channels of all outputs instead, as in the paper's ablation.
-            A map then goes to the next level without a convolution. Defaults to None.
+        out_channels (int, optional): Channels of all outputs, as in the paper's ablation; ``width``
+            then has no effect, and maps go to the next level without a convolution. Defaults to
+            None.
 
     Shape:
-        - inputs: as many maps (N, C_i, H_i, W_i), after a ReLU, of any sizes.
-        - outputs: (N, ``width`` * C_i, H_i, W_i), not below 0.
+        - inputs: maps ``(N, C_i, H_i, W_i)`` after a ReLU, of any sizes.
+        - outputs: maps ``(N, width * C_i, H_i, W_i)``, not below 0.
 
     Raises:
-        TypeError: If an argument is not a number.
-        ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
+        TypeError: If an argument has another type.
+        ValueError: If an argument cannot be used or, in ``forward``, the maps do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> neck = BiFPNSelfTeacher([16, 32, 64])
         >>> maps = [torch.rand(2, 16, 32, 32), torch.rand(2, 32, 16, 16), torch.rand(2, 64, 8, 8)]
@@ -128,7 +147,7 @@ class BiFPNSelfTeacher(nn.Module):
             raise ValueError(
                 f'in_channels must name at least two maps, got {self.in_channels}; tap more stages'
             )
-        at_least_one('depth', depth)
+        count('depth', depth)
         if out_channels is None:
             self.out_channels = [int(positive_number('width', width) * c) for c in self.in_channels]
             if 0 in self.out_channels:
@@ -136,7 +155,7 @@ class BiFPNSelfTeacher(nn.Module):
                     f'width={width} leaves no channel of {min(self.in_channels)}; take a larger one'
                 )
         else:
-            self.out_channels = [at_least_one('out_channels', out_channels)] * len(self.in_channels)
+            self.out_channels = [count('out_channels', out_channels)] * len(self.in_channels)
         out, levels = self.out_channels, range(len(self.in_channels))
         between = conv_block if out_channels is None else nn.Identity
         self.lateral = nn.ModuleList(conv_block(self.in_channels[i], out[i]) for i in levels)
@@ -151,7 +170,17 @@ class BiFPNSelfTeacher(nn.Module):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns the refined maps."""
+        """Refines maps.
+
+        Args:
+            inputs (Sequence[Tensor]): Maps ``(N, C_i, H_i, W_i)``, after a ReLU.
+
+        Returns:
+            tuple[Tensor, ...]: As many maps, of the same sizes.
+
+        Raises:
+            ValueError: If the number of maps or of their channels differs from ``in_channels``.
+        """
         check_maps(inputs, self.in_channels, 'BiFPNSelfTeacher')
         last = len(inputs) - 1
         lateral = [conv(x) for conv, x in zip(self.lateral, inputs)]
@@ -169,11 +198,15 @@ class BiFPNSelfTeacher(nn.Module):
         return tuple(x.relu() for x in up)
 
 
-# --- segmentation form -----------------------------------------------------------------------
+# Segmentation form --------------------------------------------------------------------------------
 
 
 def node(channels: int) -> nn.Sequential:
-    """A scale and a shift for each channel, BN, ReLU: what follows each sum of maps."""
+    """The layers after each sum of maps: a scale and a shift for each channel, BN and ReLU.
+
+    Args:
+        channels (int): Channels of the maps.
+    """
     return nn.Sequential(
         nn.Conv2d(channels, channels, 1, groups=channels),
         nn.BatchNorm2d(channels),
@@ -182,20 +215,20 @@ def node(channels: int) -> nn.Sequential:
 
 
 class BiFPNLayer(nn.Module):
-    """One top-down and one bottom-up path over levels of one width; sums are unweighted.
+    """A top-down and a bottom-up path over levels of one width; sums have no weights.
 
-    ``U_n = node(P_n)``, ``U_i = node(P_i + bilinear(U_{i+1}))`` and then ``O_1 = U_1``,
-    ``O_i = node(P_i + U_i + nearest(O_{i-1}))``; each node has weights of its own.
+    ``U_n = node(P_n)``, ``U_i = node(P_i + bilinear(U_{i+1}))``, then ``O_1 = U_1``,
+    ``O_i = node(P_i + U_i + nearest(O_{i-1}))``. Each node has its own parameters.
 
     Args:
         channels (int): Channels of all levels.
-        num_levels (int): Levels, from high to low resolution.
-        bottom_up (bool): Whether there is the second path; without it the ``U_i`` are returned.
+        num_levels (int): Number of levels, from high to low resolution.
+        bottom_up (bool): Whether the bottom-up path exists; without it the outputs are the ``U_i``.
             Defaults to True.
 
     Shape:
-        - inputs: ``num_levels`` maps (N, channels, H_i, W_i).
-        - outputs: the same shapes.
+        - inputs: ``num_levels`` maps ``(N, channels, H_i, W_i)``.
+        - outputs: maps of the same shapes.
     """
 
     def __init__(self, channels: int, num_levels: int, bottom_up: bool = True) -> None:
@@ -206,7 +239,14 @@ class BiFPNLayer(nn.Module):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the maps of the last path."""
+        """Runs the paths.
+
+        Args:
+            inputs (Sequence[Tensor]): ``num_levels`` maps ``(N, channels, H_i, W_i)``.
+
+        Returns:
+            list[Tensor]: The maps of the last path, of the same shapes.
+        """
         down = [self.top_down[-1](inputs[-1])]
         for x, convert in zip(inputs[-2::-1], self.top_down[-2::-1]):
             down.insert(0, convert(x + resized(down[0], x, 'bilinear')))
@@ -219,7 +259,16 @@ class BiFPNLayer(nn.Module):
 
 
 def resized(x: Tensor, like: Tensor, mode: str) -> Tensor:
-    """A map in the size of another."""
+    """Resizes a map to the size of another.
+
+    Args:
+        x (Tensor): ``(N, C, h, w)``.
+        like (Tensor): ``(N, any, H, W)``.
+        mode (str): ``'bilinear'`` or ``'nearest'``.
+
+    Returns:
+        Tensor: ``(N, C, H, W)``.
+    """
     if x.shape[2:] == like.shape[2:]:
         return x
     corners = dict(align_corners=False) if mode == 'bilinear' else {}
@@ -230,28 +279,28 @@ def resized(x: Tensor, like: Tensor, mode: str) -> Tensor:
 class BiFPNSegSelfTeacher(nn.Module):
     """Auxiliary pyramid that refines the levels of a segmentor's BiFPN neck (FRSKD).
 
-    Layers as in :class:`BiFPN`, but the last one ends after its top-down path.
+    Its layers are those of :class:`BiFPN`, but the last layer ends after its top-down path.
 
     Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021
-    (the network that its experiments on segmentation use).
+    (the network of its experiments on segmentation).
 
     - paper: https://arxiv.org/abs/2103.08273
     - code: https://github.com/MingiJi/FRSKD
 
     Args:
         channels (int): Channels of all levels.
-        num_layers (int): Layers. Defaults to 2.
-        num_levels (int): Levels, from high to low resolution. Defaults to 6.
+        num_layers (int): Number of layers. Defaults to 2.
+        num_levels (int): Number of levels, from high to low resolution. Defaults to 6.
 
     Shape:
-        - inputs: ``num_levels`` maps (N, channels, H_i, W_i).
-        - outputs: the same shapes.
+        - inputs: ``num_levels`` maps ``(N, channels, H_i, W_i)``.
+        - outputs: maps of the same shapes.
 
     Raises:
         TypeError: If an argument is not a whole number.
-        ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
+        ValueError: If an argument cannot be used or, in ``forward``, the maps do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> neck = BiFPNSegSelfTeacher(64, num_levels=3)
         >>> maps = [torch.rand(2, 64, size, size) for size in (32, 16, 8)]
@@ -271,7 +320,17 @@ class BiFPNSegSelfTeacher(nn.Module):
         )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns the refined maps."""
+        """Refines maps.
+
+        Args:
+            inputs (Sequence[Tensor]): ``num_levels`` maps ``(N, channels, H_i, W_i)``.
+
+        Returns:
+            tuple[Tensor, ...]: Maps of the same shapes.
+
+        Raises:
+            ValueError: If the number of maps or of their channels differs.
+        """
         check_maps(inputs, self.in_channels, 'BiFPNSegSelfTeacher')
         for layer in self.layers:
             inputs = layer(inputs)
@@ -282,11 +341,14 @@ class BiFPNSegSelfTeacher(nn.Module):
 class BiFPN(nn.Module):
     """The student's neck of FRSKD's segmentation form: a bidirectional feature pyramid.
 
-    As in the authors' code: a 1×1 convolution, BN and ReLU bring the maps of the backbone to one
-    width, and from the last one on each is resized and added to the next higher one. The first
-    level beyond those comes from the backbone's last map and each further level from the one before
-    it, by a 3×3 convolution of stride 2, BN and ReLU. Then come the layers. (BNs have torch's
-    ``eps`` and ``momentum``; those of the authors' laterals are 1e-4 and 0.997.)
+    As in the authors' code, a 1×1 convolution, BN and ReLU bring the maps of the backbone to one
+    width. Then each map, from the last one on, is resized and added to the next higher one. A 3×3
+    convolution of stride 2, BN and ReLU make each further level: the first from the backbone's last
+    map, the next from the level before. The layers follow. (The BNs have torch's ``eps`` and
+    ``momentum``; in the authors' laterals they are 1e-4 and 0.997.)
+
+    Refine Myself by Teaching Myself: Feature Refinement via Self-Knowledge Distillation, CVPR 2021
+    (the network of its experiments on segmentation).
 
     - paper: https://arxiv.org/abs/2103.08273
     - code: https://github.com/MingiJi/FRSKD
@@ -294,19 +356,19 @@ class BiFPN(nn.Module):
     Args:
         in_channels (Sequence[int]): Channels of the backbone's maps, from high to low resolution.
         channels (int): Channels of all levels; the paper's models have 64, 88 and 112.
-        num_layers (int): Layers. Defaults to 3.
-        num_levels (int): Levels, at least as many as there are inputs. Defaults to 6.
+        num_layers (int): Number of layers. Defaults to 3.
+        num_levels (int): Number of levels, at least the number of inputs. Defaults to 6.
 
     Shape:
-        - inputs: maps (N, C_i, H_i, W_i) of the backbone.
-        - outputs: ``num_levels`` maps (N, channels, H_i, W_i); each further level has half the
+        - inputs: maps ``(N, C_i, H_i, W_i)`` of the backbone.
+        - outputs: ``num_levels`` maps ``(N, channels, H_i, W_i)``; each further level has half the
           size, rounded up.
 
     Raises:
         TypeError: If an argument is not a whole number.
-        ValueError: If an argument cannot be used or, in ``forward``, the maps are others.
+        ValueError: If an argument cannot be used or, in ``forward``, the maps do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> neck = BiFPN([16, 32], channels=64, num_levels=4)
         >>> maps = [torch.rand(2, 16, 32, 32), torch.rand(2, 32, 16, 16)]
@@ -339,7 +401,17 @@ class BiFPN(nn.Module):
         self.layers = nn.ModuleList(BiFPNLayer(channels, num_levels) for _ in range(num_layers))
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns the levels."""
+        """Builds the levels of the pyramid.
+
+        Args:
+            inputs (Sequence[Tensor]): Maps ``(N, C_i, H_i, W_i)`` of the backbone.
+
+        Returns:
+            tuple[Tensor, ...]: ``num_levels`` maps ``(N, channels, H_i, W_i)``.
+
+        Raises:
+            ValueError: If the number of maps or of their channels differs from ``in_channels``.
+        """
         check_maps(inputs, self.in_channels, 'BiFPN')
         maps = [convert(x) for convert, x in zip(self.lateral, inputs)]
         for i in range(len(maps) - 2, -1, -1):
@@ -353,15 +425,20 @@ class BiFPN(nn.Module):
         return tuple(maps)
 
 
-# --- checks ----------------------------------------------------------------------------------
+# Checks -------------------------------------------------------------------------------------------
 
 
-def at_least_one(name: str, value: int, least: int = 1) -> int:
-    """Return ``value`` if it is a whole number from ``least`` on, else raise naming the argument.
+def count(name: str, value: int, least: int = 1) -> int:
+    """Returns ``value`` if it is a whole number from ``least`` on.
+
+    Args:
+        name (str): Name of the argument in an error.
+        value (int): The argument.
+        least (int): The least accepted number. Defaults to 1.
 
     Raises:
-        TypeError: If it is not a whole number.
-        ValueError: If it is less.
+        TypeError: If ``value`` is not a whole number.
+        ValueError: If it is less than ``least``.
     """
     if type(value) is not int:
         raise TypeError(f'{name} must be a whole number, got {value!r}')
@@ -371,34 +448,39 @@ def at_least_one(name: str, value: int, least: int = 1) -> int:
 
 
 def channel_counts(in_channels: Sequence[int]) -> list[int]:
-    """Return ``in_channels`` as a list if it is a sequence of numbers of channels, else raise.
+    """Returns ``in_channels`` as a list if it is a sequence of numbers of channels.
 
     Raises:
-        TypeError: If it is something else.
-        ValueError: If one is below 1.
+        TypeError: If it is not a list or tuple of whole numbers.
+        ValueError: If a number is below 1.
     """
     if not isinstance(in_channels, (list, tuple)):
         raise TypeError(f'in_channels must be a list, one number for each map, got {in_channels!r}')
-    return [at_least_one('each of in_channels', count) for count in in_channels]
+    return [count('each of in_channels', channels) for channels in in_channels]
 
 
 def check_counts(channels: int, num_layers: int, num_levels: int) -> None:
-    """Refuse a pyramid without channels or layers, or of one level.
+    """Refuses a pyramid without channels or layers, or with one level.
 
     Raises:
-        TypeError: If one is not a whole number.
-        ValueError: If there are too few.
+        TypeError: If an argument is not a whole number.
+        ValueError: If an argument is too small.
     """
-    at_least_one('channels', channels)
-    at_least_one('num_layers', num_layers)
-    at_least_one('num_levels', num_levels, least=2)
+    count('channels', channels)
+    count('num_layers', num_layers)
+    count('num_levels', num_levels, least=2)
 
 
 def check_maps(maps: Sequence[Tensor], channels: Sequence[int], name: str) -> None:
-    """Refuse maps that a neck was not built for.
+    """Refuses maps for which a neck was not built.
+
+    Args:
+        maps (Sequence[Tensor]): The inputs of the neck.
+        channels (Sequence[int]): The expected number of channels of each map.
+        name (str): Name of the neck in an error.
 
     Raises:
-        ValueError: If there are other numbers of maps or channels, or something else than maps.
+        ValueError: If the maps or the numbers of maps or channels differ.
     """
     wanted = f'{name} was built for {len(channels)} maps with {list(channels)} channels'
     if not isinstance(maps, (list, tuple)):

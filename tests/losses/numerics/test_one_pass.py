@@ -6,9 +6,9 @@ import pytest
 import torch
 from allocations import Allocations
 
-from mmkd_plugin.losses.one_pass import empty_map, one_pass, over_pieces
+from mmkd_plugin.losses.numerics.one_pass import empty_map, one_pass, over_pieces
 
-PIECE = 'mmkd_plugin.losses.pieces.PIECE'
+PIECE = 'mmkd_plugin.losses.numerics.pieces.PIECE'
 
 
 def squares(s, t, slope):
@@ -62,7 +62,7 @@ def test_temporary_memory_is_that_of_a_piece():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_a_large_map_has_the_layout_of_what_it_is_like(monkeypatch, dtype):
-    monkeypatch.setattr('mmkd_plugin.losses.one_pass.HUGE', 0)
+    monkeypatch.setattr('mmkd_plugin.losses.numerics.one_pass.HUGE', 0)
     x = torch.zeros(2, 16, 8, 6, dtype=torch.bfloat16)
     for like in (x, x.contiguous(memory_format=torch.channels_last), x.flatten(2), x[:, :, ::2]):
         made, expected = empty_map(like, dtype), torch.empty_like(like, dtype=dtype)

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from mmkd_plugin.losses.pooling import adaptive_pool, max_pool, pool_to_common_size
+from mmkd_plugin.losses.numerics.pooling import adaptive_pool, max_pool, pool_to_common_size
 
 SIZES = ((9, 7), (8, 12), (1, 5))
 
 
 @pytest.fixture
 def compiling(monkeypatch):
-    monkeypatch.setattr('mmkd_plugin.losses.pooling.is_compiling', lambda: True)
+    monkeypatch.setattr('mmkd_plugin.losses.numerics.pooling.is_compiling', lambda: True)
 
 
 def assert_same(pool, reference, x):

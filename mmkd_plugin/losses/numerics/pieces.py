@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, local
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.functional import is_compiling
+from mmkd_plugin.losses.numerics.compiling import is_compiling
 
 Piece = tuple[slice, ...]
 R = TypeVar('R')

@@ -10,9 +10,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmkd_plugin.losses import AttentionLoss, ChannelWiseLoss, LocalSimilarityLoss, RKDDistanceLoss
-from mmkd_plugin.losses.pieces import KEPT, each_piece, pieces, scratch, threads_for
+from mmkd_plugin.losses.numerics.pieces import KEPT, each_piece, pieces, scratch, threads_for
 
-PIECE = 'mmkd_plugin.losses.pieces.PIECE'
+PIECE = 'mmkd_plugin.losses.numerics.pieces.PIECE'
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.one_pass import Slope, one_pass
-from mmkd_plugin.losses.pieces import scratch
+from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
+from mmkd_plugin.losses.numerics.pieces import scratch
 
 #: 2 to the power of x is several times as fast as e to the power of x on a CPU.
 LOG2_E = math.log2(math.e)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from collections.abc import Callable
+from typing import Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.functional import (
-    common_type,
-    full_precision,
-    is_compiling,
-    no_autocast,
-    with_gradient,
-)
-from mmkd_plugin.losses.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.autograd import with_gradient
+from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
 
 #: The part of a loss that comes from a piece of the maps. It takes the pieces of student, teacher
 #: and whatever else there is, and ``slope``: a tensor in the form of the student's piece to write

@@ -1,0 +1,62 @@
+"""Scalars whose gradient is computed by formula along with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkd_plugin.losses.numerics.compiling import is_compiling
+
+
+def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """A scalar whose gradient is computed along with it, by formula: all that is saved is that.
+
+    Args:
+        compute (Callable): Takes ``x`` and returns the scalar and its gradient with respect to
+            ``x``. Nothing in it is recorded.
+        x (Tensor): Of any floating-point type; that of the gradient may be wider.
+
+    Returns:
+        Tensor: The scalar. It can be differentiated once.
+    """
+    with torch.no_grad():
+        value, gradient = compute(x)
+    return KnownGradient.apply(x, value, gradient)
+
+
+class KnownGradient(torch.autograd.Function):
+    """See :func:`with_gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        refuse_second_derivative()
+        (gradient,) = ctx.saved_tensors
+        gradient = gradient * grad if _graph_is_kept() else gradient.mul_(grad)
+        return gradient.to(ctx.dtype), None, None
+
+
+def refuse_second_derivative() -> None:
+    """For the backward pass of a function whose gradient cannot be differentiated.
+
+    ``once_differentiable`` complains only where the incoming gradient is differentiable itself.
+
+    Raises:
+        RuntimeError: If a graph of the gradient is wanted.
+    """
+    if torch.is_grad_enabled() and not is_compiling():
+        raise RuntimeError('this loss has no second derivative: leave create_graph=True out')
+
+
+def _graph_is_kept() -> bool:
+    """Whether another backward pass may need what was saved. PyTorch's compiled code asks too."""
+    asked = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', None)
+    return is_compiling() or asked is None or asked()

@@ -1,0 +1,142 @@
+"""What losses refuse: arguments out of range, maps that do not fit, labels that are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkd_plugin.losses.numerics.maps import Weight
+
+ADD_CONV = 'leave `connector` out so that a 1x1 conv is added, or name one'
+ADD_RESIZE = 'leave `connector` out so that a bilinear resize is added, or name one'
+
+
+def check_shapes(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    ndims: tuple[int, ...] = (4,),
+    same_channels: bool = True,
+    same_size: bool = True,
+    size_hint: str = ADD_RESIZE,
+) -> None:
+    """Refuse two maps that a loss cannot compare; nothing is ever broadcast.
+
+    Args:
+        student (Tensor): The student's map, (N, C, H, W) or (N, C).
+        teacher (Tensor): The teacher's map.
+        ndims (tuple[int, ...]): The numbers of dimensions that the loss takes. Default: (4,).
+        same_channels (bool): Whether the channel counts must be equal. Default: True.
+        same_size (bool): Whether heights and widths must be equal. Default: True.
+        size_hint (str): What to advise when the sizes differ.
+
+    Raises:
+        ValueError: If they cannot be compared. It names both shapes and what would help.
+    """
+    s, t = tuple(student.shape), tuple(teacher.shape)
+    shapes = f'student {s}, teacher {t}'
+    if len(s) not in ndims or len(s) != len(t):
+        forms = ' or '.join({2: '(N, C)', 4: '(N, C, H, W)'}[n] for n in ndims)
+        raise ValueError(
+            f'expected two tensors {forms}: {shapes}; tap modules whose outputs have that form'
+        )
+    if 0 in s[1:] or 0 in t[1:]:
+        raise ValueError(f'nothing to compare: {shapes}; tap modules whose outputs are not empty')
+    if s[0] != t[0]:
+        raise ValueError(
+            f'batch sizes differ: {shapes}; choose taps that see the same images in both models'
+        )
+    if same_channels and s[1] != t[1]:
+        raise ValueError(f'channel counts differ: {shapes}; {ADD_CONV}')
+    if same_size and s[2:] != t[2:]:
+        raise ValueError(f'map sizes differ: {shapes}; {size_hint}')
+
+
+def labels_at(x: Tensor, labels: Tensor) -> Tensor:
+    """The label of each position of a map: resized by nearest if the sizes differ.
+
+    Args:
+        x (Tensor): A map of the student, (N, C, H, W); only its shape is read.
+        labels (Tensor): Integers, (N, h, w).
+
+    Returns:
+        Tensor: The labels as int64, (N, H, W).
+
+    Raises:
+        TypeError: If the labels are not a tensor of integers.
+        ValueError: If their shape does not fit.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f'labels must be a tensor of integers, got {type(labels).__name__}')
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f'labels must be integers, got {labels.dtype}')
+    if labels.dim() != 3 or labels.shape[0] != x.shape[0] or 0 in labels.shape[1:]:
+        raise ValueError(
+            f'labels do not fit the maps: labels {tuple(labels.shape)}, student '
+            f'{tuple(x.shape)}; give one (H, W) label map per image, stacked to (N, H, W)'
+        )
+    if labels.shape[1:] != x.shape[2:]:
+        # F.interpolate takes no int64, and float32 does not hold every id: resize the positions
+        rows, columns = (
+            F.interpolate(torch.arange(old, device=labels.device)[None, None].float(), new).long()
+            for old, new in zip(labels.shape[1:], x.shape[2:])
+        )
+        labels = labels[:, rows.view(-1, 1), columns.view(1, -1)]
+    # uint8 compares with a number outside of its range as with that number modulo 256
+    return labels.long()
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of the choices, else raise naming the argument and them.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, got {value!r}')
+    return value
+
+
+def finite_number(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f'{name} must be a number, got {value!r}')
+    if not math.isfinite(value):
+        raise ValueError(f'{name} must be finite, got {value!r}')
+    return value
+
+
+def positive_number(name: str, value: float) -> float:
+    """Return ``value`` if it is a finite number above 0, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is infinite, NaN, zero or negative.
+    """
+    if finite_number(name, value) <= 0:
+        raise ValueError(f'{name} must be above 0, got {value!r}')
+    return value
+
+
+def loss_weights(value: Weight) -> Weight:
+    """Return a ``loss_weight`` if it is a finite number or a sequence of them, as a tuple.
+
+    Raises:
+        TypeError: If it, or an entry, is not a number.
+        ValueError: If it is empty, or one is infinite or NaN.
+    """
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError('loss_weight must be a number or one number per map, got none')
+        return tuple(finite_number('loss_weight', entry) for entry in value)
+    return finite_number('loss_weight', value)
