@@ -20,7 +20,7 @@ from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.models.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
+from mmkd_plugin.taps import Maps, TapReader, Taps, as_list, module_around
 
 
 class Scores(NamedTuple):
@@ -504,36 +504,6 @@ def _classes_are_independent(head: nn.Module) -> bool | None:
     if sigmoid is None and hasattr(head, 'loss_cls'):
         sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
     return None if sigmoid is None else bool(sigmoid)
-
-
-def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | None:
-    """Finds the innermost module around a tap that has an attribute.
-
-    Args:
-        model (nn.Module): The model that holds the tapped module.
-        tap (Tap): The tap.
-        attribute (str): Name of an attribute that is a whole number, such as ``'num_classes'``.
-
-    Returns:
-        nn.Module | None: The tapped module or one that contains it, or None if none of them has
-        the attribute.
-
-    Raises:
-        ValueError: If the model has no such module as the tap names.
-
-    Examples:
-        >>> from mmkd_plugin.taps import Tap
-        >>> head = nn.Sequential(nn.Conv2d(8, 5, 1))
-        >>> head.num_classes = 5
-        >>> module_around(nn.ModuleDict(dict(head=head)), Tap('head.0'), 'num_classes') is head
-        True
-    """
-    parts = tap.path.split('.')
-    for end in range(len(parts), 0, -1):
-        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
-        if isinstance(getattr(module, attribute, None), int):
-            return module
-    return None
 
 
 @contextmanager

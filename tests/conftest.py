@@ -37,6 +37,14 @@ def own_globals() -> Iterator[None]:
             kind._instance_dict.pop(name)
 
 
+@pytest.fixture
+def counters() -> Iterator[MessageHub]:
+    """A message hub for this test alone, as each run has one; schedules follow its counters."""
+    hub = MessageHub.get_instance(f'test-{len(MessageHub._instance_dict)}')
+    yield hub
+    MessageHub._instance_dict.pop(hub.instance_name)
+
+
 class Log(logging.Handler):
     """Keeps what is logged for users: information, warnings and errors.
 

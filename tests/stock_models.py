@@ -87,7 +87,7 @@ def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
 
 
 def beit(width: int = 8, classes: int = 5, side: int = 64, **preprocessor: Any) -> dict:
-    """FCN on BEiT, a transformer that takes images of ``side`` pixels alone; stride 16."""
+    """FCN on BEiT, a transformer that takes only images of ``side`` pixels; stride 16."""
     backbone = dict(
         type='BEiT',
         img_size=(side, side),
@@ -444,20 +444,21 @@ def build(config: dict) -> nn.Module:
 def distiller(
     student: dict, teacher: dict | list, distill: dict, seed: int = 0, **kwargs: Any
 ) -> nn.Module:
-    """A Distiller around small models; a teacher given as a model dict gets random weights."""
+    """A Distiller around small models; a teacher given as a model dict gets random weights.
+
+    ``kwargs`` are other keys, such as a ``type`` that takes the place of the Distiller.
+    """
     torch.manual_seed(seed)
     if isinstance(teacher, dict) and not {'config', 'tap', 'path'} & set(teacher):
         teacher = dict(config=teacher, checkpoint=None)
-    return build(
-        dict(
-            _scope_=student['_scope_'],
-            type='mmkd_plugin.Distiller',
-            student=student,
-            teacher=teacher,
-            distill=distill,
-            **kwargs,
-        )
+    config = dict(
+        _scope_=student['_scope_'],
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=teacher,
+        distill=distill,
     )
+    return build({**config, **kwargs})
 
 
 def batch(model: nn.Module, size: int = 2, seed: int = 0) -> tuple[Tensor, list]:

@@ -1,8 +1,7 @@
-"""Checkpoints are read without running code, and never loaded silently by halves."""
+"""Checkpoints are read without running code, and never loaded in part without a word."""
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from mmkd_plugin.checkpoint import (
     read_checkpoint,
     state_dict_of,
 )
+from tests.runs import Touch
 
 
 class Model(nn.Module):
@@ -34,16 +34,6 @@ class Model(nn.Module):
         self.decode_head = nn.Conv2d(4, classes, 1)
         if auxiliary:
             self.auxiliary_head = nn.Conv2d(4, classes, 1)
-
-
-class Runs:
-    """Pickles as a call that creates a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.file}',)
 
 
 @pytest.fixture
@@ -103,7 +93,7 @@ def test_a_training_checkpoint_is_read(save):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path, save):
     flag = tmp_path / 'flag'
-    content = dict(state_dict=Model().state_dict(), bad=Runs(flag))
+    content = dict(state_dict=Model().state_dict(), bad=Touch(flag))
     path = save(content, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         CheckpointError, match=r'(?s)file\.pth.*posix\.system.*refused.*torch\.save'
@@ -115,7 +105,7 @@ def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path, save):
 @pytest.mark.parametrize('protocol', [2, 4])
 def test_a_plain_pickle_is_refused_and_not_run(protocol, tmp_path):
     flag, path = tmp_path / 'flag', tmp_path / 'file.pth'
-    path.write_bytes(pickle.dumps(Runs(flag), protocol=protocol))
+    path.write_bytes(pickle.dumps(Touch(flag), protocol=protocol))
     with pytest.raises(CheckpointError, match=r'refused|cannot be loaded safely'):
         read_checkpoint(path)
     assert not flag.exists()

@@ -1,8 +1,9 @@
-"""The stage before factor transfer, and what the run of the student makes of it."""
+"""The stage before factor transfer, and the training of the student after it."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,7 @@ def stage(terms, **kwargs):
     return distiller(stock_models.pspnet(), stock_models.pspnet(16), terms, **kwargs)
 
 
-def training(student, teacher, terms, seed=0):
-    torch.manual_seed(seed)
-    return build(
-        dict(
-            _scope_=student['_scope_'],
-            type='mmkd_plugin.ParaphraserTraining',
-            student=student,
-            teacher=dict(config=teacher, checkpoint=None),
-            distill=terms,
-        )
-    )
+training = partial(distiller, type='mmkd_plugin.ParaphraserTraining')
 
 
 def test_it_learns_to_reconstruct_the_teacher():

@@ -37,7 +37,7 @@ def metadata(monkeypatch):
 
 @pytest.fixture
 def site(tmp_path):
-    """An environment with pip's reading of requirements and nothing from a network."""
+    """An environment with ``packaging``, which reads requirements, and nothing else."""
     path = tmp_path / 'env'
     venv.create(path, with_pip=False)
     env = environment.Environment(path, 'onedl')
@@ -433,7 +433,7 @@ def test_stopping_ends_what_the_command_started_too():
     assert process.stdout.readline() == 'started\n'
     environment.stop(process)
     assert process.poll() is not None
-    assert process.communicate(timeout=10) == ('', None)  # its end of input ends a survivor
+    assert process.communicate(timeout=10) == ('', None)  # a survivor would say so now
 
 
 @pytest.mark.parametrize(

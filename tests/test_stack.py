@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 
 from mmkd_plugin import stack
+from tests.runs import Touch
 
 
 @pytest.fixture(params=['allow-list', 'no allow-list'])
@@ -29,16 +30,6 @@ def any_torch(request, monkeypatch) -> None:
         monkeypatch.setattr(stack, 'CAN_ALLOW_LIST', False)
     elif not stack.CAN_ALLOW_LIST:
         pytest.skip('this torch has no allow-list')
-
-
-class Touch:
-    """Pickles as a call that creates a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.file}',)
 
 
 @pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])

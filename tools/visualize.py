@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -111,7 +110,6 @@ def main() -> None:
         if args.cfg_options is not None:
             cfg.merge_from_dict(args.cfg_options)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        logging.getLogger('mmengine').setLevel(logging.WARNING)
         console = Console()
         with torch.device('cpu'):
             teachers = teachers_of(cfg, args, console)

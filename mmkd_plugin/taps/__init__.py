@@ -12,6 +12,7 @@ from mmkd_plugin.taps.tap import (
     classes_around,
     describe,
     find_module,
+    module_around,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     'classes_around',
     'describe',
     'find_module',
+    'module_around',
 ]

@@ -140,15 +140,47 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
 
 
-def classes_around(model: nn.Module, tap: Tap) -> int | None:
-    """``num_classes`` of the innermost module around a tap that has one."""
+def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | None:
+    """Finds the innermost module around a tap that has an attribute.
+
+    Args:
+        model (nn.Module): The model that holds the tapped module.
+        tap (Tap): The tap.
+        attribute (str): Name of an attribute that is a whole number, such as ``'num_classes'``.
+
+    Returns:
+        nn.Module | None: The tapped module or one that contains it, or None if none of them has
+        the attribute.
+
+    Raises:
+        ValueError: If the model has no such module as the tap names.
+
+    Examples:
+        >>> head = nn.Sequential(nn.Conv2d(8, 5, 1))
+        >>> head.num_classes = 5
+        >>> module_around(nn.ModuleDict(dict(head=head)), Tap('head.0'), 'num_classes') is head
+        True
+    """
     parts = tap.path.split('.')
     for end in range(len(parts), 0, -1):
         module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
-        classes = getattr(module, 'num_classes', None)
-        if isinstance(classes, int):
-            return classes
+        if isinstance(getattr(module, attribute, None), int):
+            return module
     return None
+
+
+def classes_around(model: nn.Module, tap: Tap) -> int | None:
+    """``num_classes`` of the innermost module around a tap that has one.
+
+    Args:
+        model (nn.Module): The model that holds the tapped module.
+        tap (Tap): The tap.
+
+    Returns:
+        int | None: The number of classes, or None if no module around the tap has one.
+    """
+    module = module_around(model, tap, 'num_classes')
+    return None if module is None else module.num_classes
 
 
 def as_list(maps: Maps) -> list[Tensor]:

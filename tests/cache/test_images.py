@@ -70,7 +70,7 @@ def test_what_loads_an_image():
     assert loading_part([labels, LOAD, flip]) == [LOAD]
     assert plain(LOAD) != plain(dict(LOAD, color_type='grayscale'))
     changed = {key: value for key, value in other.items() if key != 'backend_args'}
-    assert plain(LOAD) == plain(other) == plain(changed)  # where files are is no matter
+    assert plain(LOAD) == plain(other) == plain(changed)  # the place of the files does not matter
     assert plain(dict(LOAD, type='mmdet.LoadImageFromFile')) == plain(LOAD)
     with pytest.raises(ValueError, match='no transform that loads an image'):
         loading_part([flip])

@@ -1,4 +1,4 @@
-"""Geometry: what stock pipelines do is noted as it is, and maps are warped in the same way."""
+"""Geometry: the record of stock pipelines is right, and maps are warped in the same way."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from mmkd_plugin.cache.recording import (
 
 
 def scene(seed: int, scope: str, shape: Sequence[int] | None = None) -> dict:
-    """What loaders give: an image of an odd size with its labels."""
+    """What loaders return: an image of an odd size with its labels."""
     rng = np.random.default_rng(seed)
     height, width = shape or rng.integers(97, 180, 2)
     results = dict(
@@ -71,7 +71,7 @@ def scene(seed: int, scope: str, shape: Sequence[int] | None = None) -> dict:
 def scene_for(pipeline: list[dict], scope: str, seed: int) -> dict:
     """One with what all its transforms can take."""
     results = scene(seed, scope)
-    if 'RandomCenterCropPad' in str(pipeline):  # takes no masks, and images of this type alone
+    if 'RandomCenterCropPad' in str(pipeline):  # takes no masks, and only images of this type
         results['img'] = results['img'].astype(np.float32)
         del results['gt_masks']
     if 'RandomCenterCropPad' in str(pipeline) or 'Expand' in str(pipeline):  # no label to fill in
@@ -95,7 +95,7 @@ def shipped(path: str) -> list[dict]:
 
 
 def only_moving(steps: list) -> list:
-    """The pipeline without what changes colours, and zeros for all that is filled in."""
+    """The pipeline without changes of colour, and with zeros as padding."""
     kept = []
     for step in steps:
         if isinstance(step, list):
@@ -111,13 +111,13 @@ def only_moving(steps: list) -> list:
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """An image of the (x, y) of its pixels' centres; the third channel is 1."""
+    """An image that holds the (x, y) of its pixels' centres; its third channel is 1."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     return np.stack([x, y, np.ones_like(x)], -1).astype(np.float32)
 
 
 def check_against_truth(pipeline: list[dict], scope: str, seed: int) -> Geometry | None:
-    """Sends the coordinates of pixels through the pipeline, which tell where each came from."""
+    """Sends the coordinates of pixels through the pipeline; they tell the origin of each."""
     pipeline = only_moving(pipeline)
     note = recorded(pipeline, scope)
     results = scene_for(pipeline, scope, seed)
@@ -134,8 +134,8 @@ def check_against_truth(pipeline: list[dict], scope: str, seed: int) -> Geometry
     assert geometry.loaded == results['ori_shape']
 
     mask = inside(geometry, geometry.packed).numpy()
-    # Interpolation mixes picture and padding where they meet: a border of a pixel of what was
-    # resized last.
+    # Interpolation mixes picture and padding where they meet: a border of one pixel of the last
+    # resize.
     margin = 2 + int(np.ceil(2 * np.abs(geometry.matrix[[0, 1], [0, 1]]).max()))
     kernel = np.ones((2 * margin + 1,) * 2, np.uint8)
     deep = cv2.erode(mask.astype(np.uint8), kernel, borderValue=0).astype(bool)
@@ -470,7 +470,7 @@ def test_flips_and_crops_by_whole_cells_are_exact(dtype):
             truth = maps[:, top : top + height, left : left + width].flip(2)
             if seed % 2:
                 geometry, truth = flipped(geometry, down=True), truth.flip(1)
-            # a detour that comes back to the same pixels
+            # a detour back to the same pixels
             geometry = resized(resized(geometry, 77, 91), *geometry.packed)
             canvas = ((height + 2) * stride, (width + 1) * stride)
             out = replay(maps, geometry, (height + 2, width + 1), canvas, mode, fill=5)

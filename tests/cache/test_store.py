@@ -80,7 +80,7 @@ def test_float16_keeps_its_digits_at_any_scale(scale):
 def test_uint8_is_off_by_half_a_step_at_most(scale):
     maps = maps_of(6, 16, 16, scale=scale)
     maps[1] += 40 * scale  # another range
-    maps[2] = 3 * scale  # none
+    maps[2] = 3 * scale  # no range
     record = Record([maps], (1, 1), (1, 1))
     back = unpack(pack(record, b'key', 'uint8'), b'key').maps[0]
     for channel, other in zip(maps.astype(np.float64), back, strict=True):
@@ -170,11 +170,11 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_the_store_grows(tmp_path):
     with CacheWriter(str(tmp_path), META) as writer:
-        writer._environment.set_mapsize(2**16)
-        noise = np.random.default_rng(0).bytes(40_000)
+        noise = np.random.default_rng(0).bytes(4_000_000)
         for i in range(20):
             writer.write(str(i), {'neck': noise})
         assert writer.missing([str(i) for i in range(21)], ['neck']) == ['20']
+    assert (tmp_path / 'data.mdb').stat().st_size > 2**26  # the room that it has at first
 
 
 def test_an_unfinished_cache_is_not_read_but_goes_on(tmp_path):
@@ -229,7 +229,7 @@ def test_what_is_no_cache_is_left_alone(tmp_path):
 
 
 def damage(path: Path, image: str, tap: str) -> None:
-    """Changes one byte of a record, behind the store's back."""
+    """Changes one byte of a record in the file itself."""
     close(str(path))
     with lmdb.open(str(path), map_size=2**26) as store, store.begin() as transaction:
         data = transaction.get(record_key(image, tap))

@@ -149,7 +149,7 @@ def test_reconstruction_loss_in_float32(paraphraser, x, dtype):
 
 def test_training_learns_to_reconstruct():
     torch.manual_seed(0)
-    x = torch.randn(16, 4, 6, 6).repeat(1, 4, 1, 1).relu()  # a quarter of the channels says it all
+    x = torch.randn(16, 4, 6, 6).repeat(1, 4, 1, 1).relu()  # a quarter of the channels is enough
     paraphraser = Paraphraser(16)
     optimizer = torch.optim.Adam(paraphraser.parameters(), lr=5e-3)
     first = paraphraser.reconstruction_loss(x).item()

@@ -26,7 +26,7 @@ def alone(model: nn.Module, batch: Any, i: int) -> Tensor:
 
 
 def outputs(model: nn.Module, inputs: Tensor, *names: str) -> list[list[Tensor]]:
-    """What modules give, in each of their runs."""
+    """Returns what modules output, for each of their runs."""
     seen: list[list[Tensor]] = [[] for _ in names]
     handles = [
         find_module(model, Tap(name), 'the model').register_forward_hook(

@@ -1,4 +1,4 @@
-"""Two processes give exactly the numbers of one, for a number of images that is not even."""
+"""Two processes give exactly the numbers of one, for an odd number of images."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_segmentor(data, tmp_path, capfd):
 
 @needs_ops
 def test_a_detector(data, tmp_path):
-    """Images of 48 pixels are padded to 64, in which the attribution is not to be looked for."""
+    """Images of 48 pixels are padded to 64; the padding is no part of the attribution."""
     model = weighted(detector(), tmp_path)
     metric = dict(
         type='mmkd_plugin.ExplanationLocalization',
@@ -210,7 +210,7 @@ def test_a_detector(data, tmp_path):
 
 
 def test_what_positions_add_to_a_score_of_a_bcos_model():
-    """All of them together are the score, of a model whose only bias is taken away."""
+    """All positions together give the score of a model whose only bias is removed."""
     path = 'configs/digit_scenes/bcos-fpn_r18-w16_1k_digit-scenes-128x128.py'
     model = stock_models.build(dict(read_config(path).model, _scope_='mmseg')).eval()
     torch.nn.init.zeros_(model.decode_head.conv_seg.bias)

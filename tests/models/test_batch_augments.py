@@ -43,7 +43,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def segmentation_batch(count: int = 4, height: int = 20, width: int = 28) -> tuple[Tensor, list]:
-    """Images that say of each pixel which image, row and column it is from, and labels alike."""
+    """Images whose pixels tell image, row and column of their origin, and labels that do so too."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     inputs = torch.stack(
         [torch.stack([torch.full_like(rows, n), rows, columns]) for n in range(count)]
@@ -366,7 +366,7 @@ def test_what_cannot_be_mixed():
         if change is not None:
             change(given)
         errors = set()
-        for prob in (0.0, 1.0):  # at once, not when the dice say so
+        for prob in (0.0, 1.0):  # at once, even if chance leaves the images alone
             with pytest.raises(ValueError) as caught:
                 CutMix(prob=prob)(images, given)
             errors.add(str(caught.value))
@@ -526,7 +526,7 @@ def test_augmentations_follow_one_another(monkeypatch):
     out = preprocessor(padded_batch(), True)['inputs']
     assert calls == ['first', 'second'] and out[2].unique().tolist() == [122]
     preprocessor({key: value[2:3] for key, value in padded_batch().items()}, False)
-    assert calls == ['first', 'second']  # in training alone
+    assert calls == ['first', 'second']  # in training only
 
 
 def test_padding_stays_where_it_is():
@@ -655,7 +655,7 @@ def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
     assert {len(fed.student) for fed in runs.values()} == {6}
     stock, plain, taught = runs.values()
 
-    # Distilling leaves the dice alone.
+    # Distilling draws no random numbers.
     for one, other in zip(plain.student, taught.student, strict=True):
         assert torch.equal(one, other)
     for one, other in zip(plain.labels, taught.labels, strict=True):
@@ -664,7 +664,7 @@ def test_real_runs_plain_and_distilled(own_globals, data, tmp_path):
         not torch.equal(one, other) for one, other in zip(plain.student, stock.student, strict=True)
     ]
     assert 2 <= sum(changed) <= 6
-    for fed in runs.values():  # what the pixels show is what the labels say
+    for fed in runs.values():  # pixels and labels agree
         for images, labels in zip(fed.student, fed.labels, strict=True):
             assert torch.equal(classes_seen(images), labels)
     assert len(taught.teacher) == 6

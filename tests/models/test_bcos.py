@@ -160,7 +160,7 @@ def test_first_and_second_derivative(shape, b):
 
 @pytest.mark.parametrize('b', [1.5, 2, 3])
 def test_the_derivative_is_that_of_the_formula(b):
-    """As autograd has it, also where the cosine is as small as its stabiliser."""
+    """As in autograd, even where the cosine is as small as its stabiliser."""
     linear, norm = noise(2, 3, 4, 4), 1 + noise(2, 1, 4, 4, seed=2).square()
     linear[0] *= 1e-6
     layer, found = BcosConv2d(3, 3, 1, b=b), []
@@ -184,7 +184,7 @@ def test_layout_does_not_matter():
 
 
 def kept_maps(run, shape, dtype):
-    """How many maps of a shape and precision a forward keeps for the way back."""
+    """Counts the maps of a shape and precision that a forward keeps for the backward."""
     kept = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x)
     with hooks:
@@ -262,7 +262,7 @@ def test_a_wide_copy_is_gone_after_use():
 
 
 def test_no_wide_copies_are_kept_for_the_way_back():
-    """The squares and the variance are taken of float32 copies; the way back makes its own."""
+    """Squares and variance come from float32 copies; the backward makes its own."""
     model = nn.Sequential(BcosConv2d(4, 4, 1), BcosBatchNorm2d(4), BcosConv2d(4, 4, 1)).bfloat16()
     x = noise(2, 4, 9, 9).bfloat16().requires_grad_()
     shape = (2, 4, 9, 9)
@@ -418,7 +418,7 @@ def test_several_outputs_in_one_batched_pass(b):
 
 
 def test_one_forward_is_explained_and_learnt_from():
-    """It is where the backward runs that counts."""
+    """Only the place of the backward counts."""
     model, x = network(), noise(1, 3, 8, 8).requires_grad_()
     y = model(x)
     (plain,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
@@ -545,7 +545,7 @@ def test_it_can_be_traced_and_exported(training):
 
 
 def test_all_combinations_of_groups_and_dilation_have_one_norm():
-    """Pooling and unfolding are two ways to the same number."""
+    """Pooling and unfolding give the same number."""
     x = noise(2, 6, 12, 11)
     for k, s, p, g in itertools.product(
         [(1, 1), (3, 2)], [(1, 1), (2, 3)], [(0, 0), (1, 0)], [1, 3]

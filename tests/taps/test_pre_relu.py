@@ -1,4 +1,4 @@
-"""``@pre_relu`` taps: what enters the ReLU that a module ends with, and the norm before it."""
+"""``@pre_relu`` taps: the input of the ReLU at the end of a module, and the norm before it."""
 
 from __future__ import annotations
 

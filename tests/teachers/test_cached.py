@@ -1,4 +1,4 @@
-"""CachedTeacher: what it gives against the teacher itself, real runs with it, and its errors."""
+"""CachedTeacher: compared with the teacher itself, in real runs, and its errors."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def recipe(scope: str, scenes: Path, checkpoints: dict, *steps: dict, **changes: Any) -> Config:
-    """A distilled run on the scenes, with these transforms after those that load."""
+    """A distilled run on the scenes, with these transforms after the loaders."""
     loss = dict(type='mmkd_plugin.PixelWiseLoss') if scope == 'mmseg' else stock_models.cwd(tau=1)
     cfg = config(
         dict(
@@ -465,7 +465,7 @@ def test_data_sets_in_wrappers(wrap, scenes, checkpoints, caches, tmp_path):
     cfg.train_dataloader.dataset = wrap(cfg.train_dataloader.dataset)
     cfg.work_dir = str(tmp_path)
     wire(cfg)
-    wire(cfg)  # twice is once
+    wire(cfg)  # wiring twice changes nothing
     assert str(cfg.train_dataloader.dataset).count('LoadTeacherMaps') == (
         2 if 'datasets' in cfg.train_dataloader.dataset else 1
     )

@@ -1,4 +1,4 @@
-"""Explanations that were computed once: against the teacher's own, and in real runs."""
+"""Stored explanations: compared with the teacher's own, and in real runs."""
 
 from __future__ import annotations
 

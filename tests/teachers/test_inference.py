@@ -1,4 +1,4 @@
-"""How a teacher computes: options, what is chosen where, and how far its maps may move."""
+"""How a teacher computes: options, the choice for each device, and how much its maps change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOGITS = 'decode_head.conv_seg'
 
 @pytest.fixture(autouse=True)
 def users_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here teachers are what users get, see ``conftest.py``."""
+    """Here teachers compute as for users; ``conftest.py`` makes them exact elsewhere."""
     monkeypatch.setattr(inference, 'best_for', best_for)
 
 
@@ -239,7 +239,7 @@ def test_a_teacher_can_be_prepared_again():
 
 
 class Skipping(BaseModel):
-    """The output of its convolution goes past the batch norm as well, which no hook sees."""
+    """The output of its convolution also bypasses the batch norm, which no hook sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ def test_what_is_compiled_lies_between_the_taps(eager_backend, name, taps, parts
     assert not any(tap.path.startswith(f'{names[m]}.') for m in teacher._compiled for tap in taps)
     assert distance(teacher.read(x, None, taps), plain.read(x, None, taps)) < 1e-2
     ran = []
-    for module in teacher.model.modules():  # what is compiled runs its hooks elsewhere
+    for module in teacher.model.modules():  # compiled parts run their hooks elsewhere
         if not any(module is m for part in teacher._compiled for m in part.modules()):
             module.register_forward_hook(lambda m, *_: ran.append(names[m]))
     for part in teacher._compiled:
@@ -421,7 +421,7 @@ class Made(TorchDispatchMode):
         return out
 
     def alive(self) -> dict[int, int]:
-        """Where those are that are still there, and how many bytes they hold."""
+        """Addresses and bytes of those that still exist."""
         return {s.data_ptr(): s.nbytes() for ref in self.storages if (s := ref()) is not None}
 
 

@@ -1,4 +1,4 @@
-"""The teacher: frozen, out of the module tree, fed right, and no further than its last tap."""
+"""The teacher: frozen, outside the module tree, fed correctly, run up to its last tap."""
 
 import copy
 

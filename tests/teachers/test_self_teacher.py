@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from mmengine.structures import PixelData
 from torch import nn
@@ -33,11 +32,7 @@ LOGITS = dict(tap='decode_head.conv_seg', loss=dict(type='mmkd_plugin.PixelWiseL
 TERMS = dict(features=FEATURES, logits=LOGITS)
 
 
-@pytest.fixture(autouse=True)
-def counters():
-    hub = MessageHub.get_instance(f'test-{id(object())}-{len(MessageHub._instance_dict)}')
-    yield hub
-    MessageHub._instance_dict.pop(hub.instance_name)
+pytestmark = pytest.mark.usefixtures('counters')
 
 
 def segmentor(terms=None, student=None, **changes):

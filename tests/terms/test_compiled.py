@@ -1,4 +1,4 @@
-"""Losses through torch.compile: what a run sees of it, and what happens where it does not work."""
+"""Losses through torch.compile: the effect on a run, and the way out where it does not work."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_curves_rise_to_one(curve):
     assert values == sorted(values) and len(set(values)) == 8
     assert 0 <= values[0] < 0.01 and values[-1] == 1
     assert schedule.factor(2) == schedule.factor(20) == 0 and schedule.factor(19) == 1
-    assert Schedule(start=3, curve=curve).factor(3) == 1  # without a ramp, a curve has no say
+    assert Schedule(start=3, curve=curve).factor(3) == 1  # without a ramp, no curve
 
 
 def test_never_on():

@@ -19,7 +19,7 @@ CONV = dict(type='mmkd_plugin.ConvConnector')
 
 
 class Gap(nn.Module):
-    """A loss that keeps what it was given and compares sums, which any shapes have."""
+    """A loss that keeps what it was given and compares sums, so that it takes any shapes."""
 
     needs_same_channels = True
     needs_same_size = True

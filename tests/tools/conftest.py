@@ -192,7 +192,7 @@ def trained_detector(detection: Path) -> Path:
 
 @pytest.fixture(scope='session')
 def factors(segmentation: Path) -> Path:
-    """A config of factor transfer beside the others; its paraphraser is not trained yet."""
+    """A config of factor transfer, whose paraphraser is not trained yet."""
     text = (segmentation / 'distilled.py').read_text()
     start = text.index('    distill=dict(')
     config = segmentation / 'factors.py'

@@ -1,4 +1,4 @@
-"""``tools/cache_teacher.py``: written, killed, gone on with, trained with, and what it refuses."""
+"""``tools/cache_teacher.py``: it writes, goes on when killed, serves a training, and refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tools/export_student.py``: what it writes is what stock mmseg and mmdet take."""
+"""``tools/export_student.py``: stock mmseg and mmdet load what it writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def load_plain(file: Path) -> dict:
-    """Load as one does without any of OpenMMLab's classes at hand."""
+    """Loads without any of OpenMMLab's classes."""
     return torch.load(file, weights_only=True)
 
 
@@ -56,7 +56,7 @@ def test_a_segmentor_for_stock_tools(export, trained, segmentation, data, tmp_pa
     predicted = inference_model(model, str(data / 'images/0.png')).pred_sem_seg.data
     assert predicted.shape == (1, 64, 64)
 
-    for config in (str(out.with_suffix('.py')), None):  # the weights know their config, too
+    for config in (str(out.with_suffix('.py')), None):  # the weights hold their config too
         inferencer = MMSegInferencer(config, str(out), device='cpu')
         found = inferencer(str(data / 'images/0.png'), return_datasamples=True)
         assert torch.equal(found.pred_sem_seg.data, predicted)

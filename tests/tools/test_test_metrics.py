@@ -37,7 +37,7 @@ def tested(call_tool, tmp_path: Path):
 
 
 def beside(folder: Path, *metrics: dict) -> Path:
-    """A distilled config with more metrics than the one that it has."""
+    """A distilled config with these metrics besides its own."""
     config = folder / 'measured.py'
     config.write_text(
         "_base_ = ['distilled.py']\n"

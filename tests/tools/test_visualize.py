@@ -22,7 +22,7 @@ def visualize(call_tool):
 
 
 def pictures(folder: Path) -> dict[str, Image.Image]:
-    """The pictures of a page, all of which it links to, by the names of their files."""
+    """The pictures of a page by file name; the page links to all of them."""
     page = (folder / 'index.html').read_text()
     found = {file.stem: Image.open(file) for file in (folder / 'images').iterdir()}
     assert sorted(re.findall(r'href="images/(.*?)\.png"', page)) == sorted(found)
@@ -31,7 +31,7 @@ def pictures(folder: Path) -> dict[str, Image.Image]:
 
 @pytest.fixture(scope='module')
 def whole(segmentation, trained, tmp_path_factory) -> Path:
-    """A page with all panels, teacher, student and baseline, made by the tool as it is run."""
+    """A page with all panels of teacher, student and baseline, made by the tool as users run it."""
     out = tmp_path_factory.mktemp('page') / 'new' / 'page'
     printed = run_tool(
         'visualize', 'distilled.py', trained / 'iter_4.pth', '--against', trained / 'iter_2.pth',

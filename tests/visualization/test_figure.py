@@ -86,7 +86,7 @@ def test_any_size_of_image(size: tuple[int, int]) -> None:
 
 
 def test_a_map_keeps_its_values_and_its_place():
-    """Each position of a map is a block of its colour; where input was padded it is cut off."""
+    """Each position of a map is a block of its colour, cut off where the input was padded."""
     heat = np.array([[0.0, 1.0], [2.0, 3.0]])
     one = Grid((20, 10), ['map'], [('student', [Cell(heat=heat, covers=(40, 20))])])
     one.scales = [Scale(0, 3, '')]

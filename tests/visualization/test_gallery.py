@@ -1,4 +1,4 @@
-"""Which pictures there are, and what they say."""
+"""The choice of pictures, and their texts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_without_teacher_baseline_or_truth():
 
 
 def binary(width: int, classes: int) -> dict:
-    """A segmentor with one score, which is what mmseg takes for one or two classes."""
+    """A segmentor with one score: mmseg's form for one or two classes."""
     model = stock_models.fcn(width, classes)
     model['decode_head'] |= dict(
         out_channels=1,

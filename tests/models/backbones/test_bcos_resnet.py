@@ -41,7 +41,7 @@ def backbone(depth: int = 18, width: int = 8, **kwargs: Any) -> BcosResNet:
 
 
 def settled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In evaluation, with norms that have seen something."""
+    """In evaluation mode, with norms that have seen data."""
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, BcosBatchNorm2d):
@@ -152,7 +152,7 @@ def test_images_of_another_range(x, text):
 def test_colours_a_little_beyond_the_range_are_fine():
     net = backbone()
     for x in (1.5 * images(1, 3, 32, 32) - 0.2, 9 * images(1, 3, 32, 32)):
-        maps = net(x)  # the first batch alone is looked at
+        maps = net(x)  # only the first batch is examined
         assert len(maps) == 4 and all(torch.isfinite(y).all() and y.any() for y in maps)
 
 

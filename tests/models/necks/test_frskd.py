@@ -1,4 +1,4 @@
-"""The necks of FRSKD, node by node against numpy code that knows the text and the weights only."""
+"""The necks of FRSKD, node by node, against numpy code written from the paper and the weights."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def same_pool(x, strides):
     starts = []
     for old, new, stride in zip(size, out_size, strides, strict=True):
         total = max((new - 1) * stride + 3 - old, 0)
-        starts.append([o * stride - total // 2 for o in range(new)])  # the lesser half is before
+        starts.append([o * stride - total // 2 for o in range(new)])  # the smaller half comes first
     out = np.full((n, c, *out_size), -np.inf)
     for i, j in np.ndindex(*out_size):
         for y in range(starts[0][i], starts[0][i] + 3):
@@ -129,7 +129,7 @@ def same_pool(x, strides):
 
 
 def down_to(x, size):
-    """Halved as often as need be: stride 2 between two levels, 1 where the size stays."""
+    """Halved as often as needed: stride 2 between two levels, 1 where the size stays."""
     strides = [max(1, round(old / new)) for old, new in zip(x.shape[2:], size, strict=True)]
     return nearest(same_pool(x, strides), size)
 
@@ -238,7 +238,7 @@ def assert_equal_maps(values, expected):
 
 
 def assert_all_used(neck, used, training):
-    """No parameter without a part in the text."""
+    """Every parameter belongs to a part of the paper."""
     names = set(neck.state_dict() if not training else dict(neck.named_parameters()))
     assert {name for name in names if not name.endswith('num_batches_tracked')} == used
 
@@ -248,7 +248,7 @@ SIZES = [
     [(9, 13), (5, 7), (3, 4), (2, 2)],  # odd, rounded up
     [(9, 13), (4, 6), (2, 3), (1, 1)],  # odd, rounded down
     [(8, 8), (4, 4), (4, 4), (4, 4)],  # dilated
-    [(7, 10), (5, 6), (5, 4), (1, 3)],  # whatever
+    [(7, 10), (5, 6), (5, 4), (1, 3)],  # arbitrary
     [(12, 5), (4, 5), (1, 1), (1, 1)],
     [(2, 2), (3, 5), (4, 4), (1, 1)],  # larger in between
 ]
@@ -544,7 +544,7 @@ def count(neck):
 
 
 def self_teacher_size(channels, out, depth, constant=False):
-    """From the text: convolutions without bias, two numbers per channel of a BN."""
+    """From the paper: convolutions without bias, two numbers per channel of a BN."""
     n = len(channels)
 
     def a(c, d):

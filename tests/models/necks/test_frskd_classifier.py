@@ -206,13 +206,13 @@ def test_what_each_loss_trains(models, images, name, kind):
         assert grads and any(g is not None and bool(g.any()) for g in grads) == wanted
         if not wanted:
             assert all(g is None for g in grads)
-        if wanted:  # all of it
+        if wanted:  # every parameter
             assert all(g is not None and bool(g.any()) for g in grads)
 
 
 @pytest.mark.parametrize('name', NAMES[2:])
 def test_the_self_teacher_is_a_constant_in_the_distillation(models, images, name):
-    """The backbone feels these two through its own maps, not through what is made of them."""
+    """These two reach the backbone through its own maps, not through the refined ones."""
     student, self_teacher = models
     maps, logits = student(images)
     refined, theirs = self_teacher(maps)
@@ -231,7 +231,7 @@ def test_the_self_teacher_is_a_constant_in_the_distillation(models, images, name
 
 
 def test_gradient_against_finite_differences(models, images):
-    """Of what has no constant in it: both cross entropies, through both networks."""
+    """Only losses without constants: both cross entropies, through both networks."""
     student, self_teacher = (model.eval() for model in models)
 
     def run(image):
