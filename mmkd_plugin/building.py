@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.words import did_you_mean
 
 
 def check_keys(here: str, config: dict, known: Any) -> None:
     """Raises a ValueError that names an unknown key and the closest known one."""
     for key in config:
         if key not in known:
-            close = get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-            hint = f'; did you mean `{close[0]}`?' if close else ''
+            hint = did_you_mean(str(key), known, cutoff=0.5)
             raise ValueError(f'{here} has an unknown key `{key}`{hint} (known: {", ".join(known)})')
 
 
@@ -53,8 +52,7 @@ def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Mod
     kind = MODELS.get(config['type']) if isinstance(config['type'], str) else config['type']
     if kind is None:
         names = [f'mmkd_plugin.{name}' for name in MODELS.module_dict]
-        close = get_close_matches(config['type'], names, n=3, cutoff=0.4)
-        hint = f'; did you mean {" or ".join(close)}?' if close else ''
+        hint = did_you_mean(config['type'], names, '{}', cutoff=0.4, count=3)
         raise ValueError(f"{here}: there is no '{config['type']}'{hint}")
     arguments = {key: value for key, value in config.items() if key not in ('type', '_scope_')}
     parameters = inspect.signature(kind).parameters

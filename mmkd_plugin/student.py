@@ -78,8 +78,7 @@ class StudentForward:
 
     def forget(self) -> None:
         """Drops the maps and the data samples of the trial."""
-        self.run.values.clear()
-        self.run.samples = None
+        self.run = self.run.without_maps()
 
     def __call__(
         self,

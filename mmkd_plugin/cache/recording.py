@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmengine.registry import Registry
 
 from mmkd_plugin.cache.geometry import Geometry
 from mmkd_plugin.registry import TRANSFORMS
+from mmkd_plugin.words import did_you_mean
 
 #: Where results and the metainfo of data samples hold the :class:`Geometry`.
 KEY = 'mmkd_geometry'
@@ -311,8 +311,7 @@ def _recorded(step: Any, place: str, ignore: Sequence[str], registry: Registry) 
             f'{place}: `{name}` cannot be replayed on stored maps: {REFUSED[known]}. {_REMEDY}'
         )
     if found is None:
-        close = get_close_matches(name, [*REPLAYED, *IGNORED, *WRAPPERS], n=1)
-        hint = f'; did you mean `{close[0]}`?' if close else ''
+        hint = did_you_mean(name, [*REPLAYED, *IGNORED, *WRAPPERS])
         raise ValueError(f'{place}: no transform `{name}` is registered{hint}')
     raise ValueError(
         f'{place}: what `{name}` does to an image is not known, so it cannot be replayed on stored '

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-@dataclass
+@dataclass(frozen=True)
 class DryRun:
     """What a dry forward showed.
 
@@ -48,6 +48,10 @@ class DryRun:
     size: int = EXAMPLE_SIZES[0]
     samples: list | None = None
     problem: str | None = None
+
+    def without_maps(self) -> DryRun:
+        """The same, without what takes memory: the maps and the data samples."""
+        return replace(self, values={}, samples=None)
 
 
 def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.device) -> DryRun:
@@ -78,7 +82,7 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
                 'the student could not be tried on a made-up image, neither its training forward '
                 f"({problem}) nor its forward in mode='tensor' ({run.problem})"
             )
-        run.problem = problem
+        run = replace(run, problem=problem)
     for tap in taps:
         if not run.calls[tap]:
             raise ValueError(never_ran(student, tap, run, 'the student'))
@@ -125,8 +129,7 @@ def first_that_works(
             except Exception as error:  # whatever a foreign model makes of our labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
-                run.size, run.samples = size, samples
-                return run
+                return replace(run, size=size, samples=samples)
     return DryRun(problem=problem)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.online import OnlineTeacher
+from mmkd_plugin.words import did_you_mean
 
 
 def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
@@ -52,8 +52,8 @@ def kind_of_teacher(config: dict) -> type[Teacher]:
         for name, one in MODELS.module_dict.items()
         if isinstance(one, type) and issubclass(one, Teacher)
     ]
-    close = get_close_matches(str(given).rpartition('.')[2], names, n=1, cutoff=0.5)
-    hint = f"; did you mean 'mmkd_plugin.{close[0]}'?" if close else ''
+    short = str(given).rpartition('.')[2]
+    hint = did_you_mean(short, names, "'mmkd_plugin.{}'", cutoff=0.5)
     known = ', '.join(f'mmkd_plugin.{name}' for name in names)
     raise ValueError(
         f'teacher has type={given!r}, which is not a kind of teacher{hint} (known: {known}; '

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.taps import Maps, Tap, as_list
+from mmkd_plugin.words import did_you_mean
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 Switch = bool | str
@@ -66,8 +66,7 @@ class Inference:
 
     def __post_init__(self) -> None:
         if self.precision not in ('auto', *DTYPES):
-            close = get_close_matches(str(self.precision), DTYPES, n=1, cutoff=0.5)
-            hint = f'; did you mean {close[0]!r}?' if close else ''
+            hint = did_you_mean(str(self.precision), DTYPES, "'{}'", cutoff=0.5)
             raise ValueError(
                 f"precision must be 'auto' or one of {', '.join(map(repr, DTYPES))}, got "
                 f'{self.precision!r}{hint}'
@@ -229,7 +228,7 @@ def fold(pairs: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Callable[[], None]:
         pairs (Sequence[tuple]): What :func:`foldable` found.
 
     Returns:
-        Callable: Makes it undone.
+        Callable: Undoes it.
     """
     before = [(conv, conv.weight, conv.bias) for conv, _ in pairs]
     for conv, norm in pairs:

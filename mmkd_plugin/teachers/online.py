@@ -44,6 +44,7 @@ from mmkd_plugin.teachers.inference import (
 from mmkd_plugin.teachers.model import build_model
 from mmkd_plugin.teachers.preprocessing import InputConverter
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
+from mmkd_plugin.words import first_line
 
 #: As the teacher was built.
 EXACT = Inference('fp32', False, False, False)
@@ -152,6 +153,8 @@ class OnlineTeacher(Teacher):
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
+        self._run = self._run and self._run.without_maps()
+        self._loss_run = self._loss_run and self._loss_run.without_maps()
         return Preview(run.values, shown, self._scores, run.size)
 
     def _prepare_maps(
@@ -177,8 +180,7 @@ class OnlineTeacher(Teacher):
     ) -> tuple[DryRun, tuple[Tensor, list | None]]:
         example = example_batch(self.model, device, size)
         run = read_once(self.model, taps, lambda: dense_forward(self.model, *example, self._heads))
-        run.size = size
-        return run, example
+        return replace(run, size=size), example
 
     def _settle(
         self, taps: Sequence[Tap], inputs: Tensor, data_samples: list | None, owner: str
@@ -236,7 +238,7 @@ class OnlineTeacher(Teacher):
             error = gap(replace(self.inference, compile=False))
             said = 'its maps are not finite' if error == float('inf') else ''
         except Exception as caught:  # an operation of a foreign model that takes no such type
-            said = _first_line(caught)
+            said = first_line(caught)
         asked = self._asked.precision != 'auto'
         if said and asked:
             raise ValueError(f"{owner} does not run with precision='{half}': {said}")
@@ -258,7 +260,7 @@ class OnlineTeacher(Teacher):
         try:
             problem = 'its maps would change' if gap(self.inference) > HALF_ERROR else ''
         except Exception as caught:  # no compiler, or a part that cannot be compiled
-            problem = _first_line(caught)
+            problem = first_line(caught)
         if not problem:
             return f'{len(self._compiled)} parts compiled'
         self.inference = replace(self.inference, compile=False)
@@ -401,10 +403,6 @@ class OnlineTeacher(Teacher):
         other = ', else' if self._loss_run is not None else ','
         text += f'{other} runs {", ".join(parts)}; stops after {run.ran[last]}; {self._how}'
         return text
-
-
-def _first_line(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'.partition('\n')[0]
 
 
 def _detached(maps: Maps) -> Maps:

@@ -107,13 +107,14 @@ class SelfTeacher(nn.Module, Teacher):
         self.model.neck = neck
         for tap in taps:
             find_module(self.model, tap, here)
-        self._run = self._try(maps, samples, taps, len(refined), here)
+        run = self._try(maps, samples, taps, len(refined), here)
+        self._run = run.without_maps()
         if student.sync:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.train()
         self._size = student.run.size
-        shown = {view: view.of(self._run.values) for view in of_kind(views)}
-        return Preview(self._run.values, shown, {}, self._size)
+        shown = {view: view.of(run.values) for view in of_kind(views)}
+        return Preview(run.values, shown, {}, self._size)
 
     def _try_neck(self, maps: tuple[Tensor, ...], here: str) -> tuple[nn.Module, Sequence[Tensor]]:
         """The neck, and what it makes of the student's maps."""

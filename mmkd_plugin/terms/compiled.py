@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -57,7 +58,7 @@ class Compiled:
                 f'{self.here}: {type(loss).__name__} is not compiled, it runs as it is. '
                 f'torch.compile said: {_first_lines(error)}',
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
             return value
 
