@@ -106,13 +106,13 @@ class Distiller(BaseModel):
         device, terms = torch.device(get_device()), list(self.distill.values())
         views = [term.student_view for term in terms]
         forward = StudentForward(self.student, views, self._student_taps(), device)
-        student = forward.preview(self.student, views, device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
         trial = Trial(config, self.student.data_preprocessor, forward.run, sync)
         previews = {
             name: teacher.prepare(trial, _views(name, terms), device)
             for name, teacher in self.teachers.items()
         }
+        student = forward.preview(self.student, views, device)
         inputs = torch.zeros(1, 3, student.size, student.size)
         for term in terms:
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
@@ -358,7 +358,7 @@ def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
 
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
     """What messages call terms and their losses, and what these need."""
-    return [(term.student_view.asked_by, term.traits.needs) for term in terms]
+    return [(f'{term.here}: {type(term.loss).__name__}', term.traits.needs) for term in terms]
 
 
 def _check_gradient(term: Term, student: Maps) -> None:

@@ -32,7 +32,8 @@ class View:
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: whose tap of the class scores the explainer
             reads. Defaults to ``'teacher'``.
-        asked_by (str): What messages call the term and its loss. Defaults to nothing.
+        term (str): What messages call the term, such as ``'distill.cwd'``. Defaults to nothing.
+        loss (str): What messages call its loss. Defaults to nothing.
 
     Examples:
         >>> str(View(Taps.parse('neck')).taps)
@@ -43,7 +44,8 @@ class View:
     kind: str = 'maps'
     explainer: Explainer | None = None
     side: str = 'teacher'
-    asked_by: str = field(default='', compare=False)
+    term: str = field(default='', compare=False)
+    loss: str = field(default='', compare=False)
 
     @property
     def scores(self) -> Taps:
@@ -135,7 +137,7 @@ def try_explaining(
     Raises:
         ValueError: If it cannot be explained.
     """
-    here = f'{view.asked_by}: {owner}'
+    here = f'{view.term}: {owner}'
     kind = scores_of(model, view.scores, here)
     home = next(model.parameters()).device
     with random_state_kept():  # connectors start alike with and without explanations

@@ -359,9 +359,12 @@ class NotedCAM(GradCAM):
 
 
 def test_the_teachers_classes_are_explained_in_both():
-    model = distiller(fcn(4), fcn(8), term(max_classes=2)).train()
+    line = term(max_classes=2)
+    line['explain']['explainer']['type'] = NotedCAM
+    model = distiller(fcn(4), fcn(8), line).train()
     inputs, samples = batch(model.student)
-    explainer = model.distill.explain.explainer = NotedCAM(SEG, max_classes=2)
+    explainer = model.distill.explain.explainer
+    explainer.explained.clear()  # of the trial at build time
     model(inputs, samples, mode='loss')
     widths, (ours, theirs) = zip(*explainer.explained, strict=True)
     assert sorted(widths) == [32, 64]  # channels of the student's layer4 and of the teacher's

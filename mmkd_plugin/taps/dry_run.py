@@ -83,9 +83,7 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
                 f"({problem}) nor its forward in mode='tensor' ({run.problem})"
             )
         run = replace(run, problem=problem)
-    for tap in taps:
-        if not run.calls[tap]:
-            raise ValueError(never_ran(student, tap, run, 'the student'))
+    check_ran(student, run, taps, 'the student')
     return run
 
 
@@ -262,6 +260,23 @@ def _norm_before(tensor: Tensor, norms: Sequence[tuple[str, Any]], place: Tap) -
         and not re.search(r'downsample|shortcut', name)
     ]
     return inside[-1] if inside else ''
+
+
+def check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) -> None:
+    """Refuses taps whose module did not run.
+
+    Args:
+        model (nn.Module): The model that ran.
+        run (DryRun): What its forward showed.
+        taps (Sequence[Tap]): The taps.
+        owner (str): What the error calls the model.
+
+    Raises:
+        ValueError: If one of them did not run.
+    """
+    for tap in taps:
+        if not run.calls[tap]:
+            raise ValueError(never_ran(model, tap, run, owner))
 
 
 def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:

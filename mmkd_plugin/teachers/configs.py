@@ -45,13 +45,9 @@ def kind_of_teacher(config: dict) -> type[Teacher]:
         return OnlineTeacher
     given: Any = config['type']
     kind = MODELS.get(given) if isinstance(given, str) else given
-    if isinstance(kind, type) and issubclass(kind, Teacher):
+    if _is_teacher(kind):
         return kind
-    names = [
-        name
-        for name, one in MODELS.module_dict.items()
-        if isinstance(one, type) and issubclass(one, Teacher)
-    ]
+    names = [name for name, one in MODELS.module_dict.items() if _is_teacher(one)]
     short = str(given).rpartition('.')[2]
     hint = did_you_mean(short, names, "'mmkd_plugin.{}'", cutoff=0.5)
     known = ', '.join(f'mmkd_plugin.{name}' for name in names)
@@ -59,6 +55,11 @@ def kind_of_teacher(config: dict) -> type[Teacher]:
         f'teacher has type={given!r}, which is not a kind of teacher{hint} (known: {known}; '
         'without `type` it is a trained model that runs beside the student)'
     )
+
+
+def _is_teacher(kind: Any) -> bool:
+    known = isinstance(kind, type) and issubclass(kind, Teacher)
+    return known and not inspect.isabstract(kind)
 
 
 def build_teacher(config: dict) -> Teacher:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -18,36 +17,19 @@ from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import (
     Maps,
     Tap,
-    TapError,
     TapReader,
     Taps,
-    as_list,
     classes_around,
     find_module,
 )
-from mmkd_plugin.taps.dry_run import DryRun, first_that_works, never_ran, read_once
-from mmkd_plugin.taps.example import crop_size, example_batch
+from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
-from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
-from mmkd_plugin.teachers.inference import (
-    FOLDED_ERROR,
-    HALF_ERROR,
-    Inference,
-    amp_is_on,
-    compile_between,
-    distance,
-    fold,
-    foldable,
-    replaced_forwards,
-)
+from mmkd_plugin.teachers.frozen_forward import FrozenForward
+from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model
 from mmkd_plugin.teachers.preprocessing import InputConverter
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
-from mmkd_plugin.words import first_line
-
-#: As the teacher was built.
-EXACT = Inference('fp32', False, False, False)
 
 
 @MODELS.register_module()
@@ -103,13 +85,10 @@ class OnlineTeacher(Teacher):
             label = name if name == 'teacher' else f"teacher '{name}'"
             load_weights(self.model, checkpoint, strict=strict, name=label)
         self.model.requires_grad_(False).eval()
+        #: Reads maps; None before it is prepared, and where only gradients are asked for.
+        self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
-        self._heads: list[str] | None = None
-        self._run: DryRun | None = None
         self._loss_run: DryRun | None = None
-        self.inference, self._how = EXACT, 'in fp32'
-        self._compiled: dict[nn.Module, Callable] = {}
-        self._taps: list[Tap] = []
         self._scores: dict[View, Scores] = {}
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
@@ -123,149 +102,40 @@ class OnlineTeacher(Teacher):
                 cannot be explained.
         """
         owner = f"teacher '{self.name}'"
-        taps = taps_of(views, 'maps', 'explanations')
-        gradient_taps = taps_of(views, 'gradients')
+        taps, gradient_taps = taps_of(views, 'maps', 'explanations'), taps_of(views, 'gradients')
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
-        self._taps = taps
         self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device
         self.model.to(device)
+        run = None
         if taps:
-            self._heads = heads_of(self.model, taps, owner)
             size = student.run.size
-            self._run, example = self._prepare_maps(student.preprocessor, taps, device, size, owner)
-            _check_ran(self.model, self._run, taps, owner)
-            with torch.no_grad():
-                self._settle(taps, *example, owner)
+            self.forward = FrozenForward(
+                self.model, taps, self._asked, student.preprocessor, device, size, owner
+            )
+            run = self.forward.run
+            self.forward.run = run.without_maps()
         if gradient_taps:
-            self._loss_run = first_that_works(self.model, every, device, 'loss', owner)
-            if self._loss_run.problem is not None:
-                raise ValueError(
-                    f'{owner}: a loss on gradients needs its task loss, which could not be tried '
-                    f'on a made-up label. What it said: {self._loss_run.problem}'
-                )
-            _check_ran(self.model, self._loss_run, every, owner)
+            run = self._try_loss(every, device, owner)
+            self._loss_run = run.without_maps()
         self.model.to(home)
-        run = self._loss_run or self._run
         shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')}
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
-        self._run = self._run and self._run.without_maps()
-        self._loss_run = self._loss_run and self._loss_run.without_maps()
         return Preview(run.values, shown, self._scores, run.size)
 
-    def _prepare_maps(
-        self,
-        preprocessor: nn.Module,
-        taps: Sequence[Tap],
-        device: torch.device,
-        size: int,
-        owner: str,
-    ) -> tuple[DryRun, tuple[Tensor, list | None]]:
-        try:
-            return self._try(taps, device, size)
-        except TapError as error:
-            raise TapError(f'{owner}: {error}') from None
-        except Exception:  # a transformer that takes images of its own training size alone
-            crop = crop_size(preprocessor)
-            if crop in ((), (size,)):
-                raise
-            return self._try(taps, device, *crop)
-
-    def _try(
-        self, taps: Sequence[Tap], device: torch.device, size: int
-    ) -> tuple[DryRun, tuple[Tensor, list | None]]:
-        example = example_batch(self.model, device, size)
-        run = read_once(self.model, taps, lambda: dense_forward(self.model, *example, self._heads))
-        return replace(run, size=size), example
-
-    def _settle(
-        self, taps: Sequence[Tap], inputs: Tensor, data_samples: list | None, owner: str
-    ) -> None:
-        """Chooses how to compute, and tries it on the image that the teacher was tried on."""
-        device = inputs.device
-        self.inference, why = self._asked.on(device)
-        exact = self._maps(inputs, data_samples, taps, EXACT)
-
-        def gap(inference: Inference) -> float:
-            return distance(self._maps(inputs, data_samples, taps, inference), exact)
-
-        also = []
-        if self.inference.fuse_conv_bn:
-            also.append(self._fuse(lambda: gap(EXACT), taps, inputs, data_samples))
-        if self.inference.precision != 'fp32':
-            why = self._try_half(gap, device, owner) or why
-        if self.inference.compile:
-            also.append(self._compile(gap, taps, device, owner))
-        if self.inference.channels_last:
-            also.insert(0, 'channels_last')
-            if device.type == 'cuda':  # a CPU arranges weights anew in any case
-                self.model.to(memory_format=torch.channels_last)
-        how = f'in {self.inference.precision} ({why})'
-        self._how = ', '.join(filter(None, [how, *also]))
-
-    def _fuse(
-        self,
-        gap: Callable[[], float],
-        taps: Sequence[Tap],
-        inputs: Tensor,
-        data_samples: list | None,
-    ) -> str:
-        """Fuses convolutions and batch norms, and says how many."""
-
-        def read() -> list[Tensor]:
-            maps = self._maps(inputs, data_samples, taps, EXACT)
-            return [tensor for value in maps.values() for tensor in as_list(value)]
-
-        pairs = foldable(self.model, read)
-        undo = fold(pairs)
-        if gap() > FOLDED_ERROR:
-            undo()
-            return 'batch norms not fused, which would change its maps'
-        return f'{len(pairs)} batch norms fused into their convolutions' if pairs else ''
-
-    def _try_half(self, gap: Callable[[Inference], float], device: torch.device, owner: str) -> str:
-        """Goes back to fp32 where half precision does not do, and says why.
-
-        Raises:
-            ValueError: If it was asked for and does not run.
-        """
-        half, error = self.inference.precision, float('inf')
-        try:
-            error = gap(replace(self.inference, compile=False))
-            said = 'its maps are not finite' if error == float('inf') else ''
-        except Exception as caught:  # an operation of a foreign model that takes no such type
-            said = first_line(caught)
-        asked = self._asked.precision != 'auto'
-        if said and asked:
-            raise ValueError(f"{owner} does not run with precision='{half}': {said}")
-        if asked or error <= HALF_ERROR:
-            return ''
-        self.inference, _ = replace(self._asked, precision='fp32').on(device)
-        return f'not in {half}: {said or f"its maps would change by {error:.0%}"}'
-
-    def _compile(
-        self,
-        gap: Callable[[Inference], float],
-        taps: Sequence[Tap],
-        device: torch.device,
-        owner: str,
-    ) -> str:
-        """Compiles what lies between the taps, if that works, and says how much."""
-        places = [place for tap in taps for place in self._run.places.get(tap, (tap,))]
-        self._compiled = compile_between(self.model, places, self._run.ran, device)
-        try:
-            problem = 'its maps would change' if gap(self.inference) > HALF_ERROR else ''
-        except Exception as caught:  # no compiler, or a part that cannot be compiled
-            problem = first_line(caught)
-        if not problem:
-            return f'{len(self._compiled)} parts compiled'
-        self.inference = replace(self.inference, compile=False)
-        print_log(f'{owner} is not compiled: {problem}', logger='current', level=logging.WARNING)
-        return 'not compiled'
+    def _try_loss(self, taps: Sequence[Tap], device: torch.device, owner: str) -> DryRun:
+        run = first_that_works(self.model, taps, device, 'loss', owner)
+        if run.problem is not None:
+            raise ValueError(
+                f'{owner}: a loss on gradients needs its task loss, which could not be tried '
+                f'on a made-up label. What it said: {run.problem}'
+            )
+        check_ran(self.model, run, taps, owner)
+        return run
 
     def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
         """Runs the model no further than the last tap; for gradients, its task loss."""
@@ -290,7 +160,6 @@ class OnlineTeacher(Teacher):
         shown |= {view: view.of(slopes) for view in gradients}
         return Lesson(shown, chosen)
 
-    @torch.no_grad()
     def read(
         self,
         inputs: Tensor,
@@ -305,42 +174,14 @@ class OnlineTeacher(Teacher):
             data_samples (list, optional): Their data samples; tells padding from picture.
             taps (Sequence[Tap]): A part of those that the views given to :meth:`prepare` read.
             on_path (Sequence[Tap]): A part of ``taps`` from which there is to be a graph to those
-                behind it; none for the weights. Defaults to ``()``.
+                behind it. Defaults to ``()``.
 
         Returns:
-            dict[Tap, Maps]: A tensor or a list of tensors for each tap, contiguous, and in float32
-            unless the run itself uses automatic mixed precision.
+            dict[Tap, Maps]: As :class:`FrozenForward` gives them.
         """
-        inputs = self._convert(inputs, data_samples)
-        if on_path:
-            inference, _ = self._asked.where_differentiated.on(inputs.device)
-            return self._maps(inputs, data_samples, taps, inference, on_path)
-        values = self._maps(inputs, data_samples, taps, self.inference)
-        widen = self.inference.precision != 'fp32' and not amp_is_on(inputs.device)
-        return {
-            tap: _plain(x, widen) if isinstance(x, Tensor) else [_plain(y, widen) for y in x]
-            for tap, x in values.items()
-        }
-
-    def _maps(
-        self,
-        inputs: Tensor,
-        data_samples: list | None,
-        taps: Sequence[Tap],
-        inference: Inference,
-        on_path: Sequence[Tap] = (),
-    ) -> dict[Tap, Maps]:
-        """What taps read in images that are normalised for the teacher."""
-        run, heads = self._run, self._heads
-        if heads is not None:
-            heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
-        reader = TapReader(self.model, taps, run.in_place, run.calls, run.places, on_path=on_path)
-        inputs = inference.laid_out(inputs)
-        compiled = replaced_forwards(self._compiled if inference.compile else {})
-        grad = torch.set_grad_enabled(bool(on_path))
-        with grad, inference.context(inputs.device), compiled, reader:
-            dense_forward(self.model, inputs, data_samples, heads)
-        return {tap: reader.read(tap) for tap in taps}
+        with torch.no_grad():
+            inputs = self._convert(inputs, data_samples)
+        return self.forward(inputs, data_samples, taps, on_path)
 
     @torch.no_grad()
     def _with_gradients(
@@ -371,7 +212,7 @@ class OnlineTeacher(Teacher):
         """The batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
         owner = f"teacher '{self.name}'"
         if names is None:
-            run = self._run if self._run is not None else self._loss_run
+            run = self._loss_run if self.forward is None else self.forward.run
             names = [name for tap in taps for name in run.norms[tap]]
         return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
@@ -394,29 +235,10 @@ class OnlineTeacher(Teacher):
         text += f'{millions:.1f} M parameters'
         if self._loss_run is not None:
             text += ', runs its task loss and the gradient of it while a loss on gradients is on'
-        if self._run is None:
-            return text
-        run = self._run
-        last = max(run.ran.index(tap.path) for tap in self._taps)
-        roots = {name.split('.')[0] for name in run.ran[: last + 1]}
-        parts = [name for name, _ in self.model.named_children() if name in roots]
-        other = ', else' if self._loss_run is not None else ','
-        text += f'{other} runs {", ".join(parts)}; stops after {run.ran[last]}; {self._how}'
+        if self.forward is not None:
+            text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
         return text
 
 
 def _detached(maps: Maps) -> Maps:
     return maps.detach() if isinstance(maps, Tensor) else [x.detach() for x in maps]
-
-
-def _plain(tensor: Tensor, widen: bool) -> Tensor:
-    """A contiguous tensor, in float32 if it is to be widened and is in half precision."""
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if widen and half else tensor.dtype
-    return tensor.to(dtype, memory_format=torch.contiguous_format)
-
-
-def _check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) -> None:
-    for tap in taps:
-        if not run.calls[tap]:
-            raise ValueError(never_ran(model, tap, run, owner))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmkd_plugin.building import build_module
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, TapReader, Taps, as_list, classes_around, find_module
-from mmkd_plugin.taps.dry_run import DryRun, never_ran, read_once
+from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
 from mmkd_plugin.taps.task_gradient import scaled_losses
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.model import without_pretraining
@@ -97,7 +97,7 @@ class SelfTeacher(nn.Module, Teacher):
         for view in of_kind(views, 'gradients', 'explanations'):
             what = 'gradients of task losses' if view.kind == 'gradients' else view.kind
             raise ValueError(
-                f'{view.asked_by} compares {what}, for which a self-teacher is no teacher'
+                f'{view.term}: {view.loss} compares {what}, for which a self-teacher is no teacher'
             )
         maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
         samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
@@ -155,9 +155,7 @@ class SelfTeacher(nn.Module, Teacher):
                 f'({type(error).__name__}: {error}). Tap in the student what its own heads read, '
                 'or change them with `head`'
             ) from error
-        for tap in taps:
-            if not run.calls[tap]:
-                raise ValueError(never_ran(self.model, tap, run, here))
+        check_ran(self.model, run, taps, here)
         self.costs = _costs(self.model, counter)
         return run
 

@@ -96,12 +96,18 @@ class Term(nn.Module):
         self.compiled = Compiled(self.here) if compile else None
         self._connector = connector
         self._teacher_connector = teacher_connector
-        self._check_explainer()
-        self._check_needs()
-        asked_by = f'{self.here}: {type(loss).__name__}'
+        _check_needs(self)
+        if explainer is not None:
+            _check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
+        elif self.traits.compares == 'explanations':
+            raise ValueError(
+                f'{self.here}: {type(loss).__name__} compares explanations; add '
+                "explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')"
+            )
+        words = dict(term=self.here, loss=type(loss).__name__)
         kind = 'explanations' if explainer is not None else self.traits.compares
-        self.student_view = View(student_tap, kind, explainer, 'student', asked_by)
-        self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', asked_by)
+        self.student_view = View(student_tap, kind, explainer, 'student', **words)
+        self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', **words)
 
     @property
     def student_tap(self) -> Taps:
@@ -112,40 +118,6 @@ class Term(nn.Module):
     def teacher_tap(self) -> Taps:
         """What it reads in the teacher."""
         return self.teacher_view.taps
-
-    def _check_explainer(self) -> None:
-        kind = type(self.loss).__name__
-        if self.explainer is None:
-            if self.traits.compares == 'explanations':
-                raise ValueError(
-                    f'{self.here}: {kind} compares explanations; add '
-                    "explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')"
-                )
-            return
-        if not isinstance(self.explainer, Explainer):
-            raise ValueError(
-                f'{self.here}.explainer: {type(self.explainer).__name__} is not an explainer; '
-                'take mmkd_plugin.GradCAM, say'
-            )
-        if self.traits.compares == 'gradients' or self.traits.needs:
-            raise ValueError(
-                f'{self.here}: {kind} cannot compare explanations; take '
-                'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
-            )
-        if self._connector not in ('auto', None) or self._teacher_connector is not None:
-            raise ValueError(
-                f'{self.here}: explanations have the size of the image in both models; '
-                'leave the connector out'
-            )
-
-    def _check_needs(self) -> None:
-        known = [*FROM_BATCH, *FROM_NORM]
-        for need in self.traits.needs:
-            if need not in known:
-                raise ValueError(
-                    f"{self.here}: {type(self.loss).__name__} needs '{need}'; what there is: "
-                    f'{", ".join(known)}'
-                )
 
     @classmethod
     def from_config(
@@ -364,6 +336,36 @@ class Term(nn.Module):
             else f'{self.here}: the classes of one model are independent, those of the other are '
             'not'
         )
+
+
+def _check_explainer(term: Term, converts: Any) -> None:
+    """Refuses an explainer that does not go with the loss or with a connector."""
+    if not isinstance(term.explainer, Explainer):
+        raise ValueError(
+            f'{term.here}.explainer: {type(term.explainer).__name__} is not an explainer; '
+            'take mmkd_plugin.GradCAM, say'
+        )
+    if term.traits.compares == 'gradients' or term.traits.needs:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} cannot compare explanations; take '
+            'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
+        )
+    if converts:
+        raise ValueError(
+            f'{term.here}: explanations have the size of the image in both models; '
+            'leave the connector out'
+        )
+
+
+def _check_needs(term: Term) -> None:
+    """Refuses a loss that needs something unknown."""
+    known = [*FROM_BATCH, *FROM_NORM]
+    for need in term.traits.needs:
+        if need not in known:
+            raise ValueError(
+                f"{term.here}: {type(term.loss).__name__} needs '{need}'; what there is: "
+                f'{", ".join(known)}'
+            )
 
 
 def _check_line(here: str, name: str, config: Any) -> None:

@@ -317,7 +317,7 @@ def test_half_precision_that_fails(monkeypatch, huge, said):
     teacher = OnlineTeacher(config, None)
     prepare(teacher, teacher.model.data_preprocessor, [tap])
     assert f'in fp32 (not in bf16: {said})' in teacher.work()
-    assert teacher.inference == Inference('fp32', True, True, False)
+    assert teacher.forward.inference == Inference('fp32', True, True, False)
     teacher = OnlineTeacher(config, None, name='t', inference=HALF)
     with pytest.raises(
         ValueError, match=rf"teacher 't' does not run with precision='bf16': {said}"
@@ -380,20 +380,22 @@ def test_what_is_compiled_lies_between_the_taps(eager_backend, name, taps, parts
     config, x = getattr(stock_models, name)(), images()
     teacher, taps = prepared(config, *taps, **HALF, compile=True)
     plain, _ = prepared(config, *map(str, taps), **HALF)
-    assert f'{len(teacher._compiled)} parts compiled' in teacher.work()
+    assert f'{len(teacher.forward.compiled)} parts compiled' in teacher.work()
     names = {module: n for n, module in teacher.model.named_modules()}
-    assert {*parts} <= {names[module] for module in teacher._compiled}
-    assert not any(tap.path.startswith(f'{names[m]}.') for m in teacher._compiled for tap in taps)
+    assert {*parts} <= {names[module] for module in teacher.forward.compiled}
+    assert not any(
+        tap.path.startswith(f'{names[m]}.') for m in teacher.forward.compiled for tap in taps
+    )
     assert distance(teacher.read(x, None, taps), plain.read(x, None, taps)) < 1e-2
     ran = []
     for module in teacher.model.modules():  # compiled parts run their hooks elsewhere
-        if not any(module is m for part in teacher._compiled for m in part.modules()):
+        if not any(module is m for part in teacher.forward.compiled for m in part.modules()):
             module.register_forward_hook(lambda m, *_: ran.append(names[m]))
-    for part in teacher._compiled:
+    for part in teacher.forward.compiled:
         part.register_forward_hook(lambda m, *_: ran.append(names[m]))
     teacher.read(x, None, taps)
     assert ran[-1] == last or last not in names
-    assert not any('forward' in vars(module) for module in teacher._compiled)
+    assert not any('forward' in vars(module) for module in teacher.forward.compiled)
 
 
 def test_where_nothing_can_be_compiled_it_runs_as_it_is(monkeypatch, log):
@@ -403,7 +405,7 @@ def test_where_nothing_can_be_compiled_it_runs_as_it_is(monkeypatch, log):
     monkeypatch.setattr(torch, 'compile', lambda *_, **__: broken)
     teacher, (tap,) = prepared(stock_models.pspnet(), LOGITS, **HALF, compile=True)
     assert log.warnings[1:] == ["teacher 'teacher' is not compiled: RuntimeError: no compiler"]
-    assert teacher.work().endswith(', not compiled') and not teacher.inference.compile
+    assert teacher.work().endswith(', not compiled') and not teacher.forward.inference.compile
     assert teacher.read(images(), None, [tap])[tap].isfinite().all()
 
 
@@ -471,7 +473,7 @@ def test_explanations_and_gradients_are_in_full_precision(monkeypatch):
         values = teacher.read(x, None, [features, logits], on_path=[features])
         (gradient,) = torch.autograd.grad(values[logits].float().square().sum(), values[features])
         results[name] = gradient.float()
-        assert teacher.inference.precision == ('fp32' if name == 'exact' else 'bf16')
+        assert teacher.forward.inference.precision == ('fp32' if name == 'exact' else 'bf16')
     size = results['exact'].norm()
     assert (results['fastest'] - results['exact']).norm() < 1e-5 * size
     assert 1e-4 * size < (results['half'] - results['exact']).norm() < 5e-2 * size
