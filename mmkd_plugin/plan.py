@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.table import Table
-from torch import Tensor
 
-from mmkd_plugin.taps import Maps
+from mmkd_plugin.taps import Maps, as_list
 from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.words import table_text
@@ -25,10 +24,10 @@ def plan(
     Args:
         terms (Mapping[str, Term]): The connected terms, by their names.
         teachers (Mapping[str, Teacher]): The prepared teachers, by their names.
-        student (Preview): What the student showed of a made-up image.
-        taught (Mapping[str, Preview]): What each teacher showed, by its name.
-        problem (str, optional): Why the student's training forward could not be tried. Defaults
-            to None.
+        student (Preview): The student's maps of a made-up image.
+        taught (Mapping[str, Preview]): The maps of each teacher, by its name.
+        problem (str, optional): Error of the student's training forward, if it could not be tried.
+            Defaults to None.
 
     Returns:
         str: A table with a row for each term, then a line for each teacher.
@@ -91,7 +90,7 @@ def shapes(maps: Maps, size: int) -> str:
         >>> shapes([torch.rand(1, 256, 16, 16), torch.rand(1, 256, 8, 8)], size=128)
         '256 channels, stride 8, 16'
     """
-    tensors = [maps] if isinstance(maps, Tensor) else maps
+    tensors = as_list(maps)
     if any(tensor.ndim != 4 for tensor in tensors):
         return '; '.join(str(tuple(tensor.shape[1:])) for tensor in tensors)
     channels = [str(tensor.shape[1]) for tensor in tensors]
@@ -111,5 +110,4 @@ def strides(maps: Maps, size: int) -> list[tuple[float, ...]]:
     Returns:
         list[tuple[float, ...]]: Two numbers for each map; maps of another shape are left out.
     """
-    tensors = [maps] if isinstance(maps, Tensor) else maps
-    return [tuple(size / side for side in t.shape[2:]) for t in tensors if t.ndim == 4]
+    return [tuple(size / side for side in t.shape[2:]) for t in as_list(maps) if t.ndim == 4]

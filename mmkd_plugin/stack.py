@@ -108,7 +108,7 @@ def safe_load(file: Any, map_location: Any = None, **_: Any) -> Any:
     """Loads a file of ``torch.save`` without running any code that it may hold.
 
     Args:
-        file (str | Path | BinaryIO): What to load.
+        file (str | Path | BinaryIO): The file.
         map_location (Any): As for ``torch.load``. Defaults to None.
         **_ (Any): Other arguments of ``torch.load``; they are ignored.
 

@@ -67,7 +67,7 @@ class ConvConnector(nn.Conv2d):
 
     @property
     def summary(self) -> str:
-        """What the plan calls it."""
+        """Name of the connector in the plan."""
         kernel = '×'.join(map(str, self.kernel_size))
         norm = '' if self.norm is None else ' + BN'
         return f'{kernel} conv {self.in_channels}→{self.out_channels}{norm}'

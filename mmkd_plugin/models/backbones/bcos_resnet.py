@@ -86,6 +86,7 @@ class BcosBlock(nn.Module):
         b: float,
     ) -> None:
         super().__init__()
+        self.bottleneck = bottleneck
         out_channels = 4 * channels if bottleneck else channels
         if bottleneck:
             self.conv1 = BcosConv2d(in_channels, channels, 1, b=b)
@@ -113,7 +114,7 @@ class BcosBlock(nn.Module):
             Tensor: ``(N, C', H', W')``.
         """
         out = self.bn2(self.conv2(self.bn1(self.conv1(x))))
-        if hasattr(self, 'conv3'):
+        if self.bottleneck:
             out = self.bn3(self.conv3(out))
         return out + (x if self.downsample is None else self.downsample(x))
 

@@ -518,7 +518,7 @@ def test_gradcheck(build, channels, sizes):
     maps = [x + 0.1 for x in random_maps(channels, sizes, batch=1)]
 
     def run(*tensors):
-        given = dict(zip(names, tensors, strict=True))
+        given = dict(zip(names, tensors, strict=False))
         return torch.func.functional_call(neck, given, (list(tensors[len(names) :]),))
 
     tensors = [x.detach().requires_grad_() for x in (*parameters, *maps)]
