@@ -226,7 +226,7 @@ def random_maps(channels, sizes, batch=2, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(batch, c, *size, generator=generator, dtype=torch.float64).relu().to(dtype)
-        for c, size in zip(channels, sizes, strict=False)
+        for c, size in zip(channels, sizes, strict=False)  # of the sizes, as many as needed
     ]
 
 
@@ -518,7 +518,7 @@ def test_gradcheck(build, channels, sizes):
     maps = [x + 0.1 for x in random_maps(channels, sizes, batch=1)]
 
     def run(*tensors):
-        given = dict(zip(names, tensors, strict=False))
+        given = dict(zip(names, tensors[: len(names)], strict=True))
         return torch.func.functional_call(neck, given, (list(tensors[len(names) :]),))
 
     tensors = [x.detach().requires_grad_() for x in (*parameters, *maps)]
