@@ -17,11 +17,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkd_plugin import stack
+from mmkd_plugin.registry import MODELS as MMKD_MODELS
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers.cached import CachedTeacher
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.teachers.inference import Inference
-from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.self_teacher import SelfTeacher
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.terms.schedule import CURVES, Schedule
@@ -144,6 +145,29 @@ def test_the_terms_of_a_self_teacher_build(text: str) -> None:
         MODELS.build(without_downloads(cfg.model))
 
 
+LOSSES = [block for block in blocks('python') if '(nn.Module):' in block.values[0]]
+
+
+@pytest.mark.parametrize('text', [b for b in LOSSES if b.id.startswith('docs/adding_a_loss.md')])
+def test_a_loss_of_the_guide_teaches(text: str) -> None:
+    pytest.importorskip('mmcv.ops')
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    (name,) = re.findall(r'^class (\w+)', text, re.M)
+    try:
+        line = dict(tap='neck', loss=dict(type=f'mmkd_plugin.{name}'))
+        model = stock_models.distiller(
+            stock_models.retinanet(), stock_models.retinanet(16), dict(own=line)
+        ).train()
+    finally:
+        MMKD_MODELS.module_dict.pop(name)
+    own = list(model.distill.own.parameters())
+    model(*stock_models.batch(model), mode='loss')['distill.own.loss'].backward()
+    assert all(p.grad is not None for p in own) and any(p.grad.any() for p in own)
+    assert any(p.grad is not None and p.grad.any() for p in model.student.neck.parameters())
+    assert list(model.state_dict()) == list(model.student.state_dict())
+
+
 # Links --------------------------------------------------------------------------------------------
 
 
@@ -200,7 +224,7 @@ def test_the_reference_names_every_key():
     distiller = MODELS.get('mmkd_plugin.Distiller')
     needed = {
         'distiller.md': {*KEYS, *arguments(Schedule), *arguments(distiller)},
-        'teachers.md': arguments(Teacher) | arguments(Inference),
+        'teachers.md': arguments(OnlineTeacher) | arguments(Inference),
         'cached_teacher.md': arguments(CachedTeacher),
         'frskd.md': arguments(SelfTeacher),
         'adding_a_loss.md': {*FROM_BATCH, *FROM_NORM},
