@@ -101,9 +101,7 @@ class FSPLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 16, 16]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = False
 
     def __init__(self, pool: str = 'max', loss_weight: Weight = 1.0) -> None:

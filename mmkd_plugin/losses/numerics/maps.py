@@ -29,8 +29,8 @@ def sum_over_maps(
         student (Tensor | Sequence[Tensor]): The student's map or maps.
         teacher (Tensor | Sequence[Tensor]): As many maps of the teacher.
         weight (float | Sequence[float]): Factor on the sum, or one on each result. Default: 1.0.
-        others (Sequence): What else ``compare`` takes, each with as many elements as there are
-            maps.
+        others (Sequence): Further arguments of ``compare``, each with as many elements as there
+            are maps.
 
     Returns:
         Tensor: A scalar.
