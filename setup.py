@@ -25,9 +25,8 @@ def version():
 
 
 def long_description():
-    """Returns the README, or nothing while there is none."""
-    readme = ROOT / 'README.md'
-    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+    """Returns the README."""
+    return (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 setup(
@@ -37,7 +36,7 @@ setup(
     long_description=long_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.9',
+    python_requires='>=3.10',
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
     install_requires=requirements('runtime'),
     extras_require={

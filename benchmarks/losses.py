@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import mmrazor
 from benchmarks.cases import Case, Inputs, Loss
 from benchmarks.measure import PeakBytes, Rounds, failed, synchronize, take_turns
-from mmkd_plugin.compiled import compiled
+from mmkd_plugin.terms.compiled import compiled
 
 TEXTBOOK, RAZOR, EAGER, COMPILED, FLOOR = 'textbook', 'MMRazor', 'ours', 'ours, compiled', 'floor'
 OURS = (EAGER, COMPILED)

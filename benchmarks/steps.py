@@ -6,12 +6,12 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -26,13 +26,17 @@ from benchmarks import mmrazor
 from benchmarks.cases import check_name
 from benchmarks.measure import Rounds, take_turns
 from mmkd_plugin import stack
-from mmkd_plugin.cached_teacher import description, field_of, map_key, padding_values
+from mmkd_plugin.cache.loading import field_of, map_key
+from mmkd_plugin.cache.store import CacheError, CacheWriter
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Tap, as_list, find_module
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_cache import CacheError, CacheWriter
+from mmkd_plugin.taps import Tap, Taps, as_list, find_module
+from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers.base import Trial
+from mmkd_plugin.teachers.caching import description, padding_values
+from mmkd_plugin.teachers.online import OnlineTeacher
+from mmkd_plugin.views import View
 
 STUDENT, BARE, RAZOR = 'student', 'and bare teacher', 'MMRazor'
 ONLINE, FP32, CACHED = 'ours', 'ours, fp32', 'ours, cached'
@@ -196,7 +200,7 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
     (term,) = cfg.model.distill.values()
     with quiet(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         student = MODELS.build(cfg.model.student)
-        plain = Teacher(cfg.model.teacher.config, None).model  # as MMRazor and others run it
+        plain = OnlineTeacher(cfg.model.teacher.config, None).model  # as MMRazor and others run it
         online, fp32 = (
             Distiller(student, dict(cfg.model.teacher, **options), dict(cfg.model.distill))
             for options in ({}, dict(inference=dict(precision='fp32')))
@@ -237,12 +241,13 @@ def cached(
     """
     (term,) = cfg.model.distill.values()
     tap, preprocessor = Tap.parse(term.tap), student.data_preprocessor
+    views = [View(Taps((tap,)))]
     with quiet():
-        teacher = Teacher(cfg.model.teacher.config, None)
-    run = teacher.prepare(preprocessor, [tap], device)
-    meta = description(teacher, dict(config=cfg.model.teacher.config), run, [tap], ())
+        teacher = OnlineTeacher(cfg.model.teacher.config, None)
+    preview = teacher.prepare(Trial(None, preprocessor, DryRun()), views, device)
+    meta = description(teacher, dict(config=cfg.model.teacher.config), preview, views, ())
     about = meta['taps']
-    for name, values in padding_values(teacher, preprocessor, about, run.size).items():
+    for name, values in padding_values(teacher, preprocessor, views, preview.size).items():
         about[name]['fill'] = values
     meta |= dict(loading=None, scale=None, scale_given=False, dtype='float16', top_k=None)
     meta['mirrored'] = False
@@ -268,7 +273,7 @@ def tapped(online: Distiller, tap: str, batch: dict, device: torch.device) -> li
     """What the teacher's tap gives for a batch."""
     data = online.to(device).data_preprocessor(batch, True)
     (teacher,) = online.teachers.values()
-    values = teacher(data['inputs'], data['data_samples'], [Tap.parse(tap)])
+    values = teacher.read(data['inputs'], data['data_samples'], [Tap.parse(tap)])
     return as_list(values[Tap.parse(tap)])
 
 

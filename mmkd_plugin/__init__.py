@@ -1,5 +1,78 @@
-"""Knowledge distillation for dense prediction inside OpenMMLab."""
+"""Knowledge distillation for dense prediction inside OpenMMLab.
+
+Everything public is importable from here and loaded when it is first used, so importing this
+package loads neither mmsegmentation nor mmdetection. A name that begins with an underscore, and
+everything in :mod:`mmkd_plugin.losses.numerics`, is internal.
+
+Examples:
+    >>> import mmkd_plugin
+    >>> mmkd_plugin.ChannelWiseLoss(tau=4)
+    ChannelWiseLoss(tau=4.0, loss_weight=1.0)
+"""
+
+from importlib import import_module
+from typing import Any
 
 from mmkd_plugin.version import __version__
 
-__all__ = ['__version__']
+_PUBLIC = {
+    'cache.store': ['TeacherCache'],
+    'cache.wiring': ['wire'],
+    'connectors': ['ConvConnector', 'Paraphraser', 'Translator'],
+    'distiller': ['Distiller'],
+    'explanations': ['BcosWeights', 'Explainer', 'GradCAM', 'GradientAttention'],
+    'losses': [
+        'ActivationBoundaryLoss',
+        'AttentionLoss',
+        'ChannelWiseLoss',
+        'ExplanationLoss',
+        'FSPLoss',
+        'FactorTransferLoss',
+        'GradientAttentionLoss',
+        'HintLoss',
+        'IntraClassVariationLoss',
+        'LocalSimilarityLoss',
+        'NeuronSelectivityLoss',
+        'OverhaulLoss',
+        'PairWiseLoss',
+        'PixelWiseLoss',
+        'RKDAngleLoss',
+        'RKDDistanceLoss',
+        'SoftTargetLoss',
+    ],
+    'metrics': ['ExplanationLocalization', 'ExplanationSimilarity', 'TeacherAgreement'],
+    'models.backbones': ['BcosResNet'],
+    'models.batch_augments': ['CutMix', 'Mixup'],
+    'models.necks': ['BiFPN', 'BiFPNClassifier', 'BiFPNSegSelfTeacher', 'BiFPNSelfTeacher'],
+    'registry': ['HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS'],
+    'taps': ['Tap', 'TapReader', 'Taps'],
+    'teachers': [
+        'Batch',
+        'CachedTeacher',
+        'Lesson',
+        'OnlineTeacher',
+        'Preview',
+        'SelfTeacher',
+        'Teacher',
+        'Trial',
+    ],
+    'terms': ['Schedule', 'Term'],
+    'views': ['View'],
+    'visualization': ['DistillVisualizationHook'],
+}
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ['__version__', *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name on its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Reading checkpoints safely, and never loading one silently by halves."""
+"""Checkpoints: reading them safely, and loading all of one or saying which part does not fit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import difflib
 import logging
 import pickle
 import re
-import struct
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmkd_plugin.stack import safe_load, safe_loading
+from mmkd_plugin.stack import UNPICKLING_ERRORS, safe_load, safe_loading
+from mmkd_plugin.words import first_line, some
 
 __all__ = [
     'METADATA_KEY',
@@ -35,10 +34,11 @@ __all__ = [
 ]
 
 METADATA_KEY = 'mmkd'
-"""Where a distilled state dict keeps what is not the student's: ``_metadata[''][METADATA_KEY]``."""
+"""A distilled state dict keeps everything but the student in ``_metadata[''][METADATA_KEY]``."""
 
 _WEIGHTS_KEYS = ('state_dict', 'model')
 _SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
+_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, OSError)
 
 
 class CheckpointError(ValueError):
@@ -46,19 +46,19 @@ class CheckpointError(ValueError):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running any code that it may hold.
+    """Reads a checkpoint to the CPU without running any code that it may hold.
 
     Args:
-        path (str | Path): A file, or anything mmengine loads from (``https://``,
-            ``open-mmlab://``, ``s3://``, ...); PyTorch's format, or ``.safetensors``.
+        path (str | Path): A file, or an address from which mmengine loads (``https://``,
+            ``open-mmlab://``, ``s3://``, ...), in PyTorch's format or as ``.safetensors``.
 
     Returns:
-        dict[str, Any]: What the file holds; :func:`state_dict_of` finds the weights in it.
+        dict[str, Any]: The content of the file; :func:`state_dict_of` finds the weights in it.
 
     Raises:
-        FileNotFoundError: If a local file is missing; the message names those near it.
-        CheckpointError: If the file is damaged, is no checkpoint, holds no weights, or holds
-            something that is not data.
+        FileNotFoundError: If a local file is missing; the message names similar files.
+        CheckpointError: If the file is damaged, is not a checkpoint, holds no weights, or holds
+            something else than data.
     """
     path = str(path)
     if '://' not in path:
@@ -67,49 +67,31 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.endswith('.safetensors'):
             checkpoint = _read_safetensors(path)
         elif '://' in path:
-            with safe_loading():
-                checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+            checkpoint = _read_remote(path)
         else:
             checkpoint = safe_load(path, map_location='cpu')
+    except CheckpointError:
+        raise
     except _READ_ERRORS as error:
         raise CheckpointError(_explain(path, error)) from error
-    except KeyError as error:
-        if '://' not in path:
-            raise CheckpointError(_explain(path, error)) from error
-        raise CheckpointError(f'{path}: mmengine knows no such model ({error})') from error
     state_dict_of(checkpoint, path)
     return checkpoint
 
 
-_READ_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    AssertionError,
-    struct.error,
-    zipfile.BadZipFile,
-    OSError,
-)
-
-
 def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> OrderedDict[str, Tensor]:
-    """Find the weights in a checkpoint.
+    """Finds the weights in a checkpoint.
 
     Args:
         checkpoint (dict): As :func:`read_checkpoint` returns it: the weights under ``state_dict``
             or ``model``, or the weights themselves.
-        name (str | Path): What to call it in an error.
+        name (str | Path): Name of the checkpoint in an error. Defaults to ``'the checkpoint'``.
 
     Returns:
-        OrderedDict[str, Tensor]: The weights, without a ``module.`` that wrappers put before every
-        key, and with the ``_metadata`` that came along.
+        OrderedDict[str, Tensor]: The weights and their ``_metadata``, without the ``module.`` that
+        a wrapper puts before every key.
 
     Raises:
-        CheckpointError: If there are none.
+        CheckpointError: If there are no weights.
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
@@ -122,22 +104,29 @@ def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> Order
             break
     tensors = OrderedDict((k, v) for k, v in weights.items() if isinstance(v, Tensor))
     if not tensors:
-        keys = ', '.join(repr(key) for key in list(checkpoint)[:10]) or 'none at all'
+        keys = some(map(repr, checkpoint)) or 'none at all'
         raise CheckpointError(
             f'{name} holds no weights: expected tensors under `state_dict`, under `model` or at '
             f'the top, found the keys {keys}'
         )
-    _metadata = OrderedDict(getattr(weights, '_metadata', None) or {})
+    metadata = OrderedDict(getattr(weights, '_metadata', None) or {})
     if all(key.startswith('module.') for key in tensors):
         tensors = OrderedDict((key[7:], value) for key, value in tensors.items())
-        inner = {k[7:]: v for k, v in _metadata.items() if f'{k}.'.startswith('module.')}
-        _metadata = OrderedDict(inner) if inner else _metadata
-    tensors._metadata = _metadata
+        inner = {k[7:]: v for k, v in metadata.items() if f'{k}.'.startswith('module.')}
+        metadata = OrderedDict(inner) if inner else metadata
+    tensors._metadata = metadata
     return tensors
 
 
 def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return what the Distiller put beside the student's weights, if it wrote this state dict."""
+    """Returns the state that the Distiller keeps beside the student's weights.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): A model's state dict.
+
+    Returns:
+        dict[str, Any] | None: The state, or None if a Distiller did not write the state dict.
+    """
     metadata = getattr(state_dict, '_metadata', None) or {}
     return metadata.get('', {}).get(METADATA_KEY)
 
@@ -145,21 +134,23 @@ def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | Non
 def load_weights(
     model: nn.Module, path: str | Path, strict: bool = True, name: str = 'teacher'
 ) -> None:
-    """Load a checkpoint into a model and make sure that it fits.
+    """Loads a checkpoint into a model and checks that it fits.
 
-    The model's own ``load_state_dict`` does the loading, so checkpoints of older versions are
-    converted as usual.
+    The model's own ``load_state_dict`` loads the weights, so it converts checkpoints of older
+    versions as usual.
 
     Args:
-        model (nn.Module): Receives the weights.
-        path (str | Path): As for :func:`read_checkpoint`.
-        strict (bool): Whether to insist on a value for every weight of the model, and on a place
-            in it for everything that the file holds about a component that the model has. Without
-            it the same facts are logged as a warning. Defaults to True.
-        name (str): What to call the model in messages. Defaults to ``'teacher'``.
+        model (nn.Module): The model that receives the weights.
+        path (str | Path): The checkpoint, as for :func:`read_checkpoint`.
+        strict (bool): Whether every weight of the model needs a value, and every tensor of the
+            file a place in the model if the model has that component (``backbone``, ``neck``,
+            ...). If False, the same facts are logged as a warning. Defaults to True.
+        name (str): Name of the model in messages. Defaults to ``'teacher'``.
 
     Raises:
-        ValueError: If nothing matches, or, with ``strict``, if something does not.
+        FileNotFoundError: If a local file is missing.
+        ValueError: If the file cannot be read, if none of its tensors fits, or, with ``strict``, if
+            one does not fit.
     """
     load_state(model, state_dict_of(read_checkpoint(path), path), path, strict, name)
 
@@ -171,14 +162,17 @@ def load_state(
     strict: bool = True,
     name: str = 'teacher',
 ) -> None:
-    """Load weights that were read already; as :func:`load_weights`, which see.
+    """Loads weights that are in memory, as :func:`load_weights` loads those of a file.
 
     Args:
-        model (nn.Module): Receives the weights.
-        state_dict (OrderedDict[str, Tensor]): As :func:`state_dict_of` returns it.
-        path (str | Path): Where they come from, for messages.
+        model (nn.Module): The model that receives the weights.
+        state_dict (OrderedDict[str, Tensor]): The weights, as :func:`state_dict_of` returns them.
+        path (str | Path): Origin of the weights in messages.
         strict (bool): As for :func:`load_weights`. Defaults to True.
-        name (str): What to call the model in messages. Defaults to ``'teacher'``.
+        name (str): Name of the model in messages. Defaults to ``'teacher'``.
+
+    Raises:
+        ValueError: If none of the tensors fits, or, with ``strict``, if one does not fit.
     """
     fit = _load(model, state_dict)
     if fit.matched == 0:
@@ -190,7 +184,7 @@ def load_state(
     if fit.is_complete:
         loaded = f'Loaded the {name} from {path}: all {fit.expected} tensors.'
         if fit.other_components:
-            loaded += f' The {name} has no {_some(fit.other_components)}; left out.'
+            loaded += f' The {name} has no {some(fit.other_components)}; left out.'
         print_log(loaded, logger='current')
         return
     report = f'{fit.describe(path)}{_hint(model, state_dict, fit)}'
@@ -209,34 +203,34 @@ def load_state(
 def check_student_weights(
     expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor], distilled: bool
 ) -> None:
-    """Refuse weights that are clearly not the student's.
+    """Refuses weights that are clearly not the student's.
 
-    mmengine logs what does not match and goes on, so a wrong ``load_from`` would only show in the
-    score. Weights that fit in part are the user's business (another number of classes, a backbone
-    alone), unless the file is a distilled checkpoint, which always holds a whole student.
+    mmengine logs the differences and goes on, so a wrong ``load_from`` would show in the score
+    alone. A part of the student (a backbone, a model with other classes) is accepted, except from a
+    distilled checkpoint, which always holds a whole student.
 
     Args:
         expected (Mapping[str, torch.Size]): The student's keys and their shapes.
-        state_dict (Mapping[str, Tensor]): The weights about to be loaded.
-        distilled (bool): Whether they come with the marker of a distilled checkpoint.
+        state_dict (Mapping[str, Tensor]): The weights to load.
+        distilled (bool): Whether they come from a distilled checkpoint.
 
     Raises:
-        ValueError: If less than a tenth of the student's tensors is covered, or, while
-            ``distilled``, less than half of them or of the file's.
+        ValueError: If the weights cover less than a tenth of the student's tensors, or, with
+            ``distilled``, less than half of the student's tensors or of the file's.
     """
     expected = {key: shape for key, shape in expected.items() if not _is_counter(key)}
     given = {key: value.shape for key, value in state_dict.items() if not _is_counter(key)}
     matched = sum(given.get(key) == shape for key, shape in expected.items())
-    # Deep and shallow siblings share most names of the shallow one, so look from both sides.
+    # A deep and a shallow sibling share most names of the shallow one, so both sides count.
     too_few = matched < max(len(expected), len(given)) / 2
-    # A classifier of the same width fits many a foreign model; that is still starting from nothing.
+    # A classifier of the same width fits many other models: a few matches count as none.
     nothing = matched < len(expected) / 10
     if not expected or not (nothing or (distilled and too_few)):
         return
     facts = (
         f"{matched} of the student's {len(expected)} tensors match one of the file's {len(given)} "
-        f'in name and shape; the student has {_some(expected, limit=5)}; '
-        f'the file has {_some(given, limit=5)}'
+        f'in name and shape; the student has {some(expected, limit=5)}; '
+        f'the file has {some(given, limit=5)}'
     )
     if distilled:
         raise CheckpointError(
@@ -246,18 +240,18 @@ def check_student_weights(
     raise CheckpointError(f'these are not the weights of the student: {facts}{hint}')
 
 
-# --- how a state dict fits a model ------------------------------------------------------------
+# Fit of a state dict to a model -------------------------------------------------------------------
 
 
 @dataclass
 class _Fit:
-    """How far a state dict fits a model; BatchNorm's step counters do not count."""
+    """How well a state dict fits a model, without BatchNorm's step counters."""
 
     expected: int
     missing: list[str]
     mismatched: list[str]
-    foreign: list[str]  # no place in a component that the model has
-    other_components: list[str]  # components that the model lacks altogether
+    foreign: list[str]  # keys without a place, in components of the model
+    other_components: list[str]  # components that the model does not have
     errors: list[str]
 
     @property
@@ -273,17 +267,17 @@ class _Fit:
         percent_text = f'{int(percent * 10) / 10:g}'  # rounded down: 100 only when complete
         lines = [f'  covered: {self.matched} of {self.expected} tensors ({percent_text} %)']
         if self.missing:
-            lines.append(f'  missing in the file: {_some(self.missing)}')
+            lines.append(f'  missing in the file: {some(self.missing)}')
         if self.mismatched:
-            lines.append(f'  of another size: {_some(self.mismatched, separator="; ", limit=5)}')
+            lines.append(f'  of another size: {some(self.mismatched, limit=5, separator="; ")}')
         if self.foreign:
             lines.append(
-                f'  without a place in the model, so of another architecture: {_some(self.foreign)}'
+                f'  without a place in the model, so of another architecture: {some(self.foreign)}'
             )
         if self.errors:
-            lines.append(f'  refused by the model: {_some(self.errors, separator="; ")}')
+            lines.append(f'  refused by the model: {some(self.errors, separator="; ")}')
         if self.other_components:
-            lines.append(f'  not in the model, left out: {_some(self.other_components)}')
+            lines.append(f'  not in the model, left out: {some(self.other_components)}')
         return '\n'.join(lines)
 
 
@@ -294,7 +288,10 @@ _SIZE_MISMATCH = re.compile(
 
 
 def _load(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> _Fit:
-    """Load what fits; ``load_state_dict`` tells the rest, part of it only in its exception."""
+    """Loads the tensors that fit, and notes the others.
+
+    ``load_state_dict`` names tensors of another size in its exception alone, the others in a hook.
+    """
     missing: list[str] = []
     unexpected: list[str] = []
     errors: list[str] = []
@@ -340,22 +337,22 @@ def _is_counter(key: str) -> bool:
     return key.endswith('num_batches_tracked')
 
 
+_USE_OF_A_BACKBONE = (
+    "a student's backbone takes it by `init_cfg` (`type='Pretrained'`), a teacher has to be "
+    'trained as a whole.'
+)
+
+
 def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit) -> str:
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    if fit.matched and fit.missing and _only_backbone(state_dict):
-        return (
-            "\n  The file holds a backbone alone; a student's backbone takes it by "
-            "`init_cfg` (`type='Pretrained'`), a teacher has to be trained as a whole."
-        )
+    only_backbone = all(key.startswith('backbone.') for key in state_dict)
+    if fit.matched and fit.missing and only_backbone:
+        return f'\n  The file holds a backbone alone; {_USE_OF_A_BACKBONE}'
     return _prefix_hint(expected, state_dict)
 
 
-def _only_backbone(state_dict: Mapping[str, Tensor]) -> bool:
-    return all(key.startswith('backbone.') for key in state_dict)
-
-
 def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor]) -> str:
-    """Say what to do about keys that only carry a prefix too many, or lack one."""
+    """Says what to do about keys that have a prefix too many, or lack one."""
     for prefix in ('architecture.', 'student.', 'teacher.', 'model.', 'module.'):
         stripped = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
         found = len(stripped & set(expected))
@@ -367,22 +364,20 @@ def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Te
                 f'if k.startswith({prefix!r})}}` and load that.'
             )
     if sum(f'backbone.{key}' in expected for key in state_dict) > len(state_dict) // 2:
-        return (
-            "\n  Its keys are those of a backbone alone; a student's backbone takes it by "
-            "`init_cfg` (`type='Pretrained'`), a teacher has to be trained as a whole."
-        )
+        return f'\n  Its keys are those of a backbone alone; {_USE_OF_A_BACKBONE}'
     return ''
 
 
-# --- saying what is wrong with a file ---------------------------------------------------------
+# Errors of reading --------------------------------------------------------------------------------
 
 
 def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
-    """Say which existing files were perhaps meant by a path that does not exist.
+    """Names existing files that a wrong path may have meant.
 
     Args:
         path (str | Path): The missing file.
-        suffixes (Iterable[str]): Which files to name when no name is similar.
+        suffixes (Iterable[str]): Endings of the files to name when no name is similar. Defaults to
+            ``()``.
 
     Returns:
         str: A clause that begins with ``'; '``.
@@ -397,7 +392,7 @@ def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
     near = near or [name for name in names if name.endswith(tuple(suffixes))]
     if not near:
         return f'; nothing of the kind is in {folder.resolve()}'
-    return f'; in {folder.resolve()} there is {_some(near)}'
+    return f'; in {folder.resolve()} there is {some(near)}'
 
 
 def _existing_file(path: str) -> Path:
@@ -409,6 +404,16 @@ def _existing_file(path: str) -> Path:
             f'{path} is a folder{nearest_names(file / "checkpoint", _SUFFIXES)}: name the file'
         )
     raise FileNotFoundError(f'no checkpoint at {path}{nearest_names(file, _SUFFIXES)}')
+
+
+def _read_remote(path: str) -> Any:
+    try:
+        with safe_loading():
+            return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except KeyError as error:
+        raise CheckpointError(f'{path}: mmengine knows no such model ({error})') from error
+    except UNPICKLING_ERRORS as error:
+        raise CheckpointError(_explain(path, error)) from error
 
 
 def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
@@ -432,18 +437,18 @@ _REFUSED = re.compile(
 
 
 def _explain(path: str, error: Exception) -> str:
-    """Turn what a loader raised into one readable statement."""
-    if isinstance(error, CheckpointError):
-        return str(error)
+    """Says in one sentence why a loader raised an error."""
     text = str(error)
     refused = _REFUSED.search(text)
     if refused is not None:
         return _explain_refusal(path, refused[1] or refused[2])
     if 'TorchScript' in text:
         return f'{path} is a TorchScript program, not a checkpoint: save its `state_dict()`'
+    # torch surrounds the reason with advice on `weights_only`, which does not help here.
+    reason = first_line(error, prefer='Unsupported operand')
     if '://' in path or isinstance(error, PermissionError):
-        return f'{path} could not be read: {_first_line(error)}'
-    return f'{_explain_damage(Path(path))} ({_first_line(error)})'
+        return f'{path} could not be read: {reason}'
+    return f'{_explain_damage(Path(path))} ({reason})'
 
 
 def _explain_refusal(path: str, what: str) -> str:
@@ -477,18 +482,3 @@ def _explain_damage(file: Path) -> str:
             f'whole checkpoint; copy or download it again'
         )
     return f'{file} ({size} bytes) is not a checkpoint'
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch wraps the reason in advice on `weights_only`, which is no way out here.
-    reason = next((line for line in lines if line.startswith('Unsupported operand')), None)
-    first = reason or next(iter(lines), '')
-    first = re.sub(r'\x1b\[\d*m', '', first)
-    return f'{type(error).__name__}: {first[:200]}' if first else type(error).__name__
-
-
-def _some(names: Iterable[str], separator: str = ', ', limit: int = 10) -> str:
-    names = list(names)
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return separator.join(names[:limit]) + more

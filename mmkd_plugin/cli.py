@@ -1,4 +1,4 @@
-"""What the command-line tools share."""
+"""The common parts of the command-line tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,27 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmkd_plugin.cached_teacher import unwire
+from mmkd_plugin.building import check_keys
+from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
-from mmkd_plugin.keys import check_keys
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
-from mmkd_plugin.teacher_configs import teacher_configs
+from mmkd_plugin.teachers.configs import teacher_configs
+from mmkd_plugin.words import did_you_mean
 
 
 class UsageError(Exception):
-    """A mistake in what the user typed; the tools print it as one line."""
+    """A mistake in the user's input; the tools print it as one line."""
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End the program with one line, instead of a traceback, for errors meant for the user.
+    """Ends the program with one line instead of a traceback, if an error is meant for the user.
 
-    Those are :class:`UsageError`, and what this package raises about configs and files.
+    Such errors are :class:`UsageError`, and the ``ValueError`` and ``OSError`` of this package.
+
+    Raises:
+        SystemExit: With the message of such an error. Other errors pass.
     """
     try:
         yield
@@ -53,7 +56,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, as OpenMMLab's tools have it."""
+    """Adds ``--cfg-options``, as OpenMMLab's tools have it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -64,10 +67,10 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing have in common with OpenMMLab's tools."""
+    """Adds the arguments that our tools for training and testing share with OpenMMLab's."""
     parser.add_argument(
         '--work-dir',
-        help='where logs and checkpoints go; default: the `work_dir` of the config, else '
+        help='folder of logs and checkpoints; default: the `work_dir` of the config, else '
         './work_dirs/<name of the config>',
     )
     add_cfg_options(parser)
@@ -75,21 +78,23 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='what started the processes of a distributed run',
+        help='launcher that started the processes of a distributed run',
     )
     # Launchers of torch 1 and of torch 2 spell it differently.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the config that the arguments name, with the settings that they change.
+    """Reads the config that the arguments name, and applies their settings.
 
     Args:
-        args (argparse.Namespace): With ``config``, and the arguments that
-            :func:`add_run_arguments` adds.
+        args (argparse.Namespace): ``config``, and the arguments of :func:`add_run_arguments`.
 
     Returns:
-        Config: With ``launcher`` and ``work_dir`` set.
+        Config: The config with ``launcher`` and ``work_dir`` set.
+
+    Raises:
+        UsageError: If there is no such config; see :func:`read_config`.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -104,10 +109,18 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def read_config(name: str) -> Config:
-    """Read a config by its path, or by ``package::path`` one that an OpenMMLab library brings.
+    """Reads a config of the user or of an installed OpenMMLab library.
+
+    Args:
+        name (str): A path, or ``package::path`` for a config of a library.
+
+    Returns:
+        Config: The config.
 
     Raises:
-        UsageError: If it, or a config that it builds on, does not exist; with the nearest names.
+        UsageError: If the config, or a config in its ``_base_``, does not exist. The message names
+            similar files.
+        FileNotFoundError: If no such library is installed.
     """
     prepare()
     path = shipped_config(name) if '::' in name else Path(name)
@@ -120,22 +133,33 @@ def read_config(name: str) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that a config asks for."""
+    """Builds the runner of a config.
+
+    Args:
+        cfg (Config): A config of training or testing.
+    """
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def is_distilled(cfg: Config) -> bool:
-    """Whether the model of a config is a Distiller."""
+    """Whether the model of a config is a Distiller.
+
+    Args:
+        cfg (Config): A config with ``model``.
+    """
     kind = cfg.model.get('type')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2] == 'Distiller' and 'student' in cfg.model
 
 
 def use_student(cfg: Config) -> None:
-    """Turn a distilled config into that of its student, in place; leave any other as it is.
+    """Turns a distilled config into that of its student, in place; other configs stay.
 
-    The data preprocessor moves into the model when the config has it at the top, because only the
-    runner looks for it there.
+    A data preprocessor at the top of the config moves into the model, because the runner alone
+    looks for it at the top.
+
+    Args:
+        cfg (Config): The config of a run.
     """
     if not is_distilled(cfg):
         return
@@ -151,30 +175,35 @@ def use_student(cfg: Config) -> None:
 
 
 def metrics_of(cfg: Config) -> list:
-    """The configs of the metrics of the test."""
+    """The configs of the metrics of a test.
+
+    Args:
+        cfg (Config): A config whose ``test_evaluator`` is one metric, a list of metrics or None.
+    """
     metrics = cfg.get('test_evaluator')
     metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
     return [metric for metric in metrics if metric is not None]
 
 
 def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
-    """Give this package's metrics of the test what the config says elsewhere, in place.
+    """Completes this package's metrics of a test from the rest of the config, in place.
+
+    A metric without a teacher gets the teacher of the Distiller, and a hook hands the metrics the
+    tested model.
 
     Args:
-        cfg (Config): With ``test_evaluator``.
-        distilled (ConfigDict, optional): The Distiller that the config trains; a metric that wants
-            a teacher and names none gets that of it.
+        cfg (Config): A config with ``test_evaluator``.
+        distilled (ConfigDict, optional): The Distiller that the config trains, or None.
 
     Raises:
-        UsageError: If a metric, or a key of it, does not exist, or its teacher is not to be told.
+        UsageError: If a metric or one of its keys does not exist, or a metric has no clear teacher.
     """
     own = [metric for metric in metrics_of(cfg) if is_own(metric)]
     for metric in own:
         kind = METRICS.get(metric.type)
         if kind is None:
             known = METRICS.module_dict
-            close = get_close_matches(metric.type.partition('.')[2], known, n=1)
-            hint = f'; did you mean mmkd_plugin.{close[0]}?' if close else ''
+            hint = did_you_mean(metric.type.partition('.')[2], known, 'mmkd_plugin.{}')
             raise UsageError(f'there is no metric {metric.type}{hint} (known: {", ".join(known)})')
         keys = inspect.signature(kind).parameters
         check_keys(f'the metric {metric.type}', metric, ('type', *keys))
@@ -188,7 +217,7 @@ def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
 
 
 def _check_boxes_are_as_loaded(cfg: Config) -> None:
-    """Boxes that are loaded before a resize follow it; predictions go back to the original size."""
+    """Refuses boxes that are resized with the image: predictions have the original size."""
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -204,7 +233,7 @@ def _check_boxes_are_as_loaded(cfg: Config) -> None:
 
 
 def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:
-    """The trained teacher of a distilled config: its only one, or the one a metric names."""
+    """The trained teacher of a distilled config: its only one, or the one that a metric names."""
     name = metric.get('teacher')
     if distilled is None:
         raise UsageError(
@@ -214,18 +243,20 @@ def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:
     every = {n: c for n, c in teacher_configs(distilled.teacher).items() if 'type' not in c}
     if name is None and len(every) == 1:
         (name,) = every
-    if name not in every:
-        raise UsageError(
-            f'{metric.type} needs one teacher that is trained and can run alone: '
-            + (
-                f'teacher={next(iter(every))!r} (there are {", ".join(every)})'
-                if every
-                else "teacher=dict(config='...', checkpoint='...')"
-            )
-        )
-    return every[name]
+    if name in every:
+        return every[name]
+    example = "teacher=dict(config='...', checkpoint='...')"
+    if every:
+        example = f'teacher={next(iter(every))!r} (there are {", ".join(every)})'
+    raise UsageError(
+        f'{metric.type} needs one teacher that is trained and can run alone: {example}'
+    )
 
 
 def is_own(config: ConfigDict | Any) -> bool:
-    """Whether the config of a hook or a metric names one of this package."""
+    """Whether a config names a hook or a metric of this package.
+
+    Args:
+        config (ConfigDict | Any): The config of a hook or a metric.
+    """
     return isinstance(config, dict) and str(config.get('type')).startswith('mmkd_plugin.')

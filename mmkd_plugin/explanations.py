@@ -1,33 +1,34 @@
-"""Explanations: which parts of an image speak for a class (Grad-CAM, gradients, B-cos).
+"""Explanations: the parts of an image that speak for a class (Grad-CAM, gradients, B-cos).
 
-Explained are class scores of dense models: for a class, the sum of its scores over the positions
-where the teacher sees it. A gradient of all classes of all images is taken in one pass, so a loss
-on explanations costs one more backward pass and one double backward, however many there are.
+An explanation is of one class score of a dense model: the sum of the class's scores over the
+positions where the teacher sees the class. One pass takes the gradients of all classes of all
+images, so a loss on explanations costs one more backward pass and one double backward for any
+number of classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.models.bcos import DynamicLinear, explanation_mode
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, find_module
+from mmkd_plugin.taps import Maps, TapReader, Taps, as_list, module_around
 
 
 class Scores(NamedTuple):
-    """How a model's class scores are to be read.
+    """The kind of a model's class scores.
 
     Args:
-        classes (int): How many classes there are.
-        sigmoid (bool): Whether the classes are independent, as a detector's mostly are.
+        classes (int): Number of classes.
+        sigmoid (bool): Whether the classes are independent, as in most detectors.
     """
 
     classes: int
@@ -35,12 +36,12 @@ class Scores(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What is explained: classes of each image, and where the teacher sees them.
+    """The classes of each image to explain, and the positions where the teacher sees them.
 
     Args:
-        classes (Tensor): (N, K) int64; -1 where an image has fewer than K.
-        positions (list[Tensor]): For each map of scores (N, K, A, H, W) bool, with A anchors at
-            each position.
+        classes (Tensor): Classes ``(N, K)``, int64; -1 where an image has fewer than K.
+        positions (list[Tensor]): For each map of scores ``(N, K, A, H, W)``, bool, with A anchors
+            at each position.
     """
 
     classes: Tensor
@@ -48,23 +49,35 @@ class Chosen(NamedTuple):
 
     @property
     def present(self) -> Tensor:
-        """(N, K) bool: False where an image has fewer than K classes."""
+        """``(N, K)``, bool: False where an image has fewer than K classes."""
         return self.classes >= 0
+
+    def take(self, columns: Tensor) -> Chosen:
+        """Some of the classes of each image.
+
+        Args:
+            columns (Tensor): ``(N, L)``, int64: numbers from 0 to K - 1.
+
+        Returns:
+            Chosen: With L classes for each image.
+        """
+        positions = [x.gather(1, _expanded(columns, x)) for x in self.positions]
+        return Chosen(self.classes.gather(1, columns), positions)
 
 
 class Explanation(NamedTuple):
     """Explanations of the chosen classes.
 
     Args:
-        chosen (Chosen): What is explained.
-        maps (list[Tensor]): For each tapped map (N, K, C, H, W) in the size of the image.
+        chosen (Chosen): The explained classes.
+        maps (list[Tensor]): For each tapped map ``(N, K, C, H, W)``, in the size of the image.
     """
 
     chosen: Chosen
     maps: list[Tensor]
 
     def pairs(self) -> list[Tensor]:
-        """The explanations alone: for each tapped map (P, C, H, W), without the gaps."""
+        """The explanations of the present classes: for each tapped map ``(P, C, H, W)``."""
         return [x[self.chosen.present] for x in self.maps]
 
 
@@ -77,19 +90,23 @@ def choose_classes(
 ) -> Chosen:
     """Chooses classes among those that the teacher sees in an image.
 
-    With a softmax it sees at each position the class of the highest score; with independent
-    classes those whose probability is above ``score_thr``.
+    With a softmax, the teacher sees the class of the highest score at each position. With
+    independent classes, it sees each class whose probability is above ``score_thr``.
 
     Args:
-        scores (Maps): The teacher's scores before sigmoid or softmax: (N, A·C, H, W), several of
-            them, or (N, C).
-        kind (Scores): How to read them.
-        max_classes (int): How many at most for each image, K.
-        score_thr (float): See above. Default: 0.3.
-        draw (int, optional): Seed of a draw. Default: None, those with most positions.
+        scores (Maps): The teacher's scores before sigmoid or softmax: one or several maps
+            ``(N, A·C, H, W)``, or ``(N, C)``.
+        kind (Scores): Their kind.
+        max_classes (int): Largest number of classes for each image, K.
+        score_thr (float): Probability above which an independent class is seen. Defaults to 0.3.
+        draw (int, optional): Seed of a random draw among the seen classes. Defaults to None: the
+            classes with most positions are taken.
 
     Returns:
         Chosen: The classes and their positions.
+
+    Raises:
+        ValueError: If the scores have another shape.
     """
     maps = [_by_anchor(x.detach(), kind) for x in as_list(scores)]
     if kind.sigmoid:
@@ -111,10 +128,12 @@ def choose_classes(
 
 
 def _by_anchor(scores: Tensor, kind: Scores) -> Tensor:
-    """(N, A·C, H, W) or (N, C) as (N, A, C, H, W); one channel that tells two classes apart as two.
+    """Scores ``(N, A·C, H, W)`` or ``(N, C)`` as ``(N, A, C, H, W)``.
+
+    One channel that tells two classes apart becomes two.
 
     Raises:
-        ValueError: If they have another shape.
+        ValueError: If the scores have another shape.
     """
     shape = tuple(scores.shape)
     if scores.ndim == 2:
@@ -130,31 +149,32 @@ def _by_anchor(scores: Tensor, kind: Scores) -> Tensor:
 
 
 def _expanded(index: Tensor, like: Tensor) -> Tensor:
-    """(N, K) as (N, K, A, H, W) for maps (N, ?, A, H, W)."""
+    """An index ``(N, K)`` as ``(N, K, A, H, W)``, for maps ``(N, any, A, H, W)``."""
     return index[:, :, None, None, None].expand(-1, -1, *like.shape[2:])
 
 
 def score_gradients(
     scores: Maps, features: Maps, chosen: Chosen, kind: Scores, create_graph: bool
 ) -> list[Tensor]:
-    """The gradient of each chosen class's score with respect to feature maps.
+    """The gradient of the score of each chosen class with respect to feature maps.
 
-    A class's score is the sum over its positions. Row k holds the k-th class of every image, and
-    all rows go through the model in one batched backward pass; where an operation on the way cannot
-    be batched, each in one of its own.
+    The score of a class is the sum of its scores over its positions. Row k holds the k-th class of
+    every image. All rows go through the model in one batched backward pass; if an operation on the
+    way cannot be batched, each row takes a pass of its own.
 
     Args:
         scores (Maps): Class scores with a graph from ``features``.
-        features (Maps): Feature maps.
-        chosen (Chosen): What to explain.
-        kind (Scores): How the scores are to be read.
-        create_graph (bool): Whether the gradients are to be differentiable themselves.
+        features (Maps): Feature maps ``(N, C, H, W)``.
+        chosen (Chosen): The classes to explain.
+        kind (Scores): The kind of the scores.
+        create_graph (bool): Whether the gradients can be differentiated again.
 
     Returns:
-        list[Tensor]: For each feature map (K, N, C, H, W), zero where there is no class.
+        list[Tensor]: For each feature map ``(K, N, C, H, W)``, zero where there is no class.
 
     Raises:
-        ValueError: If the scores do not depend on a feature map.
+        ValueError: If the scores do not depend on a feature map, or have another kind than the
+            scores from which the classes were chosen.
     """
     outputs, inputs = as_list(scores), as_list(features)
     rows = [_selection(x, at, chosen.classes, kind) for x, at in zip(outputs, chosen.positions)]
@@ -177,7 +197,7 @@ def score_gradients(
 
 
 def _selection(scores: Tensor, positions: Tensor, classes: Tensor, kind: Scores) -> Tensor:
-    """1 where a row's class has its positions, (K, *scores.shape)."""
+    """1 at the positions of the class of each row, ``(K, *scores.shape)``."""
     size = scores.shape[2:] or (1, 1)
     if positions.shape[3:] != size:  # another stride
         positions = F.interpolate(positions.flatten(1, 2).float(), size).unflatten(
@@ -200,11 +220,11 @@ def grad_cam(features: Tensor, gradients: Tensor) -> Tensor:
     """``relu(sum_c mean_HW(dy/dF_c) F_c)``.
 
     Args:
-        features (Tensor): (N, C, H, W).
-        gradients (Tensor): ``dy/dF``, (K, N, C, H, W).
+        features (Tensor): ``(N, C, H, W)``.
+        gradients (Tensor): ``dy/dF``, ``(K, N, C, H, W)``.
 
     Returns:
-        Tensor: (N, K, 1, H, W).
+        Tensor: ``(N, K, 1, H, W)``.
     """
     return torch.einsum('knc,nchw->nkhw', gradients.mean((3, 4)), features).relu()[:, :, None]
 
@@ -213,30 +233,32 @@ def gradient_attention_map(gradients: Tensor) -> Tensor:
     """``mean_c |dy/dF_c|``.
 
     Args:
-        gradients (Tensor): ``dy/dF``, (K, N, C, H, W).
+        gradients (Tensor): ``dy/dF``, ``(K, N, C, H, W)``.
 
     Returns:
-        Tensor: (N, K, 1, H, W).
+        Tensor: ``(N, K, 1, H, W)``.
     """
     return gradients.abs().mean(2, keepdim=True).transpose(0, 1)
 
 
 class Explainer:
-    """What explainers have in common: which classes, and the way from gradients to maps.
+    """Base of the explainers: the choice of classes, and the way from gradients to explanations.
+
+    A subclass implements :meth:`explain`, and :meth:`context` if it needs a mode of the model.
 
     Args:
         scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
-        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
-            name. Default: None, which is ``scores``.
-        max_classes (int): How many classes of an image are explained at most, in training drawn
-            anew for each iteration among those that the teacher sees. Default: 1.
-        score_thr (float): Probability from which a teacher with independent classes (a detector)
-            sees a class at a position. Default: 0.3.
-        seed (int): Seed of the draw. Default: 0.
+        teacher_scores (str | list[str], optional): Tap of the teacher's class scores. Defaults to
+            None: the same as ``scores``.
+        max_classes (int): Largest number of explained classes of an image. In training they are
+            drawn anew for each iteration among the classes that the teacher sees. Defaults to 1.
+        score_thr (float): Probability above which a teacher with independent classes (a detector)
+            sees a class at a position. Defaults to 0.3.
+        seed (int): Seed of the draw. Defaults to 0.
 
     Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If it is out of range.
+        TypeError: If an argument has another type.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -258,21 +280,29 @@ class Explainer:
         self.seed = seed
 
     def scores(self, side: str) -> Taps:
-        """The tap of the class scores, in ``'student'`` or ``'teacher'``."""
+        """The tap of the class scores in a model.
+
+        Args:
+            side (str): ``'student'`` or ``'teacher'``.
+        """
         return self.student_scores if side == 'student' else self.teacher_scores
 
     def stored_as(self, taps: Taps) -> str:
-        """What its explanations of a teacher by ``taps`` are called in a cache."""
+        """Name of the explanations of a teacher in a cache.
+
+        Args:
+            taps (Taps): The teacher's maps that explain.
+        """
         return f'{type(self).__name__}({taps}; {self.teacher_scores}, {self.score_thr:g})'
 
     def choose(self, scores: Maps, kind: Scores, step: int | None = None) -> Chosen:
-        """Chooses classes; see :func:`choose_classes`.
+        """Chooses classes with :func:`choose_classes`.
 
         Args:
             scores (Maps): The teacher's scores.
-            kind (Scores): How to read them.
-            step (int, optional): Number of the iteration, for the draw. Default: None, those with
-                most positions.
+            kind (Scores): Their kind.
+            step (int, optional): Number of the iteration, for the draw. Defaults to None: the
+                classes with most positions are taken.
         """
         draw = None if step is None else self.seed * 1_000_003 + step
         return choose_classes(scores, kind, self.max_classes, self.score_thr, draw)
@@ -289,16 +319,19 @@ class Explainer:
         """Explains the chosen classes.
 
         Args:
-            features (Maps): The tapped maps (N, C, H, W), from which ``scores`` have a graph.
+            features (Maps): The tapped maps ``(N, C, H, W)``, from which ``scores`` have a graph.
             scores (Maps): The class scores of the same model.
-            chosen (Chosen): What to explain.
-            kind (Scores): How the scores are to be read.
-            size (Sequence[int], optional): Height and width of the images, to which the maps are
-                resized. None leaves them in the size of the features.
-            create_graph (bool): Whether the explanations are to be differentiable. Default: False.
+            chosen (Chosen): The classes to explain.
+            kind (Scores): The kind of the scores.
+            size (Sequence[int], optional): Height and width of the images in pixels, to which the
+                explanations are resized. None keeps the size of the features.
+            create_graph (bool): Whether the explanations can be differentiated. Defaults to False.
 
         Returns:
             Explanation: In float32 or wider.
+
+        Raises:
+            ValueError: If the scores do not depend on a feature map, or have another kind.
         """
         gradients = score_gradients(scores, features, chosen, kind, create_graph)
         maps = []
@@ -310,11 +343,23 @@ class Explainer:
         return Explanation(chosen, maps)
 
     def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """From features (N, C, H, W) and gradients (K, N, C, H, W) to maps (N, K, ?, H, W)."""
+        """Explains by one feature map.
+
+        Args:
+            features (Tensor): ``(N, C, H, W)``.
+            gradients (Tensor): Gradients of the scores, ``(K, N, C, H, W)``.
+
+        Returns:
+            Tensor: ``(N, K, D, H, W)``, with 1 or C channels D.
+        """
         raise NotImplementedError
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """What the forward and the backward pass of a model that is explained run in."""
+        """The context in which an explained model runs forward and backward.
+
+        Args:
+            model (nn.Module): The model.
+        """
         return nullcontext()
 
     def __str__(self) -> str:
@@ -325,7 +370,12 @@ class Explainer:
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Explanations (N, K, C, H, W) in another size, bilinear and aligned to half a pixel."""
+    """Resizes explanations, bilinearly and aligned to half a pixel.
+
+    Args:
+        maps (Tensor): Explanations ``(N, K, C, H, W)``.
+        size (Sequence[int]): New height and width.
+    """
     if maps.shape[3:] == tuple(size):
         return maps
     planes = F.interpolate(
@@ -336,29 +386,19 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 @MODELS.register_module()
 class GradCAM(Explainer):
-    """Grad-CAM: the channels of a feature map, weighted by how much a class's score wants them.
+    """Grad-CAM: the channels of a feature map, weighted by the gradient of a class's score.
 
-    ``relu(sum_c mean_HW(dy/dF_c) F_c)``, resized to the image. Tap the last map behind a ReLU, or
-    any other on the way to the scores.
+    ``relu(sum_c mean_HW(dy/dF_c) F_c)``, resized to the image. Tap the last map after a ReLU, or
+    another map on the way to the scores.
 
     Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
 
     - paper: https://arxiv.org/abs/1610.02391
     - code: https://github.com/m-parchami/GoodTeachersExplain (as e2KD uses it)
 
-    Args:
-        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
-        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
-            name. Default: None, which is ``scores``.
-        max_classes (int): How many classes of an image are explained at most. Default: 1.
-        score_thr (float): Probability from which a detector sees a class. Default: 0.3.
-        seed (int): Seed of the draw of classes. Default: 0.
+    Arguments and errors are those of :class:`Explainer`.
 
-    Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If it is out of range.
-
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.explanations import GradCAM, Scores
         >>> features = torch.rand(2, 8, 4, 4, requires_grad=True)
@@ -370,34 +410,25 @@ class GradCAM(Explainer):
     """
 
     def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See :func:`grad_cam`."""
+        """Grad-CAM, ``(N, K, 1, H, W)``; see :func:`grad_cam`."""
         return grad_cam(features, gradients)
 
 
 @MODELS.register_module()
 class GradientAttention(Explainer):
-    """How much a class's score depends on each position of a map: ``mean_c |dy/dF_c|``.
+    """Gradient attention: how much a class's score depends on each position of a map.
 
-    Args:
-        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
-        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
-            name. Default: None, which is ``scores``.
-        max_classes (int): How many classes of an image are explained at most. Default: 1.
-        score_thr (float): Probability from which a detector sees a class. Default: 0.3.
-        seed (int): Seed of the draw of classes. Default: 0.
+    ``mean_c |dy/dF_c|``, resized to the image. Arguments and errors are those of
+    :class:`Explainer`.
 
-    Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If it is out of range.
-
-    Example:
+    Examples:
         >>> from mmkd_plugin.explanations import GradientAttention
         >>> print(GradientAttention('decode_head.conv_seg'))
         GradientAttention of decode_head.conv_seg, 1 class an image
     """
 
     def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """See :func:`gradient_attention_map`."""
+        """Gradient attention, ``(N, K, 1, H, W)``; see :func:`gradient_attention_map`."""
         return gradient_attention_map(gradients)
 
 
@@ -405,38 +436,32 @@ class GradientAttention(Explainer):
 class BcosWeights(Explainer):
     """The dynamic linear weights of a B-cos model: ``W = dy/dx`` with its scaling held constant.
 
-    Tap what the model turns the image into: ``backbone.add_inverse`` of a ``BcosResNet``, six
-    channels, RGB and 1 - RGB. Compared is W itself, not multiplied by x.
+    Tap the model's encoding of the image: ``backbone.add_inverse`` of a ``BcosResNet``, with the
+    six channels RGB and 1 - RGB. A loss compares W itself, not W multiplied by x.
 
     B-cos Networks: Alignment is All We Need for Interpretability, CVPR 2022.
 
     - paper: https://arxiv.org/abs/2205.10268
     - code: https://github.com/m-parchami/GoodTeachersExplain (as e2KD uses it)
 
-    Args:
-        scores (str | list[str]): Tap of the class scores, before sigmoid or softmax.
-        teacher_scores (str | list[str], optional): The same in the teacher, where it has another
-            name. Default: None, which is ``scores``.
-        max_classes (int): How many classes of an image are explained at most. Default: 1.
-        score_thr (float): Probability from which a detector sees a class. Default: 0.3.
-        seed (int): Seed of the draw of classes. Default: 0.
+    Arguments and errors are those of :class:`Explainer`.
 
-    Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If it is out of range, or the model has no B-cos layer.
-
-    Example:
+    Examples:
         >>> from mmkd_plugin.explanations import BcosWeights
         >>> print(BcosWeights('decode_head.conv_seg'))
         BcosWeights of decode_head.conv_seg, 1 class an image
     """
 
     def explain(self, features: Tensor, gradients: Tensor) -> Tensor:
-        """The gradients themselves, (N, K, C, H, W)."""
+        """The gradients themselves, ``(N, K, C, H, W)``."""
         return gradients.transpose(0, 1)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """See :func:`mmkd_plugin.bcos.explanation_mode`."""
+        """The mode that holds the scaling constant, :func:`explanation_mode`.
+
+        Raises:
+            ValueError: If the model has no B-cos layer.
+        """
         if not any(isinstance(module, DynamicLinear) for module in model.modules()):
             raise ValueError(
                 f'{type(model).__name__} has no B-cos layer, so it has no dynamic linear weights; '
@@ -446,42 +471,55 @@ class BcosWeights(Explainer):
 
 
 def scores_of(model: nn.Module, taps: Taps, owner: str = 'the model') -> Scores:
-    """How the class scores at a tap of a model are to be read.
+    """Finds the kind of the class scores at a tap of a model.
 
     Args:
         model (nn.Module): A model of mmseg or mmdet.
         taps (Taps): The tap of its class scores.
-        owner (str): What the error calls it. Default: ``'the model'``.
+        owner (str): Name of the model in an error. Defaults to ``'the model'``.
+
+    Returns:
+        Scores: The kind of the scores.
 
     Raises:
-        ValueError: If it cannot be told, or the scores are of a kind that cannot be explained.
+        ValueError: If no module around the tap knows the number of classes, or scores of this kind
+            cannot be explained.
     """
     tap = taps.taps[0]
-    head = _around(model, tap, 'num_classes')
+    head = module_around(model, tap, 'num_classes')
     if head is None:
         raise ValueError(f"{owner}: no module around '{tap}' has `num_classes`")
-    sigmoid = getattr(head, 'use_sigmoid_cls', None)
-    if sigmoid is None:
-        sigmoid = getattr(getattr(head, 'loss_cls', None), 'use_sigmoid', False)
-        from_detector = hasattr(head, 'loss_cls')
-    else:
-        from_detector = True
-    if from_detector and not sigmoid:
+    sigmoid = _classes_are_independent(head)
+    if sigmoid is False:
         raise ValueError(
             f"{owner}: the scores of {type(head).__name__} at '{tap}' have a background class; "
-            'explained are heads with a sigmoid for each class (RetinaNet, FCOS, GFL, ATSS)'
+            'only heads with a sigmoid for each class can be explained (RetinaNet, FCOS, GFL, ATSS)'
         )
     return Scores(head.num_classes, bool(sigmoid))
 
 
-def _around(model: nn.Module, tap: Tap, attribute: str) -> Any:
-    """The innermost module around a tap that has an attribute."""
-    parts = tap.path.split('.')
-    for end in range(len(parts), 0, -1):
-        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
-        if isinstance(getattr(module, attribute, None), int):
-            return module
-    return None
+def _classes_are_independent(head: nn.Module) -> bool | None:
+    """Whether a detector's head has a sigmoid for each class; None for a segmentor's head."""
+    sigmoid = getattr(head, 'use_sigmoid_cls', None)
+    if sigmoid is None and hasattr(head, 'loss_cls'):
+        sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
+    return None if sigmoid is None else bool(sigmoid)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode, and afterwards each of its modules back in its own mode.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def explain(
@@ -493,34 +531,36 @@ def explain(
     chosen: Chosen | None = None,
     side: str = 'student',
 ) -> Explanation:
-    """Explains what a model sees, or what another model sees, in a batch.
+    """Explains the class scores of a model on a batch.
 
     The model's gradients, modes and buffers stay as they are.
 
     Args:
         model (nn.Module): A model of mmseg or mmdet.
-        inputs (Tensor): Images (N, C, H, W) from its data preprocessor.
+        inputs (Tensor): Images ``(N, C, H, W)`` from its data preprocessor.
         data_samples (list, optional): Their data samples.
-        explainer (Explainer): How to explain; its ``scores`` are read in this model.
+        explainer (Explainer): The way to explain.
         tap (str | Taps): The maps that explain.
-        chosen (Chosen, optional): What to explain. Default: None, the classes with most positions
-            in the model's own scores.
-        side (str): ``'student'`` or ``'teacher'``: whose name of the scores to take. Default:
-            ``'student'``.
+        chosen (Chosen, optional): The classes to explain. Defaults to None: the classes with most
+            positions in the model's own scores.
+        side (str): ``'student'`` or ``'teacher'``: which of the explainer's taps of scores to read.
+            Defaults to ``'student'``.
 
     Returns:
         Explanation: Without a graph.
+
+    Raises:
+        ValueError: If the model has no such tap, or its scores cannot be explained.
     """
     taps = tap if isinstance(tap, Taps) else Taps.parse(tap)
     scored = explainer.scores(side)
     kind = scores_of(model, scored)
-    training = {module: module.training for module in model.modules()}
     learning = [p for p in model.parameters() if p.requires_grad]
-    # A tensor that is overwritten later cannot be differentiated: all are copied.
+    # A map that is overwritten later cannot be differentiated, so every map is copied.
     reader = TapReader(model, [*taps, *scored], clone=list(taps), on_path=list(taps))
     try:
-        model.eval().requires_grad_(False)
-        with torch.enable_grad(), explainer.context(model):
+        model.requires_grad_(False)
+        with evaluating(model), torch.enable_grad(), explainer.context(model):
             with reader:
                 model(inputs, data_samples, mode='tensor')
             maps = {place: reader.read(place) for place in [*taps, *scored]}
@@ -528,7 +568,5 @@ def explain(
             chosen = explainer.choose(scores, kind) if chosen is None else chosen
             return explainer(features, scores, chosen, kind, inputs.shape[2:])
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for parameter in learning:
             parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The stage before factor transfer: a paraphraser learns the maps of the frozen teacher."""
+"""The stage before factor transfer: a paraphraser learns to reconstruct the teacher's maps."""
 
 from __future__ import annotations
 
@@ -12,33 +12,44 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkd_plugin.dry_run import random_state_kept
+from mmkd_plugin.building import build_module
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import as_list
-from mmkd_plugin.teacher_configs import build_teacher, is_self_teacher, teacher_configs
-from mmkd_plugin.term import Term, build_module
+from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.base import Batch, Trial
+from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
+from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View
 
 FILE_NAME = 'paraphraser.pth'
+
+#: Keys of a Distiller without a meaning for this stage, in which the student does not run.
+ONLY_FOR_THE_STUDENT = ('task', 'compile')
 
 
 @MODELS.register_module()
 class ParaphraserTraining(BaseModel):
-    """Trains the ``teacher_connector`` of each term on what its tap of the teacher gives.
+    """Trains the ``teacher_connector`` of each term on the maps of its tap in the teacher.
 
-    Takes the arguments of a :class:`Distiller`, so a config changes its type and nothing else. The
-    student does not run; no labels are read.
+    :func:`stage_config` makes its config from that of a Distiller. The student does not run, and
+    labels are not read.
+
+    Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018.
+
+    - paper: https://arxiv.org/abs/1802.04977
+    - code: https://github.com/Jangho-Kim/Factor-Transfer-pytorch
 
     Args:
-        student (dict): The student, for its data preprocessor.
-        teacher (dict | list[dict]): As for the Distiller.
-        distill (dict[str, dict]): As for the Distiller; terms without a ``teacher_connector`` are
-            left out.
-        task (dict, optional): Not used. Defaults to None.
-        data_preprocessor (dict, optional): Where the student's config has none. Defaults to None.
-        compile (bool): Not used. Defaults to False.
+        student (dict): Config of the student; its data preprocessor is used.
+        teacher (dict | list[dict]): One or several teachers, as for the Distiller.
+        distill (dict[str, dict]): The terms, as for the Distiller; those without a
+            ``teacher_connector`` are left out.
+        data_preprocessor (dict, optional): The data preprocessor, if the student's config has none.
+            Defaults to None.
 
     Raises:
-        ValueError: If no term has a ``teacher_connector``, or one cannot be trained.
+        ValueError: If no term has a ``teacher_connector``, or one of them cannot be trained.
 
     Examples:
         >>> model = dict(
@@ -59,9 +70,7 @@ class ParaphraserTraining(BaseModel):
         student: dict,
         teacher: dict | Sequence[dict],
         distill: dict,
-        task: dict | None = None,
         data_preprocessor: dict | None = None,
-        compile: bool = False,
     ) -> None:
         super().__init__(data_preprocessor=student.get('data_preprocessor') or data_preprocessor)
         configs = teacher_configs(teacher)
@@ -75,49 +84,51 @@ class ParaphraserTraining(BaseModel):
         }
         used = {term.teacher for term in self.terms.values()}
         for name in used:
-            if is_self_teacher(configs[name]):
+            if kind_of_teacher(configs[name]).learns:
                 raise ValueError(f"'{name}' is trained along: it cannot have a `teacher_connector`")
         with random_state_kept():
             self.teachers = {name: build_teacher(configs[name]) for name in configs if name in used}
         self.paraphrasers = nn.ModuleDict()
-        for name, own in self.teachers.items():
-            taps = self._taps(name)
-            run = own.prepare(self.data_preprocessor, taps, torch.device(get_device()))
+        trial, device = Trial(None, self.data_preprocessor, DryRun()), torch.device(get_device())
+        for name, teacher in self.teachers.items():
+            preview = teacher.prepare(trial, self._views(name), device)
             for term in self._terms_of(name):
-                maps = as_list(term.teacher_tap.of(run.values))
                 self.paraphrasers[term.name] = nn.ModuleList(
-                    _build(lines[term.name]['teacher_connector'], term.name, x) for x in maps
+                    _build(lines[term.name]['teacher_connector'], term.name, x)
+                    for x in as_list(preview.shown[term.teacher_view])
                 )
-            work = own.work(taps)
-            print_log(f"\nteacher '{name}' ({own.source}): {work}", logger='current')
+            print_log(f'\n{teacher.work()}', logger='current')
         print_log(f'\n{self.paraphrasers}', logger='current')
 
     def _terms_of(self, teacher: str) -> list[Term]:
         return [term for term in self.terms.values() if term.teacher == teacher]
 
-    def _taps(self, teacher: str) -> list:
-        return list(dict.fromkeys(t for term in self._terms_of(teacher) for t in term.teacher_tap))
+    def _views(self, teacher: str) -> list[View]:
+        return [term.teacher_view for term in self._terms_of(teacher)]
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'loss'
     ) -> dict[str, Tensor]:
-        """The reconstruction loss of each term.
+        """Computes the reconstruction loss of each term.
 
         Args:
             inputs (Tensor): Images ``(N, C, H, W)`` from the data preprocessor.
             data_samples (list, optional): Their data samples. Defaults to None.
-            mode (str): ``'loss'``, the only one.
+            mode (str): ``'loss'``, the only mode. Defaults to ``'loss'``.
 
         Returns:
-            dict[str, Tensor]: ``<term>.loss``.
+            dict[str, Tensor]: A scalar ``<term>.loss`` for each term.
+
+        Raises:
+            ValueError: If ``mode`` is another one.
         """
         if mode != 'loss':
             raise ValueError(f"a ParaphraserTraining only trains, it has no mode='{mode}'")
         losses = {}
         for name, teacher in self.teachers.items():
-            values = teacher(inputs, data_samples, self._taps(name))
+            lesson = teacher.teach(Batch(inputs, data_samples), self._views(name))
             for term in self._terms_of(name):
-                maps = as_list(term.teacher_tap.of(values))
+                maps = as_list(lesson.shown[term.teacher_view])
                 losses[f'{term.name}.loss'] = sum(
                     paraphraser.reconstruction_loss(x)
                     for paraphraser, x in zip(self.paraphrasers[term.name], maps)
@@ -131,21 +142,28 @@ class ParaphraserTraining(BaseModel):
 
 
 def has_teacher_connector(line: Any) -> bool:
-    """Whether a line of ``distill`` converts the teacher's maps."""
+    """Whether a term of a config converts the teacher's maps.
+
+    Args:
+        line (Any): The config of a term, a value of ``distill``.
+    """
     return isinstance(line, dict) and isinstance(line.get('teacher_connector'), dict)
 
 
 def stage_config(cfg: Config, work_dir: str) -> None:
     """Turns the config of a distilled run into that of the stage before it, in place.
 
-    The data, the optimizer and the length of training stay, but for what the config has at its top
-    as ``paraphraser=dict(...)``. There is no validation.
+    The settings in ``paraphraser=dict(...)`` at the top of the config replace those of the run;
+    without them the data, the optimizer and the length of training are those of the run. There is
+    no validation.
 
     Args:
         cfg (Config): The config of the run.
-        work_dir (str): Where logs and checkpoints of the stage go.
+        work_dir (str): Folder for the logs and checkpoints of the stage.
     """
     cfg.model.type = 'mmkd_plugin.ParaphraserTraining'
+    for key in ONLY_FOR_THE_STUDENT:
+        cfg.model.pop(key, None)
     cfg.work_dir = work_dir
     for name in ('val', 'test'):
         for part in ('dataloader', 'cfg', 'evaluator'):

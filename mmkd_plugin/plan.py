@@ -1,48 +1,48 @@
-"""The plan: what a distilled run is going to compute, as a table."""
+"""The plan: a table of everything that a distilled run computes."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from mmkd_plugin.dry_run import DryRun
-from mmkd_plugin.needs import FROM_NORM
-from mmkd_plugin.taps import Maps
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.term import Term
+from mmkd_plugin.taps import Maps, as_list
+from mmkd_plugin.teachers.base import Preview, Teacher
+from mmkd_plugin.terms.term import Term
+from mmkd_plugin.words import table_text
 
 
 def plan(
     terms: Mapping[str, Term],
     teachers: Mapping[str, Teacher],
-    student: DryRun,
-    taught: Mapping[str, DryRun],
+    student: Preview,
+    taught: Mapping[str, Preview],
+    problem: str | None = None,
 ) -> str:
-    """Describes each term and what every teacher has to compute.
+    """Describes each term and the work of each teacher.
 
     Args:
-        terms (Mapping[str, Term]): The connected terms.
-        teachers (Mapping[str, Teacher]): The prepared teachers.
-        student (DryRun): What the student's taps gave.
-        taught (Mapping[str, DryRun]): What each teacher's taps gave.
+        terms (Mapping[str, Term]): The connected terms, by their names.
+        teachers (Mapping[str, Teacher]): The prepared teachers, by their names.
+        student (Preview): The student's maps of a made-up image.
+        taught (Mapping[str, Preview]): The maps of each teacher, by its name.
+        problem (str, optional): Error of the student's training forward, if it could not be tried.
+            Defaults to None.
 
     Returns:
-        str: Lines of text.
+        str: A table with a row for each term, then a line for each teacher.
     """
     table = Table(
         'term', 'student', 'teacher', 'connector', 'loss', 'on', show_lines=len(terms) > 1
     )
+    several = sum(not teacher.learns for teacher in teachers.values()) > 1
     for name, term in terms.items():
-        teacher = f'{term.teacher}: ' if len(teachers) > 1 else ''
+        teacher = f'{term.teacher}: ' if several else ''
         run = taught[term.teacher]
-        s, t = term.student_tap.of(student.values), term.teacher_tap.of(run.values)
+        s, t = term.student_tap.of(student.maps), term.teacher_tap.of(run.maps)
         connector = term.describe_connectors()
         resized = strides(s, student.size) != strides(t, run.size)
-        if resized and getattr(term.loss, 'needs_same_size', True):
+        if resized and term.traits.needs_same_size:
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
@@ -52,35 +52,26 @@ def plan(
             _loss(term),
             str(term.schedule),
         )
-    out = io.StringIO()
-    console = Console(file=out, width=1000, color_system=None, highlight=False, markup=False)
-    console.print(table)
-    for name, teacher in teachers.items():
-        taps = [
-            tap
-            for term in terms.values()
-            if term.teacher == name and not term.compares_gradients
-            for tap in term.reads('teacher')
-        ]
-        console.print(f"teacher '{name}' ({teacher.source}): {teacher.work(taps)}")
-    if student.problem:
-        console.print(
+    lines = [table_text(table, width=1000)]
+    lines += [teacher.work() for teacher in teachers.values()]
+    if problem:
+        lines.append(
             'The training forward could not be tried on a made-up label, so the taps were tried in '
-            f"mode='tensor'. What it said: {student.problem}"
+            f"mode='tensor'. What it said: {problem}"
         )
-    return '\n'.join(line.rstrip() for line in out.getvalue().splitlines())
+    return '\n'.join(lines)
 
 
 def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
-    if term.compares_gradients:
+    if term.traits.compares == 'gradients':
         text += '\non gradients of the task loss'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:
         text += '\ncompiled'
-    if term.norms:
-        text += f'\n{", ".join(n for n in term.needs if n in FROM_NORM)} of {", ".join(term.norms)}'
+    if term.norms is not None:
+        text += f'\n{", ".join(term.norms.needs)} of {", ".join(term.norms.names)}'
     return text
 
 
@@ -88,10 +79,18 @@ def shapes(maps: Maps, size: int) -> str:
     """Channels and strides of maps, such as ``'256 channels, stride 8, 16'``.
 
     Args:
-        maps (Maps): What a tap gave in a dry forward.
-        size (int): Height and width of the image that it ran on, pixels.
+        maps (Maps): The maps of a tap in a dry forward, ``(1, C, H, W)`` or of another shape.
+        size (int): Height and width of the image of that forward, pixels.
+
+    Returns:
+        str: Channels and strides, or the shapes if a map has no height and width.
+
+    Examples:
+        >>> import torch
+        >>> shapes([torch.rand(1, 256, 16, 16), torch.rand(1, 256, 8, 8)], size=128)
+        '256 channels, stride 8, 16'
     """
-    tensors = [maps] if isinstance(maps, Tensor) else maps
+    tensors = as_list(maps)
     if any(tensor.ndim != 4 for tensor in tensors):
         return '; '.join(str(tuple(tensor.shape[1:])) for tensor in tensors)
     channels = [str(tensor.shape[1]) for tensor in tensors]
@@ -102,6 +101,13 @@ def shapes(maps: Maps, size: int) -> str:
 
 
 def strides(maps: Maps, size: int) -> list[tuple[float, ...]]:
-    """Pixels per position of each map that has positions, in height and in width."""
-    tensors = [maps] if isinstance(maps, Tensor) else maps
-    return [tuple(size / side for side in t.shape[2:]) for t in tensors if t.ndim == 4]
+    """Pixels per position of each map ``(N, C, H, W)``, in height and in width.
+
+    Args:
+        maps (Maps): The maps of a tap in a dry forward.
+        size (int): Height and width of the image of that forward, pixels.
+
+    Returns:
+        list[tuple[float, ...]]: Two numbers for each map; maps of another shape are left out.
+    """
+    return [tuple(size / side for side in t.shape[2:]) for t in as_list(maps) if t.ndim == 4]

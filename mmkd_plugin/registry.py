@@ -17,14 +17,11 @@ MODELS = Registry(
     locations=[
         'mmkd_plugin.losses',
         'mmkd_plugin.connectors',
-        'mmkd_plugin.necks',
-        'mmkd_plugin.heads',
+        'mmkd_plugin.models',
         'mmkd_plugin.explanations',
+        'mmkd_plugin.teachers',
         'mmkd_plugin.distiller',
         'mmkd_plugin.paraphrasing',
-        'mmkd_plugin.batch_augments',
-        'mmkd_plugin.bcos',
-        'mmkd_plugin.backbones',
     ],
 )
 
@@ -32,7 +29,7 @@ TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='mmkd_plugin',
-    locations=['mmkd_plugin.geometry', 'mmkd_plugin.cached_teacher'],
+    locations=['mmkd_plugin.cache.recording', 'mmkd_plugin.cache.loading'],
 )
 
 METRICS = Registry(
@@ -45,7 +42,7 @@ HOOKS = Registry(
     scope='mmkd_plugin',
     locations=[
         'mmkd_plugin.metrics',
-        'mmkd_plugin.cached_teacher',
+        'mmkd_plugin.cache.loading',
         'mmkd_plugin.visualization.hook',
     ],
 )

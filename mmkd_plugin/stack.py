@@ -1,14 +1,14 @@
-"""What differs between the OpenMMLab stacks, and between torch versions, in one place.
+"""The differences between the OpenMMLab stacks, and between torch versions, in one place.
 
 Two stacks share the import names ``mmengine``, ``mmcv``, ``mmdet`` and ``mmseg``: OpenMMLab's own
 packages and a maintained fork. :func:`prepare` makes both behave alike where the plugin needs it:
 
 * ``_base_ = ['mmseg::...']`` finds the configs of whichever package provides ``mmseg``;
-* torch's safe loading accepts what mmengine writes into its training checkpoints, so that resuming
-  and testing work where ``torch.load`` refuses everything but tensors (torch 2.6 and later).
+* torch's safe loading accepts the content of mmengine's training checkpoints, so that resuming and
+  testing work where ``torch.load`` refuses everything but tensors (torch 2.6 and later).
 
-:func:`safe_load` never runs code from a file, on any torch; :func:`safe_loading` makes everything
-else in the process load that way, too.
+:func:`safe_load` never runs code from a file, on any torch; :func:`safe_loading` makes the rest of
+the process load in the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import codecs
 import importlib.util
 import os
 import pickle
+import struct
+import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,17 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-__all__ = ['CAN_ALLOW_LIST', 'prepare', 'safe_globals', 'safe_load', 'safe_loading']
+from mmkd_plugin.words import first_line
+
+__all__ = [
+    'CAN_ALLOW_LIST',
+    'UNPICKLING_ERRORS',
+    'prepare',
+    'safe_globals',
+    'safe_load',
+    'safe_loading',
+    'shipped_config',
+]
 
 CAN_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
 """Whether this torch (2.4 and later) can be told which classes are safe to load."""
@@ -41,12 +53,23 @@ CAN_ALLOW_LIST = hasattr(torch.serialization, 'add_safe_globals')
 _FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
+UNPICKLING_ERRORS = (
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""Errors that ``torch.load`` raises, besides its own, when a damaged file misleads it."""
+
 
 def prepare() -> None:
-    """Make the installed stack behave as the plugin expects.
+    """Makes the installed stack behave as the plugin expects.
 
-    Call it before ``Config.fromfile``. It imports neither mmseg nor mmdet, and calling it again
-    costs nothing and changes nothing.
+    Call it before ``Config.fromfile``. It imports neither mmseg nor mmdet, and a second call
+    changes nothing.
     """
     _correct_package_names()
     if CAN_ALLOW_LIST:
@@ -54,11 +77,11 @@ def prepare() -> None:
 
 
 def _correct_package_names() -> None:
-    """Let ``module::config`` bases of every installed OpenMMLab library resolve.
+    """Lets ``module::config`` bases of every installed OpenMMLab library resolve.
 
     mmengine looks the module up in a table of distribution names, and says "mmsegmentation is not
-    installed" when another distribution provides ``mmseg``. It falls back to the module's own name
-    when no distribution is called so, hence that name is right wherever the table is wrong.
+    installed" when another distribution provides ``mmseg``. With the module's own name in that
+    table it finds the module itself.
     """
     for module, package in MODULE2PACKAGE.items():
         if package != module and not _is_distribution(package) and _is_module(module):
@@ -82,31 +105,37 @@ _torch_load = torch.load
 
 
 def safe_load(file: Any, map_location: Any = None, **_: Any) -> Any:
-    """Load a file of ``torch.save`` without running any code that it may hold.
+    """Loads a file of ``torch.save`` without running any code that it may hold.
 
     Args:
-        file (str | Path | BinaryIO): What to load.
+        file (str | Path | BinaryIO): The file.
         map_location (Any): As for ``torch.load``. Defaults to None.
-        **_: Other arguments of ``torch.load``, which are ignored.
+        **_ (Any): Other arguments of ``torch.load``; they are ignored.
 
     Returns:
-        Any: The content: tensors, containers, and what :func:`safe_globals` lists.
+        Any: The content: tensors, containers, and objects of the types in :func:`safe_globals`.
 
     Raises:
-        pickle.UnpicklingError: If the file asks for anything else.
+        pickle.UnpicklingError: If the file asks for any other object, or its pickle is damaged.
+        RuntimeError: If torch cannot read the file.
+        OSError: If there is no such file, or it cannot be read.
     """
+    how: dict[str, Any] = dict(pickle_module=_RestrictedPickle)
     if CAN_ALLOW_LIST:
         torch.serialization.add_safe_globals(safe_globals())
-        return _torch_load(file, map_location=map_location, weights_only=True)
-    return _torch_load(file, map_location=map_location, pickle_module=_RestrictedPickle)
+        how = dict(weights_only=True)
+    try:
+        return _torch_load(file, map_location=map_location, **how)
+    except UNPICKLING_ERRORS as error:
+        raise pickle.UnpicklingError(first_line(error)) from error
 
 
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Load everything in this process as :func:`safe_load` does, while open.
+    """Loads everything in this process as :func:`safe_load` does, inside the ``with`` block.
 
-    Nothing else calls for it: mmengine unpickles whatever a file holds where torch lets it, and the
-    fork's loader falls back on that for what it could not load safely.
+    Without it, mmengine unpickles whatever a file holds where torch lets it, and the fork's loader
+    falls back on that for every file that it could not load safely.
     """
     prepare()
     fork = (mmengine_checkpoint, '_safe_torch_load')
@@ -127,10 +156,10 @@ def safe_loading() -> Iterator[None]:
 
 
 class _RestrictedPickle:
-    """What ``torch.load`` takes as a pickle module, for a torch without an allow-list."""
+    """A pickle module for ``torch.load``, where torch has no allow-list."""
 
     class Unpickler(pickle.Unpickler):
-        """Finds by name only what is safe."""
+        """Finds only safe classes and functions by their names."""
 
         def find_class(self, module: str, name: str) -> Any:
             module, name = NAME_MAPPING.get(
@@ -182,10 +211,10 @@ def _safe_globals() -> tuple[Callable[..., Any], ...]:
 
 
 def safe_globals() -> list[Callable[..., Any]]:
-    """List the classes and functions, besides torch's own, that are safe to load.
+    """Lists the classes and functions, besides torch's own, that are safe to load.
 
-    They are what mmengine's training checkpoints are made of: the message hub's history buffers
-    and numpy's arrays, scalars and dtypes, under the names of numpy 1 and of numpy 2.
+    mmengine's training checkpoints consist of them: the message hub's history buffers, and numpy's
+    arrays, scalars and dtypes under the names of numpy 1 and of numpy 2.
 
     Returns:
         list[Callable]: For ``torch.serialization.add_safe_globals``.
@@ -194,10 +223,10 @@ def safe_globals() -> list[Callable[..., Any]]:
 
 
 def _getattr(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr`` while loading.
+    """Stands in for ``getattr`` while loading.
 
     A pickled history buffer refers to its own methods by ``getattr(HistoryBuffer, 'mean')``. The
-    real ``getattr`` would hand a file any attribute of anything that is on the list.
+    real ``getattr`` would hand a file any attribute of anything on the list.
     """
     if owner is not HistoryBuffer or name.startswith('_'):
         raise pickle.UnpicklingError(
@@ -209,7 +238,7 @@ def _getattr(owner: Any, name: str) -> Any:
 def _published_as(
     module: str, function: Callable[..., Any], name: str | None = None
 ) -> Callable[..., Any]:
-    """Wrap ``function`` under the name by which pickles refer to it.
+    """Wraps ``function`` under the name by which pickles refer to it.
 
     torch takes ``(function, name)`` pairs for this, but only since 2.6.
     """
@@ -223,15 +252,15 @@ def _published_as(
 
 
 def shipped_config(name: str) -> Path:
-    """The file behind ``'mmseg::pspnet/....py'``.
+    """Finds the file behind ``'mmseg::pspnet/....py'``.
 
-    mmengine's own look-up installs a package that is missing; this one says so.
+    mmengine's own look-up installs a missing package; this one raises an error.
 
     Args:
         name (str): An import name, ``::``, and a path below the library's configs.
 
     Returns:
-        Path: Where the file is, or would be.
+        Path: The file; it need not exist.
 
     Raises:
         FileNotFoundError: If no such package is installed.
@@ -242,5 +271,5 @@ def shipped_config(name: str) -> Path:
         raise FileNotFoundError(f'no package {package!r} is installed to look for {name} in')
     root = Path(next(iter(spec.submodule_search_locations)))
     shipped = root / '.mim' / 'configs' / path
-    in_clone = root.parent / 'configs' / path  # of a source tree that was not installed
+    in_clone = root.parent / 'configs' / path  # a source tree that is not installed
     return in_clone if not shipped.is_file() and in_clone.is_file() else shipped

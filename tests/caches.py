@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-TOOLS = Path(__file__).resolve().parents[1] / 'tools'
-
-
-def load_tool(name: str) -> Any:
-    """Imports ``tools/<name>.py``."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # data classes look themselves up
-    spec.loader.exec_module(module)
-    return module
+from tests.tools.tool_runs import load_tool
 
 
 def write_cache(cfg: Config, path: Path, **options: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
-from mmkd_plugin import inference
-from mmkd_plugin.inference import Inference
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.teachers import inference
+from mmkd_plugin.teachers.inference import Inference
 from tests.runs import make_data
 
 
@@ -31,9 +32,51 @@ def own_globals() -> Iterator[None]:
     before = [set(kind._instance_dict) for kind in kinds]
     with safe_loading():
         yield
-    for kind, names in zip(kinds, before):
+    for kind, names in zip(kinds, before, strict=True):
         for name in set(kind._instance_dict) - names:
             kind._instance_dict.pop(name)
+
+
+@pytest.fixture
+def counters() -> Iterator[MessageHub]:
+    """A message hub for this test alone, as each run has one; schedules follow its counters."""
+    hub = MessageHub.get_instance(f'test-{len(MessageHub._instance_dict)}')
+    yield hub
+    MessageHub._instance_dict.pop(hub.instance_name)
+
+
+class Log(logging.Handler):
+    """Keeps what is logged for users: information, warnings and errors.
+
+    Attributes:
+        records (list[logging.LogRecord]): All of it, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        """The texts of all records."""
+        return [record.getMessage() for record in self.records]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The texts of those that are warnings."""
+        return [r.getMessage() for r in self.records if r.levelno == logging.WARNING]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What mmengine's current logger is given. A run makes a logger of its own and a file of it."""
+    logger, kept = MMLogger.get_current_instance(), Log()
+    logger.addHandler(kept)
+    yield kept
+    logger.removeHandler(kept)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -1,12 +1,15 @@
-"""What one process of a distributed run does, for ``test_runner.py``."""
+"""Runs in two processes on the CPU, and what each of them sees and sends."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
@@ -57,15 +60,11 @@ class Buckets(Hook):
         self.sent.append(0)
 
 
-def worker(rank: int, settings: dict, port: int, folder: str) -> None:
-    """Trains in a group of two processes on the CPU and saves what it saw."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
-    torch.set_num_threads(1)
+def train_and_note(rank: int, cfg: Config) -> None:
+    """Trains, and saves what this process saw as ``rank<rank>.pt`` in the run's work dir."""
     record, buckets, traffic = Record(), Buckets(), Traffic()
     with traffic:
-        model = train(Config(settings), record, buckets, traffic).model.module
+        model = train(cfg, record, buckets, traffic).model.module
     names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
     seen = dict(
         parameters=dict(model.named_parameters()),
@@ -78,5 +77,35 @@ def worker(rank: int, settings: dict, port: int, folder: str) -> None:
         losses=record.losses,
         inputs=record.inputs,
     )
-    torch.save(seen, Path(folder, f'rank{rank}.pt'))
+    torch.save(seen, Path(cfg.work_dir, f'rank{rank}.pt'))
+
+
+def in_two_processes(work: Callable[[int, Config], None], cfg: Config) -> None:
+    """Calls ``work(rank, cfg)`` in each of two processes on the CPU, and waits for both.
+
+    Args:
+        work (Callable): A function of a module, which each process imports.
+        cfg (Config): What to run; it is told here that it is distributed.
+    """
+    distributed = dict(
+        launcher='pytorch',
+        env_cfg=dict(dist_cfg=dict(backend='gloo')),
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+    )
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CUDA_VISIBLE_DEVICES', '')
+        torch.multiprocessing.spawn(
+            _process, (work, {**cfg.to_dict(), **distributed}, port), nprocs=2, join=True
+        )
+
+
+def _process(rank: int, work: Callable[[int, Config], None], settings: dict, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
+    torch.set_num_threads(1)
+    work(rank, Config(settings))
     dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def make_data(root: Path) -> None:
     (root / 'boxes.json').write_text(json.dumps(coco))
 
 
+def dataset_of(scope: str, augment: bool = False) -> dict:
+    """The training set of what :func:`make_data` filled, its ``data_root`` left out."""
+    changes = [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion')]
+    load, changes = dict(type='LoadImageFromFile'), changes if augment else []
+    if scope == 'mmseg':
+        pipeline = [load, dict(type='LoadAnnotations'), *changes, dict(type='PackSegInputs')]
+        return dict(
+            type='BaseSegDataset',
+            img_suffix='.png',
+            data_prefix=dict(img_path='images', seg_map_path='masks'),
+            metainfo=dict(classes=SEG_CLASSES, palette=[[0, 0, 0], [0, 255, 0], [0, 0, 255]]),
+            pipeline=pipeline,
+        )
+    boxes = dict(type='LoadAnnotations', with_bbox=True)
+    return dict(
+        type='CocoDataset',
+        ann_file='boxes.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=DET_CLASSES),
+        pipeline=[load, boxes, *changes, dict(type='PackDetInputs')],
+    )
+
+
 def config(
     model: dict,
     data: Path,
@@ -87,28 +111,6 @@ def config(
         **changes (Any): Other keys of the config.
     """
     scope = model['_scope_']
-    load = dict(type='LoadImageFromFile')
-    if scope == 'mmseg':
-        pipeline = [load, dict(type='LoadAnnotations')]
-        pack, classes = dict(type='PackSegInputs'), SEG_CLASSES
-        dataset = dict(
-            type='BaseSegDataset',
-            img_suffix='.png',
-            data_prefix=dict(img_path='images', seg_map_path='masks'),
-            metainfo=dict(classes=classes, palette=[[0, 0, 0], [0, 255, 0], [0, 0, 255]]),
-        )
-    else:
-        pipeline = [load, dict(type='LoadAnnotations', with_bbox=True)]
-        pack, classes = dict(type='PackDetInputs'), DET_CLASSES
-        dataset = dict(
-            type='CocoDataset',
-            ann_file='boxes.json',
-            data_prefix=dict(img='images/'),
-            metainfo=dict(classes=classes),
-        )
-    if augment:
-        pipeline += [dict(type='RandomFlip', prob=0.5), dict(type='PhotoMetricDistortion')]
-    sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
     loop = (
         dict(type='EpochBasedTrainLoop', max_epochs=length)
         if by_epoch
@@ -123,8 +125,8 @@ def config(
         train_dataloader=dict(
             batch_size=2,
             num_workers=workers,
-            sampler=sampler,
-            dataset=dict(data_root=str(data), pipeline=[*pipeline, pack], **dataset),
+            sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True),
+            dataset=dict(data_root=str(data), **dataset_of(scope, augment)),
         ),
         train_cfg=loop,
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
@@ -183,6 +185,16 @@ def save_weights(model: dict, file: Path, seed: int = 7) -> str:
     return str(file)
 
 
+class Touch:
+    """Pickles as a call that creates a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.file}',)
+
+
 def assert_same(ours: Any, theirs: Any, where: str = '') -> None:
     """Compares nested dicts and lists of tensors and values, bit for bit."""
     assert type(ours) is type(theirs), where
@@ -192,7 +204,7 @@ def assert_same(ours: Any, theirs: Any, where: str = '') -> None:
             assert_same(value, theirs[key], f'{where}/{key}')
     elif isinstance(ours, (list, tuple)):
         assert len(ours) == len(theirs), where
-        for i, (one, other) in enumerate(zip(ours, theirs)):
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(one, other, f'{where}/{i}')
     elif isinstance(ours, Tensor):
         assert torch.equal(ours, theirs), where

@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmkd_plugin.dry_run import example_batch
+from mmkd_plugin.taps.example import example_batch
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
@@ -87,7 +87,7 @@ def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
 
 
 def beit(width: int = 8, classes: int = 5, side: int = 64, **preprocessor: Any) -> dict:
-    """FCN on BEiT, a transformer that takes images of ``side`` pixels alone; stride 16."""
+    """FCN on BEiT, a transformer that takes only images of ``side`` pixels; stride 16."""
     backbone = dict(
         type='BEiT',
         img_size=(side, side),
@@ -194,11 +194,25 @@ def gfl(width: int = 8, classes: int = 4) -> dict:
     return _det('GFL', width, model)
 
 
+def _trained_by_boxes(pos: float, neg: float, low: float, share: float, add_gt: bool) -> dict:
+    """Assigner and sampler of one stage of a two-stage detector."""
+    return dict(
+        assigner=dict(type='MaxIoUAssigner', pos_iou_thr=pos, neg_iou_thr=neg, min_pos_iou=low),
+        sampler=dict(type='RandomSampler', num=16, pos_fraction=share, add_gt_as_proposals=add_gt),
+        pos_weight=-1,
+    )
+
+
+def _nms(threshold: float, **kwargs: Any) -> dict:
+    return dict(nms=dict(type='nms', iou_threshold=threshold), **kwargs)
+
+
 def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
     """Faster R-CNN-R18, four levels and a pooled one."""
     coder = dict(
         type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]
     )
+    proposals = _nms(0.7, nms_pre=50, max_per_img=20, min_bbox_size=0)
     heads = dict(
         rpn_head=dict(
             type='RPNHead',
@@ -228,35 +242,11 @@ def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
             ),
         ),
         train_cfg=dict(
-            rpn=dict(
-                assigner=dict(
-                    type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3
-                ),
-                sampler=dict(
-                    type='RandomSampler', num=16, pos_fraction=0.5, add_gt_as_proposals=False
-                ),
-                allowed_border=-1,
-                pos_weight=-1,
-            ),
-            rpn_proposal=dict(
-                nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
-            ),
-            rcnn=dict(
-                assigner=dict(
-                    type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5
-                ),
-                sampler=dict(
-                    type='RandomSampler', num=16, pos_fraction=0.25, add_gt_as_proposals=True
-                ),
-                pos_weight=-1,
-            ),
+            rpn=dict(_trained_by_boxes(0.7, 0.3, 0.3, 0.5, False), allowed_border=-1),
+            rpn_proposal=proposals,
+            rcnn=_trained_by_boxes(0.5, 0.5, 0.5, 0.25, True),
         ),
-        test_cfg=dict(
-            rpn=dict(
-                nms_pre=50, max_per_img=20, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0
-            ),
-            rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
-        ),
+        test_cfg=dict(rpn=proposals, rcnn=_nms(0.5, score_thr=0.05, max_per_img=10)),
     )
     return _det('FasterRCNN', width, heads, start=0)
 
@@ -373,12 +363,24 @@ def dino(width: int = 8, classes: int = 4) -> dict:
     return model
 
 
+def _pixel_decoder(width: int, ffn: dict, points: dict) -> dict:
+    """The deformable pixel decoder of Mask2Former."""
+    deformable = _attention(2 * width, num_heads=2, num_levels=3, num_points=2, batch_first=True)
+    return dict(
+        type='MSDeformAttnPixelDecoder',
+        num_outs=3,
+        norm_cfg=dict(type='GN', num_groups=2),
+        act_cfg=dict(type='ReLU'),
+        encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn)),
+        positional_encoding=points,
+    )
+
+
 def mask2former(width: int = 8, classes: int = 4) -> dict:
     """Mask2Former-R18 for instances: deformable pixel decoder, masked attention."""
     embed = 2 * width
     attention = _attention(embed, num_heads=2, batch_first=True)
     ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
-    deformable = _attention(embed, num_heads=2, num_levels=3, num_points=2, batch_first=True)
     points = dict(num_feats=width, normalize=True)
     split = dict(num_things_classes=classes, num_stuff_classes=0)
     return dict(
@@ -402,14 +404,7 @@ def mask2former(width: int = 8, classes: int = 4) -> dict:
             num_queries=5,
             num_transformer_feat_level=3,
             **split,
-            pixel_decoder=dict(
-                type='MSDeformAttnPixelDecoder',
-                num_outs=3,
-                norm_cfg=dict(type='GN', num_groups=2),
-                act_cfg=dict(type='ReLU'),
-                encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn)),
-                positional_encoding=points,
-            ),
+            pixel_decoder=_pixel_decoder(width, ffn, points),
             positional_encoding=points,
             transformer_decoder=dict(
                 return_intermediate=True,
@@ -449,20 +444,21 @@ def build(config: dict) -> nn.Module:
 def distiller(
     student: dict, teacher: dict | list, distill: dict, seed: int = 0, **kwargs: Any
 ) -> nn.Module:
-    """A Distiller around small models; a teacher given as a model dict gets random weights."""
+    """A Distiller around small models; a teacher given as a model dict gets random weights.
+
+    ``kwargs`` are other keys, such as a ``type`` that takes the place of the Distiller.
+    """
     torch.manual_seed(seed)
     if isinstance(teacher, dict) and not {'config', 'tap', 'path'} & set(teacher):
         teacher = dict(config=teacher, checkpoint=None)
-    return build(
-        dict(
-            _scope_=student['_scope_'],
-            type='mmkd_plugin.Distiller',
-            student=student,
-            teacher=teacher,
-            distill=distill,
-            **kwargs,
-        )
+    config = dict(
+        _scope_=student['_scope_'],
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=teacher,
+        distill=distill,
     )
+    return build({**config, **kwargs})
 
 
 def batch(model: nn.Module, size: int = 2, seed: int = 0) -> tuple[Tensor, list]:
@@ -471,6 +467,15 @@ def batch(model: nn.Module, size: int = 2, seed: int = 0) -> tuple[Tensor, list]
     inputs, samples = example_batch(getattr(model, 'student', model), torch.device('cpu'))
     inputs = torch.rand(size, *inputs.shape[1:]) * 4 - 2
     return inputs, [samples[0].clone() for _ in range(size)]
+
+
+def calls_of(module: nn.Module) -> list[tuple[tuple, dict]]:
+    """A list to which each call of a module adds what it is given: positional, and by name."""
+    calls: list[tuple[tuple, dict]] = []
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    return calls
 
 
 def cwd(**kwargs: Any) -> dict:

@@ -1,9 +1,7 @@
-"""Checkpoints are read without running code, and never loaded silently by halves."""
+"""Checkpoints are read without running code, and never loaded in part without a word."""
 
 from __future__ import annotations
 
-import logging
-import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from mmkd_plugin import checkpoint as module
 from mmkd_plugin.checkpoint import (
     CheckpointError,
     check_student_weights,
@@ -23,6 +21,7 @@ from mmkd_plugin.checkpoint import (
     read_checkpoint,
     state_dict_of,
 )
+from tests.runs import Touch
 
 
 class Model(nn.Module):
@@ -37,16 +36,6 @@ class Model(nn.Module):
             self.auxiliary_head = nn.Conv2d(4, classes, 1)
 
 
-class Runs:
-    """Pickles as a call that creates a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.file}',)
-
-
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
     def save(content: object, name: str = 'file.pth', **kwargs: object) -> Path:
@@ -54,18 +43,6 @@ def save(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return save
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """What the module logs, as (level, message)."""
-    records: list[tuple[int, str]] = []
-
-    def note(message: str, logger: object = None, level: int = logging.INFO) -> None:
-        records.append((level, message))
-
-    monkeypatch.setattr(module, 'print_log', note)
-    return records
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -94,7 +71,7 @@ def test_safetensors(tmp_path):
     assert equal(model, other)
 
 
-def test_schemes_go_through_mmengine(monkeypatch, save):
+def test_schemes_go_through_mmengine(save):
     path = save(dict(state_dict=Model().state_dict()))
     seen = []
 
@@ -102,9 +79,7 @@ def test_schemes_go_through_mmengine(monkeypatch, save):
         seen.append((name, map_location))
         return torch.load(path, map_location=map_location)
 
-    monkeypatch.setitem(module.CheckpointLoader._schemes, 'here://', load)
-    schemes = sorted(module.CheckpointLoader._schemes.items(), reverse=True)
-    monkeypatch.setattr(module.CheckpointLoader, '_schemes', OrderedDict(schemes))
+    CheckpointLoader.register_scheme('here://', loader=load, force=True)
     assert 'state_dict' in read_checkpoint('here://model')
     assert seen == [('here://model', 'cpu')]
 
@@ -118,7 +93,7 @@ def test_a_training_checkpoint_is_read(save):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path, save):
     flag = tmp_path / 'flag'
-    content = dict(state_dict=Model().state_dict(), bad=Runs(flag))
+    content = dict(state_dict=Model().state_dict(), bad=Touch(flag))
     path = save(content, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         CheckpointError, match=r'(?s)file\.pth.*posix\.system.*refused.*torch\.save'
@@ -130,7 +105,7 @@ def test_code_in_a_file_is_refused_and_not_run(zipped, tmp_path, save):
 @pytest.mark.parametrize('protocol', [2, 4])
 def test_a_plain_pickle_is_refused_and_not_run(protocol, tmp_path):
     flag, path = tmp_path / 'flag', tmp_path / 'file.pth'
-    path.write_bytes(pickle.dumps(Runs(flag), protocol=protocol))
+    path.write_bytes(pickle.dumps(Touch(flag), protocol=protocol))
     with pytest.raises(CheckpointError, match=r'refused|cannot be loaded safely'):
         read_checkpoint(path)
     assert not flag.exists()
@@ -227,8 +202,8 @@ def test_all_of_a_model(save, log):
     model, other = Model(), Model()
     load_weights(other, save(dict(state_dict=model.state_dict())))
     assert equal(model, other)
-    assert [level for level, _ in log] == [logging.INFO]
-    assert 'all 16 tensors' in log[0][1]
+    (message,) = log.messages
+    assert 'all 16 tensors' in message and not log.warnings
 
 
 def test_a_missing_batch_counter_does_not_count(save):
@@ -240,8 +215,8 @@ def test_a_missing_batch_counter_does_not_count(save):
 
 def test_components_that_the_model_lacks_are_only_logged(save, log):
     load_weights(Model(auxiliary=False), save(dict(state_dict=Model().state_dict())))
-    assert log[0][0] == logging.INFO
-    assert 'auxiliary_head.*' in log[0][1]
+    (message,) = log.messages
+    assert 'auxiliary_head.*' in message and not log.warnings
 
 
 @pytest.mark.parametrize(
@@ -266,12 +241,13 @@ def test_what_does_not_fit_is_an_error_or_with_strict_off_a_warning(source, fact
         load_weights(Model(), path, name='coach')
     for fact in (*facts, f'{path} does not fit the coach', '`strict=False` accepts it'):
         assert fact in str(error.value)
-    assert not log
+    assert not log.messages
 
     load_weights(Model(), path, strict=False, name='coach')
-    assert [level for level, _ in log] == [logging.WARNING]
+    (warning,) = log.warnings
+    assert log.messages == [warning]
     for fact in facts:
-        assert fact in log[0][1]
+        assert fact in warning
 
 
 def test_long_lists_are_cut(save):

@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmkd_plugin import losses, stack
-from mmkd_plugin.batch_augments import use_stock_preprocessor
+from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -58,7 +58,7 @@ SIZE = 128
 
 @pytest.fixture(autouse=True, scope='module')
 def one_thread() -> Iterator[None]:
-    """Small maps gain nothing from threads, which on a busy machine wait for one another."""
+    """One thread: small maps gain nothing from more, and threads wait on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,16 +67,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths in the configs start where ``tools/train.py`` is started."""
+    """Relative paths in the configs start at the root of the repository."""
     monkeypatch.chdir(CONFIGS.parent)
 
 
-@pytest.fixture(autouse=True)
-def hub() -> Iterator[MessageHub]:
-    """The counters of a run, which schedules follow; those of each test are its own."""
-    hub = MessageHub.get_instance(f'test-configs-{len(MessageHub._instance_dict)}')
-    yield hub
-    MessageHub._instance_dict.pop(hub.instance_name)
+pytestmark = pytest.mark.usefixtures('counters')
 
 
 def config_id(path: Path) -> str:
@@ -216,7 +211,7 @@ def official_checkpoint(config: str) -> str:
 @pytest.mark.parametrize('path', SHIPPED, ids=config_id)
 def test_config_survives_a_dump(path: Path, tmp_path: Path) -> None:
     with loaded(path) as cfg:
-        if path not in WHOLE:  # writing a whole model down takes most of the time
+        if path not in WHOLE:  # writing a whole model takes most of the time
             for part in ('student', 'teacher'):
                 del cfg.model[part]
             cfg = Config(dict(model=cfg.model))
@@ -274,13 +269,13 @@ def test_narrow_models_have_the_modules_of_the_whole_ones(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', [*map(first_of, FAMILIES), *ALONE], ids=config_id)
-def test_config_trains_and_predicts(path: Path, hub: MessageHub) -> None:
+def test_config_trains_and_predicts(path: Path, counters: MessageHub) -> None:
     torch.manual_seed(0)
     with loaded(path) as cfg:
         model = MODELS.build(offline(cfg.model))
     scope, terms = cfg.default_scope, cfg.model.distill
     for counter in ('iter', 'epoch'):
-        hub.update_info(counter, 10**6)  # every term is on
+        counters.update_info(counter, 10**6)  # every term is on
     model.init_weights()
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -326,11 +321,13 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
     if not parameters:
         return {}
     found = torch.autograd.grad(loss, [*parameters.values()], retain_graph=True, allow_unused=True)
-    return {n: g.abs().max().item() for n, g in zip(parameters, found) if g is not None}
+    return {
+        n: g.abs().max().item() for n, g in zip(parameters, found, strict=True) if g is not None
+    }
 
 
 @pytest.mark.parametrize('path', [*PAIR_OF, *ALONE], ids=config_id)
-def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
+def test_every_term_teaches_the_backbone(path: Path, counters: MessageHub) -> None:
     """One step in each phase of a recipe; two images have no angles between them, so three."""
     torch.manual_seed(0)
     with loaded(path) as cfg:
@@ -338,7 +335,7 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
     schedules, length = schedules_of(cfg.model), cfg.train_cfg
     moments = {0} | {s[key] for s in schedules.values() for key in ('start', 'stop') if key in s}
     unit = 'iters' if 'max_iters' in length else 'epochs'
-    hub.update_info(f'max_{unit}', length[f'max_{unit}'])
+    counters.update_info(f'max_{unit}', length[f'max_{unit}'])
     moments |= {s['start'] + s['ramp'] - 1 for s in schedules.values() if 'ramp' in s}
     assert max(moments) < length[f'max_{unit}']
     assert all(s.get('by_epoch', False) == (unit == 'epochs') for s in schedules.values() if s)
@@ -347,8 +344,8 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-4))
     seen = set()
     for moment in sorted(moments):
-        hub.update_info('iter', moment)
-        hub.update_info('epoch', moment)
+        counters.update_info('iter', moment)
+        counters.update_info('epoch', moment)
         on = {name for name, schedule in schedules.items() if is_on(schedule, moment)}
         before = [p.clone() for p in model.student.backbone.parameters()]
         teaching = [[*own.parameters()] for own in model.self_teachers.values()]
@@ -372,9 +369,9 @@ def test_every_term_teaches_the_backbone(path: Path, hub: MessageHub) -> None:
             assert len(connectors) == len([*model.distill[name].connectors.parameters()])
         optimizer.update_params(total)
         after = [*model.student.backbone.parameters()]
-        assert any(not torch.equal(old, new) for old, new in zip(before, after))
-        for old, new in zip(taught, teaching):
-            assert not all(torch.equal(x, y) for x, y in zip(old, new))
+        assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        for old, new in zip(taught, teaching, strict=True):
+            assert not all(torch.equal(x, y) for x, y in zip(old, new, strict=True))
         assert all(torch.isfinite(p).all() for p in model.parameters())
         seen |= on
     assert seen == set(schedules)
@@ -411,7 +408,9 @@ def test_a_paraphraser_is_trained_for_an_eighth_of_the_run(path: Path, tmp_path:
         logs = model.train_step(packed_inputs(cfg.default_scope), optimizer)
     assert {*logs} == {'loss', *(f'{term}.loss' for term in cfg.model.distill)}
     assert torch.isfinite(logs['loss'])
-    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters()))
+    assert not any(
+        torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
+    )
 
 
 def test_the_readme_lists_every_recipe() -> None:
@@ -427,7 +426,7 @@ def test_the_readme_lists_every_recipe() -> None:
 
 
 def test_both_voc_sets_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layout that the README describes, in small."""
+    """The layout that the README describes, with a few images."""
     path = next(path for path in ALONE if 'voc0712' in path.stem)
     with loaded(path) as cfg:
         lists = {'VOC2007': ('trainval', 'test'), 'VOC2012': ('trainval',)}

@@ -9,7 +9,6 @@ import weakref
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
 from torch import Tensor
@@ -17,19 +16,14 @@ from torch import Tensor
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
 from tests import stock_models
-from tests.stock_models import batch, build, cwd, distiller
+from tests.stock_models import batch, build, calls_of, cwd, distiller
 
 LOGITS = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3)))
 NECK = dict(cwd=dict(tap='neck', loss=cwd(tau=1, loss_weight=10)))
 FEATURES = dict(cwd=dict(tap='decode_head.bottleneck', loss=cwd(tau=4, loss_weight=50)))
 
 
-@pytest.fixture(autouse=True)
-def counters():
-    """Gives each test a message hub of its own, as each run has one."""
-    hub = MessageHub.get_instance(f'test-{id(object())}-{len(MessageHub._instance_dict)}')
-    yield hub
-    MessageHub._instance_dict.pop(hub.instance_name)
+pytestmark = pytest.mark.usefixtures('counters')
 
 
 def step(model, inputs, samples, lr=0.01):
@@ -237,10 +231,6 @@ def test_in_place_activations_do_not_reach_what_a_tap_kept():
         sum=dict(tap='backbone.layer4.1.bn2', loss=dict(type='mmkd_plugin.AttentionLoss')),
     )
     model = distiller(stock_models.fcn(), stock_models.fcn(16), distill).train()
-    assert {str(tap) for tap in model._run.in_place} == {
-        'backbone.layer1.0.bn1',
-        'backbone.layer4.1.bn2',
-    }
     kept: dict[str, Tensor] = {}
     handles = [
         model.student.get_submodule(f'backbone.{path}').register_forward_hook(
@@ -368,7 +358,7 @@ def test_loading_brings_the_connectors_back():
     other = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES, seed=1)
     assert not torch.equal(*(m.distill.cwd.connectors[0].weight for m in (model, other)))
     other.load_state_dict(model.state_dict(), strict=True)
-    for ours, theirs in zip(model.parameters(), other.parameters()):
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -395,7 +385,7 @@ def test_an_average_of_the_weights_saves_and_loads_plain_keys():
         }
         again = ExponentialMovingAverage(model, update_buffers=update_buffers)
         again.load_state_dict(state, strict=True)
-        for ours, theirs in zip(ema.module.parameters(), again.module.parameters()):
+        for ours, theirs in zip(ema.module.parameters(), again.module.parameters(), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -625,7 +615,7 @@ def test_an_initialisation_stage_then_the_task_alone(counters):
     at(counters, 5)
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
     losses = model(inputs, samples, mode='loss')
-    assert losses.pop('distill.init.loss') == 0  # the log would show its last value for ever
+    assert losses.pop('distill.init.loss') == 0  # without it the log would keep the last value
     assert losses.keys() == alone.keys()
     assert all(torch.equal(losses[key], value) for key, value in alone.items())
 
@@ -649,7 +639,7 @@ def test_lists_of_losses_are_weighted_too():
     alone = copy.deepcopy(model.student)(inputs, samples, mode='loss')
     losses = model(inputs, samples, mode='loss')
     assert isinstance(alone['loss_cls'], list)
-    for ours, theirs in zip(losses['loss_cls'], alone['loss_cls']):
+    for ours, theirs in zip(losses['loss_cls'], alone['loss_cls'], strict=True):
         torch.testing.assert_close(ours, theirs * 0.5)
 
 
@@ -698,7 +688,7 @@ def test_a_list_of_taps_is_one_list_of_maps():
     attention = dict(type='mmkd_plugin.AttentionLoss')
     terms = {
         f'at{n}': dict(tap=tap, loss=dict(attention, loss_weight=w))
-        for n, (tap, w) in enumerate(zip(stages, weights))
+        for n, (tap, w) in enumerate(zip(stages, weights, strict=True))
     }
     terms['all'] = dict(tap=stages, loss=dict(attention, loss_weight=weights))
     model = distiller(stock_models.pspnet(), stock_models.pspnet(16), terms).train()
@@ -766,15 +756,16 @@ OVERHAUL = dict(
 def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
     model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).train()
     term = model.distill.ofd
-    assert term.norms == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
+    assert term.norms.names == [f'backbone.layer{n}.1.bn2' for n in (1, 2, 3, 4)]
     named = distiller(
-        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms))
+        stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, norm=term.norms.names))
     ).train()
     inputs, samples = batch(model)
+    calls = calls_of(term.loss)
     loss = model(inputs, samples, mode='loss')['distill.ofd.loss']
     assert torch.equal(loss, named(inputs, samples, mode='loss')['distill.ofd.loss'])
     teacher = model.teachers['teacher'].model
-    for name, margin in zip(term.norms, term._constants()['margin']):
+    for name, margin in zip(term.norms.names, calls[0][1]['margin'], strict=True):
         norm = teacher.get_submodule(name)
         assert torch.equal(margin, margin_from_norm(norm.weight, norm.bias))
     assert not [key for key in model.state_dict() if 'margin' in key]
@@ -783,8 +774,12 @@ def test_the_margin_comes_from_the_norm_that_feeds_the_tap():
 
 
 def test_margins_follow_the_model():
-    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).double()
-    assert all(m.dtype == torch.float64 for m in model.distill.ofd._constants()['margin'])
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=OVERHAUL)).train().double()
+    inputs, samples = batch(model)
+    calls = calls_of(model.distill.ofd.loss)
+    model(inputs.double(), samples, mode='loss')
+    ((_, given),) = calls
+    assert all(margin.dtype == torch.float64 for margin in given['margin'])
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
+import functools
 import inspect
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkd_plugin import stack
-from mmkd_plugin.schedule import CURVES, Schedule
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.term import KEYS, Term
+from mmkd_plugin.taps import Tap
+from mmkd_plugin.teachers.cached import CachedTeacher
+from mmkd_plugin.teachers.configs import teacher_configs
+from mmkd_plugin.teachers.inference import Inference
+from mmkd_plugin.teachers.online import Teacher
+from mmkd_plugin.teachers.self_teacher import SelfTeacher
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.schedule import CURVES, Schedule
+from mmkd_plugin.terms.term import KEYS, Term
 from tests import stock_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,41 +171,187 @@ def test_the_pages_are_listed_in_the_readme():
         assert f'(docs/{page.name})' in readme, page.name
 
 
+# Form ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name_of)
+def test_no_line_of_prose_is_longer_than_100_characters(page: Path) -> None:
+    text = FENCE.sub(lambda block: '\n' * block[0].count('\n'), text_of(page))
+    for number, line in enumerate(text.splitlines(), 1):
+        length = len(re.sub(r'\]\([^)\s]*\)', ']', line))  # a link cannot be broken
+        assert length <= 100 or line.startswith('|'), f'line {number} has {length}'
+
+
 # Completeness -------------------------------------------------------------------------------------
 
 
+def documented(page: str) -> set[str]:
+    """The names in the first cells of the tables of a page."""
+    lines = text_of(ROOT / 'docs' / page).splitlines()
+    cells = [line.split('|')[1] for line in lines if line.startswith('| `')]
+    return {name for cell in cells for name in re.findall(r'`(\w+)`', cell)}
+
+
+def arguments(kind: Any) -> set[str]:
+    return {*inspect.signature(kind).parameters}
+
+
 def test_the_reference_names_every_key():
+    distiller = MODELS.get('mmkd_plugin.Distiller')
+    needed = {
+        'distiller.md': {*KEYS, *arguments(Schedule), *arguments(distiller)},
+        'teachers.md': arguments(Teacher) | arguments(Inference),
+        'cached_teacher.md': arguments(CachedTeacher),
+        'frskd.md': arguments(SelfTeacher),
+        'adding_a_loss.md': {*FROM_BATCH, *FROM_NORM},
+    }
+    for page, keys in needed.items():
+        assert not keys - documented(page), page
+
+
+def test_the_reference_names_every_curve():
     page = text_of(ROOT / 'docs' / 'distiller.md')
-    rows = [line.split('|')[1] for line in page.splitlines() if line.startswith('| `')]
-    documented = {key for row in rows for key in re.findall(r'`(\w+)`', row)}
-    keys = {*KEYS, *inspect.signature(Teacher).parameters}
-    keys |= {field.name for field in dataclasses.fields(Schedule)}
-    keys |= {*inspect.signature(MODELS.get('mmkd_plugin.Distiller')).parameters}
-    assert not keys - documented
     for curve in CURVES:
         assert f"`'{curve}'`" in page
 
 
-def raised_texts() -> set[str]:
-    """The beginnings of the longer strings in the source, of which error messages are made."""
-    pieces = set()
-    for file in [*(ROOT / 'mmkd_plugin').rglob('*.py'), *(ROOT / 'tools').glob('*.py')]:
-        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                first_line = node.value.strip().split('\n')[0]
-                pieces.add(first_line[:40])  # a page may quote less than all of it
-    return {piece for piece in pieces if len(piece) >= 12}
+def test_the_tables_of_taps_hold_taps():
+    tables = re.findall(r'^\|.*', text_of(ROOT / 'docs' / 'taps.md'), re.M)
+    taps = [tap for row in tables for tap in re.findall(r"`'?(\w[\w.@[\]-]*)'?`", row)]
+    assert len(taps) > 60
+    for tap in taps:
+        assert str(Tap.parse(tap)) == tap
+
+
+# Error messages -----------------------------------------------------------------------------------
+
+QUOTED = [
+    line
+    for match in FENCE.finditer(text_of(ROOT / 'docs' / 'troubleshooting.md'))
+    if match[1] == 'text'
+    for line in match[2].splitlines()
+]
+CWD = dict(type='mmkd_plugin.ChannelWiseLoss')
+
+
+def term(teachers: tuple[str, ...] = ('teacher',), **config: Any) -> Term:
+    return Term.from_config('cwd', config, teachers)
+
+
+def connect(student: Any, teacher: Any, **config: Any) -> None:
+    student, teacher = ([torch.zeros(s) for s in shapes] for shapes in (student, teacher))
+    term(loss=CWD, **config).connect(student, teacher)
+
+
+def distil(**config: Any) -> None:
+    student = torch.nn.Identity()
+    student.data_preprocessor = None
+    MODELS.build(
+        dict(
+            type='mmkd_plugin.Distiller',
+            student=student,
+            teacher=dict(config='my_teacher.py', checkpoint='my_teacher.pth'),
+            distill=config,
+        )
+    )
+
+
+MISTAKES = {
+    'key of a term': lambda: term(taps='neck', loss=CWD),
+    'key of a teacher': lambda: teacher_configs(dict(config='a.py', ckpt='a.pth')),
+    'key of a loss': lambda: term(tap='neck', loss=dict(CWD, temperature=4)),
+    'key of a schedule': lambda: term(tap='neck', loss=CWD, schedule=dict(begin=100)),
+    'no loss': lambda: term(tap='neck'),
+    'no tap': lambda: term(loss=CWD),
+    'no name of a term': lambda: distil(tap='neck', loss=CWD),
+    'no config': lambda: teacher_configs(dict(checkpoint='a.pth')),
+    'no checkpoint': lambda: teacher_configs(dict(config='a.py')),
+    'no such loss': lambda: term(tap='neck', loss=dict(type='mmkd_plugin.ChannelwiseLoss')),
+    'no teacher': lambda: term(('psp', 'mit'), tap='neck', loss=CWD),
+    'no tap of this form': lambda: term(tap='backbone.layer4[0].conv1', loss=CWD),
+    'other channels': lambda: connect(
+        [(1, 16, 16, 16)], [(1, 32, 16, 16)], tap='decode_head.bottleneck', connector=None
+    ),
+    'other number of maps': lambda: connect([(1, 8, 4, 4)] * 5, [(1, 8, 4, 4)] * 4, tap='neck'),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_mistake_is_answered_as_the_page_says(mistake: str) -> None:
+    with pytest.raises(ValueError) as error:
+        MISTAKES[mistake]()
+    assert str(error.value) in QUOTED
+
+
+EDGE = ' .,:;'
+HOLE = '\0'
+
+
+def strings_in(node: ast.AST) -> Iterator[str]:
+    """The strings in a piece of source but for docstrings; f-strings whole, with holes."""
+    children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield ''.join(x.value if isinstance(x, ast.Constant) else HOLE for x in node.values)
+        children = [x for x in children if not isinstance(x, ast.Constant)]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return
+    for child in children:
+        yield from strings_in(child)
+
+
+@functools.cache
+def templates() -> tuple[str, ...]:
+    """The lines that the source can print, the longest first."""
+    files = [*(ROOT / 'mmkd_plugin').rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]
+    texts = [text for file in files for text in strings_in(ast.parse(file.read_text('utf-8')))]
+    lines = {line.strip(EDGE) for text in texts for line in text.split('\n')}
+    long = [line for line in lines if len(re.findall('[A-Za-z]', line)) >= 6]
+    return tuple(sorted(long, key=len, reverse=True))
+
+
+def is_value(text: str) -> bool:
+    """Whether a text can be what fills a hole: a few words, or a list of names."""
+    text = re.sub(r'\([^()]*\)', '', text)
+    return len(text.split()) <= 4 or all(
+        len(item.split()) <= 2 for item in re.split(', | or ', text)
+    )
+
+
+@functools.cache
+def is_printed(text: str) -> bool:
+    """Whether the source can print a text: all of it comes from templates, but for values."""
+    text = text.strip(EDGE)
+    for template in templates():
+        pattern = re.escape(template).replace(HOLE * 2, r'(\S*)(.*?)').replace(HOLE, '(.*?)')
+        match = re.fullmatch(pattern, text)
+        if match and all(is_value(part) or is_printed(part) for part in match.groups()):
+            return True
+    head, _, rest = text.partition(': ')  # the place in the config, the name of a tool
+    if rest and is_value(head) and is_printed(rest):
+        return True
+    return any(
+        is_printed(text[: gap.start()]) and is_printed(text[gap.end() :])
+        for gap in re.finditer(r'[.,:;] ', text)
+    )
 
 
 FOREIGN = ('mmsegmentation is not', 'ModuleNotFoundError', 'AssertionError', 'WeightsUnpickler',
            'KeyError', 'ValueError: SyncBatchNorm')  # fmt: skip
 
 
-def test_messages_that_the_pages_quote_are_raised():
-    pieces = raised_texts()
-    page = text_of(ROOT / 'docs' / 'troubleshooting.md')
-    quoted = [match[2] for match in FENCE.finditer(page) if match[1] == 'text']
-    lines = [line for block in quoted for line in block.splitlines() if line[0] != ' ']
-    assert len(lines) > 30
-    for line in lines:
-        assert line.startswith(FOREIGN) or any(piece in line for piece in pieces), line
+def test_a_misquoted_message_would_be_found():
+    quoted = 'distill.ofd: PixelWiseLoss needs segmentation labels (`labels`); this batch has none'
+    assert is_printed(quoted)
+    assert not is_printed(quoted.replace('this batch has none', 'there are none in this batch'))
+    assert not is_printed(quoted + ', so leave the term out of the config')
+
+
+@pytest.mark.parametrize('line', [line for line in QUOTED if not line.startswith(FOREIGN)])
+def test_messages_that_the_page_quotes_are_printed(line: str) -> None:
+    assert is_printed(line)
+
+
+def test_there_are_messages_to_check():
+    assert len(QUOTED) > 50

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import mmkd_plugin.distiller as distiller_module
 from mmkd_plugin.explanations import (
     GradCAM,
     GradientAttention,
@@ -18,7 +17,16 @@ from mmkd_plugin.explanations import (
     scores_of,
 )
 from mmkd_plugin.taps import Taps
-from tests.stock_models import batch, build, distiller, faster_rcnn, fcn, pspnet, retinanet
+from tests.stock_models import (
+    batch,
+    build,
+    calls_of,
+    distiller,
+    faster_rcnn,
+    fcn,
+    pspnet,
+    retinanet,
+)
 
 SEG, DET = 'decode_head.conv_seg', 'bbox_head.retina_cls'
 
@@ -51,7 +59,7 @@ def test_anchors_of_a_detector_are_those_above_the_threshold():
     scores = [torch.randn(2, 3 * 4, 5, 7) * 3 - 4, torch.randn(2, 3 * 4, 2, 3) * 3 - 4]
     chosen = choose_classes(scores, Scores(4, True), 4, score_thr=0.4)
     seen = 0
-    for x, positions in zip(scores, chosen.positions):
+    for x, positions in zip(scores, chosen.positions, strict=True):
         # as mmdet flattens them: positions, then anchors, then classes
         flat = x.permute(0, 2, 3, 1).reshape(2, -1, 4).sigmoid() > 0.4
         for n in range(2):
@@ -89,7 +97,9 @@ def test_class_scores_of_a_classifier():
 def test_two_classes_in_one_channel():
     scores = torch.tensor([-1.0, 2.0, 3.0, -4.0]).view(1, 1, 2, 2)
     chosen = choose_classes(scores, Scores(2, False), 2)
-    positions = dict(zip(chosen.classes[0].tolist(), chosen.positions[0][0, :, 0].tolist()))
+    positions = dict(
+        zip(chosen.classes[0].tolist(), chosen.positions[0][0, :, 0].tolist(), strict=True)
+    )
     assert positions == {0: [[True, False], [False, True]], 1: [[False, True], [True, False]]}
     features = torch.randn(1, 3, 2, 2, requires_grad=True)
     conv = nn.Conv2d(3, 1, 1)
@@ -108,7 +118,7 @@ def test_scores_that_do_not_fit():
 
 
 def resized(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, aligned to half a pixel."""
+    """Bilinear, with centres at half pixels."""
     out = np.zeros((height, width))
     for y in range(height):
         for x in range(width):
@@ -183,7 +193,7 @@ def test_a_detector(kind):
                 continue
             y = sum(x[n, :, c][x[n, :, c].sigmoid() > 0.5].sum() for x in scores)
             gradients = torch.autograd.grad(y, levels, retain_graph=True)
-            for level, gradient, maps in zip(levels, gradients, explanation.maps):
+            for level, gradient, maps in zip(levels, gradients, explanation.maps, strict=True):
                 expected = plain(
                     kind.__name__, level[n].detach().numpy(), gradient[n].numpy(), (64, 96)
                 )
@@ -262,7 +272,7 @@ def test_second_order_gradients_agree_with_finite_differences(classes):
     gradients = torch.autograd.grad(loss(True), parameters, allow_unused=True)
     assert gradients[-1] is None  # a constant added to the scores
     assert sum(g is not None and bool(g.abs().max() > 1e-9) for g in gradients) >= 6
-    for parameter, gradient in zip(parameters, gradients):
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         for index in list(np.ndindex(*parameter.shape))[::7]:
             values = []
             for step in (1e-5, -1e-5):
@@ -329,34 +339,43 @@ def test_a_student_equal_to_its_teacher_has_no_difference():
     model = distiller(fcn(4), fcn(4), term(max_classes=3))
     model.student.load_state_dict(model.teachers['teacher'].model.state_dict())
     inputs, samples = batch(model.student)
+    calls = calls_of(model.distill.explain.loss)
     loss = model.eval()(inputs, samples, mode='loss')['distill.explain.loss']
-    zero = sum(
-        not x.any()
-        for x in explain(
-            model.student, inputs, None, GradCAM(SEG, max_classes=3), 'backbone.layer4'
-        ).pairs()[0]
-    )
-    assert loss.item() == pytest.approx(0, abs=1e-5) or zero
+    (((student, teacher), _),) = calls
+    assert torch.equal(student, teacher) and teacher.flatten(1).any(1).all()
+    assert loss.item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_teachers_classes_are_explained_in_both(monkeypatch):
-    model = distiller(fcn(4), fcn(8), term(max_classes=2)).train()
+class NotedCAM(GradCAM):
+    """Grad-CAM that notes which classes it explains, beside the width of the model's maps."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.explained = []
+
+    def __call__(self, features, scores, chosen, *args, **kwargs):
+        self.explained.append((features.shape[1], chosen))
+        return super().__call__(features, scores, chosen, *args, **kwargs)
+
+
+def test_the_teachers_classes_are_explained_in_both():
+    line = term(max_classes=2)
+    line['explain']['explainer']['type'] = NotedCAM
+    model = distiller(fcn(4), fcn(8), line).train()
     inputs, samples = batch(model.student)
-    given = []
-    real = distiller_module._explained
-
-    def noting(term, side, maps, chosen, *rest):
-        given.append((side, chosen))
-        return real(term, side, maps, chosen, *rest)
-
-    monkeypatch.setattr(distiller_module, '_explained', noting)
+    explainer = model.distill.explain.explainer
+    explainer.explained.clear()  # of the trial at build time
     model(inputs, samples, mode='loss')
-    assert [side for side, _ in given] == ['teacher', 'student'] and given[0][1] is given[1][1]
+    widths, (ours, theirs) = zip(*explainer.explained, strict=True)
+    assert sorted(widths) == [32, 64]  # channels of the student's layer4 and of the teacher's
+    assert torch.equal(ours.classes, theirs.classes)
+    for mine, other in zip(ours.positions, theirs.positions, strict=True):
+        assert torch.equal(mine, other)
     teacher = model.teachers['teacher'].model
     logits = teacher.decode_head(teacher.extract_feat(inputs))
     for n in range(2):
         present = set(logits[n].argmax(0).unique().tolist())
-        assert set(given[0][1].classes[n].tolist()) - {-1} <= present
+        assert set(ours.classes[n].tolist()) - {-1} <= present
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -405,11 +424,9 @@ def test_other_losses_can_compare_explanations():
     assert model(inputs, samples, mode='loss')['distill.explain.loss'] >= 0
 
 
-def test_the_plan_names_what_is_explained(monkeypatch):
-    lines = []
-    monkeypatch.setattr(distiller_module, 'print_log', lambda text, **_: lines.append(text))
+def test_the_plan_names_what_is_explained(log):
     distiller(fcn(4), fcn(8), term(max_classes=2))
-    (text,) = [x for x in lines if 'ExplanationLoss' in x]
+    (text,) = (text for text in log.messages if 'ExplanationLoss' in text)
     assert f'on explanations: GradCAM of {SEG}, 2 classes an image' in text
     assert f'runs backbone, decode_head; stops after {SEG}' in text
 
@@ -491,7 +508,7 @@ def test_two_stages_have_no_dense_class_scores():
 def test_a_softmax_with_background_is_not_explained():
     config = retinanet(4)
     config['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
-    with pytest.raises(ValueError, match='have a background class; explained are heads with a sig'):
+    with pytest.raises(ValueError, match='have a background class; only heads with a sigmoid'):
         scores_of(build(config), Taps.parse(DET))
 
 

@@ -1,8 +1,9 @@
-"""The stage before factor transfer, and what the run of the student makes of it."""
+"""The stage before factor transfer, and the training of the student after it."""
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,7 @@ def stage(terms, **kwargs):
     return distiller(stock_models.pspnet(), stock_models.pspnet(16), terms, **kwargs)
 
 
-def training(student, teacher, terms, seed=0):
-    torch.manual_seed(seed)
-    return build(
-        dict(
-            _scope_=student['_scope_'],
-            type='mmkd_plugin.ParaphraserTraining',
-            student=student,
-            teacher=dict(config=teacher, checkpoint=None),
-            distill=terms,
-        )
-    )
+training = partial(distiller, type='mmkd_plugin.ParaphraserTraining')
 
 
 def test_it_learns_to_reconstruct_the_teacher():
@@ -85,7 +76,7 @@ def test_the_students_run_takes_it_over(tmp_path):
         dict(ft=dict(LEVELS, teacher_connector=trained)),
     ).train()
     term = distilled.distill.ft
-    for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft):
+    for ours, theirs in zip(term.teacher_connectors, model.paraphrasers.ft, strict=True):
         weights = theirs.encoder.state_dict()
         for key, value in ours.encoder.state_dict().items():
             assert torch.equal(value, weights[key])
@@ -170,7 +161,7 @@ def test_something_that_cannot_be_trained():
 def test_the_stage_has_settings_of_its_own():
     cfg = Config(
         dict(
-            model=dict(type='mmkd_plugin.Distiller'),
+            model=dict(type='mmkd_plugin.Distiller', task=dict(weight=0.5), compile=True),
             work_dir='a',
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=8),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
@@ -184,7 +175,7 @@ def test_the_stage_has_settings_of_its_own():
         )
     )
     stage_config(cfg, 'a/paraphraser')
-    assert cfg.model.type == 'mmkd_plugin.ParaphraserTraining'
+    assert cfg.model == dict(type='mmkd_plugin.ParaphraserTraining')
     assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=10, val_interval=8)
     assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=1)
     assert cfg.val_cfg is cfg.val_dataloader is cfg.load_from is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmkd_plugin import distiller as distiller_module
 from mmkd_plugin.plan import shapes, strides
 from tests import stock_models
 from tests.stock_models import cwd, distiller
@@ -14,14 +13,13 @@ LOGITS = dict(tap='decode_head.conv_seg', loss=cwd(tau=2, loss_weight=3))
 
 
 @pytest.fixture
-def planned(monkeypatch):
+def planned(log):
     """Builds a Distiller and returns its plan."""
 
     def build(*args):
-        logged: list[str] = []
-        monkeypatch.setattr(distiller_module, 'print_log', lambda text, **_: logged.append(text))
+        log.records.clear()
         distiller(*args)
-        (text,) = (text for text in logged if 'connector' in text)
+        (text,) = (text for text in log.messages if 'connector' in text)
         return text
 
     return build
@@ -83,15 +81,19 @@ def test_levels_and_their_connectors(planned):
     assert 'runs backbone, neck; stops after neck; in fp32' in text
 
 
-def test_no_resize_is_promised_where_the_loss_takes_any_size(planned, monkeypatch):
-    distill = dict(cwd=dict(student_tap='backbone[1]', teacher_tap='backbone[2]', loss=cwd()))
-    assert '1×1 conv 16→64, resize' in planned(stock_models.fcn(), stock_models.fcn(16), distill)
-    loss = dict(type='mmkd_plugin.AttentionLoss')
-    distill = dict(at=dict(student_tap='backbone[1]', teacher_tap='backbone[2]', loss=loss))
-    assert '│ resize    │' in planned(stock_models.fcn(), stock_models.fcn(16), distill)
-    monkeypatch.setattr('mmkd_plugin.losses.AttentionLoss.needs_same_size', False)
-    monkeypatch.setattr('mmkd_plugin.losses.AttentionLoss.forward', lambda *_: torch.ones(()))
-    assert '│ none      │' in planned(stock_models.fcn(), stock_models.fcn(16), distill)
+@pytest.mark.parametrize(
+    ('loss', 'connector'),
+    [
+        ('ChannelWiseLoss', '1×1 conv 16→64, resize'),  # needs the teacher's channels and size,
+        ('AttentionLoss', 'resize'),  # its size,
+        ('NeuronSelectivityLoss', 'none'),  # or neither of them
+    ],
+)
+def test_what_the_loss_needs_is_what_is_connected(planned, loss, connector):
+    term = dict(student_tap='backbone[1]', teacher_tap='backbone[2]')
+    distill = dict(term=dict(term, loss=dict(type=f'mmkd_plugin.{loss}')))
+    text = planned(stock_models.fcn(), stock_models.fcn(16), distill)
+    assert f'│ {connector:9} │' in text
 
 
 def test_the_teachers_source_is_its_config(planned, tmp_path):

@@ -33,7 +33,8 @@ pytestmark = needs_ops
     ],
 )
 def test_one_step(student, teacher, tap, maps):
-    taps = dict(zip(('student_tap', 'teacher_tap'), (tap, tap) if isinstance(tap, str) else tap))
+    student_tap, teacher_tap = (tap, tap) if isinstance(tap, str) else tap
+    taps = dict(student_tap=student_tap, teacher_tap=teacher_tap)
     distill = dict(cwd=dict(loss=cwd(), **taps))
     model = distiller(
         getattr(stock_models, student)(), getattr(stock_models, teacher)(16), distill

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,7 +56,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def distilled(checkpoints):
     """Makes the dict of a Distiller whose term needs connectors."""
 
@@ -76,6 +76,11 @@ def distilled(checkpoints):
 
 def log_of(runner: Runner) -> str:
     return Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+
+
+def averaged(runner: Runner) -> torch.nn.Module:
+    """The model of a run's EMAHook."""
+    return next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model.module
 
 
 def connectors(model: torch.nn.Module) -> dict:
@@ -123,14 +128,10 @@ def test_a_resumed_run_is_the_same_bit_for_bit(scope, by_epoch, hooks, distilled
         [scheduler.state_dict() for scheduler in whole.param_schedulers],
     )
     if hooks:
-        ours, theirs = (
-            next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
-            for runner in (rest, whole)
-        )
+        ours, theirs = averaged(rest), averaged(whole)
         assert_same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
         assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
-        averaged, last = connectors(theirs.module), connectors(whole.model)
-        assert not torch.equal(averaged[WEIGHT], last[WEIGHT])
+        assert not torch.equal(connectors(theirs)[WEIGHT], connectors(whole.model)[WEIGHT])
 
 
 def test_a_self_teacher_goes_on_bit_for_bit_and_leaves_a_plain_student(data, tmp_path):
@@ -164,11 +165,7 @@ def test_a_self_teacher_goes_on_bit_for_bit_and_leaves_a_plain_student(data, tmp
     assert_same(seen_again.losses, seen.losses[4:])
     assert_same(dict(rest.model.named_parameters()), dict(whole.model.named_parameters()))
     assert_same(dict(rest.model.named_buffers()), dict(whole.model.named_buffers()))
-    ours, theirs = (
-        next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
-        for runner in (rest, whole)
-    )
-    assert_same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+    assert_same(dict(averaged(rest).named_parameters()), dict(averaged(whole).named_parameters()))
     first = distillation_state(read_checkpoint(half)['state_dict'])['state']
     last = distillation_state(whole.model.state_dict())['state']
     learnt = [name for name, _ in whole.model.named_parameters() if 'self_teachers' in name]
@@ -204,9 +201,7 @@ def test_every_checkpoint_is_the_students_own(scope, hooks, distilled, data, tmp
             self.seen: list[dict] = []
 
         def after_train_iter(self, runner: Runner, **_: Any) -> None:
-            model = runner.model
-            if hooks:
-                model = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model.module
+            model = averaged(runner) if hooks else runner.model
             self.seen.append(copy.deepcopy(model.student.state_dict()))
 
     weights = Weights()
@@ -254,8 +249,7 @@ def test_load_from_a_plain_student(hooks, distilled, data, tmp_path):
     runner = start_from(file, distilled(), data, tmp_path / 'run', *hooks)
     assert_same(weights_of(runner.model.student), weights_of(loaded_student(file)))
     if hooks:
-        average = next(h for h in runner.hooks if hasattr(h, 'ema_model')).ema_model.module
-        assert_same(weights_of(average), weights_of(runner.model))
+        assert_same(weights_of(averaged(runner)), weights_of(runner.model))
     assert 'do not match' not in log_of(runner)
 
 
@@ -349,10 +343,13 @@ def test_the_teacher_is_untouched_and_the_plan_is_logged_once(
 # Distributed --------------------------------------------------------------------------------------
 
 
-def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(scope='module')
+def two_processes(distilled, data, tmp_path_factory) -> SimpleNamespace:
+    """A run of three iterations in two processes: what ``first`` and ``second`` saw, its folder.
+
+    The term ``late`` is on in the second iteration alone, the task from the second on.
+    """
+    folder = tmp_path_factory.mktemp('two_processes')
     model = distilled()
     model['distill']['late'] = dict(
         tap='backbone[3]', loss=stock_models.cwd(), schedule=dict(start=1, stop=2)
@@ -374,44 +371,41 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
             neck=dict(type='mmkd_plugin.BiFPNSelfTeacher', width=1),
         ),
     ]
-    cfg = config(
-        model,
-        data,
-        tmp_path,
-        3,
-        launcher='pytorch',
-        env_cfg=dict(dist_cfg=dict(backend='gloo')),
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
-        randomness=dict(seed=0, diff_rank_seed=True),
-    )
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    arguments = (cfg.to_dict(), port, str(tmp_path))
-    torch.multiprocessing.spawn(ddp.worker, arguments, nprocs=2, join=True)
+    seeds = dict(seed=0, diff_rank_seed=True)
+    ddp.in_two_processes(ddp.train_and_note, config(model, data, folder, 3, randomness=seeds))
+    first, second = (torch.load(folder / f'rank{rank}.pt') for rank in (0, 1))
+    return SimpleNamespace(first=first, second=second, folder=folder)
 
-    first, second = (torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1))
+
+def test_two_processes_learn_the_same_from_images_of_their_own(two_processes):
+    first, second = two_processes.first, two_processes.second
     assert not torch.equal(first['inputs'][0][0], second['inputs'][0][0])
     assert_same(first['parameters'], second['parameters'])
     assert_same(dict(first['teacher']), dict(second['teacher']))
-    alone = stock_models.build(student())
-    trained_along = [name for name in first['parameters'] if name.startswith('self_teachers.me.')]
-    assert trained_along
-    names = [
-        *(name for name, _ in alone.named_parameters()),
-        *trained_along,
+
+
+def test_two_processes_exchange_the_gradients_of_all_that_learns(two_processes):
+    first = two_processes.first
+    self_teacher = [name for name in first['parameters'] if name.startswith('self_teachers.me.')]
+    names = {
+        *(name for name, _ in stock_models.build(student()).named_parameters()),
+        *self_teacher,
         *(
             f'distill.{term}.connectors.0.{end}'
             for term in ('cwd', 'late')
             for end in ('weight', 'bias')
         ),
-    ]
+    }
+    assert self_teacher and set(first['parameters']) == names
     assert first['exchanged'] == sorted(names)
-    assert set(first['parameters']) == set(names)
     assert first['sent'] == [sum(first['parameter_bytes'].values())] * 3
+
+
+def test_two_processes_send_nothing_of_the_frozen_teacher(two_processes):
+    first = two_processes.first
     start, *iterations = first['traffic']  # of all processes, the start of training included
     learnt, kept = (sum(first[name].values()) for name in ('parameter_bytes', 'buffer_bytes'))
-    buffers = {name for name, _ in alone.named_buffers()}
+    buffers = {name for name, _ in stock_models.build(student()).named_buffers()}
     others = {name.removeprefix('student.') for name in first['buffer_bytes']} - buffers
     assert all(name.startswith('self_teachers.me.') for name in others)
     for sent in iterations:
@@ -420,18 +414,28 @@ def test_two_processes(distilled, checkpoints, data, tmp_path, monkeypatch):
     # mmengine sends the student's weights, then DDP those of all that is trained
     assert start['broadcast_'] <= 2 * (learnt + kept) and start['allgather_'] < 1000
     assert sum(x.nbytes for x in first['teacher'].values()) > 2 * (learnt + kept)
-    terms = [{k for k in losses if k.startswith('distill')} for losses in first['losses']]
-    late = [losses.get('distill.late.loss') for losses in first['losses']]
+
+
+def test_two_processes_switch_terms_and_the_task_on_and_off(two_processes):
+    losses = two_processes.first['losses']
+    late = [line.get('distill.late.loss') for line in losses]
     assert late[0] is None and late[1] > 0 and late[2] == 0
-    assert ['distill.idle_loss' in term for term in terms] == [True, False, True]
-    tasks = [any(key.startswith('decode') for key in losses) for losses in first['losses']]
+    assert ['distill.idle_loss' in line for line in losses] == [True, False, True]
+    assert all(line.get('distill.idle_loss', 0) == 0 for line in losses)
+    tasks = [any(key.startswith('decode') for key in line) for line in losses]
     assert tasks == [False, True, True]
-    assert all(losses.get('distill.idle_loss', 0) == 0 for losses in first['losses'])
-    state = read_checkpoint(tmp_path / 'iter_3.pth')['state_dict']
-    alone.load_state_dict(state, strict=True)
-    for key, value in distillation_state(state)['state'].items():
-        assert key not in first['parameters'] or torch.equal(value, first['parameters'][key]), key
-    (log,) = tmp_path.glob('2*/2*.log')
+
+
+def test_two_processes_save_the_student_with_the_rest_beside(two_processes):
+    state = read_checkpoint(two_processes.folder / 'iter_3.pth')['state_dict']
+    stock_models.build(student()).load_state_dict(state, strict=True)
+    parameters, rest = two_processes.first['parameters'], distillation_state(state)['state']
+    learnt = [name for name in parameters if name.startswith(('distill.', 'self_teachers.'))]
+    assert learnt and all(torch.equal(rest[name], parameters[name]) for name in learnt)
+
+
+def test_the_first_of_two_processes_logs_the_plan_once(two_processes):
+    (log,) = two_processes.folder.glob('2*/2*.log')
     assert log.read_text().count("teacher 'teacher' (") == 1
 
 
@@ -485,7 +489,7 @@ def test_checkpointed_activations(distilled, data, tmp_path):
     (plain, seen), *others = runs
     expected = weights_of(plain.model)
     for runner, record in others:
-        for ours, theirs in zip(record.losses, seen.losses):
+        for ours, theirs in zip(record.losses, seen.losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
         torch.testing.assert_close(weights_of(runner.model), expected, rtol=1e-4, atol=1e-5)
 
@@ -533,13 +537,14 @@ def test_learning_rates_by_keys(scope, distilled):
 
 
 class ConvNeXt(torch.nn.Module):
-    """The names of a ConvNeXt's parts, which is all that layer-wise learning rates look at."""
+    """The names of a ConvNeXt's parts, on which alone layer-wise learning rates depend."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         sizes = [width * 2**i for i in range(4)]
         self.downsample_layers = torch.nn.ModuleList(
-            torch.nn.Conv2d(i, o, 2, 2 if i > 3 else 4) for i, o in zip([3, *sizes], sizes)
+            torch.nn.Conv2d(i, o, 2, 2 if i > 3 else 4)
+            for i, o in zip([3, *sizes[:-1]], sizes, strict=True)
         )
         self.stages = torch.nn.ModuleList(
             torch.nn.Sequential(*(torch.nn.Conv2d(size, size, 1) for _ in range(2)))
@@ -548,7 +553,7 @@ class ConvNeXt(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple:
         outputs = []
-        for downsample, stage in zip(self.downsample_layers, self.stages):
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             outputs.append(x := stage(downsample(x)))
         return tuple(outputs)
 

@@ -1,18 +1,18 @@
 """Installing: what the package requires, the environment script, the Makefile. No network."""
 
-import os
+import io
+import itertools
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
 import venv
 import zipfile
 from pathlib import Path
 
+import packaging
 import pytest
 import setuptools
 
@@ -37,18 +37,14 @@ def metadata(monkeypatch):
 
 @pytest.fixture
 def site(tmp_path):
-    """An environment with pip's reading of requirements and nothing from a network."""
+    """An environment with ``packaging``, which reads requirements, and nothing else."""
     path = tmp_path / 'env'
     venv.create(path, with_pip=False)
     env = environment.Environment(path, 'onedl')
     env.claim({})
     folder = next(path.glob('lib/python*/site-packages'))
-    shutil.copytree(Path(_packaging()).parent, folder / 'packaging')
+    shutil.copytree(Path(packaging.__file__).parent, folder / 'packaging')
     return env, folder
-
-
-def _packaging() -> str:
-    return __import__('packaging').__file__
 
 
 def add(folder: Path, name: str, version: str, requires=(), whole=True) -> Path:
@@ -111,6 +107,16 @@ def test_extras_name_both_stacks(metadata):
     for extra in ('demo', 'test'):
         assert metadata['extras_require'][extra]
         assert not [r for r in metadata['extras_require'][extra] if OPENMMLAB.match(r)]
+
+
+def test_every_place_names_the_same_pythons(metadata):
+    oldest, newest = ('.'.join(map(str, version)) for version in (steps.OLDEST, steps.NEWEST))
+    assert metadata['python_requires'] == f'>={oldest}'
+    target = 'py' + oldest.replace('.', '')
+    assert f'target-version = "{target}"' in (ROOT / 'pyproject.toml').read_text()
+    assert (ROOT / 'Makefile').read_text().count(f'{oldest} to {newest}') == 2
+    script = (ROOT / 'tools/setup_env/__main__.py').read_text()
+    assert f'sys.version_info < {steps.OLDEST}' in script and f'Python {oldest} or newer' in script
 
 
 def test_packages_are_the_plugin_alone(metadata):
@@ -180,19 +186,19 @@ def test_half_or_opless_wheel_is_not_taken(tmp_path):
 
 
 def test_lock_lets_one_in_at_a_time(tmp_path):
-    path, waits, inside = tmp_path / 'build' / 'lock', [], []
+    path, waits, inside = tmp_path / 'build' / 'lock', threading.Event(), []
 
     def second():
-        with wheels.locked(path, lambda: waits.append(1)):
+        with wheels.locked(path, waits.set):
             inside.append('second')
 
-    with wheels.locked(path, lambda: None):
+    with wheels.locked(path, lambda: pytest.fail('it is free')):
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.3)
+        assert waits.wait(10)
         inside.append('first')
     thread.join(10)
-    assert inside == ['first', 'second'] and waits
+    assert inside == ['first', 'second']
 
 
 # ---------------------------------------------------------------- asking the environment
@@ -388,23 +394,46 @@ def test_failing_command_says_all_that_is_needed(site):
     assert 'fine' in (env.notes / '9-test.log').read_text()
 
 
-def test_silent_command_shows_that_time_passes(site, capsys):
-    env, _ = site
-    env.run([sys.executable, '-c', 'import time; time.sleep(2.5)'], '9-test', every=1)
-    assert re.search(r'0:0[1-3]  starting', capsys.readouterr().out)
-
-
-def test_stopping_ends_the_command_too(tmp_path):
-    code = 'import subprocess, sys; subprocess.run([sys.executable, "-c", "input()"])'
+def test_silent_command_shows_that_time_passes(capsys):
+    """The command ends only after it was silent; each look at the clock is a minute later."""
     process = subprocess.Popen(
-        [sys.executable, '-c', code], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, '-c', 'print("read", input())'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    minutes, log = itertools.count(), io.StringIO()
+
+    def now():
+        minute = next(minutes)
+        if minute == 2:  # made at 0, starting at 1
+            process.stdin.write('this\n')
+            process.stdin.close()
+        return 60 * minute
+
+    lines = environment.follow(process, log, lambda line: line.strip(), console.Status(1, now))
+    assert process.wait(10) == 0
+    assert lines == ['read this\n'] and log.getvalue() == 'read this\n'
+    first, second, *_, last = capsys.readouterr().out.splitlines()
+    assert (first, second) == ('      1:00  starting', '      2:00  starting')
+    assert last.endswith(':00  read this')
+
+
+def test_stopping_ends_what_the_command_started_too():
+    inner = 'import sys; print("started", flush=True); sys.stdin.read(); print("survived")'
+    outer = f'import subprocess, sys; subprocess.run([sys.executable, "-c", {inner!r}])'
+    process = subprocess.Popen(
+        [sys.executable, '-c', outer],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == 'started\n'
     environment.stop(process)
     assert process.poll() is not None
-    with pytest.raises(ProcessLookupError):
-        for _ in range(50):
-            os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(0.1)
+    assert process.communicate(timeout=10) == ('', None)  # a survivor would say so now
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 
 from mmkd_plugin import stack
+from tests.runs import Touch
 
 
 @pytest.fixture(params=['allow-list', 'no allow-list'])
@@ -29,16 +30,6 @@ def any_torch(request, monkeypatch) -> None:
         monkeypatch.setattr(stack, 'CAN_ALLOW_LIST', False)
     elif not stack.CAN_ALLOW_LIST:
         pytest.skip('this torch has no allow-list')
-
-
-class Touch:
-    """Pickles as a call that creates a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.file}',)
 
 
 @pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
@@ -131,6 +122,26 @@ def test_code_in_a_file_is_not_run(zipped, protocol, tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         stack.safe_load(file)
     assert not flag.exists()
+
+
+@pytest.mark.usefixtures('any_torch')
+@pytest.mark.parametrize(
+    'damaged',
+    [
+        pytest.param(b'\x80\x02.', id='nothing on the stack'),
+        pytest.param(b'\x80\x02h\x05.', id='an entry that is not in the memo'),
+        pytest.param(b'\x80\x02K\x01Q.', id='a number for a tensor'),
+        pytest.param(b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.', id='no arguments'),
+    ],
+)
+def test_a_damaged_pickle_is_a_pickle_error(damaged, tmp_path):
+    torch.save({}, tmp_path / 'whole.pth')
+    file = tmp_path / 'file.pth'
+    with zipfile.ZipFile(tmp_path / 'whole.pth') as whole, zipfile.ZipFile(file, 'w') as other:
+        for name in whole.namelist():
+            other.writestr(name, damaged if name.endswith('data.pkl') else whole.read(name))
+    with pytest.raises(pickle.UnpicklingError):
+        stack.safe_load(file)
 
 
 @pytest.mark.usefixtures('any_torch')

@@ -6,12 +6,13 @@ CONFIG is a distilled config. Train with the same one and no teacher in memory:
     python tools/train.py CONFIG \\
         --cfg-options model.teacher.type=CachedTeacher model.teacher.path=PATH
 
-A run that was stopped goes on when the same command is given again.
+If a run is stopped, the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,19 +29,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkd_plugin.cached_teacher import (
-    description,
-    is_cached,
-    keeps_probabilities,
-    padding_values,
-    whole_picture,
+from mmkd_plugin.cache.images import (
+    ScaledImages,
+    common_root,
+    images_of,
+    loading_part,
+    mirrors,
+    plain,
+    scales_at_random,
+    training_scale,
 )
-from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
-from mmkd_plugin.geometry import record_training, train_pipelines
-from mmkd_plugin.stack import safe_loading
-from mmkd_plugin.taps import Tap
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_cache import (
+from mmkd_plugin.cache.recording import record_training, train_pipelines
+from mmkd_plugin.cache.store import (
     DTYPES,
     CacheError,
     CacheWriter,
@@ -54,24 +54,24 @@ from mmkd_plugin.teacher_cache import (
     record_names,
     stored_size,
 )
-from mmkd_plugin.teacher_configs import is_self_teacher, teacher_configs
-from mmkd_plugin.term import Term
-from mmkd_plugin.training_images import (
-    ScaledImages,
-    common_root,
-    images_of,
-    loading_part,
-    mirrors,
-    plain,
-    scales_at_random,
-    training_scale,
-)
+from mmkd_plugin.cache.wiring import is_cached
+from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
+from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.taps import Tap
+from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers.base import Trial
+from mmkd_plugin.teachers.cached import stored_as
+from mmkd_plugin.teachers.caching import description, padding_values, whole_picture
+from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
+from mmkd_plugin.teachers.online import OnlineTeacher
+from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View, of_kind
 
 AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
-"""What is computed once and read in every epoch need not be fast."""
+"""Exact rather than fast: the teacher runs once, and every epoch reads what it gave."""
 
 TRIED = 8
-"""Images by which the size of the whole is estimated."""
+"""Number of images from which the size of the cache is estimated."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,31 +82,33 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', help='the folder of the cache; default: the `path` of a CachedTeacher in CONFIG'
     )
-    parser.add_argument('--teacher', metavar='NAME', help='which one, where there are several')
+    parser.add_argument('--teacher', metavar='NAME', help='which teacher, if there are several')
     parser.add_argument(
         '--dtype',
         choices=DTYPES,
         default='float16',
-        help='what numbers are stored as; uint8: 256 steps for each channel of each image',
+        help='type of the stored numbers; uint8 keeps 256 steps for each channel of each image',
     )
     parser.add_argument(
         '--top-k',
         type=int,
         metavar='K',
-        help='store the K largest of the logits, where losses compare probabilities of classes',
+        help='store the K largest logits only, where losses compare the probabilities of classes',
     )
     parser.add_argument(
         '--scale',
         metavar='WIDTH,HEIGHT',
-        help='the size of image on which the teacher runs; default: that of the train pipeline',
+        help='size of the images on which the teacher runs; default: that of the train pipeline',
     )
     parser.add_argument(
         '--mirrored',
         action=argparse.BooleanOptionalAction,
-        help='whether the teacher runs on mirrored images too; default: if the train pipeline '
-        'mirrors some',
+        help='run the teacher on mirrored images too, or not; default: as the train pipeline '
+        'mirrors images, or not',
     )
-    parser.add_argument('--workers', type=int, default=2, help='processes that load images')
+    parser.add_argument(
+        '--workers', type=int, default=2, help='number of processes that load images (2)'
+    )
     parser.add_argument(
         '--verify', action='store_true', help='read a whole cache and check every record'
     )
@@ -132,9 +134,9 @@ def main() -> None:
 
 
 def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
-    """The config of the teacher that is meant, as one that runs; sets ``args.out``."""
+    """Returns the config of the chosen teacher, as one that runs; sets ``args.out``."""
     configs = teacher_configs(cfg.model.get('teacher') or {})
-    configs = {name: one for name, one in configs.items() if not is_self_teacher(one)}
+    configs = {name: one for name, one in configs.items() if not kind_of_teacher(one).learns}
     name = args.teacher or (next(iter(configs)) if len(configs) == 1 else None)
     if name not in configs:
         said = f'there is no --teacher {name}' if name else 'say which: --teacher NAME'
@@ -142,7 +144,8 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     config = configs[name]
     if is_cached(config):
         args.out = args.out or config['path']
-        config = {k: v for k, v in config.items() if k not in ('type', 'path', 'ignore')}
+        runs = inspect.signature(OnlineTeacher).parameters
+        config = {key: value for key, value in config.items() if key in runs}
         if not args.verify and 'config' not in config:
             raise UsageError(f"teacher '{name}' has no `config` and no `checkpoint` to run it")
     if args.out is None:
@@ -152,9 +155,9 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -> None:
     terms = terms_of(cfg, config['name'])
-    taps = list(dict.fromkeys(tap for term in terms for tap in term.reads('teacher', True)))
-    explaining = [term for term in terms if term.explainer is not None]
-    explaining = list({t.explainer.stored_as(t.teacher_tap): t for t in explaining}.values())
+    views = [term.teacher_view for term in terms]
+    explaining = {stored_as(view): view for view in of_kind(views, 'explanations')}
+    views = [*of_kind(views, 'maps'), *explaining.values()]  # each explanation once
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
     loading, scale = image_settings(holders, args.scale)
     record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what cannot be replayed
@@ -162,13 +165,12 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
     device = torch.device(get_device())
     preprocessor = build_preprocessor(cfg).to(device)
-    teacher = Teacher(**{'inference': AS_BUILT, **config})
-    every = [*taps, *(tap for term in explaining for tap in term.teacher_tap)]
-    run = teacher.prepare(preprocessor, list(dict.fromkeys(every)), device)
+    teacher = OnlineTeacher(**{'inference': AS_BUILT, **config})
+    preview = teacher.prepare(Trial(None, preprocessor, DryRun()), views, device)
     teacher.model.to(device)
     norms = [name for term in terms for name in term.norm_names or ()]
     meta = dict(
-        description(teacher, config, run, taps, norms, explaining),
+        description(teacher, config, preview, views, norms),
         loading=plain(loading),
         scale=plain(scale),
         scale_given=args.scale is not None,
@@ -179,7 +181,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         else args.mirrored,
     )
     about = meta['taps']
-    for name, values in padding_values(teacher, preprocessor, about, run.size).items():
+    for name, values in padding_values(teacher, preprocessor, views, preview.size).items():
         about[name]['fill'] = values
     set_top_k(about, terms, args.top_k)
 
@@ -201,14 +203,14 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
         writer.reopen()
         left = spread(left)
         dataset = ScaledImages([images[image] for image in left], loading, scale)
-        records = run_all(left, dataset, teacher, preprocessor, meta, explaining, args.workers)
+        records = run_all(left, dataset, teacher, preprocessor, meta, views, args.workers)
         store(writer, records, len(left))
         writer.finish()
     print(f'{args.out}: {human_size(Path(args.out, "data.mdb").stat().st_size)}')
 
 
 def terms_of(cfg: Config, teacher: str) -> list[Term]:
-    """The terms that learn from a teacher."""
+    """Returns the terms that learn from a teacher."""
     names = list(teacher_configs(cfg.model.teacher))
     terms = [
         Term.from_config(name, line, names) for name, line in (cfg.model.distill or {}).items()
@@ -217,7 +219,7 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
     if not terms:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:
-        if term.compares_gradients:
+        if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '
                 'labels of each crop: they cannot be stored. Train this one with the teacher itself'
@@ -226,7 +228,7 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
 
 
 def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dict], dict | None]:
-    """How the train pipelines load images, and to which scale they bring them."""
+    """Returns how the train pipelines load images, and the scale to which they bring them."""
     loading = [loading_part(holder['pipeline']) for holder in holders]
     if any(plain(one) != plain(loading[0]) for one in loading):
         raise UsageError('the train pipelines of the data sets load images in different ways')
@@ -246,7 +248,7 @@ def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dic
 
 
 def ignored(cfg: Config) -> list[str]:
-    """Transforms of the user's own that leave each pixel in its place, if the config says so."""
+    """Returns the names of transforms that leave each pixel in its place, as the config says."""
     teachers = cfg.model.teacher
     teachers = [teachers] if isinstance(teachers, dict) else teachers
     return [name for one in teachers if is_cached(one) for name in one.get('ignore', ())]
@@ -258,24 +260,27 @@ def build_preprocessor(cfg: Config) -> nn.Module:
 
 
 def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> None:
-    """Notes for each tap of how many classes the logits are stored."""
+    """Notes for each tap how many of its logits are stored."""
     independent = {
         str(tap)
         for term in terms
-        if term.explainer is not None
-        and about[term.explainer.stored_as(term.teacher_tap)]['scores'][1]
-        for tap in term.scores('teacher')
+        if term.explainer is not None and about[stored_as(term.teacher_view)]['scores'][1]
+        for tap in term.teacher_view.scores
     }
     for name, one in about.items():
         if 'scores' in one:  # explanations
             one['top_k'] = None
             continue
-        losses = [
-            term.loss
+        compared = [
+            term.traits
             for term in terms
             if term.explainer is None and Tap.parse(name) in term.teacher_tap.taps
         ]
-        fits = k is not None and name not in independent and all(map(keeps_probabilities, losses))
+        fits = (
+            k is not None
+            and name not in independent
+            and all(traits.compares_probabilities for traits in compared)
+        )
         one['top_k'] = k if fits else None
         if fits and not 0 < k < min(channels for channels, *_ in one['maps']):
             raise UsageError(f"--top-k {k}: '{name}' gives {one['maps'][0][0]} classes")
@@ -287,7 +292,7 @@ def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> N
 
 
 def spread(images: Sequence[str]) -> list[str]:
-    """The same images, first a few from all over the list, by which the size is estimated."""
+    """Returns the same images, a few from all over the list first: they give the estimate."""
     step = max(len(images) // TRIED, 1)
     first = list(images[::step][:TRIED])
     return first + [image for image in images if image not in set(first)]
@@ -296,10 +301,10 @@ def spread(images: Sequence[str]) -> list[str]:
 def run_all(
     names: Sequence[str],
     dataset: ScaledImages,
-    teacher: Teacher,
+    teacher: OnlineTeacher,
     preprocessor: nn.Module,
     meta: dict[str, Any],
-    explaining: Sequence[Term],
+    views: Sequence[View],
     workers: int,
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Runs the teacher; yields names of images and their packed records."""
@@ -312,7 +317,7 @@ def run_all(
             image, loaded = next(images)
             for called in (str, mirrored) if meta['mirrored'] else (str,):
                 seen = image.flip(2) if called is mirrored else image
-                records = whole_picture(teacher, preprocessor, seen, loaded, about, explaining)
+                records = whole_picture(teacher, preprocessor, seen, loaded, about, views)
                 for tap, record in records.items():
                     key = record_key(name, called(tap))
                     packed[called(tap)] = pack(record, key, meta['dtype'], about[tap]['top_k'])
@@ -322,7 +327,7 @@ def run_all(
 
 
 def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], total: int) -> None:
-    """Writes records as they come, after it is clear that the disk has room for all."""
+    """Writes records as they come, once an estimate has shown that the disk has room for all."""
     console = Console()
     columns = (
         TextColumn('teacher'),
@@ -350,7 +355,7 @@ def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], 
 
 
 def verify(path: str, cfg: Config) -> None:
-    """Reads every record, and compares the images with the training set."""
+    """Reads every record and compares the images with the training set."""
     cache = TeacherCache(path)
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
     images = images_of(DATASETS.build(cfg.train_dataloader.dataset), common_root(holders))

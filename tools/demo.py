@@ -1,7 +1,8 @@
-"""Watch a small model learn from a large one on DigitScenes; what ``make demo`` runs.
+"""Watch a small model learn from a large one on DigitScenes; ``make demo`` runs this.
 
-Makes the data, trains a teacher, the student alone and the distilled student by ``tools/train.py``,
-then prints a table and draws ``report.png``. Run it again after an interruption and it goes on.
+It makes the data, trains a teacher, the student alone and the distilled student with
+``tools/train.py``, prints a table and draws ``report.png``. Run it again after an interruption: it
+goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Task:
         teacher, student, distilled (str): Configs below ``configs/``.
         metric (str): Name of the score among mmengine's scalars.
         title (str): Name of the score in table and plot.
-        percent (float): What makes a percentage of it.
+        percent (float): Factor that turns the score into a percentage.
     """
 
     teacher: str
@@ -74,14 +75,14 @@ NAMES = {'teacher': 'teacher', 'student': 'student alone', 'distilled': 'distill
 
 
 class DemoError(Exception):
-    """A step that failed; the message says what to do."""
+    """A step failed; the message says what to do."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--task', choices=TASKS, default='segmentation')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo[-detection]')
-    parser.add_argument('--seed', type=int, default=0, help='of all three runs (0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all three runs (0)')
     args = parser.parse_args()
     folder = args.work_dir or Path(
         'work_dirs', 'demo' if args.task == 'segmentation' else f'demo-{args.task}'
@@ -130,7 +131,7 @@ def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
 
 
 def make_data() -> None:
-    """Writes ``data/digit_scenes``, or checks the one that is there."""
+    """Writes ``data/digit_scenes``, or checks what is there."""
     command = [sys.executable, str(ROOT / 'tools' / 'make_digit_scenes.py')]
     if subprocess.run(command).returncode:
         raise DemoError('the data could not be made; the lines above say why')
@@ -143,23 +144,16 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
         config (Path): The config.
         folder (Path): Its work dir; a run that was cut off goes on from its last checkpoint.
         options (list[str]): ``--cfg-options``.
-        title (str): What the progress bar calls it.
+        title (str): Name of the run on the screen.
         console (Console): Where to show it.
 
     Returns:
         Path: The last checkpoint.
     """
-    done, asked = folder / 'done.json', {'config': config.name, 'options': options}
-    if done.exists():
-        state = json.loads(done.read_text())
-        if state['asked'] != asked:
-            raise DemoError(
-                f'{folder} holds a run with other settings ({state["asked"]}); '
-                'give another --work-dir, or remove the folder'
-            )
-        if Path(state['checkpoint']).exists():
-            console.print(f'{title}: done before, {state["seconds"] / 60:.1f} min')
-            return Path(state['checkpoint'])
+    asked = {'config': config.name, 'options': options}
+    if state := done_before(folder, asked):
+        console.print(f'{title}: done before, {state["seconds"] / 60:.1f} min')
+        return Path(state['checkpoint'])
     folder.mkdir(parents=True, exist_ok=True)
     clock, log = folder / 'seconds.txt', folder / 'train.log'
     before = float(clock.read_text()) if clock.exists() else 0.0
@@ -168,6 +162,48 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
         '--work-dir', str(folder), '--resume', '--cfg-options', *options,
     ]  # fmt: skip
     start = time.monotonic()
+    try:
+        code, last = follow(command, log, title, console)
+    finally:
+        seconds = before + time.monotonic() - start
+        clock.write_text(str(seconds))
+    if code:
+        raise DemoError(
+            f'{title} failed. The end of {log}:\n  ' + '\n  '.join(last) + '\n'
+            'After mending the cause, the same command goes on from the last checkpoint.'
+        )
+    checkpoint = (folder / 'last_checkpoint').read_text().strip()
+    done = {'asked': asked, 'checkpoint': checkpoint, 'seconds': seconds}
+    (folder / 'done.json').write_text(json.dumps(done))
+    return Path(checkpoint)
+
+
+def done_before(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads the note of a run that has ended; None if it has not, or its checkpoint is gone.
+
+    Raises:
+        DemoError: If the run had other settings.
+    """
+    file = folder / 'done.json'
+    if not file.exists():
+        return None
+    state = json.loads(file.read_text())
+    if state['asked'] != asked:
+        raise DemoError(
+            f'{folder} holds a run with other settings ({state["asked"]}); '
+            'give another --work-dir, or remove the folder'
+        )
+    return state if Path(state['checkpoint']).exists() else None
+
+
+def follow(
+    command: list[str], log: Path, title: str, console: Console
+) -> tuple[int, Sequence[str]]:
+    """Runs a training, copies its output to a log and shows how far it is.
+
+    Returns:
+        tuple: Its exit code and its last lines.
+    """
     last: deque[str] = deque(maxlen=15)
     shown = 0  # where no bar can be drawn, a line now and then
     with progress_bar(console) as progress, log.open('a', buffering=1) as file:
@@ -181,28 +217,19 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
                 if line.strip():
                     last.append(line.rstrip())
                 if step := STEP.search(line):
-                    done_iters, total, loss = int(step[1]), int(step[2]), step[3]
+                    done, total, loss = int(step[1]), int(step[2]), step[3]
                     note = f'loss {float(loss):.2f}'
-                    progress.update(bar, completed=done_iters, total=total, note=note)
-                    if not console.is_terminal and (done_iters - shown >= 100 or not shown):
-                        shown = done_iters
+                    progress.update(bar, completed=done, total=total, note=note)
+                    if not console.is_terminal and (done - shown >= 100 or not shown):
+                        shown = done
                         console.print(f'{title}: {shown} of {total} iterations, {note}')
         finally:
             code = process.wait()
-            clock.write_text(str(before + time.monotonic() - start))
-    if code:
-        raise DemoError(
-            f'{title} failed. The end of {log}:\n  ' + '\n  '.join(last) + '\n'
-            'After mending the cause, the same command goes on from the last checkpoint.'
-        )
-    checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
-    seconds = float(clock.read_text())
-    done.write_text(json.dumps({'asked': asked, 'checkpoint': str(checkpoint), 'seconds': seconds}))
-    return checkpoint
+    return code, last
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with the time that is left."""
+    """Makes a bar with the time that is left."""
     return Progress(
         TextColumn('{task.description:<24}'),
         BarColumn(bar_width=30),
@@ -216,7 +243,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def curve(folder: Path, task: Task) -> list[tuple[int, float]]:
-    """The validation score in percent, by iteration."""
+    """Reads the validation score in percent, by iteration."""
     points: dict[int, float] = {}
     for file in sorted(folder.glob('*/vis_data/scalars.json')):
         for line in file.read_text().splitlines():
@@ -230,13 +257,13 @@ def curve(folder: Path, task: Task) -> list[tuple[int, float]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what the libraries print while they load and predict off the screen."""
+    """Hides the output of the libraries while they load and predict."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield
 
 
 def load(name: str, config: Path, checkpoint: Path) -> Any:
-    """Builds a model with its library's own function, which takes a distilled student as well."""
+    """Builds a model with its library's own function, which reads a distilled student too."""
     with quiet():
         if name == 'segmentation':
             from mmseg.apis import init_model as init
@@ -246,7 +273,7 @@ def load(name: str, config: Path, checkpoint: Path) -> Any:
 
 
 def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
-    """The table of the three runs."""
+    """Makes the table of the three runs."""
     table = Table(title=f'DigitScenes, validation after {scores["teacher"][-1][0]} iterations')
     for column in ('', task.title, 'parameters', 'training time'):
         table.add_column(column, justify='left' if not column else 'right')
@@ -263,7 +290,7 @@ def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
 
 
 def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
-    """Scenes with ground truth and predictions side by side, and the score as it rose."""
+    """Draws scenes with ground truth and predictions side by side, and the curves of the score."""
     files = sorted(Path('data/digit_scenes/img_dir/val').glob('*.png'))[:ROWS]
     show = show_masks if name == 'segmentation' else show_boxes
     truth = 'ground truth' + ('\n(white: ignored)' if name == 'segmentation' else '')
@@ -277,14 +304,14 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
             for run in ('student', 'distilled', 'teacher')
         },
     }
-    plt.switch_backend('agg')  # a file, also where there is no screen
+    plt.switch_backend('agg')  # draws into a file, so no screen is needed
     figure = plt.figure(figsize=(11, 2.15 * ROWS + 3.6), layout='constrained')
     pictures, plot = figure.subfigures(2, 1, height_ratios=[2.15 * ROWS, 3.4])
     grid = pictures.subplots(ROWS, len(shown))
-    for axes, title in zip(grid[0], shown):
+    for axes, title in zip(grid[0], shown, strict=True):
         axes.set_title(title, fontsize=11)
-    for row, file in zip(grid, files):
-        for axes, paint in zip(row, shown.values()):
+    for row, file in zip(grid, files, strict=True):
+        for axes, paint in zip(row, shown.values(), strict=True):
             with quiet():
                 paint(axes, file)
             axes.set_axis_off()
@@ -293,7 +320,7 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
     axes = plot.subplots()
     colors = {'teacher': 'tab:gray', 'student': 'tab:orange', 'distilled': 'tab:blue'}
     for run in RUNS:
-        steps, values = zip(*scores[run])
+        steps, values = zip(*scores[run], strict=True)
         axes.plot(steps, values, marker='o', markersize=4, color=colors[run], label=NAMES[run])
     axes.set(xlabel='iteration', ylabel=f'validation {task.title} (%)', ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -303,7 +330,7 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
 
 
 def show_masks(axes: Any, file: Path, model: Any) -> None:
-    """A mask in the data set's colours: the ground truth's, or a model's prediction."""
+    """Paints a mask in the data set's colours: the ground truth, or a model's prediction."""
     from PIL import Image
 
     truth = Image.open(str(file).replace('img_dir', 'ann_dir'))
@@ -318,7 +345,7 @@ def show_masks(axes: Any, file: Path, model: Any) -> None:
 
 
 def show_boxes(axes: Any, file: Path, model: Any) -> None:
-    """Boxes on the image: the ground truth's, or a model's with a score over 0.4."""
+    """Draws boxes on the image: the ground truth, or a model's with a score over 0.4."""
     axes.imshow(plt.imread(file))
     if model is None:
         instances = json.loads(Path('data/digit_scenes/annotations/instances_val.json').read_text())
@@ -334,7 +361,7 @@ def show_boxes(axes: Any, file: Path, model: Any) -> None:
 
         found = inference_detector(model, str(file)).pred_instances
         found = found[found.scores > 0.4]
-        boxes = list(zip(found.bboxes.tolist(), found.labels.tolist()))
+        boxes = list(zip(found.bboxes.tolist(), found.labels.tolist(), strict=True))
     for (left, top, right, bottom), label in boxes:
         color = plt.get_cmap('tab10')(label)
         corner = (left, top)

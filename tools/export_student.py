@@ -1,4 +1,4 @@
-"""Write the student of a checkpoint as plain weights, with a config of its own beside them.
+"""Write the student of a checkpoint as plain weights, and its config beside them.
 
 Stock mmsegmentation and mmdetection load both without this package: OUT is a `.pth` file for
 `init_model`, `init_detector` and the inferencers, or a `.safetensors` file; the config goes to
@@ -21,9 +21,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmkd_plugin.batch_augments import use_stock_preprocessor
 from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, plain_errors, read_config, use_student
+from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -32,14 +32,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help="the config that was trained with, or the student's own")
+    parser.add_argument('config', help="the config of the training, or the student's own")
     parser.add_argument('checkpoint', help='a checkpoint of that training')
     parser.add_argument('out', type=Path, help='the file to write: .pth or .safetensors')
     parser.add_argument(
         '--live',
         action='store_true',
-        help='of a checkpoint with averaged weights (EMA), take those that were not averaged; '
-        'by default, what validation used',
+        help='take the weights that training went on with, not the averaged ones (EMA) that '
+        'validation used',
     )
     return parser.parse_args()
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def check_free(*files: Path) -> None:
-    """Refuse to overwrite, and find out about a folder that cannot be written to at once."""
+    """Refuse files that exist and a folder that cannot be written, before any work is done."""
     if files[0].suffix not in SUFFIXES:
         raise UsageError(f'{files[0]} must end with {" or ".join(SUFFIXES)}')
     for file in files:
@@ -93,7 +93,7 @@ def build(cfg: Config) -> nn.Module:
 
 
 def strip(cfg: Config) -> None:
-    """Take out of the student's config what belonged to that one run, or to this package."""
+    """Remove from the student's config what belongs to that one run, or to this package."""
     cfg.load_from, cfg.resume = None, False
     for key in ('work_dir', 'launcher'):
         cfg.pop(key, None)
@@ -103,7 +103,7 @@ def strip(cfg: Config) -> None:
 
 
 def describe(checkpoint: dict[str, Any], cfg: Config) -> dict[str, Any]:
-    """Collect what inferencers read: the classes, and the config for those that are given none."""
+    """Collect what inferencers read: the classes, and the config in case they are given none."""
     meta = checkpoint.get('meta') or {}
     kept = {
         k: meta[k] for k in ('dataset_meta', 'epoch', 'iter', 'CLASSES', 'PALETTE') if k in meta
@@ -118,7 +118,7 @@ def write(out: Path, model: nn.Module, meta: dict[str, Any], cfg: Config) -> Non
             from safetensors.torch import save_file
         except ImportError as error:
             raise UsageError('a .safetensors file needs: pip install safetensors') from error
-        # The format allows no shared memory, and text alone besides the tensors.
+        # The format holds tensors that share no memory, and text.
         tensors = {key: value.clone().contiguous() for key, value in weights.items()}
         text = json.dumps(meta.get('dataset_meta'), default=str)
         save_file(tensors, str(out), metadata=dict(format='pt', dataset_meta=text))

@@ -8,7 +8,7 @@ photographs, that no training scene uses.
 
     python tools/make_digit_scenes.py --out data/digit_scenes --train 600 --val 100
 
-What is written, in the formats that ``BaseSegDataset`` and ``CocoDataset`` read::
+It writes these files, in the formats that ``BaseSegDataset`` and ``CocoDataset`` read::
 
     data/digit_scenes
     ├── img_dir/{train,val}/00000.png               scenes, RGB
@@ -17,8 +17,8 @@ What is written, in the formats that ``BaseSegDataset`` and ``CocoDataset`` read
     └── manifest.json                               arguments, settings, SHA-256 of every other file
 
 The same arguments give the same bytes (with the same Pillow), and scene i of a split does not
-depend on how many scenes are asked for. An existing folder is never overwritten: if it is complete
-and was made with the same arguments there is nothing to do, otherwise the tool says what is wrong.
+depend on the number of scenes. An existing folder is never overwritten: if it is complete and was
+made with the same arguments, there is nothing to do; otherwise the tool says what is wrong.
 
 The digits are those of UCI's "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak);
 the photographs are by danielbuechele and vultilion on Flickr, CC BY 2.0.
@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import math
 import shutil
@@ -86,7 +87,7 @@ MARKER = '.make_digit_scenes'  # lies in <out>.partial and says that this tool m
 
 
 class UserError(Exception):
-    """Something the user can put right; the message is the whole story.
+    """Something that the user can put right; the message says it all.
 
     Args:
         message (str): What is wrong and what to do.
@@ -281,7 +282,7 @@ def compose_scene(sources: Sources, split: str, index: int, size: int, seed: int
         footprint = grow(ink, ring) | (coverage > 0.05)
         visible = [instance.mask & ~footprint for instance in instances]
         areas = [int(ink.sum()), *(int(mask.sum()) for mask in visible)]
-        if any(a < MIN_VISIBLE * f for a, f in zip(areas, [full_area, *full_areas])):
+        if any(a < MIN_VISIBLE * f for a, f in zip(areas, [full_area, *full_areas], strict=True)):
             continue
 
         alpha = (coverage * np.float32(rng.uniform(*OPACITY)))[..., None]
@@ -291,7 +292,7 @@ def compose_scene(sources: Sources, split: str, index: int, size: int, seed: int
         labels[ink] = label + 1
         instances = [
             Instance(instance.label, instance.original, mask)
-            for instance, mask in zip(instances, visible)
+            for instance, mask in zip(instances, visible, strict=True)
         ]
         instances.append(Instance(label, original, ink))
         full_areas.append(full_area)
@@ -344,7 +345,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
     flat = mask.flatten(order='F').astype(np.int8)
     changes = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
     edges = [0, *changes, flat.size]
-    return {'size': list(mask.shape), 'counts': [b - a for a, b in zip(edges, edges[1:])]}
+    return {'size': list(mask.shape), 'counts': [b - a for a, b in itertools.pairwise(edges)]}
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
@@ -408,7 +409,7 @@ def coco_instance(instance: Instance) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What decides the contents of the folder, besides the settings at the top of this file."""
+    """The arguments that, with the settings at the top of this file, decide what is written."""
 
     train: int
     val: int
@@ -482,8 +483,8 @@ def write(out: Path, arguments: Arguments) -> None:
 def partial_folder(out: Path) -> Iterator[Path]:
     """Lend ``<out>.partial`` for writing and rename it to ``out`` when the block ends well.
 
-    What an interrupted run left there is thrown away; a folder of that name that this tool did not
-    make is left alone.
+    The remains of an interrupted run are deleted; a folder of that name that this tool did not make
+    stays.
     """
     partial = out.with_name(out.name + '.partial')
     marker = partial / MARKER
@@ -511,7 +512,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 
 def check(out: Path, arguments: Arguments) -> bool:
-    """Look at what is already there.
+    """Look at the folder as it is.
 
     Args:
         out (Path): The folder asked for.
@@ -547,7 +548,7 @@ def check(out: Path, arguments: Arguments) -> bool:
 
 
 def start_over(out: Path) -> str:
-    """What to do about a damaged folder."""
+    """Say what to do about a damaged folder."""
     return f'Remove the folder {out} and run the same command again.'
 
 

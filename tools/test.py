@@ -1,4 +1,4 @@
-"""Test a model of mmsegmentation or mmdetection; of a distilled config, the student alone."""
+"""Test a model of mmsegmentation or mmdetection: for a distilled config, its student alone."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint, save_checkpoint
 
-from mmkd_plugin.cached_teacher import wire
+from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
@@ -44,13 +44,13 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         metavar='CHECKPOINT',
         help='go on from this checkpoint; without a value, from the latest in the work dir, '
-        'or from the start when there is none yet',
+        'or from the start if there is none yet',
     )
     parser.add_argument(
         '--paraphraser',
         action='store_true',
-        help='train what a `teacher_connector` needs (the paraphraser of factor transfer) and save '
-        'it in the work dir, where the run of the student finds it',
+        help='train the `teacher_connector` (the paraphraser of factor transfer) and save it in '
+        'the work dir, where the training of the student finds it',
     )
     add_run_arguments(parser)
     return parser.parse_args()
@@ -99,7 +99,7 @@ def use_auto_scale_lr(cfg: Config) -> None:
 
 
 def find_paraphraser(cfg: Config, train_it: bool) -> Path:
-    """Say where trained teacher connectors are, and set the config up to train them if asked."""
+    """Return the file of the trained teacher connectors; if asked, make the config train them."""
     path = Path(cfg.work_dir, FILE_NAME)
     lines = (cfg.model.get('distill') or {}) if is_distilled(cfg) else {}
     lines = [line for line in lines.values() if has_teacher_connector(line)]
@@ -126,7 +126,7 @@ def save_paraphraser(runner: Runner, path: Path) -> None:
 
 
 def resume_latest(cfg: Config) -> None:
-    """Point the config to the latest checkpoint of the work dir, if there is one."""
+    """Point the config at the latest checkpoint of the work dir, if there is one."""
     latest = find_latest_checkpoint(cfg.work_dir)
     if latest is None:
         print_log(f'--resume: nothing in {cfg.work_dir} yet, starting anew.', logger='current')
@@ -139,7 +139,7 @@ def resume_latest(cfg: Config) -> None:
 
 
 def check_start(cfg: Config) -> None:
-    """Read what the run starts from, so that a bad file is refused before anything else happens."""
+    """Read the checkpoint that the run starts from, to refuse a bad file before anything else."""
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
         path = find_latest_checkpoint(cfg.work_dir)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,9 +38,10 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Taps
-from mmkd_plugin.teacher import Teacher, without_pretraining
-from mmkd_plugin.teacher_configs import teacher_configs
-from mmkd_plugin.term import Term
+from mmkd_plugin.teachers.configs import teacher_configs
+from mmkd_plugin.teachers.model import without_pretraining
+from mmkd_plugin.teachers.online import OnlineTeacher
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.visualization import (
     PANELS,
     Gallery,
@@ -88,12 +88,14 @@ def parse_args() -> argparse.Namespace:
         '--taps',
         nargs='+',
         metavar='TAP',
-        help='where maps are read, instead of the taps of the config and of backbone and neck: '
-        'neck backbone[3], or STUDENT=TEACHER where the names differ',
+        help='where maps are read, such as neck or backbone[3], or STUDENT=TEACHER if the names '
+        'differ; default: the taps of the config, the backbone and the neck',
     )
-    parser.add_argument('--channels', type=int, default=5, metavar='K', help='how many (5)')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='least score of the boxes drawn (0.3)'
+        '--channels', type=int, default=5, metavar='K', help='channels of each layer (5)'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='lowest score of the boxes drawn (0.3)'
     )
     parser.add_argument('--device', default=get_device(), help='cpu, cuda, ... (what there is)')
     add_cfg_options(parser)
@@ -108,7 +110,6 @@ def main() -> None:
         if args.cfg_options is not None:
             cfg.merge_from_dict(args.cfg_options)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        logging.getLogger('mmengine').setLevel(logging.WARNING)
         console = Console()
         with torch.device('cpu'):
             teachers = teachers_of(cfg, args, console)
@@ -143,7 +144,7 @@ def main() -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything is loaded."""
+    """Refuse wrong arguments before anything is loaded."""
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UsageError(f'{args.out} exists already; nothing is overwritten, give a new --out')
     try:
@@ -162,10 +163,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def teachers_of(cfg: Config, args: argparse.Namespace, console: Console) -> dict[str, nn.Module]:
-    """The teachers that have a model of their own, by their names."""
+    """Build the teachers that have a model of their own, by name."""
     if args.teacher is not None:
         config, checkpoint = args.teacher
-        return {'teacher': Teacher(config, checkpoint).model}
+        return {'teacher': OnlineTeacher(config, checkpoint).model}
     if not is_distilled(cfg):
         raise UsageError(
             f'{args.config} has no teacher: give a distilled config, or --teacher CONFIG CHECKPOINT'
@@ -179,12 +180,12 @@ def teachers_of(cfg: Config, args: argparse.Namespace, console: Console) -> dict
                 'CONFIG CHECKPOINT gives one.'
             )
         else:
-            found[name] = Teacher(**config).model
+            found[name] = OnlineTeacher(**config).model
     return found
 
 
 def student_of(cfg: Config, checkpoint: str, name: str) -> nn.Module:
-    """The student of a config with the weights of a checkpoint."""
+    """Build the student of a config with the weights of a checkpoint."""
     cfg = copy.deepcopy(cfg)
     use_student(cfg)
     model = MODELS.build(without_pretraining(cfg.model))
@@ -196,7 +197,7 @@ def student_of(cfg: Config, checkpoint: str, name: str) -> nn.Module:
 
 
 def dataset_of(cfg: Config, lazy: bool) -> Any:
-    """The validation set; ``lazy``, only what it knows without its files. None without one."""
+    """Build the validation set, or None; ``lazy``: only what it knows without its files."""
     loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
     if loader is None:
         if lazy:
@@ -209,7 +210,7 @@ def dataset_of(cfg: Config, lazy: bool) -> Any:
 
 
 def metainfo_of(dataset: Any, checkpoint: str) -> dict | None:
-    """Classes and palette: of the data set, or as the checkpoint remembers them."""
+    """Return classes and palette: those of the data set, else those in the checkpoint."""
     metainfo = getattr(dataset, 'metainfo', None)
     if metainfo and metainfo.get('classes'):
         return metainfo
@@ -218,7 +219,7 @@ def metainfo_of(dataset: Any, checkpoint: str) -> dict | None:
 
 
 def items_of(cfg: Config, dataset: Any, args: argparse.Namespace) -> tuple[Iterator[dict], int]:
-    """What to draw, as the pipeline packs it, and how many."""
+    """Return the images to draw, as the pipeline packs them, and their number."""
     if args.images is None:
         if not len(dataset):
             raise UsageError('the validation set has no images; is its path right?')
@@ -236,7 +237,7 @@ def items_of(cfg: Config, dataset: Any, args: argparse.Namespace) -> tuple[Itera
 
 
 def pipeline_of(cfg: Config) -> list:
-    """The test pipeline of a config."""
+    """Return the test pipeline of a config."""
     if cfg.get('test_pipeline'):
         return cfg.test_pipeline
     loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
@@ -249,7 +250,7 @@ def pipeline_of(cfg: Config) -> list:
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The images that paths name: files, and those directly in folders."""
+    """Return the images at paths: files, and those directly in folders."""
     files = []
     for path in paths:
         if path.is_dir():
@@ -265,7 +266,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def config_places(cfg: Config, models: dict[str, nn.Module]) -> list[Place]:
-    """Where the terms of the config compare maps."""
+    """Return the places where the terms of the config compare maps."""
     if not is_distilled(cfg):
         return []
     names = list(teacher_configs(cfg.model.teacher))
@@ -282,7 +283,7 @@ def config_places(cfg: Config, models: dict[str, nn.Module]) -> list[Place]:
 
 
 def chosen_places(taps: Sequence[str], models: dict[str, nn.Module]) -> list[Place]:
-    """The places that --taps names."""
+    """Return the places that --taps names."""
     places = []
     for text in taps:
         student, _, teacher = text.partition('=')
@@ -294,7 +295,7 @@ def chosen_places(taps: Sequence[str], models: dict[str, nn.Module]) -> list[Pla
 def facts(
     args: argparse.Namespace, gallery: Gallery, teachers: dict[str, nn.Module]
 ) -> dict[str, str]:
-    """What a reader of the page has to know."""
+    """Collect what a reader of the page must know."""
     found = {'config': args.config}
     for name, model in teachers.items():
         found[name] = type(model).__name__ + (f', {args.teacher[1]}' if args.teacher else '')
@@ -307,7 +308,7 @@ def facts(
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with the time that is left."""
+    """Make a bar with the time that is left."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),

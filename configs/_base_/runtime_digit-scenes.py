@@ -6,4 +6,4 @@ env_cfg = dict(
 log_level = 'INFO'
 load_from = None
 resume = False
-randomness = dict(seed=0)  # student and distilled student start alike and see the same scenes
+randomness = dict(seed=0)  # runs with and without a teacher start alike and see the same scenes

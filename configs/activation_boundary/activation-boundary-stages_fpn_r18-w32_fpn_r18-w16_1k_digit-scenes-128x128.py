@@ -14,7 +14,7 @@ model = dict(
             loss=dict(
                 type='mmkd_plugin.ActivationBoundaryLoss',
                 margin=1,
-                loss_weight=[3.75e-6, 7.5e-6, 1.5e-5, 3e-5],  # Adam: no larger than the task
+                loss_weight=[3.75e-6, 7.5e-6, 1.5e-5, 3e-5],  # for Adam, no larger than the task
             ),
             schedule=dict(stop=125),
         ),

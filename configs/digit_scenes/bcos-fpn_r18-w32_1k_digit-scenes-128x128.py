@@ -5,6 +5,6 @@ _base_ = [
     '../_base_/runtime_digit-scenes.py',
 ]
 default_scope = 'mmseg'
-# Filters count by their direction alone, so that a step has to be large to turn them. Of 0.002 (the
-# schedule's own), 0.005, 0.01, 0.02, 0.04 and 0.08 this one was best for the student.
+# Only the direction of a filter counts, so the steps have to be large. Of 0.002 (in the schedule),
+# 0.005, 0.01, 0.02, 0.04 and 0.08, this learning rate was best for the student.
 optim_wrapper = dict(optimizer=dict(lr=0.02))

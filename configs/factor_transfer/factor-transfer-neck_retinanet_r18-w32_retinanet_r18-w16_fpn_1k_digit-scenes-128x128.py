@@ -11,5 +11,5 @@ model = dict(
     ),
 )
 
-# The stage before the student: tools/train.py with this config and --paraphraser.
+# Settings of the stage before the student: tools/train.py with this config and --paraphraser.
 paraphraser = dict(train_cfg=dict(max_iters=125))

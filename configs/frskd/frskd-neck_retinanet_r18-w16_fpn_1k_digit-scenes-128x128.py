@@ -1,6 +1,6 @@
 _base_ = '../digit_scenes/retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
 
-# Its self-teacher learns alone at first; the terms come on between a quarter and half of the run.
+# The self-teacher learns alone at first; the terms grow from a quarter to half of the run.
 schedule = dict(start=250, ramp=250, curve='exp')
 model = dict(
     _delete_=True,
@@ -10,7 +10,7 @@ model = dict(
         type='mmkd_plugin.SelfTeacher',
         tap='neck',
         neck=dict(type='mmkd_plugin.BiFPNSelfTeacher', width=1, depth=2),
-        loss_weight=0.25,  # in full, it holds the student back in so short a run
+        loss_weight=0.25,  # a weight of 1 holds the student back in such a short run
     ),
     distill=dict(
         features=dict(

@@ -1,6 +1,6 @@
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
-# Its self-teacher learns alone at first; the terms come on between a quarter and half of the run.
+# The self-teacher learns alone at first; the terms grow from a quarter to half of the run.
 schedule = dict(start=3, ramp=3, curve='exp', by_epoch=True)
 model = dict(
     _delete_=True,

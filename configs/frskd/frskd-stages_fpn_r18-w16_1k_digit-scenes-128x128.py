@@ -1,6 +1,6 @@
 _base_ = '../digit_scenes/fpn_r18-w16_1k_digit-scenes-128x128.py'
 
-# Its self-teacher learns alone at first; the terms come on between a quarter and half of the run.
+# The self-teacher learns alone at first; the terms grow from a quarter to half of the run.
 schedule = dict(start=250, ramp=250, curve='exp')
 model = dict(
     _delete_=True,

@@ -1,6 +1,6 @@
 _base_ = './frskd-stages_pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
-# Beside the self-teacher, a trained teacher whose soft labels are there from the start.
+# Beside the self-teacher there is a trained teacher, whose soft labels count from the start.
 model = dict(
     teacher=[
         dict(

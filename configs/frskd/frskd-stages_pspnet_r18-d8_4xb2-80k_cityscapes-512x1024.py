@@ -1,6 +1,6 @@
 _base_ = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
-# Its self-teacher learns alone at first; the terms come on between a quarter and half of the run.
+# The self-teacher learns alone at first; the terms grow from a quarter to half of the run.
 schedule = dict(start=20000, ramp=20000, curve='exp')
 model = dict(
     _delete_=True,

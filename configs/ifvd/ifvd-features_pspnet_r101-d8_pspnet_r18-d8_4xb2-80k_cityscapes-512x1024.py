@@ -8,7 +8,7 @@ model = dict(
         ),
         pixel_wise=dict(
             tap='decode_head.conv_seg',
-            # the authors' 10 is on a mean over the classes too
+            # the authors' 10 by the number of classes: their loss is a mean over them too
             loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=0.53),
         ),
     ),

@@ -1,4 +1,4 @@
-# Boxes have no soft targets: the task loss, which holds theirs, keeps its weight.
+# Boxes have no soft targets, so the task loss keeps its weight: it has their labels.
 _base_ = '../_base_/pairs/retinanet_r101_retinanet_r50_fpn_1x_coco.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# Boxes have no soft targets: the task loss, which holds theirs, keeps its weight.
+# Boxes have no soft targets, so the task loss keeps its weight: it has their labels.
 _base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
 
 model = dict(

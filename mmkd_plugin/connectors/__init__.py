@@ -1,4 +1,4 @@
-"""Connectors: modules between a map and the loss."""
+"""Connectors: the modules between a map and its loss."""
 
 from mmkd_plugin.connectors.conv import ConvConnector
 from mmkd_plugin.connectors.factor_transfer import Paraphraser, Translator

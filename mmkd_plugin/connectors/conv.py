@@ -11,25 +11,25 @@ from mmkd_plugin.registry import MODELS
 class ConvConnector(nn.Conv2d):
     """A convolution that gives the student's map as many channels as the teacher's.
 
-    Inferred where a loss compares channels and the counts differ; the counts come from a dry
-    forward and are never typed.
+    It is the default connector of a loss that compares channels, where the numbers of channels
+    differ. Both numbers come from a dry forward, so a config does not name them.
 
     Args:
         in_channels (int): Channels of the student's map.
         out_channels (int): Channels of the teacher's map.
-        kernel_size (int): Odd size of the kernel; the map keeps its size. Default: 1.
-        bias (bool): Whether the convolution has a bias. Default: True.
+        kernel_size (int): Odd size of the kernel; the map keeps its size. Defaults to 1.
+        bias (bool): Whether the convolution has a bias. Defaults to True.
         norm (bool): Whether a batch norm follows, as in activation boundaries and in the feature
-            overhaul; it makes the bias superfluous. Default: False.
+            overhaul. A bias before a batch norm has no effect. Defaults to False.
 
     Shape:
-        - student: (N, in_channels, H, W).
-        - output: (N, out_channels, H, W).
+        - student: ``(N, in_channels, H, W)``.
+        - output: ``(N, out_channels, H, W)``.
 
     Raises:
         ValueError: If ``kernel_size`` is even.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.connectors import ConvConnector
         >>> ConvConnector(64, 256)(torch.rand(2, 64, 8, 8)).shape
@@ -54,6 +54,20 @@ class ConvConnector(nn.Conv2d):
         self.norm = nn.BatchNorm2d(out_channels) if norm else None
 
     def forward(self, student: Tensor) -> Tensor:
-        """Converts ``(N, in_channels, H, W)`` to ``(N, out_channels, H, W)``."""
+        """Converts a map.
+
+        Args:
+            student (Tensor): ``(N, in_channels, H, W)``.
+
+        Returns:
+            Tensor: ``(N, out_channels, H, W)``.
+        """
         student = super().forward(student)
         return student if self.norm is None else self.norm(student)
+
+    @property
+    def summary(self) -> str:
+        """Name of the connector in the plan."""
+        kernel = '×'.join(map(str, self.kernel_size))
+        norm = '' if self.norm is None else ' + BN'
+        return f'{kernel} conv {self.in_channels}→{self.out_channels}{norm}'

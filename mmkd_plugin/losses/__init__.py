@@ -2,18 +2,11 @@
 
 What makes them fast and exact lies in :mod:`mmkd_plugin.losses.numerics`.
 
-A loss takes the maps of the student and of the teacher, and knows nothing of models. It may declare
-what else it wants, by attributes or properties; the term that holds it reads them in one place:
-
-- ``needs``: what ``forward`` takes besides the maps, such as ``('labels',)``. Default: ``()``.
-- ``compares``: ``'maps'``, ``'gradients'`` of the task losses with respect to the maps, or
-  ``'explanations'``. Default: ``'maps'``.
-- ``needs_same_channels``, ``needs_same_size``: whether a connector has to make the channel counts,
-  or the heights and widths, of the two maps equal. Default: True.
-- ``compares_probabilities``: whether it compares the probabilities of classes alone, so that the
-  top-k scores of a teacher are enough. Default: False.
-- ``setup(student_channels, teacher_channels)``: called once, when the channel counts are known,
-  by a loss that has weights of its own.
+A loss takes the maps of the student and of the teacher, and knows nothing of models. By attributes
+or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``
+and ``compares_probabilities``, see :class:`mmkd_plugin.losses.traits.LossTraits`: the term reads
+them there. A loss with weights of its own may have ``setup(student_channels, teacher_channels)``:
+the term calls it once, when the channel counts are known.
 """
 
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -121,8 +122,8 @@ class FSPLoss(nn.Module):
         losses = [
             fsp(pair, other, self.pool)
             for pair, other in zip(
-                zip(students, students[1:]),
-                zip(teachers, teachers[1:]),
+                pairwise(students),
+                pairwise(teachers),
             )
         ]
         return weighted_sum(losses, self.loss_weight)

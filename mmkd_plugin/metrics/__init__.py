@@ -1,4 +1,4 @@
-"""Measures of a student beside mIoU and mAP: metrics of mmengine, one file each."""
+"""Metrics of a student beside mIoU and mAP, one file each."""
 
 from mmkd_plugin.metrics.explanation_localization import ExplanationLocalization
 from mmkd_plugin.metrics.explanation_similarity import ExplanationSimilarity

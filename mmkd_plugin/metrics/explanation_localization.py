@@ -1,4 +1,4 @@
-"""Explanation localization: whether what speaks for a class lies on objects of the class."""
+"""Explanation localization: whether the explanation of a class lies on objects of the class."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.metrics.explanation_metric import (
     ExplanationMetric,
     in_parts,
-    picture,
     seen_classes,
+    unpadded,
 )
 from mmkd_plugin.metrics.table import log_per_class, percent
 from mmkd_plugin.registry import METRICS
@@ -25,14 +25,17 @@ from mmkd_plugin.taps import TapReader
 def energy_pointing_game(attribution: Tensor, region: Tensor) -> Tensor:
     """The share of the positive attribution that lies in a region (EPG).
 
-    Score-CAM (CVPR 2020 workshops, https://arxiv.org/abs/1910.01279) proposed it.
+    Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks, CVPR 2020
+    workshops.
+
+    - paper: https://arxiv.org/abs/1910.01279
 
     Args:
         attribution (Tensor): ``(..., H, W)``.
-        region (Tensor): ``(..., H, W)`` bool.
+        region (Tensor): ``(..., H, W)``, bool.
 
     Returns:
-        Tensor: ``(...)`` from 0 to 1; nan where nothing is positive.
+        Tensor: ``(...)``, from 0 to 1; NaN where nothing is positive.
 
     Examples:
         >>> import torch
@@ -49,11 +52,11 @@ def attribution_iou(attribution: Tensor, region: Tensor, threshold: float) -> Te
 
     Args:
         attribution (Tensor): ``(..., H, W)``.
-        region (Tensor): ``(..., H, W)`` bool.
-        threshold (float): What is strong, as a share of the largest value.
+        region (Tensor): ``(..., H, W)``, bool.
+        threshold (float): Share of the largest value from which attribution is strong, 0 to 1.
 
     Returns:
-        Tensor: ``(...)`` from 0 to 1; nan where nothing is positive.
+        Tensor: ``(...)``, from 0 to 1; NaN where nothing is positive.
 
     Examples:
         >>> import torch
@@ -69,35 +72,44 @@ def attribution_iou(attribution: Tensor, region: Tensor, threshold: float) -> Te
 
 @METRICS.register_module()
 class ExplanationLocalization(ExplanationMetric):
-    """Whether the explanations of the tested model lie on what they explain, in percent.
+    """The share of the tested model's explanations that lies on the explained objects, in percent.
 
-    For each class in the ground truth of an image that the model sees there, its score is
-    explained, summed over the positions where the model sees it. The region of the class is its
-    part of the label map, or the union of its boxes. ``localization/epg`` is the energy pointing
-    game, ``localization/iou`` the intersection over union of the region with the attribution from
-    ``threshold`` of its maximum on; both are means over the images of a class, then over classes.
-    ``localization/explained`` is the share of the classes of an image that have an explanation: the
-    others (not seen, or all-zero maps) are no part of the first two. A table lists the classes; its
-    column ``area`` is the share of the image that the regions cover, which is what an attribution
-    that is the same everywhere would get as EPG.
+    An image is explained for each class that is in its ground truth and that the model sees, by the
+    sum of the class's scores over the positions where the model sees the class. The region of the
+    class is its part of the label map, or the union of its boxes.
 
-    Measures of "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation"
-    (https://arxiv.org/abs/2402.03119), there for image classification.
+    - ``localization/epg``: the energy pointing game.
+    - ``localization/iou``: intersection over union of the region and the attribution from
+      ``threshold`` of its maximum on.
+    - ``localization/explained``: the share of the classes of an image that have an explanation. The
+      others (not seen, or with all-zero maps) do not count in the first two.
+
+    The first two are means over the images of a class, then over the classes. A table lists the
+    classes. Its column ``area`` is the share of the image that the regions cover: the EPG of an
+    attribution that is the same everywhere.
+
+    Good Teachers Explain: Explanation-Enhanced Knowledge Distillation, ECCV 2024 (these measures,
+    for image classification).
+
+    - paper: https://arxiv.org/abs/2402.03119
+    - code: https://github.com/m-parchami/GoodTeachersExplain
 
     Args:
-        explainer (dict): How to explain, such as ``dict(type='mmkd_plugin.GradCAM',
-            scores='decode_head.conv_seg')``. Its ``max_classes`` is not read: all are explained.
+        explainer (dict): Config of an explainer, such as ``dict(type='mmkd_plugin.GradCAM',
+            scores='decode_head.conv_seg')``. Its ``max_classes`` has no effect: all classes are
+            explained.
         tap (str | list[str]): The maps that explain, such as ``'backbone.layer4'``. The
-            attribution of several is their sum, that of ``BcosWeights`` the weights times the
+            attribution of several maps is their sum, that of ``BcosWeights`` the weights times the
             values of the map.
-        threshold (float): Share of the largest attribution from which it counts for the
-            intersection over union. Defaults to 0.15, that of the Grad-CAM paper.
-        ignore_index (int): Pixels with this label count nowhere. Defaults to 255.
+        threshold (float): Share of the largest attribution from which attribution counts for the
+            intersection over union. Defaults to 0.15, as in the Grad-CAM paper.
+        ignore_index (int): Label of the pixels that do not count. Defaults to 255.
         collect_device (str): ``'cpu'`` or ``'gpu'``, see mmengine's ``BaseMetric``. Defaults to
             ``'cpu'``.
-        prefix (str): What stands before the names. Defaults to ``'localization'``.
+        prefix (str): Text before the names of the results. Defaults to ``'localization'``.
 
     Raises:
+        TypeError: If ``threshold`` is not a number.
         ValueError: If an argument cannot be used, or the test pipeline loads no annotations.
 
     Examples:
@@ -124,7 +136,12 @@ class ExplanationLocalization(ExplanationMetric):
         self.threshold, self.ignore_index = threshold, ignore_index
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Explains the classes of the images of a batch."""
+        """Explains the classes of a batch.
+
+        Args:
+            data_batch (Any): A batch of the data loader.
+            data_samples (Sequence[dict]): The data samples with predictions and ground truth.
+        """
         model, num_classes = self.model, len(self.dataset_meta['classes'])
         inputs, samples = self.preprocess(data_batch)
         truth = [
@@ -143,13 +160,13 @@ class ExplanationLocalization(ExplanationMetric):
             for i, classes in enumerate(part.classes):
                 on = classes[classes >= 0]
                 regions, counted = truth[i]
-                maps = picture(attribution[i, classes >= 0], samples[i])
+                maps = unpadded(attribution[i, classes >= 0], samples[i])
                 found[i][1:4, on] = self._measure(maps, regions[on], counted)
         self.results += [numbers.cpu() for numbers in found]
 
     def _attribution(self, maps: list[Tensor], inputs: Tensor, samples: list) -> Tensor:
-        """What each position adds to a score, ``(N, K, H, W)``, from explanations."""
-        if isinstance(self.explainer, BcosWeights):  # weights, so times what they weigh
+        """What each position adds to a score, ``(N, K, H, W)``."""
+        if isinstance(self.explainer, BcosWeights):  # weights: multiply them by their inputs
             with TapReader(self.model, self.tap) as reader:
                 self.model(inputs, samples, mode='tensor')
             size = inputs.shape[2:]
@@ -176,7 +193,14 @@ class ExplanationLocalization(ExplanationMetric):
         return numbers.nan_to_num(0)
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Means over the images, and logs the classes."""
+        """Averages over the images, and logs the classes.
+
+        Args:
+            results (list[Tensor]): ``(5, classes)`` for each image.
+
+        Returns:
+            dict[str, float]: ``epg``, ``iou`` and ``explained``, in percent.
+        """
         present, explained, epg, iou, area = torch.stack(results).sum(0)
         columns = {
             'EPG': percent(epg, explained),
@@ -195,17 +219,18 @@ class ExplanationLocalization(ExplanationMetric):
 def regions_of(
     sample: dict, num_classes: int, ignore_index: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Where the classes of the ground truth are.
+    """Finds the regions of the classes of the ground truth.
 
     Args:
         sample (dict): A data sample with ``gt_sem_seg``, or with ``gt_instances`` in pixels of the
             original image.
-        num_classes (int): C.
-        ignore_index (int): The label of pixels that do not count.
-        device (torch.device): Where the answer is wanted.
+        num_classes (int): Number of classes, C.
+        ignore_index (int): Label of the pixels that do not count.
+        device (torch.device): Device of the results.
 
     Returns:
-        tuple[Tensor, Tensor]: ``(C, H, W)`` bool, the regions, and ``(H, W)`` bool, what counts.
+        tuple[Tensor, Tensor]: The regions ``(C, H, W)``, bool, and the pixels that count,
+        ``(H, W)``, bool.
 
     Raises:
         ValueError: If there is no ground truth.

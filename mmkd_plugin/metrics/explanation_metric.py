@@ -1,4 +1,4 @@
-"""What measures of explanations have in common."""
+"""The base of the metrics of explanations, and the hook that gives them the tested model."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmkd_plugin.building import build_module
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.explanations import Chosen, Explainer, choose_classes, scores_of
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.taps import TapReader, Taps, find_module
-from mmkd_plugin.term import build_module
 
-#: Classes that are explained at once. A batched backward pass holds a map for each.
+#: Classes that are explained at once: a batched backward pass holds a map for each class.
 CLASSES_AT_ONCE = 8
 
 
 class ExplanationMetric(BaseMetric):
-    """A measure of what the tested model's explanations show.
+    """A metric of the explanations of the tested model.
 
     Args:
-        explainer (dict): An :class:`~mmkd_plugin.explanations.Explainer`.
+        explainer (dict): Config of an :class:`~mmkd_plugin.explanations.Explainer`.
         tap (str | list[str]): The maps that explain.
-        collect_device (str): See mmengine's ``BaseMetric``.
-        prefix (str): What stands before the names.
+        collect_device (str): ``'cpu'`` or ``'gpu'``, see mmengine's ``BaseMetric``.
+        prefix (str): Text before the names of the results.
 
     Raises:
-        ValueError: If the explainer or the tap is none.
+        ValueError: If ``explainer`` is not an explainer, or ``tap`` is not a tap.
     """
 
     def __init__(
@@ -43,23 +43,37 @@ class ExplanationMetric(BaseMetric):
         self.explainer = build_module(explainer, f'{self.name}.explainer')
         if not isinstance(self.explainer, Explainer):
             raise ValueError(
-                f'{self.name}.explainer: {type(self.explainer).__name__} is no explainer; take '
-                'mmkd_plugin.GradCAM, say'
+                f'{self.name}.explainer: {type(self.explainer).__name__} is not an explainer; '
+                'take mmkd_plugin.GradCAM, for example'
             )
         self.tap = Taps.parse(tap)
         self._model: nn.Module | None = None
 
     def use_model(self, model: nn.Module) -> None:
-        """Takes the model that is tested.
+        """Takes the tested model.
+
+        Args:
+            model (nn.Module): A model of mmseg or mmdet.
 
         Raises:
-            ValueError: If it has no module of a name, or its scores cannot be explained.
+            ValueError: If a tapped module is missing, or the scores cannot be explained.
         """
         self.check(model, self.tap, 'student', 'the model')
         self._model = model
 
     def check(self, model: nn.Module, tap: Taps, side: str, owner: str) -> None:
-        """Refuses a model that cannot be explained."""
+        """Refuses a model that cannot be explained.
+
+        Args:
+            model (nn.Module): The model.
+            tap (Taps): The maps that explain.
+            side (str): ``'student'`` or ``'teacher'``: which of the explainer's taps of scores to
+                read.
+            owner (str): Name of the model in an error.
+
+        Raises:
+            ValueError: If a tapped module is missing, or the scores cannot be explained.
+        """
         owner = f'{self.name}: {owner}'
         for place in (*tap, *self.explainer.scores(side)):
             find_module(model, place, owner)
@@ -67,10 +81,10 @@ class ExplanationMetric(BaseMetric):
 
     @property
     def model(self) -> nn.Module:
-        """The model that is tested.
+        """The tested model.
 
         Raises:
-            ValueError: If nobody gave it.
+            ValueError: If :meth:`use_model` was not called.
         """
         if self._model is None:
             raise ValueError(
@@ -81,27 +95,34 @@ class ExplanationMetric(BaseMetric):
         return self._model
 
     def preprocess(self, data_batch: Any) -> tuple[Tensor, list]:
-        """Images and data samples as the tested model gets them."""
+        """Images and data samples as the tested model gets them.
+
+        Args:
+            data_batch (Any): A batch of the data loader.
+
+        Returns:
+            tuple[Tensor, list]: Images ``(N, C, H, W)`` and their data samples.
+        """
         data = self.model.data_preprocessor(data_batch, False)
         return data['inputs'], data['data_samples']
 
 
 @HOOKS.register_module()
 class ModelForMetrics(Hook):
-    """Hands the model to the metrics that explain it, before validation and test.
+    """Gives the tested model to the metrics that explain it, before validation and test.
 
-    ``tools/test.py`` of this package adds it by itself.
+    ``tools/test.py`` of this package adds the hook by itself.
 
     Examples:
         >>> custom_hooks = [dict(type='mmkd_plugin.ModelForMetrics')]  # for the stock tools
     """
 
     def before_val(self, runner: Runner) -> None:
-        """Before each validation."""
+        """Gives the model to the metrics of a validation."""
         self._give(runner.model, runner.val_evaluator.metrics)
 
     def before_test(self, runner: Runner) -> None:
-        """Before a test."""
+        """Gives the model to the metrics of a test."""
         self._give(runner.model, runner.test_evaluator.metrics)
 
     def _give(self, model: nn.Module, metrics: Sequence[BaseMetric]) -> None:
@@ -121,16 +142,18 @@ def seen_classes(
     side: str = 'student',
     among: Tensor | None = None,
 ) -> Chosen:
-    """All classes that a model sees in images, and where.
+    """Finds all classes that a model sees in images, and their positions.
 
     Args:
-        model (nn.Module): A model of mmseg or mmdet in eval mode.
-        inputs (Tensor): ``(N, C, H, W)`` from its data preprocessor.
+        model (nn.Module): A model of mmseg or mmdet in evaluation mode.
+        inputs (Tensor): Images ``(N, C, H, W)`` from its data preprocessor.
         data_samples (list): Their data samples.
-        explainer (Explainer): Says which scores to read, and when a class is seen.
-        side (str): ``'student'`` or ``'teacher'``: whose name of the scores. Defaults to
-            ``'student'``.
-        among (Tensor, optional): ``(N, classes)`` bool, what to leave out. Defaults to None.
+        explainer (Explainer): The taps of the scores, and the probability from which a class is
+            seen.
+        side (str): ``'student'`` or ``'teacher'``: which of the explainer's taps of scores to read.
+            Defaults to ``'student'``.
+        among (Tensor, optional): ``(N, classes)``, bool: False for the classes to leave out.
+            Defaults to None.
 
     Returns:
         Chosen: With as many columns as the image with most classes needs.
@@ -146,22 +169,33 @@ def seen_classes(
         wanted &= among.gather(1, chosen.classes.clamp(min=0))
     most = int(wanted.sum(1).max())
     order = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    classes = chosen.classes.where(wanted, -1).gather(1, order)
-    positions = [
-        x.gather(1, order[:, :, None, None, None].expand(-1, -1, *x.shape[2:]))
-        for x in chosen.positions
-    ]
-    return Chosen(classes, positions)
+    return chosen._replace(classes=chosen.classes.where(wanted, -1)).take(order)
 
 
 def in_parts(chosen: Chosen, size: int = CLASSES_AT_ONCE) -> Iterator[Chosen]:
-    """A few columns at a time."""
+    """Splits chosen classes into parts.
+
+    Args:
+        chosen (Chosen): Classes ``(N, K)`` and their positions.
+        size (int): Largest number of classes of an image in a part. Defaults to 8.
+
+    Yields:
+        Chosen: The next classes of each image.
+    """
     for start in range(0, chosen.classes.shape[1], size):
         columns = slice(start, start + size)
         yield Chosen(chosen.classes[:, columns], [x[:, columns] for x in chosen.positions])
 
 
-def picture(maps: Tensor, sample: Any) -> Tensor:
-    """Maps ``(..., H, W)`` of a padded image without the padding."""
+def unpadded(maps: Tensor, sample: Any) -> Tensor:
+    """Cuts the padding off the maps of an image.
+
+    Args:
+        maps (Tensor): ``(..., H, W)`` in the size of the padded image.
+        sample (Any): The data sample of the image.
+
+    Returns:
+        Tensor: ``(..., h, w)``.
+    """
     height, width = sample.metainfo.get('img_shape', maps.shape[-2:])[:2]
     return maps[..., :height, :width]

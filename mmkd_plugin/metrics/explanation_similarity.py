@@ -13,40 +13,43 @@ from mmkd_plugin.losses.explanation import explanation_similarity
 from mmkd_plugin.metrics.explanation_metric import (
     ExplanationMetric,
     in_parts,
-    picture,
     seen_classes,
+    unpadded,
 )
 from mmkd_plugin.metrics.frozen_teacher import FrozenTeacher
 from mmkd_plugin.metrics.table import log_per_class
-from mmkd_plugin.preprocessing import InputConverter
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.taps import Taps
+from mmkd_plugin.teachers.preprocessing import InputConverter
 
 
 @METRICS.register_module()
 class ExplanationSimilarity(ExplanationMetric):
     """The cosine of the explanations of student and teacher, from -1 to 1.
 
-    As in training with :class:`~mmkd_plugin.losses.ExplanationLoss`, of which it is one minus the
-    value: explained are the classes that the teacher sees in an image, at the positions where it
-    sees them, in both models; a pair with an all-zero map counts as 0. Of several maps it is the
-    mean. ``explanation/cosine`` is the mean over all pairs, ``explanation/mean_cosine`` over the
-    classes. A table lists them.
+    It is one minus :class:`~mmkd_plugin.losses.ExplanationLoss` on the tested images. Both models
+    explain the classes that the teacher sees in an image, at the positions where the teacher sees
+    them. A pair with an all-zero map counts as 0; several maps count with their mean.
+
+    - ``explanation/cosine``: the mean over all pairs.
+    - ``explanation/mean_cosine``: the mean over the classes. A table lists the classes.
 
     Args:
-        explainer (dict): How to explain, such as ``dict(type='mmkd_plugin.GradCAM',
-            scores='decode_head.conv_seg')``. Its ``max_classes`` is not read: all are explained.
+        explainer (dict): Config of an explainer, such as ``dict(type='mmkd_plugin.GradCAM',
+            scores='decode_head.conv_seg')``. Its ``max_classes`` has no effect: all classes are
+            explained.
         tap (str | list[str]): The maps that explain, such as ``'backbone.layer4'``.
-        teacher_tap (str | list[str], optional): The same in the teacher. Defaults to None, which is
-            ``tap``.
-        teacher (dict | str, optional): See :class:`~mmkd_plugin.metrics.TeacherAgreement`. Defaults
-            to None.
+        teacher_tap (str | list[str], optional): The teacher's maps that explain. Defaults to None:
+            the same as ``tap``.
+        teacher (dict | str, optional): The teacher, as for
+            :class:`~mmkd_plugin.metrics.TeacherAgreement`. Defaults to None.
         collect_device (str): ``'cpu'`` or ``'gpu'``, see mmengine's ``BaseMetric``. Defaults to
             ``'cpu'``.
-        prefix (str): What stands before the names. Defaults to ``'explanation'``.
+        prefix (str): Text before the names of the results. Defaults to ``'explanation'``.
 
     Raises:
-        ValueError: If an argument cannot be used, or the teacher has other classes.
+        ValueError: If an argument cannot be used, or the teacher has other classes than the data
+            set.
 
     Examples:
         >>> test_evaluator = [
@@ -72,7 +75,12 @@ class ExplanationSimilarity(ExplanationMetric):
         self.check(self.teacher.model, self.teacher_tap, 'teacher', 'the teacher')
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Compares the explanations of the images of a batch."""
+        """Compares the explanations of a batch.
+
+        Args:
+            data_batch (Any): A batch of the data loader.
+            data_samples (Sequence[dict]): Not used: the models explain, they do not predict.
+        """
         classes = self.dataset_meta['classes']
         if not self.results:
             self.teacher.check_classes(classes)
@@ -93,7 +101,7 @@ class ExplanationSimilarity(ExplanationMetric):
             for i, numbers in enumerate(part.classes):
                 on = numbers >= 0
                 cosines = [
-                    explanation_similarity(*(picture(x[i, on], samples[i]).double() for x in maps))
+                    explanation_similarity(*(unpadded(x[i, on], samples[i]).double() for x in maps))
                     for maps in zip(*pair)
                 ]
                 at = numbers[on].cpu()
@@ -102,7 +110,14 @@ class ExplanationSimilarity(ExplanationMetric):
         self.results += found
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Means over the images, and logs the classes."""
+        """Averages over the images, and logs the classes.
+
+        Args:
+            results (list[Tensor]): ``(2, classes)`` for each image.
+
+        Returns:
+            dict[str, float]: ``cosine`` and ``mean_cosine``.
+        """
         pairs, cosines = torch.stack(results).sum(0)
         per_class = cosines / pairs
         columns = {'cosine': per_class, 'images': pairs.long()}

@@ -1,4 +1,4 @@
-"""The teacher of a measure."""
+"""The teacher of a metric."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmkd_plugin.dry_run import random_state_kept
-from mmkd_plugin.teacher import Teacher
-from mmkd_plugin.teacher_configs import teacher_configs
+from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.configs import teacher_configs
+from mmkd_plugin.teachers.online import OnlineTeacher
 
 EXAMPLE = "teacher=dict(config='...', checkpoint='...')"
 
 
 class FrozenTeacher:
-    """A trained model that predicts the images of a test as it would alone.
+    """A trained model that predicts the images of a test as in a test of its own.
 
     Args:
-        teacher (dict): ``config``, ``checkpoint`` and ``strict`` of a :class:`Teacher`.
-        owner (str): What messages call the measure that asks.
+        teacher (dict): ``config``, ``checkpoint`` and ``strict`` of a
+            :class:`~mmkd_plugin.teachers.online.Teacher`.
+        owner (str): Name of the metric in messages.
 
     Raises:
-        ValueError: If there is no teacher, or its config or checkpoint is not usable.
+        ValueError: If there is no teacher, or its config or checkpoint cannot be used.
+        FileNotFoundError: If its config or checkpoint is missing.
     """
 
     def __init__(self, teacher: dict | None, owner: str) -> None:
@@ -39,11 +41,19 @@ class FrozenTeacher:
             )
         (config,) = teacher_configs(teacher).values()
         with random_state_kept():
-            self.model = Teacher(**config).model
+            self.model = OnlineTeacher(**config).model
         self.owner = owner
 
     def check_classes(self, classes: tuple[str, ...]) -> None:
-        """Refuses a teacher none of whose modules knows the data set's number of classes."""
+        """Refuses a teacher with another number of classes than the data set.
+
+        Args:
+            classes (tuple[str, ...]): The classes of the data set.
+
+        Raises:
+            ValueError: If modules of the teacher have ``num_classes``, but none has the number of
+                the data set.
+        """
         known = {getattr(module, 'num_classes', None) for module in self.model.modules()}
         known = sorted(number for number in known if isinstance(number, int))
         if known and len(classes) not in known:
@@ -54,17 +64,21 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def predict(self, data_batch: Any, device: torch.device) -> list[dict]:
-        """Data samples with the teacher's predictions, at the size of the original images.
+        """Predicts a batch, at the size of the original images.
 
         Args:
-            data_batch (Any): What the data loader gave, not yet preprocessed.
-            device (torch.device): Where to run.
+            data_batch (Any): A batch of the data loader, not yet preprocessed.
+            device (torch.device): Device of the forward.
 
         Returns:
-            list[dict]: One for each image.
+            list[dict]: A data sample with the predictions for each image.
         """
         return [sample.to_dict() for sample in self.on(device).test_step(data_batch)]
 
     def on(self, device: torch.device) -> nn.Module:
-        """The model, moved to a device."""
+        """Moves the model to a device and returns it.
+
+        Args:
+            device (torch.device): The device.
+        """
         return self.model.to(device)

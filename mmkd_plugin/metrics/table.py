@@ -1,34 +1,31 @@
-"""Numbers per class, as a table in the log."""
+"""Tables in the log, with a row for each class."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from mmengine.logging import MMLogger, print_log
-from rich.console import Console
+from mmengine.logging import print_log
 from rich.table import Table
 from torch import Tensor
+
+from mmkd_plugin.words import table_text
 
 
 def log_per_class(title: str, classes: Sequence[str], columns: dict[str, Tensor]) -> None:
     """Logs one row per class.
 
     Args:
-        title (str): The heading.
+        title (str): A line above the table.
         classes (Sequence[str]): Names of the C classes.
-        columns (dict[str, Tensor]): Heading and ``(C,)`` numbers; nan is shown as a dash, and
-            numbers that are not whole with two digits.
+        columns (dict[str, Tensor]): Numbers ``(C,)`` by the heading of their column. NaN is shown
+            as a dash, a number that is not whole with two digits.
     """
     table = Table('class')
     for name in columns:
         table.add_column(name, justify='right')
     for index, name in enumerate(classes):
         table.add_row(name, *(_shown(column[index].item()) for column in columns.values()))
-    out = io.StringIO()
-    Console(file=out, width=200, color_system=None, highlight=False, markup=False).print(table)
-    logger = MMLogger.get_current_instance()
-    print_log(f'{title}\n{out.getvalue().rstrip()}', logger=logger)
+    print_log(f'{title}\n{table_text(table, width=200)}', logger='current')
 
 
 def _shown(value: float) -> str:
@@ -38,7 +35,14 @@ def _shown(value: float) -> str:
 
 
 def percent(part: Tensor, whole: Tensor) -> Tensor:
-    """``100 · part / whole`` in float64, nan where there is nothing.
+    """``100 · part / whole``.
+
+    Args:
+        part (Tensor): Numbers of any shape.
+        whole (Tensor): Numbers of the same shape.
+
+    Returns:
+        Tensor: Percentages in float64, NaN where part and whole are 0.
 
     Examples:
         >>> import torch

@@ -17,19 +17,23 @@ from mmkd_plugin.registry import METRICS
 def agreement_counts(
     student: Tensor, teacher: Tensor, num_classes: int, counted: Tensor | None = None
 ) -> Tensor:
-    """Pixels of each class in two label maps.
+    """Counts the pixels of each class in two label maps.
 
     Args:
-        student (Tensor): ``(H, W)`` predicted classes.
-        teacher (Tensor): ``(H, W)`` predicted classes.
-        num_classes (int): C.
-        counted (Tensor, optional): ``(H, W)`` bool, the pixels that count. Defaults to None, all.
+        student (Tensor): Predicted classes ``(H, W)``.
+        teacher (Tensor): Predicted classes ``(H, W)``.
+        num_classes (int): Number of classes, C.
+        counted (Tensor, optional): The pixels that count, ``(H, W)``, bool. Defaults to None: all.
 
     Returns:
-        Tensor: ``(3, C)`` int64: pixels that both give to the class, that the student does, that
-        the teacher does.
+        Tensor: ``(3, C)``, int64: for each class the pixels of both label maps, of the student's
+        and of the teacher's.
+
+    Raises:
+        ValueError: If the label maps differ in size.
 
     Examples:
+        >>> import torch
         >>> agreement_counts(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 1]]), 2)
         tensor([[1, 1],
                 [1, 2],
@@ -51,19 +55,19 @@ def agreement_counts(
 def matched_boxes(
     student: Tensor, student_labels: Tensor, teacher: Tensor, teacher_labels: Tensor, iou_thr: float
 ) -> Tensor:
-    """Pairs boxes of the same class one to one, as many as possible.
+    """Pairs boxes of the same class one to one, with as many pairs as possible.
 
     Args:
-        student (Tensor): ``(S, 4)`` boxes, corners in pixels.
-        student_labels (Tensor): ``(S,)`` classes.
-        teacher (Tensor): ``(T, 4)`` boxes.
-        teacher_labels (Tensor): ``(T,)`` classes.
+        student (Tensor): Boxes ``(S, 4)``, x1, y1, x2, y2 in pixels.
+        student_labels (Tensor): Their classes ``(S,)``.
+        teacher (Tensor): Boxes ``(T, 4)``.
+        teacher_labels (Tensor): Their classes ``(T,)``.
         iou_thr (float): Least intersection over union of a pair.
 
     Returns:
-        Tensor: ``(M,)``, the class of each pair.
+        Tensor: The class of each pair, ``(M,)``.
     """
-    from mmdet.structures.bbox import bbox_overlaps  # only a detector's test has need of mmdet
+    from mmdet.structures.bbox import bbox_overlaps  # only the test of a detector needs mmdet
     from scipy.optimize import linear_sum_assignment
 
     pairs = bbox_overlaps(student, teacher) >= iou_thr
@@ -75,35 +79,46 @@ def matched_boxes(
 
 @METRICS.register_module()
 class TeacherAgreement(BaseMetric):
-    """How often the tested model predicts what its teacher predicts, in percent.
+    """How often the tested model and its teacher predict the same, in percent.
 
-    Segmentation: ``agreement/pixel``, the share of pixels with the same class;
-    ``agreement/mean_found``, the share of the teacher's pixels of a class that the student gives to
-    it too, mean over the classes that the teacher predicts; ``agreement/mean_confirmed``, the same
-    with student and teacher exchanged. Detection: ``agreement/found``, the share of the teacher's
-    confident boxes that the student finds (confident, of the same class, one to one);
-    ``agreement/confirmed``, the share of the student's confident boxes that the teacher has; and
-    both as ``agreement/mean_found`` and ``agreement/mean_confirmed``, means over the classes. A
-    share of nothing is nan and no part of a mean. A table lists the classes.
+    Segmentation:
+
+    - ``agreement/pixel``: the share of the pixels with the same class.
+    - ``agreement/mean_found``: the share of the teacher's pixels of a class where the student
+      predicts that class too, averaged over the classes that the teacher predicts.
+    - ``agreement/mean_confirmed``: the same with student and teacher exchanged.
+
+    Detection:
+
+    - ``agreement/found``: the share of the teacher's confident boxes that match a confident box of
+      the student, of the same class and one to one.
+    - ``agreement/confirmed``: the share of the student's confident boxes that match one of the
+      teacher.
+    - ``agreement/mean_found``, ``agreement/mean_confirmed``: the two averaged over the classes.
+
+    A share of nothing is NaN and does not count in a mean. A table lists the classes.
 
     The teacher sees the same images (after the resize of the test pipeline) through its own data
-    preprocessor; both predictions are compared at the size of the original image.
+    preprocessor. The predictions are compared at the size of the original image.
 
-    Measure of "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation"
-    (https://arxiv.org/abs/2402.03119), there for image classification.
+    Good Teachers Explain: Explanation-Enhanced Knowledge Distillation, ECCV 2024 (this measure, for
+    image classification).
+
+    - paper: https://arxiv.org/abs/2402.03119
+    - code: https://github.com/m-parchami/GoodTeachersExplain
 
     Args:
         teacher (dict | str, optional): ``config``, ``checkpoint`` and ``strict`` of a
-            :class:`~mmkd_plugin.teacher.Teacher`. Defaults to None: ``tools/test.py`` takes the
-            teacher of a distilled config; of several the one of this name.
-        score_thr (float): Boxes with at least this score are confident. Defaults to 0.3.
-        iou_thr (float): Least intersection over union of two boxes that are the same. Defaults to
-            0.5.
-        ignore_index (int, optional): Pixels with this label in the ground truth, where there is
-            one, do not count. Defaults to 255; None counts all.
+            :class:`~mmkd_plugin.teachers.online.Teacher`, or the name of one of several teachers
+            of a distilled config. Defaults to None: ``tools/test.py`` takes the teacher of the
+            distilled config.
+        score_thr (float): Score from which a box is confident. Defaults to 0.3.
+        iou_thr (float): Least intersection over union of two boxes that match. Defaults to 0.5.
+        ignore_index (int, optional): Label of the ground truth whose pixels do not count; None
+            counts all pixels. Defaults to 255.
         collect_device (str): ``'cpu'`` or ``'gpu'``, see mmengine's ``BaseMetric``. Defaults to
             ``'cpu'``.
-        prefix (str): What stands before the names. Defaults to ``'agreement'``.
+        prefix (str): Text before the names of the results. Defaults to ``'agreement'``.
 
     Raises:
         ValueError: If there is no usable teacher, or it has other classes than the data set.
@@ -129,7 +144,12 @@ class TeacherAgreement(BaseMetric):
         self._kind = ''
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Compares the predictions for each image of a batch."""
+        """Compares the predictions for the images of a batch.
+
+        Args:
+            data_batch (Any): A batch of the data loader.
+            data_samples (Sequence[dict]): The data samples with the student's predictions.
+        """
         classes = self.dataset_meta['classes']
         self._kind = kind = _kind_of(data_samples[0])
         if not self.results:
@@ -160,7 +180,15 @@ class TeacherAgreement(BaseMetric):
         return torch.stack(counts)
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Sums up the images and logs the classes."""
+        """Sums over the images, and logs the classes.
+
+        Args:
+            results (list[Tensor]): ``(3, classes)`` for each image.
+
+        Returns:
+            dict[str, float]: ``pixel``, ``mean_found`` and ``mean_confirmed``, or ``found``,
+            ``confirmed``, ``mean_found`` and ``mean_confirmed``, in percent.
+        """
         both, student, teacher = torch.stack(results).sum(0)
         found, confirmed = percent(both, teacher), percent(both, student)
         log_per_class(
@@ -181,7 +209,7 @@ class TeacherAgreement(BaseMetric):
 
 
 def _kind_of(sample: dict) -> str:
-    """The key of the predictions that are compared."""
+    """The key of the predictions to compare."""
     for kind in ('pred_sem_seg', 'pred_instances'):
         if kind in sample:
             return kind

@@ -1,4 +1,4 @@
-"""Attention maps: how strong the activations of a stage are at each position."""
+"""Attention maps: the strength of the activations of a stage at each position."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from mmkd_plugin.visualization.figure import Cell, Grid, Scale
 
-LEAST = 16  # positions; with fewer there is nothing to see
+LEAST = 16  # positions; a map with fewer shows nothing
 
 
 def attention(maps: Tensor) -> np.ndarray:
     """The mean of the squares over the channels, as a multiple of its mean over the positions.
 
-    So all models and sizes have one scale: 1 is a position of average strength. Attention transfer
+    All models and sizes share one scale: 1 is a position of average strength. Attention transfer
     and FRSKD compare the same map, divided by its L2 norm.
 
     Args:
         maps (Tensor): Activations ``(1, C, H, W)``.
 
     Returns:
-        np.ndarray: ``(H, W)``; all zero where all activations are.
+        np.ndarray: ``(H, W)``; all zero if all activations are zero.
 
     Examples:
         >>> import torch
@@ -35,7 +35,15 @@ def attention(maps: Tensor) -> np.ndarray:
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Cosine similarity of two maps, None where their sizes differ or one is zero everywhere."""
+    """Cosine similarity of two maps.
+
+    Args:
+        one (np.ndarray): A map of any shape.
+        other (np.ndarray): Another map.
+
+    Returns:
+        float | None: From -1 to 1; None if the shapes differ or a map is zero everywhere.
+    """
     if one.shape != other.shape:
         return None
     norm = np.linalg.norm(one) * np.linalg.norm(other)
@@ -49,23 +57,26 @@ def attention_grid(
     rows: Sequence[tuple[str, dict[str, Tensor | None]]],
     reference: str | None = None,
 ) -> Grid | None:
-    """Attention maps of several models, a column for each stage or level.
+    """The grid of the attention maps of several models, with a column for each stage or level.
 
     Args:
         size (tuple[int, int]): Width and height of the original image, pixels.
         image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
-        covers (tuple[float, float]): What the maps cover, pixels of the original image.
-        rows (Sequence[tuple]): Name of a model, and its maps ``(1, C, H, W)`` by their names.
-        reference (str, optional): The model that the others are compared with. Defaults to None.
+        covers (tuple[float, float]): Width and height that the maps cover, pixels of the original
+            image.
+        rows (Sequence[tuple]): For each model its name, and its maps ``(1, C, H, W)`` by their
+            places; None for a missing map.
+        reference (str, optional): Name of the model with which the others are compared. Defaults to
+            None.
 
     Returns:
-        Grid: None if no map has enough positions to show anything.
+        Grid | None: None if no map has enough positions.
     """
-    found = {
-        name: {place: attention(x) for place, x in maps.items() if x is not None and
-               x.shape[2:].numel() >= LEAST}
-        for name, maps in rows
-    }  # fmt: skip
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name, _ in rows}
+    for name, maps in rows:
+        for place, x in maps.items():
+            if x is not None and x.shape[2:].numel() >= LEAST:
+                found[name][place] = attention(x)
     columns = list(dict.fromkeys(place for maps in found.values() for place in maps))
     if not columns:
         return None

@@ -1,4 +1,4 @@
-"""Channel-wise activation: where each channel peaks, as channel-wise distillation compares it."""
+"""Channel-wise activation: the peaks of each channel, as in channel-wise distillation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def channel_distribution(maps: Tensor, tau: float = 1.0) -> Tensor:
 
     Args:
         maps (Tensor): Activations ``(1, C, H, W)``.
-        tau (float): Temperature. Defaults to 1.0.
+        tau (float): Temperature of the softmax. Defaults to 1.0.
 
     Returns:
         Tensor: ``(C, H, W)``, float64; each channel sums to 1.
@@ -26,12 +26,15 @@ def channel_distribution(maps: Tensor, tau: float = 1.0) -> Tensor:
 
 
 def most_active(maps: Tensor, count: int, tau: float = 1.0) -> list[int]:
-    """The channels whose distribution over the positions is most concentrated: of least entropy.
+    """The channels with the most concentrated distributions, those of least entropy.
 
     Args:
         maps (Tensor): Activations ``(1, C, H, W)``.
-        count (int): How many.
-        tau (float): Temperature. Defaults to 1.0.
+        count (int): Number of channels.
+        tau (float): Temperature of the softmax. Defaults to 1.0.
+
+    Returns:
+        list[int]: Numbers of channels, the most concentrated first.
     """
     p = channel_distribution(maps, tau).flatten(1)
     entropy = -torch.special.xlogy(p, p).sum(1)
@@ -48,20 +51,24 @@ def channels_grid(
     names: Sequence[str] | None = None,
     first: Sequence[int] = (),
 ) -> Grid:
-    """The most active channels of several models.
+    """The grid of the most active channels of several models.
 
-    Those of the first model, where the others have as many channels; otherwise each model shows its
-    own, because channels of different numbers have nothing to do with each other.
+    If all models have the same number of channels, all show the most active channels of the first
+    model. Otherwise the channels do not correspond, and each model shows its own.
 
     Args:
         size (tuple[int, int]): Width and height of the original image, pixels.
         image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
-        covers (tuple[float, float]): What the maps cover, pixels of the original image.
-        rows (Sequence[tuple]): Name of a model, and its map ``(1, C, H, W)``.
-        count (int): How many channels. Defaults to 5.
+        covers (tuple[float, float]): Width and height that the maps cover, pixels of the original
+            image.
+        rows (Sequence[tuple]): For each model its name and its map ``(1, C, H, W)``.
+        count (int): Number of channels. Defaults to 5.
         tau (float): Temperature of the softmax. Defaults to 1.0.
-        names (Sequence[str], optional): What the channels are called. Defaults to their numbers.
+        names (Sequence[str], optional): Names of the channels. Defaults to None: their numbers.
         first (Sequence[int]): Channels to show before the most active ones. Defaults to ``()``.
+
+    Returns:
+        Grid: With a row for each model and a column for each channel.
     """
     same = len({maps.shape[1] for _, maps in rows}) == 1
     distributions, chosen = {}, {}
@@ -87,6 +94,6 @@ def channels_grid(
     for rank in range(len(columns)):
         shown = [line[rank].heat for _, line in cells if line[rank] is not None]
         scales.append(Scale.of(shown, '× uniform', 99.8, gamma=0.5))
-    for _, line in cells:  # a model with fewer channels may come first
+    for _, line in cells:  # a later model may have more channels than the first
         del line[len(columns) :]
     return Grid(size, columns, cells, [Cell(image=image, caption='image')], scales)

@@ -1,4 +1,4 @@
-"""Explanations on the image: which parts of it speak for the classes that the teacher sees."""
+"""Explanations on the image: the parts of it that speak for the classes that the teacher sees."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from mmkd_plugin.visualization.figure import Cell, Grid, Scale, faded
 
 
 def relevance(explanation: Tensor) -> np.ndarray:
-    """How much each position of an explanation counts, as a share of the largest value.
+    """The relevance of each position of an explanation, as a share of the largest value.
 
     Args:
-        explanation (Tensor): ``(C, H, W)``; of several channels the norm counts.
+        explanation (Tensor): ``(C, H, W)``. The relevance of one channel is its positive part, that
+            of several channels their norm.
 
     Returns:
-        np.ndarray: ``(H, W)``, from 0 to 1; all zero where the explanation is.
+        np.ndarray: ``(H, W)``, from 0 to 1; all zero if no value is above zero.
     """
     values = explanation.double()
     values = values[0].clamp(min=0) if len(values) == 1 else values.norm(dim=0)
@@ -36,15 +37,21 @@ def explanations_grid(
     classes: Sequence[str],
     reference: str | None = None,
 ) -> Grid:
-    """Explanations of several models, a column for each class.
+    """The grid of the explanations of several models, with a column for each class.
 
     Args:
         size (tuple[int, int]): Width and height of the original image, pixels.
         image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
-        covers (tuple[float, float]): What the explanations cover, pixels of the original image.
-        rows (Sequence[tuple]): Name of a model, and an explanation ``(C, H, W)`` for each class.
-        classes (Sequence[str]): Their names.
-        reference (str, optional): The model that the others are compared with. Defaults to None.
+        covers (tuple[float, float]): Width and height that the explanations cover, pixels of the
+            original image.
+        rows (Sequence[tuple]): For each model its name, and an explanation ``(C, H, W)`` for each
+            class.
+        classes (Sequence[str]): Names of the classes.
+        reference (str, optional): Name of the model with which the others are compared. Defaults to
+            None.
+
+    Returns:
+        Grid: With a row for each model.
     """
     target, ground = dict(rows).get(reference), faded(image)
     cells = []
@@ -65,13 +72,28 @@ def explanations_grid(
 
 
 def default_explainer(student: nn.Module, teacher: nn.Module | None) -> Explainer | None:
-    """Grad-CAM of the class scores of two models; None where they cannot be found."""
+    """Grad-CAM of the class scores of a student and a teacher.
+
+    Args:
+        student (nn.Module): A model of mmseg or mmdet.
+        teacher (nn.Module, optional): Another one, or None.
+
+    Returns:
+        Explainer | None: None if the class scores of a model are not found.
+    """
     found = [class_scores(model) for model in (student, teacher) if model is not None]
     return None if None in found else GradCAM(*found)
 
 
 def class_scores(model: nn.Module) -> list[str] | None:
-    """Taps of the class scores of a segmentor or a detector with dense heads."""
+    """Finds the class scores of a segmentor or of a detector with dense heads.
+
+    Args:
+        model (nn.Module): A model of mmseg or mmdet.
+
+    Returns:
+        list[str] | None: Their taps, or None if there are no scores that can be explained.
+    """
     head, name = getattr(model, 'decode_head', None), 'decode_head'
     if isinstance(head, nn.ModuleList):
         head, name = head[-1], f'{name}.{len(head) - 1}'
@@ -91,7 +113,15 @@ def class_scores(model: nn.Module) -> list[str] | None:
 
 
 def default_tap(model: nn.Module) -> Taps:
-    """The maps that explain: of the neck, all levels in a detector, or the last of the backbone."""
+    """The maps that explain by default.
+
+    Args:
+        model (nn.Module): A model of mmseg or mmdet.
+
+    Returns:
+        Taps: The first level of a segmentor's neck, all levels of a detector's neck, or without a
+        neck the last map of the backbone.
+    """
     if isinstance(getattr(model, 'neck', None), nn.Module):
         return Taps.parse('neck[0]' if hasattr(model, 'decode_head') else 'neck')
     return Taps.parse('backbone[-1]')

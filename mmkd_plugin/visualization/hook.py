@@ -10,11 +10,13 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmkd_plugin.dry_run import random_state_kept
+from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.visualization.figure import draw
-from mmkd_plugin.visualization.gallery import Gallery, check_panels, places_of
+from mmkd_plugin.visualization.gallery import Gallery, places_of
 from mmkd_plugin.visualization.page import file_name
+from mmkd_plugin.visualization.panels import check_panels
 from mmkd_plugin.visualization.scene import Meta, Scene, Viewer, evenly
 
 
@@ -22,19 +24,20 @@ from mmkd_plugin.visualization.scene import Meta, Scene, Viewer, evenly
 class DistillVisualizationHook(Hook):
     """Draws student and teacher on a few validation images every n iterations.
 
-    The pictures go to the runner's visualizer, so to files, TensorBoard or wherever its backends
-    write. Training goes on as it would without: the random state, the modes and the buffers of the
-    models are kept. In a distributed run the first process draws.
+    The runner's visualizer writes the pictures with its backends: to files, to TensorBoard and so
+    on. The hook does not change the training: it keeps the random state, and the modes and the
+    buffers of the models. In a distributed run the first process draws.
 
     Args:
         interval (int): Iterations from one drawing to the next. Defaults to 500.
-        images (int): How many images, spread evenly over the validation set. Defaults to 2.
+        images (int): Number of images, spread evenly over the validation set. Defaults to 2.
         panels (Sequence[str], optional): Some of ``'predictions'``, ``'attention'``,
-            ``'channels'`` and ``'explanations'``. Defaults to None, all that the models allow.
-        score_thr (float): Boxes with a lower score are left out. Defaults to 0.3.
+            ``'channels'`` and ``'explanations'``. Defaults to None: all that the models allow.
+        score_thr (float): Score from which boxes are drawn. Defaults to 0.3.
 
     Raises:
-        ValueError: If a value cannot be used, or the run has nothing to draw on or to draw.
+        ValueError: If an argument cannot be used or, before training, the run has no Distiller, no
+            validation images or no backend of its visualizer.
 
     Examples:
         >>> hook = DistillVisualizationHook(interval=100, panels=['predictions'])
@@ -66,13 +69,17 @@ class DistillVisualizationHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Finds the models and the images.
 
+        Args:
+            runner (Runner): The runner.
+
         Raises:
-            ValueError: If there is nothing to draw on or to draw.
+            ValueError: If the run has no Distiller, no validation images or no backend of its
+                visualizer.
         """
         model = runner.model
         while is_model_wrapper(model):
             model = model.module
-        if not hasattr(model, 'distill'):
+        if not isinstance(model, Distiller):
             raise ValueError(
                 'DistillVisualizationHook: the model of this run is a '
                 f'{type(model).__name__}; it draws a mmkd_plugin.Distiller'
@@ -91,10 +98,10 @@ class DistillVisualizationHook(Hook):
             with random_state_kept():
                 self._prepare(runner, model)
 
-    def _prepare(self, runner: Runner, model: Any) -> None:
+    def _prepare(self, runner: Runner, model: Distiller) -> None:
         dataset = runner.val_loop.dataloader.dataset
         student, terms = model.student, list(model.distill.values())
-        teachers = {n: t.model for n, t in model.teachers.items() if hasattr(t, 'model')}
+        teachers = {n: t.predictor() for n, t in model.teachers.items() if t.predictor()}
         self._gallery = Gallery(
             [
                 *(Viewer(n, m, student.data_preprocessor, 'teacher') for n, m in teachers.items()),
@@ -114,7 +121,14 @@ class DistillVisualizationHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Draws, if it is time."""
+        """Draws in every ``interval``-th iteration.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Number of the batch in the epoch.
+            data_batch (Any): The batch; not used. Defaults to None.
+            outputs (Any): The losses; not used. Defaults to None.
+        """
         if self._gallery is None or not self.every_n_train_iters(runner, self.interval):
             return
         with random_state_kept():

@@ -1,4 +1,4 @@
-"""The page: one HTML file with the pictures beside it, readable without a network or scripts."""
+"""The page: one HTML file and its pictures, readable without a network and without scripts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 
 from mmkd_plugin.visualization.figure import draw, save
-from mmkd_plugin.visualization.gallery import Picture
+from mmkd_plugin.visualization.panels import Picture
 
-THUMB = 760  # pixels
+THUMB = 760  # pixels, width of a small picture on the page
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d9de; --soft: #5a6470; --ground: #f4f5f7; }
@@ -46,10 +46,10 @@ class Entry:
     """An image on the page.
 
     Args:
-        name (str): Of the image.
-        anchor (str): Of its section; starts the names of its files.
-        numbers (dict[str, dict[str, str]]): By model and kind.
-        pictures (list[str]): Their HTML.
+        name (str): Name of the image.
+        anchor (str): Anchor of its section, and beginning of the names of its files.
+        numbers (dict[str, dict[str, str]]): Numbers by model and by kind.
+        pictures (list[str]): HTML of its pictures. Defaults to an empty list.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Entry:
 
 
 class Page:
-    """Writes pictures to a folder, and then the page that shows them.
+    """Writes pictures to a folder, and a page that shows them.
 
     Args:
         folder (Path): An empty folder, or one that does not exist.
@@ -75,9 +75,9 @@ class Page:
         """Writes the pictures of an image.
 
         Args:
-            name (str): Of the image.
-            pictures (Sequence[Picture]): What to draw.
-            numbers (dict[str, dict[str, str]]): By model and kind.
+            name (str): Name of the image.
+            pictures (Sequence[Picture]): The pictures.
+            numbers (dict[str, dict[str, str]]): Numbers by model and by kind.
         """
         entry = Entry(name, f'{len(self.entries) + 1:03d}-{file_name(name)}', numbers)
         for folder in ('images', 'thumbs'):
@@ -87,32 +87,33 @@ class Page:
                 f'<figcaption><h3>{escape(picture.title)}</h3>'
                 f'<p>{escape(picture.text)}</p></figcaption>'
             )
-            if picture.grid is None:
-                entry.pictures.append(f'<figure>{caption}</figure>')
-                continue
-            stem = f'{entry.anchor}-{file_name(picture.name)}'
-            pixels = draw(picture.grid)
-            save(pixels, self.folder / f'images/{stem}.png')
-            width, height = save(pixels, self.folder / f'thumbs/{stem}.jpg', THUMB)
-            rows = ', '.join(row for row, _ in picture.grid.rows)
-            columns = ', '.join(picture.grid.columns)
-            alt = f'{picture.title}, image {name}. Rows: {rows}. Columns: {columns}.'
-            entry.pictures.append(
-                f'<figure>{caption}<a href="images/{stem}.png"><img src="thumbs/{stem}.jpg" '
-                f'width="{width}" height="{height}" loading="lazy" alt="{escape(alt)}"></a>'
-                '</figure>'
-            )
+            image = '' if picture.grid is None else self._image(entry, picture)
+            entry.pictures.append(f'<figure>{caption}{image}</figure>')
         self.entries.append(entry)
+
+    def _image(self, entry: Entry, picture: Picture) -> str:
+        """Writes a picture in both sizes, and returns the HTML that shows it."""
+        stem = f'{entry.anchor}-{file_name(picture.name)}'
+        pixels = draw(picture.grid)
+        save(pixels, self.folder / f'images/{stem}.png')
+        width, height = save(pixels, self.folder / f'thumbs/{stem}.jpg', THUMB)
+        rows = ', '.join(row for row, _ in picture.grid.rows)
+        columns = ', '.join(picture.grid.columns)
+        alt = f'{picture.title}, image {entry.name}. Rows: {rows}. Columns: {columns}.'
+        return (
+            f'<a href="images/{stem}.png"><img src="thumbs/{stem}.jpg" width="{width}" '
+            f'height="{height}" loading="lazy" alt="{escape(alt)}"></a>'
+        )
 
     def write(self, title: str, facts: dict[str, str]) -> Path:
         """Writes ``index.html``.
 
         Args:
-            title (str): Of the page.
-            facts (dict[str, str]): What the reader has to know: models, files, places.
+            title (str): Title of the page.
+            facts (dict[str, str]): Facts at the top of the page: models, files, places.
 
         Returns:
-            Path: The file.
+            Path: The written file.
         """
         known = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())
         sections = ''.join(
@@ -132,6 +133,7 @@ class Page:
         return file
 
     def _table(self) -> str:
+        """The HTML of the table of all numbers."""
         found = dict.fromkeys(
             (kind, model)
             for entry in self.entries
@@ -165,5 +167,13 @@ class Page:
 
 
 def file_name(text: str) -> str:
-    """A name for a file from any text."""
+    """Makes a name for a file from any text.
+
+    Args:
+        text (str): The text.
+
+    Examples:
+        >>> file_name("attention-backbone / neck[0]")
+        'attention-backbone-neck-0'
+    """
     return re.sub(r'[^\w.]+', '-', text).strip('-.') or 'image'

@@ -1,4 +1,4 @@
-"""Predictions: label maps or boxes, what is wrong with them, and where models differ."""
+"""Predictions: label maps or boxes, their errors, and the differences between models."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from matplotlib.colors import to_rgb
 from mmkd_plugin.visualization.figure import Box, Cell, Color, Grid, faded
 from mmkd_plugin.visualization.scene import Boxes, Labels, Meta
 
-#: Colours that are told apart with any colour vision.
+#: Colours that people with any colour vision can tell apart.
 WRONG, DIFFERS, IGNORED = '#d55e00', '#a23fb5', '#9aa7b5'
 MATCHED, FALSE, MISSED = '#0072b2', '#d55e00', '#e0218a'
 IOU = 0.5
 
 
 def wrong_pixels(prediction: np.ndarray, target: np.ndarray, ignore_index: int = 255) -> np.ndarray:
-    """Where a label map is wrong: 1 wrong, 0 right, -1 not counted.
+    """The errors of a label map.
 
     Args:
-        prediction (np.ndarray): ``(H, W)``, labels.
-        target (np.ndarray): ``(H, W)``, the ground truth or another model's labels.
-        ignore_index (int): The label that counts for nothing. Defaults to 255.
+        prediction (np.ndarray): Labels ``(H, W)``.
+        target (np.ndarray): Labels ``(H, W)`` of the ground truth or of another model.
+        ignore_index (int): Label of the pixels that do not count. Defaults to 255.
+
+    Returns:
+        np.ndarray: ``(H, W)``: 1 wrong, 0 right, -1 not counted.
 
     Examples:
+        >>> import numpy as np
         >>> wrong_pixels(np.array([[0, 1, 1]]), np.array([[0, 0, 255]])).tolist()
         [[0, 1, -1]]
     """
@@ -35,34 +39,45 @@ def wrong_pixels(prediction: np.ndarray, target: np.ndarray, ignore_index: int =
 def differing_pixels(
     prediction: np.ndarray, other: np.ndarray, truth: np.ndarray | None, ignore_index: int = 255
 ) -> np.ndarray:
-    """Where two label maps differ: 1 differs, 0 alike, -1 not counted.
+    """The differences of two label maps.
 
     Args:
-        prediction (np.ndarray): ``(H, W)``, labels.
-        other (np.ndarray): ``(H, W)``, another model's labels.
-        truth (np.ndarray, optional): ``(H, W)``, the ground truth, for the label to ignore.
-        ignore_index (int): That label. Defaults to 255.
+        prediction (np.ndarray): Labels ``(H, W)``.
+        other (np.ndarray): Labels ``(H, W)`` of another model.
+        truth (np.ndarray, optional): Labels ``(H, W)`` of the ground truth, to leave out the pixels
+            to ignore.
+        ignore_index (int): Label of the pixels that do not count. Defaults to 255.
+
+    Returns:
+        np.ndarray: ``(H, W)``: 1 different, 0 alike, -1 not counted.
     """
     differ = (prediction != other).astype(np.int8)
     return differ if truth is None else np.where(truth == ignore_index, -1, differ)
 
 
 def share(errors: np.ndarray) -> float:
-    """The share of 1 among 0 and 1; NaN if there is neither."""
+    """The share of 1 among 0 and 1.
+
+    Args:
+        errors (np.ndarray): ``(H, W)``, as of :func:`wrong_pixels`.
+
+    Returns:
+        float: From 0 to 1; NaN if there is neither.
+    """
     counted = errors >= 0
     return float((errors[counted] == 1).mean()) if counted.any() else float('nan')
 
 
 def mean_iou(prediction: np.ndarray, target: np.ndarray, ignore_index: int = 255) -> float:
-    """Intersection over union, averaged over the classes that either label map of an image has.
+    """Intersection over union, averaged over the classes in either of two label maps.
 
     Args:
-        prediction (np.ndarray): ``(H, W)``, labels.
-        target (np.ndarray): ``(H, W)``, the ground truth.
-        ignore_index (int): The label that counts for nothing. Defaults to 255.
+        prediction (np.ndarray): Labels ``(H, W)``.
+        target (np.ndarray): Labels ``(H, W)`` of the ground truth.
+        ignore_index (int): Label of the pixels that do not count. Defaults to 255.
 
     Returns:
-        float: NaN if nothing is counted.
+        float: From 0 to 1; NaN if no pixel counts.
     """
     counted = target != ignore_index
     p, t = prediction[counted], target[counted]
@@ -74,17 +89,17 @@ def mean_iou(prediction: np.ndarray, target: np.ndarray, ignore_index: int = 255
 
 
 def match(found: Boxes, target: Boxes, iou: float = IOU) -> tuple[np.ndarray, np.ndarray]:
-    """Which boxes find one of the same class, the most confident ones first, each one once.
+    """Matches boxes with boxes of the same class, the most confident first, each at most once.
 
     Args:
-        found (Boxes): With scores.
-        target (Boxes): The ground truth, or another model's boxes.
-        iou (float): The least intersection over union. Defaults to 0.5.
+        found (Boxes): Boxes with scores.
+        target (Boxes): Boxes of the ground truth or of another model.
+        iou (float): Least intersection over union of a match. Defaults to 0.5.
 
     Returns:
-        tuple: For each box of ``found``, the number of the box of ``target`` that it matches, -1
-        for none, -2 for one that counts for nothing because it lies in an ignored one; and whether
-        each box of ``target`` is matched.
+        tuple[np.ndarray, np.ndarray]: For each box of ``found`` the number of its match in
+        ``target``, -1 without a match, or -2 if it lies in an ignored box; and for each box of
+        ``target`` whether it is matched.
     """
     matches = np.full(len(found), -1)
     taken = np.zeros(len(target), bool)
@@ -102,7 +117,7 @@ def match(found: Boxes, target: Boxes, iou: float = IOU) -> tuple[np.ndarray, np
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray, of_first: bool = False) -> np.ndarray:
-    """Intersection over union ``(n, m)``, or over the area of the first boxes."""
+    """Intersection over union ``(n, m)``, or with ``of_first`` over the area of the first boxes."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     both = (high - low).clip(0).prod(2)
@@ -114,13 +129,16 @@ def _overlaps(a: np.ndarray, b: np.ndarray, of_first: bool = False) -> np.ndarra
 def numbers(
     prediction: Labels, truth: Labels | None, teacher: Labels | None, meta: Meta
 ) -> dict[str, str]:
-    """What a prediction scores on its image, in words.
+    """The numbers of a prediction on its image.
 
     Args:
         prediction (Labels): A label map or boxes.
-        truth (Labels, optional): The ground truth.
-        teacher (Labels, optional): The teacher's prediction.
-        meta (Meta): Names of the classes.
+        truth (Labels, optional): The ground truth, or None.
+        teacher (Labels, optional): The teacher's prediction, or None.
+        meta (Meta): The classes.
+
+    Returns:
+        dict[str, str]: The numbers as text, by their names.
     """
     found: dict[str, str] = {}
     if isinstance(prediction, Boxes):
@@ -151,7 +169,15 @@ def _rgb(color: Color) -> np.ndarray:
 
 
 def painted(labels: np.ndarray, meta: Meta) -> np.ndarray:
-    """A label map in the colours of the data set: ``(H, W, 3)``, uint8."""
+    """Paints a label map in the colours of the data set.
+
+    Args:
+        labels (np.ndarray): Labels ``(H, W)``.
+        meta (Meta): The classes.
+
+    Returns:
+        np.ndarray: ``(H, W, 3)``, uint8 RGB.
+    """
     palette = np.tile(np.uint8(_rgb(IGNORED)), (max(int(labels.max()), meta.ignore_index) + 1, 1))
     for label in np.unique(labels):
         if label != meta.ignore_index:
@@ -160,7 +186,16 @@ def painted(labels: np.ndarray, meta: Meta) -> np.ndarray:
 
 
 def error_picture(errors: np.ndarray, image: np.ndarray, color: Color) -> np.ndarray:
-    """Errors painted on a faded image of their size: ``(H, W, 3)``, uint8."""
+    """Paints errors on a faded image.
+
+    Args:
+        errors (np.ndarray): ``(H, W)``, as of :func:`wrong_pixels`.
+        image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
+        color (Color): Colour of the errors.
+
+    Returns:
+        np.ndarray: ``(H, W, 3)``, uint8 RGB.
+    """
     picture = faded(_resized(image, errors.shape))
     picture[errors == 1] = _rgb(color)
     picture[errors == -1] = _rgb(IGNORED)
@@ -181,15 +216,19 @@ def segmentation_grid(
     meta: Meta,
     reference: str | None = None,
 ) -> Grid:
-    """Label maps of several models, their errors, and where they differ from the teacher.
+    """The grid of the label maps of several models, their errors and their differences.
 
     Args:
         size (tuple[int, int]): Width and height of the original image, pixels.
         image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
-        truth (np.ndarray, optional): ``(H, W)``, the ground truth.
-        rows (Sequence[tuple]): Name of a model, and its label map ``(H, W)``.
+        truth (np.ndarray, optional): Labels ``(H, W)`` of the ground truth, or None.
+        rows (Sequence[tuple]): For each model its name and its labels ``(H, W)``.
         meta (Meta): Names and colours of the classes.
-        reference (str, optional): The model that the others are compared with. Defaults to None.
+        reference (str, optional): Name of the model with which the others are compared. Defaults to
+            None.
+
+    Returns:
+        Grid: With a row for each model.
     """
     ignore, target = meta.ignore_index, dict(rows).get(reference)
     columns = ['prediction']
@@ -197,11 +236,10 @@ def segmentation_grid(
     columns += [] if target is None or len(rows) == 1 else [f'differs from {reference}']
     cells = []
     for name, labels in rows:
-        line: list[Cell | None] = [Cell(image=painted(labels, meta))]
+        iou = '' if truth is None else f'mIoU {_percent(mean_iou(labels, truth, ignore))}'
+        line: list[Cell | None] = [Cell(image=painted(labels, meta), caption=iou)]
         if truth is not None:
             errors = wrong_pixels(labels, truth, ignore)
-            iou = _percent(mean_iou(labels, truth, ignore))
-            line[0] = Cell(image=painted(labels, meta), caption=f'mIoU {iou}')
             picture = error_picture(errors, image, WRONG)
             line.append(Cell(image=picture, caption=f'{_percent(share(errors))} wrong'))
         if len(columns) > len(line):
@@ -233,15 +271,19 @@ def detection_grid(
     meta: Meta,
     reference: str | None = None,
 ) -> Grid:
-    """Boxes of several models, against the ground truth and against the teacher's.
+    """The grid of the boxes of several models, against the ground truth and the teacher's boxes.
 
     Args:
         size (tuple[int, int]): Width and height of the original image, pixels.
         image (np.ndarray): ``(h, w, 3)``, uint8 RGB.
-        truth (Boxes, optional): The ground truth.
-        rows (Sequence[tuple]): Name of a model, and its boxes.
+        truth (Boxes, optional): Boxes of the ground truth, or None.
+        rows (Sequence[tuple]): For each model its name and its boxes.
         meta (Meta): Names and colours of the classes.
-        reference (str, optional): The model that the others are compared with. Defaults to None.
+        reference (str, optional): Name of the model with which the others are compared. Defaults to
+            None.
+
+    Returns:
+        Grid: With a row for each model.
     """
     target = dict(rows).get(reference)
     columns = ['prediction']
@@ -277,6 +319,7 @@ def detection_grid(
 
 
 def _compared(ground: np.ndarray, found: Boxes, target: Boxes, meta: Meta) -> Cell:
+    """The picture of the boxes of a model against others."""
     matches, taken = match(found, target)
     colors = {-1: FALSE, -2: IGNORED}
     boxes = [

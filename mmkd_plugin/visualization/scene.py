@@ -1,13 +1,12 @@
-"""Scene: one image with what is known of it; Viewer: what one model makes of it."""
+"""Scene: one image and its ground truth. Viewer: the maps and predictions of one model for it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,13 +15,13 @@ from matplotlib import colormaps
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from mmkd_plugin.dry_run import DryRun, read_once
-from mmkd_plugin.explanations import Chosen, Explainer, Explanation, explain
-from mmkd_plugin.preprocessing import InputConverter
+from mmkd_plugin.explanations import Chosen, Explainer, Explanation, evaluating, explain
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, find_module
-from mmkd_plugin.teacher import _forward, _heads_of
+from mmkd_plugin.taps.dry_run import DryRun, read_once
+from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
+from mmkd_plugin.teachers.preprocessing import InputConverter
 
-#: Colours of classes where a data set has none.
+#: Colours of the classes of a data set without a palette.
 COLORS = colormaps['tab20'].colors
 
 
@@ -33,9 +32,9 @@ class Boxes:
     Args:
         corners (np.ndarray): ``(n, 4)``: x1, y1, x2, y2 in pixels of the original image.
         labels (np.ndarray): ``(n,)``, numbers of the classes.
-        scores (np.ndarray, optional): ``(n,)``. Defaults to None.
+        scores (np.ndarray, optional): ``(n,)``, from 0 to 1. Defaults to None.
         ignored (np.ndarray): ``(m, 4)``, boxes in which a prediction is neither right nor wrong.
-            Defaults to none.
+            Defaults to an empty array.
     """
 
     corners: np.ndarray
@@ -47,23 +46,27 @@ class Boxes:
         return len(self.labels)
 
     def over(self, score: float) -> Boxes:
-        """Those with at least this score."""
+        """The boxes with at least this score.
+
+        Args:
+            score (float): The least score, from 0 to 1.
+        """
         keep = self.scores >= score
         return Boxes(self.corners[keep], self.labels[keep], self.scores[keep])
 
 
 #: Label maps ``(H, W)`` or boxes.
-Labels = Union[np.ndarray, Boxes]
+Labels = np.ndarray | Boxes
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What the data set calls its classes.
+    """Names and colours of the classes of a data set.
 
     Args:
         classes (Sequence[str]): Their names.
         palette (Sequence[Sequence[int]]): Their colours, RGB from 0 to 255.
-        ignore_index (int): The label that counts for nothing. Defaults to 255.
+        ignore_index (int): Label of the pixels that do not count. Defaults to 255.
     """
 
     classes: Sequence[str]
@@ -72,11 +75,12 @@ class Meta:
 
     @classmethod
     def of(cls, metainfo: Mapping[str, Any] | None, model: nn.Module) -> Meta:
-        """From what a data set knows of itself, and the model that learns from it.
+        """Takes names and colours from a data set, and the label to ignore from a segmentor.
 
         Args:
-            metainfo (Mapping, optional): With ``classes`` and ``palette``, if known.
-            model (nn.Module): A segmentor says which label to ignore.
+            metainfo (Mapping, optional): ``classes`` and ``palette`` of the data set; each may be
+                missing.
+            model (nn.Module): A model that learns from the data set.
         """
         metainfo = metainfo or {}
         palette = metainfo.get('palette')
@@ -87,11 +91,11 @@ class Meta:
         return cls(metainfo.get('classes') or (), palette, getattr(head, 'ignore_index', 255))
 
     def name(self, label: int) -> str:
-        """Name of a class."""
+        """Name of the class of a label."""
         return str(self.classes[label]) if label < len(self.classes) else f'class {label}'
 
     def color(self, label: int) -> tuple[float, ...]:
-        """Colour of a class, from 0 to 1."""
+        """Colour of the class of a label, RGB from 0 to 1."""
         return tuple(v / 255 for v in self.palette[label % len(self.palette)])
 
 
@@ -100,14 +104,14 @@ class Scene:
     """One image as the models get it.
 
     Args:
-        name (str): What pages and files call it.
+        name (str): Name of the image on pages and in files.
         image (np.ndarray): ``(h, w, 3)``, uint8 RGB, as the pipeline made it.
         size (tuple[int, int]): Width and height of the original image, pixels.
         covers (tuple[float, float]): Width and height that the padded input covers, in pixels of
             the original image.
         inputs (Tensor): ``(1, C, H, W)``, from the student's preprocessor.
         samples (list): One data sample.
-        truth (Labels, optional): The ground truth.
+        truth (Labels, optional): The ground truth, or None.
     """
 
     name: str
@@ -120,11 +124,11 @@ class Scene:
 
     @classmethod
     def of(cls, data: dict, preprocessor: nn.Module) -> Scene:
-        """From an item of a data set, on the device of a preprocessor.
+        """Makes the scene of an item of a data set, on the device of a preprocessor.
 
         Args:
             data (dict): ``inputs`` ``(C, h, w)`` and ``data_samples``, as a pipeline packs them.
-            preprocessor (nn.Module): The student's.
+            preprocessor (nn.Module): The student's data preprocessor.
         """
         raw = data['inputs']
         image = raw.detach().cpu().numpy().transpose(1, 2, 0)
@@ -151,13 +155,13 @@ class Scene:
 
 
 class Viewer:
-    """Shows what one model makes of scenes, and leaves the model as it was.
+    """Reads maps, predictions and explanations of one model, and leaves the model as it was.
 
     Args:
-        name (str): What the pictures call the model.
+        name (str): Name of the model in the pictures.
         model (nn.Module): A segmentor or detector.
-        preprocessor (nn.Module): That of the model whose input the scenes hold; the input is
-            converted to what this model was trained on.
+        preprocessor (nn.Module): The data preprocessor of the model whose input the scenes hold.
+            The viewer converts the input for its own model.
         side (str): ``'student'`` or ``'teacher'``. Defaults to ``'student'``.
     """
 
@@ -172,21 +176,28 @@ class Viewer:
 
     @torch.no_grad()
     def read(self, scene: Scene, taps: Sequence[Tap]) -> dict[Tap, Maps]:
-        """What taps read: maps on the CPU.
+        """Reads taps in one forward.
+
+        Args:
+            scene (Scene): The image.
+            taps (Sequence[Tap]): The taps; without any, the model does not run.
+
+        Returns:
+            dict[Tap, Maps]: Maps on the CPU, in float32.
 
         Raises:
-            ValueError: If there is no such module, or it does not run.
+            ValueError: If the model has no such module, or it does not run.
         """
         if not taps:
             return {}
         owner = f"model '{self.name}'"
         for tap in taps:
             find_module(self.model, tap, owner)
-        heads = _heads_of(self.model, taps, owner)
+        heads = heads_of(self.model, taps, owner)
         inputs = self._convert(scene.inputs, scene.samples)
 
         def forward() -> None:
-            _forward(self.model, inputs, copy.deepcopy(scene.samples), heads)
+            dense_forward(self.model, inputs, copy.deepcopy(scene.samples), heads)
 
         with evaluating(self.model):
             run = self._runs.get(tuple(taps))
@@ -201,7 +212,14 @@ class Viewer:
 
     @torch.no_grad()
     def predict(self, scene: Scene) -> Labels | None:
-        """What the model predicts, in pixels of the original image."""
+        """Predicts a label map or boxes.
+
+        Args:
+            scene (Scene): The image.
+
+        Returns:
+            Labels | None: In pixels of the original image; None if the model predicts neither.
+        """
         inputs = self._convert(scene.inputs, scene.samples)
         with evaluating(self.model):
             sample = self.model(inputs, copy.deepcopy(scene.samples), mode='predict')[0]
@@ -210,26 +228,26 @@ class Viewer:
     def explain(
         self, scene: Scene, explainer: Explainer, taps: Taps, chosen: Chosen | None
     ) -> Explanation:
-        """Explains chosen classes, or those that this model sees most."""
+        """Explains class scores.
+
+        Args:
+            scene (Scene): The image.
+            explainer (Explainer): The way to explain.
+            taps (Taps): The maps that explain.
+            chosen (Chosen, optional): The classes to explain, or None for those that this model
+                sees most.
+        """
         inputs = self._convert(scene.inputs, scene.samples)
         samples = copy.deepcopy(scene.samples)
         return explain(self.model, inputs, samples, explainer, taps, chosen, self.side)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model in eval mode, and each of its modules back into its own mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def evenly(count: int, length: int) -> list[int]:
-    """Numbers of ``count`` items that are spread evenly over ``length``; all if there are fewer.
+    """Numbers of items that are spread evenly over a sequence.
+
+    Args:
+        count (int): How many items.
+        length (int): Length of the sequence; if it is shorter than ``count``, all are taken.
 
     Examples:
         >>> evenly(3, 101)
@@ -239,10 +257,18 @@ def evenly(count: int, length: int) -> list[int]:
 
 
 def labels_of(sample: Any, kind: str) -> Labels | None:
-    """The ``'pred'`` or ``'gt'`` label map or boxes of a data sample, None without either."""
+    """The label map or the boxes of a data sample.
+
+    Args:
+        sample (Any): A data sample of mmseg or mmdet.
+        kind (str): ``'pred'`` for the prediction or ``'gt'`` for the ground truth.
+
+    Returns:
+        Labels | None: None if the sample has neither.
+    """
     if f'{kind}_sem_seg' in sample and 'data' in getattr(sample, f'{kind}_sem_seg'):
         labels = getattr(sample, f'{kind}_sem_seg').data[0]
-        return labels.long().cpu().numpy()  # of two classes told apart by one score it is floats
+        return labels.long().cpu().numpy()  # floats, if one score tells two classes apart
     found = getattr(sample, f'{kind}_instances', None)
     if found is None or 'bboxes' not in found:
         return None
@@ -251,7 +277,15 @@ def labels_of(sample: Any, kind: str) -> Labels | None:
 
 
 def truth_of(sample: Any) -> Labels | None:
-    """The ground truth of a data sample, in pixels of the original image."""
+    """The ground truth of a data sample, with the boxes to ignore.
+
+    Args:
+        sample (Any): A data sample of mmseg or mmdet.
+
+    Returns:
+        Labels | None: A label map of the pipeline's size, or boxes in pixels of the original
+        image.
+    """
     truth = labels_of(sample, 'gt')
     if isinstance(truth, Boxes):
         ignored = getattr(sample, 'ignored_instances', None)
@@ -261,7 +295,7 @@ def truth_of(sample: Any) -> Labels | None:
 
 
 def _fitted(truth: Labels | None, shape: Sequence[int]) -> Labels | None:
-    """A label map in the size of the image, where the pipeline has resized it too."""
+    """A label map in the size of the original image, if the pipeline resized it."""
     if not isinstance(truth, np.ndarray) or truth.shape == tuple(shape):
         return truth
     size = (int(shape[1]), int(shape[0]))

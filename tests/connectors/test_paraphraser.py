@@ -42,7 +42,7 @@ def by_hand(module, x, layer):
     """The layers of a part, from its state dict alone."""
     state = [value.numpy() for value in module.state_dict().values()]
     assert len(state) == 6  # three weights, three biases
-    for weight, bias in zip(state[::2], state[1::2]):
+    for weight, bias in zip(state[::2], state[1::2], strict=True):
         x = leaky(layer(x, weight, bias))
     return x
 
@@ -120,7 +120,10 @@ def test_reconstruction_loss_is_the_mean_absolute_error(paraphraser, x):
     loss = paraphraser.reconstruction_loss(x)
     loss.backward()
     output = paraphraser.reconstruct(x).detach().numpy()
-    expected = sum(abs(a - b) for a, b in zip(output.flat, x.detach().numpy().flat)) / x.numel()
+    expected = (
+        sum(abs(a - b) for a, b in zip(output.flat, x.detach().numpy().flat, strict=True))
+        / x.numel()
+    )
     assert loss.shape == () and loss.item() == pytest.approx(expected, rel=1e-12)
     assert x.grad is None
     assert all(p.grad.any() for p in paraphraser.parameters())
@@ -146,7 +149,7 @@ def test_reconstruction_loss_in_float32(paraphraser, x, dtype):
 
 def test_training_learns_to_reconstruct():
     torch.manual_seed(0)
-    x = torch.randn(16, 4, 6, 6).repeat(1, 4, 1, 1).relu()  # a quarter of the channels says it all
+    x = torch.randn(16, 4, 6, 6).repeat(1, 4, 1, 1).relu()  # a quarter of the channels is enough
     paraphraser = Paraphraser(16)
     optimizer = torch.optim.Adam(paraphraser.parameters(), lr=5e-3)
     first = paraphraser.reconstruction_loss(x).item()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from memory import saved_bytes
 from torch import Tensor, nn
 
 import mmkd_plugin.losses
-from mmkd_plugin.compiled import compiled
 from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.terms.compiled import compiled
 
 Shape = tuple[int, ...]
 LOW_PRECISION = (torch.bfloat16, torch.float16)

@@ -26,13 +26,13 @@ def alone(model: nn.Module, batch: Any, i: int) -> Tensor:
 
 
 def outputs(model: nn.Module, inputs: Tensor, *names: str) -> list[list[Tensor]]:
-    """What modules give, in each of their runs."""
+    """Returns what modules output, for each of their runs."""
     seen: list[list[Tensor]] = [[] for _ in names]
     handles = [
         find_module(model, Tap(name), 'the model').register_forward_hook(
             lambda _, __, output, kept=kept: kept.append(output)
         )
-        for name, kept in zip(names, seen)
+        for name, kept in zip(names, seen, strict=True)
     ]
     model(inputs, None, mode='tensor')
     for handle in handles:
@@ -53,7 +53,7 @@ def grad_cam(
 ) -> Tensor:
     """The map (H, W) that explains the scores of a class at some positions."""
     (feature,), scored = outputs(model, inputs, tap, scores)
-    score = sum((x[:, c] * at).sum() for x, at in zip(scored, positions))
+    score = sum((x[:, c] * at).sum() for x, at in zip(scored, positions, strict=True))
     (gradient,) = torch.autograd.grad(score, feature)
     cam = (gradient.mean((2, 3), keepdim=True) * feature).sum(1, keepdim=True).clamp(min=0)
     cam = F.interpolate(cam, inputs.shape[2:], mode='bilinear', align_corners=False)

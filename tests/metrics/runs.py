@@ -72,7 +72,7 @@ def config_of(model: dict, data: Path, work_dir: Path, *metrics: dict, **dataset
 def run_test(
     model: dict, data: Path, work_dir: Path, *metrics: dict, **dataset: Any
 ) -> tuple[dict[str, float], Keep]:
-    """What the metrics say of a model, and what it was fed and predicted."""
+    """Returns the numbers of the metrics, and what the model was fed and predicted."""
     keep = Keep()
     runner = Runner.from_cfg(config_of(model, data, work_dir, *metrics, **dataset))
     runner.test_evaluator.metrics.append(keep)

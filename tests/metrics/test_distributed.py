@@ -1,17 +1,25 @@
-"""Two processes give exactly the numbers of one, for a number of images that is not even."""
+"""Two processes give exactly the numbers of one, for an odd number of images."""
 
 from __future__ import annotations
 
 import json
 import math
-import socket
+from pathlib import Path
 
 import pytest
-import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
 
-from tests.metrics import ddp
+from tests.ddp import in_two_processes
 from tests.metrics.runs import config_of, detector, run_test, weighted
 from tests.runs import needs_ops
+
+
+def write_numbers(rank: int, cfg: Config) -> None:
+    """Tests; the first process writes the numbers into the work dir."""
+    result = Runner.from_cfg(cfg).test()
+    if rank == 0:
+        Path(cfg.work_dir, 'result.json').write_text(json.dumps(result))
 
 
 @needs_ops
@@ -26,20 +34,8 @@ def test_two_processes(data, tmp_path):
     ]
     expected, _ = run_test(model, data, tmp_path, *metrics, indices=5)
     settings = config_of(model, data, tmp_path, *metrics, indices=5)
-    settings.merge_from_dict(
-        dict(
-            launcher='pytorch',
-            env_cfg=dict(dist_cfg=dict(backend='gloo')),
-            model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
-        )
-    )
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    file = tmp_path / 'result.json'
-    arguments = (settings.to_dict(), port, str(file))
-    torch.multiprocessing.spawn(ddp.worker, arguments, nprocs=2, join=True)
-    result = json.loads(file.read_text())
+    in_two_processes(write_numbers, settings)
+    result = json.loads((tmp_path / 'result.json').read_text())
     assert result == pytest.approx(expected, rel=1e-5)  # images meet in other batches
     counts = [key for key in expected if key.startswith('agreement/')]
     assert counts and {k: result[k] for k in counts} == {k: expected[k] for k in counts}

@@ -35,8 +35,8 @@ BOXES = dict(type='mmkd_plugin.GradCAM', scores='bbox_head.retina_cls', score_th
 
 def epg(attribution: list[list[float]], region: list[list[bool]]) -> float:
     inside = everything = 0.0
-    for row, where in zip(attribution, region):
-        for value, is_inside in zip(row, where):
+    for row, where in zip(attribution, region, strict=True):
+        for value, is_inside in zip(row, where, strict=True):
             inside += max(value, 0) * is_inside
             everything += max(value, 0)
     return inside / everything if everything else math.nan
@@ -46,8 +46,8 @@ def iou(attribution: list[list[float]], region: list[list[bool]], threshold: flo
     largest = max(map(max, attribution))
     pairs = [
         (value >= threshold * largest, is_inside)
-        for row, where in zip(attribution, region)
-        for value, is_inside in zip(row, where)
+        for row, where in zip(attribution, region, strict=True)
+        for value, is_inside in zip(row, where, strict=True)
     ]
     if largest <= 0:
         return math.nan
@@ -58,7 +58,7 @@ def test_against_loops():
     generator = torch.Generator().manual_seed(0)
     attribution = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64)
     region = torch.rand(4, 5, 6, generator=generator) > 0.6
-    lists = list(zip(attribution.tolist(), region.tolist()))
+    lists = list(zip(attribution.tolist(), region.tolist(), strict=True))
     expected = [epg(*pair) for pair in lists]
     assert energy_pointing_game(attribution, region).tolist() == pytest.approx(expected)
     expected = [iou(*pair, 0.3) for pair in lists]
@@ -174,7 +174,7 @@ def test_a_segmentor(data, tmp_path, capfd):
 
 @needs_ops
 def test_a_detector(data, tmp_path):
-    """Images of 48 pixels are padded to 64, in which the attribution is not to be looked for."""
+    """Images of 48 pixels are padded to 64; the padding is no part of the attribution."""
     model = weighted(detector(), tmp_path)
     metric = dict(
         type='mmkd_plugin.ExplanationLocalization',
@@ -187,7 +187,9 @@ def test_a_detector(data, tmp_path):
     def region(sample: dict, c: int) -> torch.Tensor:
         found = torch.zeros(64, 64, dtype=torch.bool)
         instances = sample['gt_instances']
-        for box, label in zip(instances['bboxes'].tolist(), instances['labels'].tolist()):
+        for box, label in zip(
+            instances['bboxes'].tolist(), instances['labels'].tolist(), strict=True
+        ):
             left, top, right, bottom = map(round, box)
             if label == c:
                 found[top:bottom, left:right] = True
@@ -208,7 +210,7 @@ def test_a_detector(data, tmp_path):
 
 
 def test_what_positions_add_to_a_score_of_a_bcos_model():
-    """All of them together are the score, of a model whose only bias is taken away."""
+    """All positions together give the score of a model whose only bias is removed."""
     path = 'configs/digit_scenes/bcos-fpn_r18-w16_1k_digit-scenes-128x128.py'
     model = stock_models.build(dict(read_config(path).model, _scope_='mmseg')).eval()
     torch.nn.init.zeros_(model.decode_head.conv_seg.bias)
@@ -229,9 +231,9 @@ def test_what_positions_add_to_a_score_of_a_bcos_model():
         assert float(found[i, k]) == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_a_class_that_is_not_seen(data, tmp_path):
-    """No explanation is no part of the means; neither is a class without images."""
-    metric = object.__new__(ExplanationLocalization)
+def test_a_class_that_is_not_seen():
+    """The means leave out what has no explanation, and classes without images."""
+    metric = ExplanationLocalization(CAM, 'backbone.layer4')
     metric.dataset_meta = dict(classes=('a', 'b', 'c'))
     first = [[1, 1, 0], [1, 0, 0], [0.5, 0, 0], [0.25, 0, 0], [0.1, 0.2, 0]]
     second = [[1, 1, 0], [1, 1, 0], [0.7, 0.2, 0], [0.35, 0.1, 0], [0.3, 0.2, 0]]
@@ -244,7 +246,7 @@ def test_a_class_that_is_not_seen(data, tmp_path):
 WRONG = [
     (dict(explainer=dict(type='mmkd_plugin.GradCAN', scores='a')), 'did you mean mmkd_plugin.Grad'),
     (dict(explainer=dict(CAM, score='a')), 'unknown key `score`; did you mean `scores`'),
-    (dict(explainer=dict(type='mmkd_plugin.HintLoss')), 'HintLoss is no explainer'),
+    (dict(explainer=dict(type='mmkd_plugin.HintLoss')), 'HintLoss is not an explainer'),
     (dict(tap='a b'), "'a b' is not a tap"),
     (dict(threshold=0), 'threshold must be above 0 and at most 1, got 0'),
 ]

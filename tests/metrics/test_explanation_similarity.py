@@ -20,7 +20,7 @@ SIMILARITY = dict(type='mmkd_plugin.ExplanationSimilarity', explainer=CAM, tap='
 
 
 def cosines(student, teacher, keep, tap, scores, classes, thr=0.0) -> dict[int, list[float]]:
-    """Of each class that the teacher sees, in each image; both at its positions."""
+    """For each class that the teacher sees in each image; both at the teacher's positions."""
     found = {c: [] for c in range(classes)}
     for batch in keep.batches:
         for i in range(len(batch['inputs'])):
@@ -64,7 +64,7 @@ def test_against_loops(make, explainer, classes, data, tmp_path):
 
 
 def test_a_teacher_like_the_student(data, tmp_path, capfd):
-    """1 for each pair of maps, but 0 where they are all zero; of two taps the mean."""
+    """1 for each pair of maps, or 0 if they are all zero; for two taps, the mean."""
     taps = ['backbone.layer3', 'backbone.layer4']
     model = weighted(segmentor(), tmp_path)
     result, keep = run_test(model, data, tmp_path, dict(SIMILARITY, tap=taps, teacher=model))

@@ -16,6 +16,9 @@ from tests import stock_models
 from tests.metrics.runs import detector, run_test, segmentor, weighted
 from tests.runs import needs_ops
 
+AGREEMENT = 'mmkd_plugin.TeacherAgreement'
+
+
 # --- the mathematics ----------------------------------------------------------------------------
 
 
@@ -24,7 +27,7 @@ def test_counts_by_loops():
     student, teacher = torch.randint(0, 4, (2, 5, 7), generator=generator)
     counted = torch.rand(5, 7, generator=generator) > 0.3
     expected = np.zeros((3, 6), int)
-    for s, t, c in zip(*(x.flatten().tolist() for x in (student, teacher, counted))):
+    for s, t, c in zip(*(x.flatten().tolist() for x in (student, teacher, counted)), strict=True):
         if c:
             expected[0, s] += s == t
             expected[1, s] += 1
@@ -110,7 +113,9 @@ def test_pairs_by_brute_force():
 
 def shares(counts: np.ndarray) -> tuple[list[float], list[float]]:
     both, student, teacher = counts
-    found, confirmed = ([100 * b / n for b, n in zip(both, ns) if n] for ns in (teacher, student))
+    found, confirmed = (
+        [100 * b / n for b, n in zip(both, ns, strict=True) if n] for ns in (teacher, student)
+    )
     return found, confirmed
 
 
@@ -118,15 +123,15 @@ def test_a_segmentor_as_if_both_were_tested_alone(data, tmp_path):
     """The same weights, but the teacher is fed by its own preprocessor."""
     student = weighted(segmentor(), tmp_path)
     teacher = weighted(segmentor(mean=[90.0] * 3, std=[40.0] * 3, bgr_to_rgb=False), tmp_path)
-    metric = dict(type='mmkd_plugin.TeacherAgreement', teacher=teacher, ignore_index=2)
+    metric = dict(type=AGREEMENT, teacher=teacher, ignore_index=2)
     result, ours = run_test(student, data, tmp_path, metric)
     _, theirs = run_test(teacher, data, tmp_path)
     counts, ignored = np.zeros((3, 3), int), 0
-    for s, t in zip(ours.kept, theirs.kept):
+    for s, t in zip(ours.kept, theirs.kept, strict=True):
         label = s['gt_sem_seg']['data'].flatten().tolist()
         maps = (one['pred_sem_seg']['data'].flatten().tolist() for one in (s, t))
         assert len(label) == 64 * 64
-        for a, b, gt in zip(*maps, label):
+        for a, b, gt in zip(*maps, label, strict=True):
             if gt == 2:
                 ignored += 1
                 continue
@@ -150,18 +155,19 @@ def test_a_detector_as_if_both_were_tested_alone(data, tmp_path):
     student = weighted(detector(), tmp_path, seed=3)
     teacher = weighted(detector(mean=[90.0] * 3, std=[40.0] * 3, bgr_to_rgb=False), tmp_path)
     score_thr = 0.0100
-    metric = dict(type='mmkd_plugin.TeacherAgreement', teacher=teacher, score_thr=score_thr)
+    metric = dict(type=AGREEMENT, teacher=teacher, score_thr=score_thr)
     result, ours = run_test(student, data, tmp_path, metric)
     _, theirs = run_test(teacher, data, tmp_path)
     counts = np.zeros((3, 2), int)
-    for s, t in zip(ours.kept, theirs.kept):
+    for s, t in zip(ours.kept, theirs.kept, strict=True):
         lists = []
         for one in (s['pred_instances'], t['pred_instances']):
             sure = [i for i, score in enumerate(one['scores'].tolist()) if score >= score_thr]
             lists += [one['bboxes'][sure].tolist(), one['labels'][sure].tolist()]
         for c in range(2):
             in_class = [
-                [box for box, label in zip(*pair) if label == c] for pair in (lists[:2], lists[2:])
+                [box for box, label in zip(*pair, strict=True) if label == c]
+                for pair in (lists[:2], lists[2:])
             ]
             counts[0, c] += flow(*in_class, 0.5)
             counts[1:, c] += [len(one) for one in in_class]
@@ -196,7 +202,7 @@ def flow(s: list, t: list, iou_thr: float) -> int:
 @pytest.mark.parametrize('make', [segmentor, pytest.param(detector, marks=needs_ops)])
 def test_a_teacher_agrees_with_itself(make, data, tmp_path, capfd):
     model = weighted(make(), tmp_path)
-    metric = dict(type='mmkd_plugin.TeacherAgreement', teacher=model, score_thr=0.01)
+    metric = dict(type=AGREEMENT, teacher=model, score_thr=0.01)
     result, _ = run_test(model, data, tmp_path, metric)
     assert set(result.values()) == {100.0}
     log = capfd.readouterr()
@@ -206,19 +212,26 @@ def test_a_teacher_agrees_with_itself(make, data, tmp_path, capfd):
 @needs_ops
 def test_no_confident_boxes(data, tmp_path, capfd):
     model = weighted(detector(), tmp_path)
-    metric = dict(type='mmkd_plugin.TeacherAgreement', teacher=model, score_thr=0.9)
+    metric = dict(type=AGREEMENT, teacher=model, score_thr=0.9)
     result, _ = run_test(model, data, tmp_path, metric)
     assert len(result) == 4 and all(np.isnan(value) for value in result.values())
     log = capfd.readouterr()
     assert '│     - │         - │' in log.out + log.err
 
 
-def test_only_one_has_a_class():
+def test_only_one_has_a_class(data, tmp_path):
     """A class that one of the two never predicts is part of one mean alone."""
-    metric = object.__new__(TeacherAgreement)
-    metric.dataset_meta, metric._kind = dict(classes=('a', 'b', 'c')), 'pred_sem_seg'
-    result = metric.compute_metrics([torch.tensor([[6, 0, 0], [6, 2, 0], [8, 0, 0]])])
-    assert result == dict(pixel=75.0, mean_found=75.0, mean_confirmed=50.0)
+    student, teacher = weighted(segmentor(), tmp_path), weighted(segmentor(), tmp_path, seed=3)
+    state = torch.load(teacher['checkpoint'])
+    state['state_dict']['decode_head.conv_seg.weight'].zero_()
+    state['state_dict']['decode_head.conv_seg.bias'].copy_(torch.tensor([1.0, 0.0, 0.0]))
+    torch.save(state, teacher['checkpoint'])  # it sees the first class everywhere
+    result, ours = run_test(student, data, tmp_path, dict(type=AGREEMENT, teacher=teacher))
+    predicted = torch.stack([sample['pred_sem_seg']['data'] for sample in ours.kept])
+    seen, share = predicted.unique().tolist(), float((predicted == 0).float().mean())
+    assert 0 in seen and len(seen) > 1
+    expected = dict(pixel=100 * share, mean_found=100 * share, mean_confirmed=100 / len(seen))
+    assert result == pytest.approx({f'agreement/{key}': x for key, x in expected.items()})
 
 
 # --- what can be wrong --------------------------------------------------------------------------
@@ -236,12 +249,12 @@ def test_only_one_has_a_class():
 )
 def test_no_usable_teacher(teacher, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        METRICS.build(dict(type='mmkd_plugin.TeacherAgreement', teacher=teacher))
+        METRICS.build(dict(type=AGREEMENT, teacher=teacher))
 
 
 def test_a_teacher_of_other_classes(data, tmp_path):
     metric = dict(
-        type='mmkd_plugin.TeacherAgreement',
+        type=AGREEMENT,
         teacher=dict(config=stock_models.pspnet(classes=5), checkpoint=None),
     )
     with pytest.raises(ValueError, match=r'predicts 5 classes and the data set has 3 \(ground, '):
@@ -249,7 +262,7 @@ def test_a_teacher_of_other_classes(data, tmp_path):
 
 
 def test_a_model_that_predicts_something_else():
-    metric = object.__new__(TeacherAgreement)
+    metric = TeacherAgreement(dict(config=segmentor(), checkpoint=None))
     metric.dataset_meta = dict(classes=('a',))
     with pytest.raises(ValueError, match='the model gives pred_panoptic_seg'):
         metric.process({}, [dict(pred_panoptic_seg={}, gt_instances={})])

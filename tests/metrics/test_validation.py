@@ -1,4 +1,4 @@
-"""The measures while a Distiller trains: the hook hands on its student, and training goes on."""
+"""Metrics while a Distiller trains: the hook gives them its student, and training goes on."""
 
 from __future__ import annotations
 

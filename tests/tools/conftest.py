@@ -7,11 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from mmengine.registry import MODELS, init_default_scope
-from tool_runs import load_tool, run_tool
 
-from mmkd_plugin.cli import read_config
+from tests.tools.tool_runs import load_tool, run_tool, save_random_weights
 
 SEGMENTOR = """
 _base_ = ['mmseg::_base_/default_runtime.py']
@@ -120,26 +117,30 @@ default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 
 
 @pytest.fixture
-def fails(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Call a tool's ``main`` with arguments that are wrong; return the one line it ends with."""
+def call_tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a tool as a user does, but in this process; returns what it printed."""
 
     def call(name: str, *args: object) -> str:
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
         monkeypatch.setenv('LOCAL_RANK', '0')
+        load_tool(name).main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def fails(call_tool: Callable[..., str]) -> Callable[..., str]:
+    """Runs a tool with arguments that are wrong; returns the one line with which it ends."""
+
+    def call(name: str, *args: object) -> str:
         with pytest.raises(SystemExit) as caught:
-            load_tool(name).main()
+            call_tool(name, *args)
         message = str(caught.value)
         assert message.startswith(f'{name}.py: error: ')
         return message
 
     return call
-
-
-def save_random_weights(config: Path, file: Path) -> None:
-    cfg = read_config(str(config))
-    init_default_scope(cfg.default_scope)
-    torch.manual_seed(0)
-    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), file)
 
 
 @pytest.fixture(scope='session')
@@ -191,7 +192,7 @@ def trained_detector(detection: Path) -> Path:
 
 @pytest.fixture(scope='session')
 def factors(segmentation: Path) -> Path:
-    """A config of factor transfer beside the others; its paraphraser is not trained yet."""
+    """A config of factor transfer, whose paraphraser is not trained yet."""
     text = (segmentation / 'distilled.py').read_text()
     start = text.index('    distill=dict(')
     config = segmentation / 'factors.py'

@@ -1,4 +1,4 @@
-"""``tools/cache_teacher.py``: written, killed, gone on with, trained with, and what it refuses."""
+"""``tools/cache_teacher.py``: it writes, goes on when killed, serves a training, and refuses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import lmdb
 import pytest
 from mmengine.config import Config
-from tool_runs import TOOLS, load_tool, run_tool
 
+from mmkd_plugin.cache.store import FINISHED, TeacherCache, close, record_key
 from mmkd_plugin.checkpoint import read_checkpoint
-from mmkd_plugin.teacher_cache import FINISHED, TeacherCache, close, record_key
+from tests.tools.tool_runs import TOOLS, run_tool
 
 CACHED = 'model.teacher.type=CachedTeacher'
 
@@ -68,7 +68,7 @@ def test_the_same_config_trains_with_it(cache, segmentation, tmp_path):
 
 KILLED = """
 import os, runpy, signal, sys
-from mmkd_plugin.teacher_cache import CacheWriter
+from mmkd_plugin.cache.store import CacheWriter
 write, written = CacheWriter.write, []
 def killed(self, image, records):
     if len(written) == 3 and {within}:
@@ -87,11 +87,11 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.mark.parametrize('within', [False, True])
 def test_a_killed_run_goes_on_where_it_stopped(
-    within, cache, segmentation, tmp_path, monkeypatch, capsys, fails
+    within, cache, segmentation, tmp_path, monkeypatch, call_tool
 ):
     whole, path = cache[0], tmp_path / 'cache'
-    argv = [str(TOOLS / 'cache_teacher.py'), 'distilled.py', '--out', str(path), '--workers', '0']
-    code = KILLED.format(within=within, argv=argv)
+    args = ['distilled.py', '--out', str(path), '--workers', '0']
+    code = KILLED.format(within=within, argv=[str(TOOLS / 'cache_teacher.py'), *args])
     done = subprocess.run([sys.executable, '-c', code], cwd=segmentation, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     left = records_of(path)
@@ -99,23 +99,17 @@ def test_a_killed_run_goes_on_where_it_stopped(
     monkeypatch.chdir(segmentation)
     with pytest.raises(ValueError, match='is not finished'):
         TeacherCache(str(path)).meta  # noqa: B018
-    monkeypatch.setattr(sys, 'argv', argv)
-    load_tool('cache_teacher').main()
-    assert '6 images and their mirror images, 3 of them in' in capsys.readouterr().out
+    said = call_tool('cache_teacher', *args)
+    assert '6 images and their mirror images, 3 of them in' in said
     assert records_of(path) == records_of(whole)
 
 
-def call(name: str, monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
-    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
-    load_tool(name).main()
-
-
-def test_verify(cache, segmentation, tmp_path, monkeypatch, capsys, fails):
+def test_verify(cache, segmentation, tmp_path, monkeypatch, call_tool, fails):
     monkeypatch.chdir(segmentation)
     path = tmp_path / 'cache'
     shutil.copytree(cache[0], path)
-    call('cache_teacher', monkeypatch, 'distilled.py', '--out', path, '--verify')
-    assert f'{path}: 12 records of 6 images are whole' in capsys.readouterr().out
+    said = call_tool('cache_teacher', 'distilled.py', '--out', path, '--verify')
+    assert f'{path}: 12 records of 6 images are whole' in said
 
     image = 'images/4.png'
     data = records_of(path)[record_key(image, 'decode_head.conv_seg')]
@@ -135,14 +129,14 @@ def test_a_full_disk_is_noticed_before(segmentation, tmp_path, monkeypatch, fail
     assert not [key for key in records_of(path) if b'\0' in key]
 
 
-def test_random_scales_are_said(segmentation, tmp_path, monkeypatch, capsys):
+def test_random_scales_are_said(segmentation, tmp_path, monkeypatch, call_tool):
     monkeypatch.chdir(segmentation)
     cfg = Config.fromfile('distilled.py')
     resize = dict(type='RandomResize', scale=(64, 64), ratio_range=(0.5, 2.0), keep_ratio=True)
     cfg.train_dataloader.dataset.pipeline.insert(2, resize)
     cfg.dump('scaled.py')
-    call('cache_teacher', monkeypatch, 'scaled.py', '--out', tmp_path / 'x', '--workers', '0')
-    assert 'the train pipeline scales images at random' in capsys.readouterr().out
+    said = call_tool('cache_teacher', 'scaled.py', '--out', tmp_path / 'x', '--workers', '0')
+    assert 'the train pipeline scales images at random' in said
     assert TeacherCache(str(tmp_path / 'x')).meta['scale']['scale'] == [64, 64]
 
 
@@ -183,9 +177,8 @@ def test_mistakes(args, words, cache, segmentation, monkeypatch, fails):
     assert not Path('x').exists()
 
 
-def test_a_config_that_names_its_cache(cache, segmentation, tmp_path, monkeypatch, capsys):
+def test_a_config_that_names_its_cache(cache, segmentation, monkeypatch, call_tool):
     monkeypatch.chdir(segmentation)
     options = ['--cfg-options', CACHED, f'model.teacher.path={cache[0]}']
-    call('cache_teacher', monkeypatch, 'distilled.py', *options)
-    said = f'6 images and their mirror images, 6 of them in {cache[0]} already'
-    assert said in capsys.readouterr().out
+    said = call_tool('cache_teacher', 'distilled.py', *options)
+    assert f'6 images and their mirror images, 6 of them in {cache[0]} already' in said

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.console import Console
+
+from tests.tools.tool_runs import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,11 +34,7 @@ model = dict(
 
 @pytest.fixture(scope='module')
 def demo():
-    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools' / 'demo.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['demo'] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('demo')
 
 
 @pytest.fixture(scope='module')

@@ -1,47 +1,34 @@
-"""``tools/export_student.py``: what it writes is what stock mmseg and mmdet take."""
+"""``tools/export_student.py``: stock mmseg and mmdet load what it writes."""
 
 from __future__ import annotations
 
-import logging
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from test_train import needs_ops
-from tool_runs import load_tool, run_tool
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
+from tests.runs import needs_ops
+from tests.tools.tool_runs import run_tool
 
 
 @pytest.fixture
-def export(monkeypatch, capsys):
-    """Export as a user does, but in this process."""
-
-    def call(*args: object) -> str:
-        monkeypatch.setattr(sys, 'argv', ['export_student.py', *map(str, args)])
-        load_tool('export_student').main()
-        return capsys.readouterr().out
-
-    return call
+def export(call_tool):
+    return partial(call_tool, 'export_student')
 
 
-@pytest.fixture
-def warnings_logged():
-    """Everything that mmengine's loggers say, to look for missing and unexpected keys."""
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+def assert_all_fits(said: list[str]) -> None:
+    """Looks for missing and unexpected keys in what was logged and printed."""
+    text = '\n'.join(said)
+    assert not re.search('unexpected|missing|size mismatch', text), text
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -49,13 +36,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def load_plain(file: Path) -> dict:
-    """Load as one does without any of OpenMMLab's classes at hand."""
+    """Loads without any of OpenMMLab's classes."""
     return torch.load(file, weights_only=True)
 
 
-def test_a_segmentor_for_stock_tools(
-    export, trained, segmentation, data, tmp_path, warnings_logged, capsys
-):
+def test_a_segmentor_for_stock_tools(export, trained, segmentation, data, tmp_path, log, capsys):
     out = tmp_path / 'new' / 'student.pth'
     printed = export(segmentation / 'distilled.py', trained / 'iter_4.pth', out)
     assert str(out) in printed and 'student.py' in printed
@@ -66,28 +51,24 @@ def test_a_segmentor_for_stock_tools(
 
     model = init_model(str(out.with_suffix('.py')), str(out), device='cpu')
     assert model.dataset_meta['classes'] == ['ground', 'box', 'disc']
-    said = '\n'.join([*warnings_logged, *capsys.readouterr()])
-    assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
+    assert_all_fits([*log.messages, *capsys.readouterr()])
     assert same(model.state_dict(), load_plain(out)['state_dict'])
     predicted = inference_model(model, str(data / 'images/0.png')).pred_sem_seg.data
     assert predicted.shape == (1, 64, 64)
 
-    for config in (str(out.with_suffix('.py')), None):  # the weights know their config, too
+    for config in (str(out.with_suffix('.py')), None):  # the weights hold their config too
         inferencer = MMSegInferencer(config, str(out), device='cpu')
         found = inferencer(str(data / 'images/0.png'), return_datasamples=True)
         assert torch.equal(found.pred_sem_seg.data, predicted)
 
 
 @pytest.mark.parametrize('name', ['iter_2.pth', 'iter_4.pth', 'best'])
-def test_stock_mmseg_loads_every_checkpoint_of_a_run(
-    name, trained, segmentation, warnings_logged, capsys
-):
+def test_stock_mmseg_loads_every_checkpoint_of_a_run(name, trained, segmentation, log, capsys):
     from mmseg.apis import init_model
 
     file = next(trained.glob('best_*.pth')) if name == 'best' else trained / name
     model = init_model(str(segmentation / 'student.py'), str(file), device='cpu')
-    said = '\n'.join([*warnings_logged, *capsys.readouterr()])
-    assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
+    assert_all_fits([*log.messages, *capsys.readouterr()])
     assert same(model.state_dict(), state_dict_of(read_checkpoint(file)))
 
 
@@ -142,7 +123,7 @@ def test_batch_augmentations_stay_behind(export, trained, segmentation, data, tm
 
 @needs_ops
 def test_a_detector_for_stock_tools(
-    export, trained_detector, detection, data, tmp_path, warnings_logged, capsys
+    export, trained_detector, detection, data, tmp_path, log, capsys
 ):
     out = tmp_path / 'student.pth'
     export(detection / 'distilled.py', trained_detector / 'epoch_1.pth', out)
@@ -151,8 +132,7 @@ def test_a_detector_for_stock_tools(
 
     model = init_detector(str(out.with_suffix('.py')), str(out), device='cpu')
     assert model.dataset_meta['classes'] == ('box', 'disc')
-    said = '\n'.join([*warnings_logged, *capsys.readouterr()])
-    assert 'unexpected' not in said and 'missing' not in said and 'size mismatch' not in said
+    assert_all_fits([*log.messages, *capsys.readouterr()])
     assert same(model.state_dict(), load_plain(out)['state_dict'])
     boxes = inference_detector(model, str(data / 'images/0.png')).pred_instances.bboxes
     assert len(boxes) > 0
@@ -218,9 +198,7 @@ def test_what_the_student_lacks_is_left_out(export, segmentation, tmp_path):
 def test_wrong_arguments(fails, segmentation, trained, tmp_path):
     config, checkpoint = segmentation / 'distilled.py', trained / 'iter_4.pth'
 
-    def call(*args: object) -> str:
-        return fails('export_student', *args)
-
+    call = partial(fails, 'export_student')
     assert 'there is distilled.py' in call(segmentation / 'distiled.py', checkpoint, 'out.pth')
     assert 'there is iter_4.pth' in call(config, trained / 'iter_8.pth', tmp_path / 'out.pth')
     assert 'does not fit the student' in call(
@@ -232,7 +210,7 @@ def test_wrong_arguments(fails, segmentation, trained, tmp_path):
     assert 'one set of weights only' in call(
         segmentation / 'teacher.py', segmentation / 'teacher.pth', tmp_path / 'out.pth', '--live'
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']  # nothing by halves
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']  # and no half-written file
     for name in ('out.pth', 'out.py'):
         (tmp_path / name).write_text('mine')
         assert f'{name} exists already' in call(config, checkpoint, tmp_path / 'out.pth')

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from test_train import needs_ops
-from tool_runs import load_tool, run_tool
 
 from mmkd_plugin.cli import read_config, use_student
+from tests.runs import needs_ops
+from tests.tools.tool_runs import load_tool, run_tool
 
 
 def result(work_dir: Path) -> dict[str, float]:
@@ -140,7 +140,7 @@ def test_tta_of_a_segmentor(cfg):
 
 def test_tta_needs_a_config(cfg):
     tool = load_tool('test')
-    del cfg._cfg_dict['tta_model']
+    cfg.pop('tta_model')
     with pytest.raises(tool.UsageError, match='tta_model'):
         tool.use_tta(cfg)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_random_weights
 from mmengine.config import Config
-from test_train import needs_ops
-from tool_runs import load_tool
 
 from mmkd_plugin.cli import UsageError, complete_metrics
+from tests.runs import needs_ops
+from tests.tools.tool_runs import save_random_weights
 
 AGREEMENT = dict(type='mmkd_plugin.TeacherAgreement')
 LOCALIZATION, SIMILARITY = (
@@ -26,15 +24,12 @@ LOCALIZATION, SIMILARITY = (
 
 
 @pytest.fixture
-def tested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def tested(call_tool, tmp_path: Path):
     """Runs ``tools/test.py`` in this process and returns the numbers that it wrote."""
 
     def call(config: Path, weights: Path, *args: object) -> dict[str, float]:
         work_dir = tmp_path / 'test'
-        argv = ['test.py', config, weights, '--work-dir', work_dir, *args]
-        monkeypatch.setattr(sys, 'argv', list(map(str, argv)))
-        monkeypatch.setenv('LOCAL_RANK', '0')
-        load_tool('test').main()
+        call_tool('test', config, weights, '--work-dir', work_dir, *args)
         (file,) = work_dir.glob('*/2*.json')
         return json.loads(file.read_text())
 
@@ -42,7 +37,7 @@ def tested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def beside(folder: Path, *metrics: dict) -> Path:
-    """A distilled config with more metrics than the one that it has."""
+    """A distilled config with these metrics besides its own."""
     config = folder / 'measured.py'
     config.write_text(
         "_base_ = ['distilled.py']\n"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from tool_runs import TOOLS, load_tool, run_tool
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
-from tests.runs import needs_ops
+from tests.runs import Touch, needs_ops
+from tests.tools.tool_runs import TOOLS, load_tool, run_tool
 
 
 def test_a_distilled_segmentor(trained):
@@ -120,11 +120,8 @@ def test_shipped_configs():
 
 @pytest.fixture
 def bad_checkpoint(tmp_path: Path) -> Path:
-    class Runs:
-        def __reduce__(self):
-            return os.system, (f'touch {tmp_path / "flag"}',)
-
-    torch.save(dict(state_dict={'w': torch.zeros(1)}, bad=Runs()), tmp_path / 'bad.pth')
+    content = dict(state_dict={'w': torch.zeros(1)}, bad=Touch(tmp_path / 'flag'))
+    torch.save(content, tmp_path / 'bad.pth')
     return tmp_path / 'bad.pth'
 
 

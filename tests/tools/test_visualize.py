@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_train import needs_ops
-from tool_runs import TOOLS, load_tool, run_tool
 
 from mmkd_plugin.visualization import PANELS
+from tests.runs import needs_ops
+from tests.tools.tool_runs import TOOLS, run_tool
 
 
 @pytest.fixture
-def visualize(monkeypatch, capsys):
-    """Draw as a user does, but in this process."""
-
-    def call(*args: object) -> str:
-        monkeypatch.setattr(sys, 'argv', ['visualize.py', *map(str, args), '--device', 'cpu'])
-        load_tool('visualize').main()
-        return capsys.readouterr().out
-
-    return call
+def visualize(call_tool):
+    """Draws on the CPU."""
+    return lambda *args: call_tool('visualize', *args, '--device', 'cpu')
 
 
 def pictures(folder: Path) -> dict[str, Image.Image]:
-    """The pictures of a page, all of which it links to, by the names of their files."""
+    """The pictures of a page by file name; the page links to all of them."""
     page = (folder / 'index.html').read_text()
     found = {file.stem: Image.open(file) for file in (folder / 'images').iterdir()}
     assert sorted(re.findall(r'href="images/(.*?)\.png"', page)) == sorted(found)
@@ -38,7 +31,7 @@ def pictures(folder: Path) -> dict[str, Image.Image]:
 
 @pytest.fixture(scope='module')
 def whole(segmentation, trained, tmp_path_factory) -> Path:
-    """A page with all panels, teacher, student and baseline, made by the tool as it is run."""
+    """A page with all panels of teacher, student and baseline, made by the tool as users run it."""
     out = tmp_path_factory.mktemp('page') / 'new' / 'page'
     printed = run_tool(
         'visualize', 'distilled.py', trained / 'iter_4.pth', '--against', trained / 'iter_2.pth',
@@ -186,10 +179,9 @@ def test_no_teacher_no_images_no_student(segmentation, trained, fails, tmp_path)
     assert 'the validation set' in said
 
 
-def test_help_and_page_name_all_panels_and_options(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['visualize.py', '--help'])
+def test_help_and_page_name_all_panels_and_options(call_tool, capsys):
     with pytest.raises(SystemExit):
-        load_tool('visualize').main()
+        call_tool('visualize', '--help')
     said = capsys.readouterr().out
     assert all(panel in said for panel in PANELS)
     page = (TOOLS.parent / 'docs' / 'visualize.md').read_text(encoding='utf-8')

@@ -9,19 +9,25 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from mmengine.registry import MODELS, init_default_scope
+
+from mmkd_plugin.cli import read_config
+
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
 def load_tool(name: str) -> ModuleType:
-    """Import ``tools/<name>.py`` as a module, to call its functions in this process."""
+    """Imports ``tools/<name>.py`` as a module, to call its functions in this process."""
     spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes look their module up
     spec.loader.exec_module(module)
     return module
 
 
 def run_tool(name: str, *args: object, cwd: Path) -> str:
-    """Run a tool as a user does: from a clone, without PYTHONPATH; return what it printed."""
+    """Runs a tool as a user does: from a clone, without PYTHONPATH; returns what it printed."""
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     env.update(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1')
     done = subprocess.run(
@@ -35,3 +41,11 @@ def run_tool(name: str, *args: object, cwd: Path) -> str:
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
+
+
+def save_random_weights(config: Path, file: Path) -> None:
+    """Saves random weights of the model of a config, the same ones each time."""
+    cfg = read_config(str(config))
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), file)

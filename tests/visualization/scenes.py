@@ -8,7 +8,7 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from mmkd_plugin.dry_run import library_of
+from mmkd_plugin.taps.example import library_of
 from mmkd_plugin.visualization import Meta, Scene
 
 META = Meta(['ground', 'box', 'disc', 'ring', 'bar'], [[0, 0, 0], [0, 255, 0], [0, 0, 255]])

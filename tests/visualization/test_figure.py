@@ -19,9 +19,9 @@ from mmkd_plugin.visualization.figure import (
     Cell,
     Grid,
     Scale,
-    _Layout,
     draw,
     faded,
+    figure_of,
     save,
 )
 
@@ -45,7 +45,7 @@ def grid(width: int = 40, height: int = 30, **changes) -> Grid:
 
 
 def drawn(grid: Grid) -> tuple[Figure, Any]:
-    figure = _Layout(grid).figure()
+    figure = figure_of(grid)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return figure, canvas.get_renderer()
@@ -56,7 +56,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_titles_rows_captions_scales_and_legend_are_written():
-    found = texts(_Layout(grid()).figure())
+    found = texts(figure_of(grid()))
     wanted = ['teacher', 'student', 'prediction', 'neck[0]', 'against teacher', '7 boxes', 'image']
     for text in [*wanted, '× its mean', '0', '11', 'class a', 'missed', 'wrong']:
         assert text in found
@@ -86,14 +86,14 @@ def test_any_size_of_image(size: tuple[int, int]) -> None:
 
 
 def test_a_map_keeps_its_values_and_its_place():
-    """Each position of a map is a block of its colour; where input was padded it is cut off."""
+    """Each position of a map is a block of its colour, cut off where the input was padded."""
     heat = np.array([[0.0, 1.0], [2.0, 3.0]])
     one = Grid((20, 10), ['map'], [('student', [Cell(heat=heat, covers=(40, 20))])])
     one.scales = [Scale(0, 3, '')]
-    layout = _Layout(one)
-    pixels = draw(one)
-    left, top = round(layout.width - layout.cell[0] - 12), round(layout.top)
-    w, h = (round(v) for v in layout.cell)
+    figure, pixels = figure_of(one), draw(one)
+    box = figure.axes[0].bbox
+    left, top = round(box.x0), round(figure.bbox.height - box.y1)
+    w, h = round(box.width), round(box.height)
     inside = pixels[top + 5 : top + h - 5, left + 5 : left + w - 5]
     expected = np.array(colormaps['viridis'](0.0)[:3]) * 255  # the upper left quarter alone
     assert np.abs(inside - expected).max() < 3

@@ -1,4 +1,4 @@
-"""Which pictures there are, and what they say."""
+"""The choice of pictures, and their texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmkd_plugin.taps import Taps
-from mmkd_plugin.term import Term
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.visualization import Gallery, Meta, Place, Viewer, places_of
 from mmkd_plugin.visualization.figure import draw
 from tests import stock_models
@@ -101,7 +101,7 @@ def test_without_teacher_baseline_or_truth():
 
 
 def binary(width: int, classes: int) -> dict:
-    """A segmentor with one score, which is what mmseg takes for one or two classes."""
+    """A segmentor with one score: mmseg's form for one or two classes."""
     model = stock_models.fcn(width, classes)
     model['decode_head'] |= dict(
         out_channels=1,

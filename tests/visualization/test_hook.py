@@ -1,4 +1,4 @@
-"""The hook draws while a student learns, and the student learns as it would without."""
+"""The hook draws while a student learns, and does not change what it learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: whole by itself, links that lead to files, and no complaint of a browser."""
+"""The page: self-contained, with links that lead to files, and without errors in a browser."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_names_of_files():
 
 
 def look(page: Path, profile: Path, *arguments: str) -> str:
-    """Opens a page in a browser without a window; returns what it says."""
+    """Opens a page in a browser without a window; returns its output."""
     command = [
         CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--v=0',
         f'--user-data-dir={profile}', *arguments, page.as_uri(),

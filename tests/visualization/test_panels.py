@@ -99,7 +99,7 @@ def test_channels_of_equal_models_are_those_of_the_first():
     chosen = most_active(teacher, 3)
     assert grid.columns == [f'channel {c}' for c in chosen]
     for name, x in (('teacher', teacher), ('student', student)):
-        for cell, channel in zip(dict(grid.rows)[name], chosen):
+        for cell, channel in zip(dict(grid.rows)[name], chosen, strict=True):
             expected = channel_distribution(x)[channel].numpy() * 16
             assert np.allclose(cell.heat, expected) and cell.heat.mean() == pytest.approx(1)
     named = channels_grid(
@@ -112,7 +112,7 @@ def test_channels_of_equal_models_are_those_of_the_first():
 def test_channels_of_unequal_models_are_their_own(widths: tuple[int, int]) -> None:
     rows = [(f'model {n}', maps(1, n, 4, 4)) for n in widths]
     grid = channels_grid(SIZE, IMAGE, COVERS, rows, 4)
-    for (name, x), (_, line) in zip(rows, grid.rows):
+    for (name, x), (_, line) in zip(rows, grid.rows, strict=True):
         own = [f'channel {c}' for c in most_active(x, 4)][: len(grid.columns)]
         assert [cell.caption for cell in line if cell] == own, name
         assert len(line) == len(grid.columns) == len(grid.scales)

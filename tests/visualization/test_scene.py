@@ -1,4 +1,4 @@
-"""What models make of images: fed as they were trained, and left as they were."""
+"""Running models on images: fed as in training, and left unchanged."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 9) or os.name != 'posix':
-    sys.exit('This script needs Python 3.9 or newer (PYTHON=...) on Linux or macOS.')
+if sys.version_info < (3, 10) or os.name != 'posix':
+    sys.exit('This script needs Python 3.10 or newer (PYTHON=...) on Linux or macOS.')
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from setup_env.steps import main

@@ -1,4 +1,4 @@
-"""What the user sees: progress, and a failure with a way out of it."""
+"""Output for the user: progress, and failures with advice."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable
 
 HINTS = [
     # First, because pip ends a failed download with "no matching distribution" as well.
@@ -88,17 +87,17 @@ class StepError(Exception):
         if self.log:
             lines.append(f'  all of its output: {self.log}')
         if self.tail:
-            lines += ['  its last words:', *(f'    {line[:200]}' for line in self.tail)]
+            lines += ['  its last lines:', *(f'    {line[:200]}' for line in self.tail)]
         return '\n'.join([*lines, f'  what to do: {self.hint}'])
 
 
 def hint_for(output: str) -> str:
-    """What to do about a command that ended with this output."""
+    """Returns advice on a command that ended with this output."""
     return next((hint for pattern, hint in HINTS if re.search(pattern, output, re.I)), AGAIN)
 
 
 def telling_lines(lines: list[str], limit: int = 14) -> list[str]:
-    """The compiler's or pip's error lines of an output, and its end."""
+    """Returns the error lines of the compiler or pip in an output, and its end."""
     lines = [line.rstrip() for line in lines if line.strip()]
     errors = [line for line in lines[:-limit] if re.search(r'\berror:', line, re.I)]
     return [*errors[:3], *lines[-limit:]]
@@ -110,7 +109,7 @@ def clock(seconds: float) -> str:
 
 
 def pip_progress(line: str) -> str | None:
-    """What a line of pip's output says about its progress, if anything."""
+    """Returns the progress that a line of pip's output tells, or None."""
     line = line.strip()
     if line.startswith('Downloading '):
         return re.sub(r'Downloading (?:\S*/)?(\S+)', r'downloading \1', line)
@@ -146,21 +145,22 @@ class NinjaProgress:
 
 
 class Status:
-    """One line that says what is going on: rewritten on a terminal, repeated now and then in a log.
+    """One line on the progress: rewritten on a terminal, repeated now and then in a log.
 
     Args:
         every (float): Seconds between two lines in a log. Defaults to 10.
+        now (Callable): The clock, in seconds. Defaults to ``time.monotonic``.
     """
 
-    def __init__(self, every: float = 10) -> None:
-        self.every, self.text = every, ''
-        self.start = self.last = time.monotonic()
+    def __init__(self, every: float = 10, now: Callable[[], float] = time.monotonic) -> None:
+        self.every, self.now, self.text = every, now, ''
+        self.start = self.last = now()
         self.tty = sys.stdout.isatty()
 
     def update(self, text: str | None = None) -> None:
-        """Takes the news, if there are any, and shows that time passes."""
+        """Takes a new text, if there is one, and shows that time passes."""
         self.text = text or self.text
-        now = time.monotonic()
+        now = self.now()
         if now - self.last >= (0.2 if self.tty else self.every):
             self.last = now
             line = f'      {clock(now - self.start)}  {self.text}'
@@ -169,6 +169,6 @@ class Status:
             print(line, end='' if self.tty else '\n', flush=True)
 
     def clear(self) -> None:
-        """Takes the line off the terminal."""
+        """Removes the line from the terminal."""
         if self.tty:
             print('\r\x1b[K', end='', flush=True)

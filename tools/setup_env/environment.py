@@ -11,9 +11,9 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable
+from typing import TextIO
 
 from setup_env.console import Status, StepError, hint_for, pip_progress, telling_lines
 
@@ -109,7 +109,7 @@ def torch_requirement(words: list[str]) -> str:
 
 
 class Environment:
-    """A virtual environment and what is known about it.
+    """A virtual environment.
 
     Args:
         path (Path): Its folder.
@@ -124,11 +124,11 @@ class Environment:
 
     @property
     def claimed(self) -> bool:
-        """Whether this script has made it, or taken it over."""
+        """Whether this script made it or took it over."""
         return (self.notes / 'theirs.txt').exists()
 
     def claim(self, theirs: dict[str, str]) -> None:
-        """Writes down that it is used from now on, and what is not to be changed in it."""
+        """Notes that this script uses it, and which packages in it must not be changed."""
         self.notes.mkdir(parents=True, exist_ok=True)
         draft = self.notes / 'theirs.txt.part'
         lines = [f'{name}=={version}\n' for name, version in sorted(theirs.items())]
@@ -137,12 +137,12 @@ class Environment:
 
     @property
     def theirs(self) -> dict[str, str]:
-        """Versions of what was there before this script came; nothing of it is ever replaced."""
+        """Versions of the packages that were there before; this script never replaces them."""
         lines = (self.notes / 'theirs.txt').read_text(encoding='utf-8').split()
         return dict(line.split('==', 1) for line in lines)
 
     def variables(self) -> dict[str, str]:
-        """The environment variables for commands in it."""
+        """Returns the environment variables for commands in it."""
         unwanted = ('PYTHONPATH', 'PYTHONHOME', 'PIP_USER', 'PIP_TARGET', 'PIP_CONSTRAINT')
         result = {key: value for key, value in os.environ.items() if key not in unwanted}
         result.update(
@@ -156,7 +156,7 @@ class Environment:
         return result
 
     def probe(self, requirements: Iterable[str] = ()) -> dict:
-        """What the environment has, and which of the requirements it does not meet."""
+        """Returns what the environment has, and which requirements it does not meet."""
         own = self.claimed and not self.theirs
         done = subprocess.run(
             [str(self.python), '-I', '-c', PROBE],
@@ -175,7 +175,7 @@ class Environment:
         return json.loads(done.stdout.splitlines()[-1])
 
     def import_error(self, module: str) -> str | None:
-        """The last line of what goes wrong at an import, or None."""
+        """Returns the last line of the error of an import, or None."""
         done = subprocess.run(
             [str(self.python), '-I', '-c', f'import {module}'],
             capture_output=True,
@@ -207,7 +207,7 @@ class Environment:
             StepError: If the command fails.
         """
         self.notes.mkdir(parents=True, exist_ok=True)
-        log_path, lines, status = self.notes / f'{log}.log', [], Status(every)
+        log_path = self.notes / f'{log}.log'
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -220,33 +220,12 @@ class Environment:
             pass_fds=self.fds,
             start_new_session=True,
         )
-        news: queue.Queue = queue.Queue()
-
-        def read() -> None:
-            for line in process.stdout:
-                news.put(line)
-            news.put(None)
-
-        threading.Thread(target=read, daemon=True).start()
-        status.update('starting')
         try:
             with log_path.open('a', encoding='utf-8') as file:
                 file.write(f'$ {shlex.join(command)}\n')
-                while True:
-                    try:
-                        line = news.get(timeout=1)
-                    except queue.Empty:
-                        status.update()
-                        continue
-                    if line is None:
-                        break
-                    file.write(line)
-                    file.flush()
-                    lines.append(line)
-                    status.update(show(line))
-                code = process.wait()
+                lines = follow(process, file, show, Status(every))
+            code = process.wait()
         finally:
-            status.clear()
             stop(process)
         if code:
             output = ''.join(lines[-400:]) + f'exit code {code}'
@@ -264,7 +243,7 @@ class Environment:
         self.run([*command, '-c', str(self.constraints()), *words], log, **more)
 
     def constraints(self) -> Path:
-        """Writes down what no step may change: their packages, torch, and the known limits."""
+        """Writes the constraints for all steps: their packages, torch, and the known limits."""
         theirs = self.theirs
         limits = [r for r in read_requirements('constraints') if name_of(r) not in theirs]
         pins = [f'{name}=={version}' for name, version in theirs.items()]
@@ -276,7 +255,7 @@ class Environment:
         return path
 
     def wanted(self, requirements: Iterable[str]) -> list[str]:
-        """Requirements as this environment sees them: what is theirs is good as it is."""
+        """Returns the requirements, without a version for the packages that were there before."""
         theirs = self.theirs
         return [r if name_of(r) not in theirs else name_of(r) for r in requirements]
 
@@ -290,7 +269,7 @@ class Environment:
         return 'installed'
 
     def check(self, requirements: list[str], log: str) -> None:
-        """Makes sure that pip did what it was asked for."""
+        """Makes sure that pip installed what it was asked for."""
         names = {name_of(requirement) for requirement in requirements}
         missing = [m for m in self.probe(requirements)['missing'] if name_of(m) in names]
         if missing:
@@ -299,8 +278,49 @@ class Environment:
             )
 
 
+def follow(
+    process: subprocess.Popen, log: TextIO, show: Callable[[str], str | None], status: Status
+) -> list[str]:
+    """Copies the output of a command to its log and shows that it goes on, until it ends.
+
+    Args:
+        process (subprocess.Popen): The command.
+        log (TextIO): Takes each line at once.
+        show (Callable): Turns a line of output into a status, or into None.
+        status (Status): Updated with each line, and once a second while there is none.
+
+    Returns:
+        list[str]: All lines.
+    """
+    news: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout:
+            news.put(line)
+        news.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    lines: list[str] = []
+    status.update('starting')
+    try:
+        while True:
+            try:
+                line = news.get(timeout=1)
+            except queue.Empty:
+                status.update()
+                continue
+            if line is None:
+                return lines
+            log.write(line)
+            log.flush()
+            lines.append(line)
+            status.update(show(line))
+    finally:
+        status.clear()
+
+
 def stop(process: subprocess.Popen) -> None:
-    """Ends a command and all that it started, if it still runs."""
+    """Ends a command that still runs, and all that it started."""
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return

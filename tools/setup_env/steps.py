@@ -14,16 +14,15 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from setup_env.console import NinjaProgress, Status, StepError, clock
 from setup_env.environment import ROOT, Environment, name_of, read_requirements, torch_requirement
 from setup_env.wheels import WheelCache, build_jobs, locked, wheel_key
 
 DEFAULT_TORCH = 'torch==2.13.0'
-OLDEST = {'onedl': (3, 10), 'upstream': (3, 9)}
-NEWEST = (3, 13)
+OLDEST, NEWEST = (3, 10), (3, 13)
 SETUPTOOLS = {'onedl': 'setuptools>=80,<82', 'upstream': 'setuptools>=65,<81'}
 STACKS = {
     'onedl': {
@@ -73,7 +72,7 @@ class Setup:
         self.others = [pin for name, pin in pins.items() if name != 'setuptools']
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
-        """Titles and functions, in order. A function returns what it did."""
+        """Returns titles and functions, in order; each function says what it did."""
         libs = ' and '.join(self.libs)
         return [
             (f'virtual environment {self.env.path}', self.make_venv),
@@ -104,7 +103,7 @@ class Setup:
         print(f'Environment ready: {self.env.path} ({clock(time.monotonic() - start)} min)')
 
     def make_venv(self) -> str:
-        """Makes the environment, or sees whose the one that is there is."""
+        """Makes the environment, or finds out who made the one that is there."""
         env = self.env
         if env.path.exists() and any(env.path.iterdir()) and not env.claimed:
             return self.adopt()
@@ -142,10 +141,10 @@ class Setup:
         """Forgets packages whose installation was cut off, so that pip installs them again."""
         for info in self.env.probe()['half']:
             shutil.rmtree(info)
-            print(f'      {Path(info).name} was installed by halves: once more', flush=True)
+            print(f'      {Path(info).name} is half installed: once more', flush=True)
 
     def python_version(self, python: Path) -> tuple[int, ...] | None:
-        """Version of an interpreter, None if it does not run."""
+        """Returns the version of an interpreter, or None if it does not run."""
         code = 'import sys; print(*sys.version_info[:2])'
         try:
             done = subprocess.run([str(python), '-I', '-c', code], capture_output=True, text=True)
@@ -154,10 +153,9 @@ class Setup:
         return tuple(map(int, done.stdout.split())) if not done.returncode else None
 
     def check_python(self, version: tuple[int, ...] | None, python: Path | str) -> None:
-        """Sees that the stack runs on this Python."""
-        oldest = OLDEST[self.env.stack]
-        if version is None or not oldest <= tuple(version) <= NEWEST:
-            span = ' to '.join('.'.join(map(str, v)) for v in (oldest, NEWEST))
+        """Refuses a Python on which the stack does not run."""
+        if version is None or not OLDEST <= tuple(version) <= NEWEST:
+            span = ' to '.join('.'.join(map(str, v)) for v in (OLDEST, NEWEST))
             is_now = '.'.join(map(str, version)) if version else 'broken'
             raise StepError(
                 f'the {self.env.stack} stack needs Python {span}, {python} is {is_now}',
@@ -177,7 +175,7 @@ class Setup:
             )
 
     def install_torch(self) -> str:
-        """torch comes first, and nothing later may change it."""
+        """Installs torch; no later step changes it."""
         self.check_other_stack()
         env = self.env
         have = env.probe()['versions'].get('torch')
@@ -199,7 +197,7 @@ class Setup:
         return f'torch {env.probe()["versions"]["torch"]} installed'
 
     def install_tools(self) -> str:
-        """What builds the packages that come as source."""
+        """Installs what builds the packages that come as source."""
         env, setuptools = self.env, SETUPTOOLS[self.env.stack]
         to_build = [self.pins[name] for name in ('mmcv', *self.libs)]
         if 'setuptools' in env.theirs and env.probe(env.wanted(to_build))['missing']:
@@ -217,14 +215,14 @@ class Setup:
         return env.install(tools, log='3-tools')
 
     def install_libraries(self) -> str:
-        """Everything that comes as a wheel, in one go."""
+        """Installs everything that comes as a wheel, in one go."""
         lists = [read_requirements(extra) for extra in ['runtime', *self.extras]]
         lines = [line for lines in lists for line in lines if name_of(line) != 'torch']
         requirements = [self.pins['mmengine'], 'opencv-python<4.13', *self.others, *lines]
         return self.env.install(dict.fromkeys(requirements), log='4-libraries')
 
     def install_mmcv(self) -> str:
-        """mmcv with or without ops; pip itself cannot tell the two apart."""
+        """Installs mmcv with or without ops; pip itself cannot tell the two apart."""
         env, name = self.env, self.names['mmcv']
         pin = env.wanted([self.pins['mmcv']])[0]
         state = env.probe([pin])
@@ -280,7 +278,7 @@ class Setup:
         return 'installed, without compiled ops'
 
     def key(self, state: dict) -> str:
-        """The wheel's key in this environment."""
+        """Returns the key of the wheel for this environment."""
         version = self.pins['mmcv'].split('==')[1]
         torch = state['versions']['torch']
         return wheel_key(
@@ -342,7 +340,7 @@ class Setup:
             return final
 
     def compile(self, pin: str, work: Path) -> Path:
-        """Compiles in ``work``, which keeps what is compiled if it is stopped."""
+        """Compiles in ``work``; if it is stopped, what is compiled stays there."""
         env, source = self.env, work / 'source'
         pip = [str(env.python), '-I', '-u', '-m', 'pip']
         if not source.exists():
@@ -396,12 +394,12 @@ class Setup:
         return next(out.glob('*.whl'))
 
     def install_mm(self) -> str:
-        """mmseg, mmdet: their builds want to see torch."""
+        """Installs mmseg and mmdet, whose builds need torch in the environment."""
         pins = [self.pins[lib] for lib in self.libs]
         return self.env.install(pins, '--no-build-isolation', log='6-mm')
 
     def install_plugin(self) -> str:
-        """The checkout itself; what it needs is there already."""
+        """Installs this checkout; what it needs is there already."""
         env, version = self.env, {}
         exec((ROOT / 'mmkd_plugin' / 'version.py').read_text(encoding='utf-8'), version)
         state = env.probe([f'mmkd-plugin=={version["__version__"]}'])

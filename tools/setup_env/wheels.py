@@ -8,16 +8,15 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable
 
 from setup_env.console import StepError
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
-    """Holds a lock file, which the system lets go when its holders have ended, however they did.
+    """Holds a lock file; the system releases it when its holders have ended, for any reason.
 
     Args:
         path (Path): The lock file.
@@ -39,7 +38,7 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[int]:
 
 
 def cache_root() -> Path:
-    """The folder for what is kept per machine: ``$MMKD_CACHE``, else in the user's cache folder."""
+    """Returns the cache of this machine: ``$MMKD_CACHE``, else a folder in the user's cache."""
     if os.environ.get('MMKD_CACHE'):
         return Path(os.environ['MMKD_CACHE']).expanduser().absolute()
     return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser().absolute() / 'mmkd'
@@ -108,7 +107,7 @@ def has_ops(wheel: Path) -> bool:
 
 
 def build_jobs() -> int:
-    """As many compilers as there are cores, and 2 GB of memory for each."""
+    """Returns the number of compilers: one for each core and 2 GB of memory."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:

@@ -2,7 +2,7 @@
 # Written by: python tools/make_digit_scenes.py --out data/digit_scenes
 dataset_type = 'CocoDataset'
 data_root = 'data/digit_scenes/'
-img_scale = (128, 128)  # the --size of the scenes; a larger one enlarges them
+img_scale = (128, 128)  # the --size of the scenes; a larger scale enlarges them
 metainfo = dict(
     classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
     palette=[
@@ -19,8 +19,8 @@ metainfo = dict(
     ],
 )
 
-# No RandomFlip: a mirrored digit is no digit. For a model with masks add with_mask=True to both
-# LoadAnnotations and 'segm' to the metric; the annotations hold them.
+# No RandomFlip: a mirrored digit is not a digit. For a model with masks, add with_mask=True to both
+# LoadAnnotations and 'segm' to the metric; the annotations have masks.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

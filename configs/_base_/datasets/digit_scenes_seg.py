@@ -20,8 +20,8 @@ metainfo = dict(
     ],
 )
 
-# No RandomFlip: a mirrored digit is no digit. The scenes are enlarged a little, never reduced, so
-# that a crop is always full and needs no padding.
+# No RandomFlip: a mirrored digit is not a digit. The scenes are enlarged a little, never reduced:
+# so a crop needs no padding.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),

@@ -1,5 +1,5 @@
 # Semantic FPN of B-cos layers on a B-cos ResNet-18 of half the usual width, trained from scratch on
-# DigitScenes. Without activations and biases, but for that of the classifier.
+# DigitScenes. It has no activations, and a bias in the classifier alone.
 conv_cfg = dict(type='mmkd_plugin.BcosConv2d', b=2)
 norm_cfg = dict(type='mmkd_plugin.BcosBatchNorm2d')
 model = dict(
@@ -41,7 +41,7 @@ model = dict(
         act_cfg=None,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
-        # ten times the usual spread: a few hundred iterations have to be enough
+        # ten times the usual spread, because the training is short
         init_cfg=dict(type='Normal', std=0.1, override=dict(name='conv_seg')),
     ),
     train_cfg=dict(),

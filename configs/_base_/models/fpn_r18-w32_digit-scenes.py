@@ -37,7 +37,7 @@ model = dict(
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
-        # ten times the usual spread: a few hundred iterations have to be enough
+        # ten times the usual spread, because the training is short
         init_cfg=dict(type='Normal', std=0.1, override=dict(name='conv_seg')),
     ),
     train_cfg=dict(),

@@ -4,7 +4,7 @@ model = dict(
     _delete_=True,
     type='mmkd_plugin.Distiller',
     student={{_base_.model}},
-    teacher=dict(  # trained first: tools/train.py with this config
+    teacher=dict(  # train it first: tools/train.py with this config
         config='configs/digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
         checkpoint='work_dirs/fpn_r18-w32_1k_digit-scenes-128x128/iter_1000.pth',
     ),

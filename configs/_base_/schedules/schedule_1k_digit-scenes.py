@@ -1,4 +1,4 @@
-# A few minutes on two CPU cores, from scratch.
+# Training from scratch in a few minutes on two CPU cores.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.05),

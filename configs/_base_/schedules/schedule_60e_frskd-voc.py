@@ -3,7 +3,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005),
     clip_grad=dict(type='value', clip_value=2.0),
-    accumulative_counts=2,  # 16 images each; with 2 GPUs or 32 images per GPU write 1
+    accumulative_counts=2,  # times 16 images; with 2 GPUs or 32 images per GPU take 1
 )
 param_scheduler = [dict(type='MultiStepLR', by_epoch=True, milestones=[40], gamma=0.1)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=60, val_interval=5)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Callable, Union
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 #: One map, or several (the levels of a pyramid, the stages of a backbone).
-Maps = Union[Tensor, Sequence[Tensor]]
+Maps = Tensor | Sequence[Tensor]
 
 #: One factor for all maps, or one for each.
-Weight = Union[float, Sequence[float]]
+Weight = float | Sequence[float]
 
 
 def sum_over_maps(

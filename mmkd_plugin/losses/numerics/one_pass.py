@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mmkd_plugin.losses.numerics.precision import common_type, full_precision, n
 #: and whatever else there is, and ``slope``: a tensor in the form of the student's piece to write
 #: the gradient to, or None if nobody wants it.
 Kernel = Callable[..., Tensor]
-Slope = Optional[Tensor]
+Slope = Tensor | None
 
 #: The C library returns blocks of at least this many bytes to the system when they are freed.
 HUGE = 2**25

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, local
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor

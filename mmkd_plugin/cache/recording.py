@@ -1,0 +1,399 @@
+"""Recording: stock transforms that note what they do to an image.
+
+:func:`recorded` makes a stock pipeline note what it does, as a :class:`Geometry` in each data
+sample. :func:`~mmkd_plugin.cache.geometry.replay` does the same to stored maps.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from mmkd_plugin.cache.geometry import Geometry
+from mmkd_plugin.registry import TRANSFORMS
+from mmkd_plugin.words import did_you_mean
+
+#: Where results and the metainfo of data samples hold the :class:`Geometry`.
+KEY = 'mmkd_geometry'
+
+#: What a step did: a matrix, and the area that it filled with pixels if that is not all it could.
+Step = tuple[np.ndarray, 'Sequence[float] | None']
+
+
+def _shape(results: dict) -> tuple[int, int]:
+    return tuple(results['img'].shape[:2])
+
+
+def _matrix(scale: Sequence[float] = (1, 1), shift: Sequence[float] = (0, 0)) -> np.ndarray:
+    """From (y, x) factors and pixels."""
+    return np.array([[scale[1], 0, shift[1]], [0, scale[0], shift[0]], [0, 0, 1]], np.float64)
+
+
+def _scaling(before: Sequence[int], after: Sequence[int]) -> np.ndarray:
+    return _matrix(scale=(after[0] / before[0], after[1] / before[1]))
+
+
+@contextmanager
+def _watched(owner: Any, name: str) -> Iterator[list[tuple]]:
+    """Notes arguments and result of each call of a method."""
+    method, calls = getattr(owner, name), []
+    before = vars(owner).get(name)
+
+    def watched(*args: Any) -> Any:
+        calls.append((*args, method(*args)))
+        return calls[-1][-1]
+
+    setattr(owner, name, watched)
+    try:
+        yield calls
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _resize(transform: Callable, results: dict) -> tuple[dict, Step]:
+    before = _shape(results)
+    results = transform(results)
+    return results, (_scaling(before, _shape(results)), None)
+
+
+def _resize_and_pad(transform: Callable, results: dict) -> tuple[dict, Step]:
+    if not transform.keep_ratio:
+        return _resize(transform, results)
+    from mmcv import rescale_size
+
+    height, width = _shape(results)
+    results = transform(results)
+    after = rescale_size((width, height), results['scale'])[::-1]  # what the image had before Pad
+    return results, (_scaling((height, width), after), None)
+
+
+def _flip(transform: Callable, results: dict) -> tuple[dict, Step]:
+    results = transform(results)
+    height, width = _shape(results)
+    direction = results['flip_direction'] if results['flip'] else None
+    down = direction in ('vertical', 'diagonal')
+    across = direction in ('horizontal', 'diagonal')
+    scale, shift = (1 - 2 * down, 1 - 2 * across), (height * down, width * across)
+    return results, (_matrix(scale, shift), None)
+
+
+def _pad(transform: Callable, results: dict) -> tuple[dict, Step]:
+    return transform(results), (_matrix(), None)  # to the right and below
+
+
+def _pack(transform: Callable, results: dict) -> tuple[dict, None]:
+    return transform(results), None
+
+
+def _cut(transform: Callable, results: dict) -> tuple[dict | None, Step | None]:
+    """A crop or a shift looks at labels, never at pixels: given numbers for pixels, it tells by
+    them which it took. 0 is what it filled."""
+    image = results['img']
+    height, width = image.shape[:2]
+    numbers = np.arange(1, height * width + 1, dtype=np.int32)
+    results['img'] = numbers.reshape(height, width, *(1,) * (image.ndim - 2))
+    results = transform(results)
+    if results is None:
+        return None, None
+    numbers = results['img'].reshape(_shape(results))
+    to_y, to_x = divmod(int((numbers > 0).argmax()), numbers.shape[1])
+    from_y, from_x = divmod(int(numbers[to_y, to_x]) - 1, width)
+    rows, cols = int((numbers[:, to_x] > 0).sum()), int((numbers[to_y] > 0).sum())
+    part = image[from_y : from_y + rows, from_x : from_x + cols]
+    if (rows, cols) == numbers.shape:
+        results['img'] = part
+    else:
+        results['img'] = np.zeros((*numbers.shape, *image.shape[2:]), image.dtype)
+        results['img'][to_y : to_y + rows, to_x : to_x + cols] = part
+    return results, (_matrix(shift=(to_y - from_y, to_x - from_x)), None)
+
+
+def _center_crop(transform: Callable, results: dict) -> tuple[dict, Step]:
+    before = _shape(results)
+    results = transform(results)
+    # Half of what is cut off; a side that was too short is padded at its end.
+    shift = [-max(0, round((b - a) / 2)) for b, a in zip(before, _shape(results))]
+    return results, (_matrix(shift=shift), None)
+
+
+def _expand(transform: Callable, results: dict) -> tuple[dict, Step]:
+    with _watched(transform, '_random_left_top') as calls:
+        results = transform(results)
+    left, top = calls[-1][-1] if calls else (0, 0)
+    return results, (_matrix(shift=(top, left)), None)
+
+
+def _center_crop_and_pad(transform: Callable, results: dict) -> tuple[dict, Step]:
+    with _watched(transform, '_crop_image_and_paste') as calls:
+        results = transform(results)
+    _, centre, size, (_, (top, bottom, left, right), _) = calls[-1]
+    shift = [length // 2 - middle for length, middle in zip(size, centre)]
+    return results, (_matrix(shift=shift), (top, left, bottom, right))
+
+
+#: How the steps of stock transforms are noted.
+REPLAYED: dict[str, Callable] = {
+    'CenterCrop': _center_crop,
+    'Expand': _expand,
+    'FixScaleResize': _resize,
+    'FixShapeResize': _resize_and_pad,
+    'MinIoURandomCrop': _cut,
+    'PackDetInputs': _pack,
+    'PackSegInputs': _pack,
+    'Pad': _pad,
+    'RandomCenterCropPad': _center_crop_and_pad,
+    'RandomChoiceResize': _resize,
+    'RandomCrop': _cut,
+    'RandomFlip': _flip,
+    'RandomFlip_GLIP': _flip,
+    'RandomResize': _resize,
+    'RandomShift': _cut,
+    'Resize': _resize,
+    'ResizeShortestEdge': _resize,
+    'ResizeToMultiple': _resize,
+}
+
+#: Stock transforms that leave each pixel in its place. What they change (colours, painted patches)
+#: is not in maps of the image as loaded.
+IGNORED = {
+    'AdjustGamma', 'AutoContrast', 'Brightness', 'CLAHE', 'Color', 'ColorTransform', 'Contrast',
+    'CutOut', 'Equalize', 'FilterAnnotations', 'GTBoxSubOne_GLIP', 'GenerateEdge', 'Invert',
+    'LoadAnnotations', 'LoadDepthAnnotation', 'LoadEmptyAnnotations', 'LoadImageFromFile',
+    'LoadImageFromNDArray', 'LoadImageFromNpyFile', 'LoadMultiChannelImageFromFiles',
+    'LoadPanopticAnnotations', 'LoadProposals', 'LoadSingleRSImageFromFile', 'LoadTextAnnotations',
+    'Normalize', 'PhotoMetricDistortion', 'Posterize', 'RGB2Gray', 'RandomCutOut', 'RandomDepthMix',
+    'RandomErasing', 'RandomGrayscale', 'RandomSamplingNegPos', 'Rerange', 'SegRescale',
+    'Sharpness', 'Solarize', 'SolarizeAdd', 'YOLOXHSVRandomAug',
+}  # fmt: skip
+
+#: Stock transforms that hold others, and the argument that does.
+WRAPPERS = {
+    'AutoAugment': 'policies',
+    'Compose': 'transforms',
+    'ProposalBroadcaster': 'transforms',
+    'RandAugment': 'aug_space',
+    'RandomApply': 'transforms',
+    'RandomChoice': 'transforms',
+    'RandomOrder': 'transforms',
+}
+
+#: Why some stock transforms cannot be replayed.
+REFUSED = {
+    name: reason
+    for reason, names in {
+        'it mixes several images': (
+            'CachedMixUp', 'CachedMosaic', 'CopyPaste', 'MixUp', 'Mosaic', 'RandomMosaic',
+        ),
+        'it moves objects inside the image': ('InstaBoost',),
+        'it turns, shears or moves images by parts of a pixel': (
+            'RandomAffine', 'RandomRotFlip', 'RandomRotate', 'Rotate', 'ShearX', 'ShearY',
+            'TranslateX', 'TranslateY',
+        ),
+        'what it holds does not find the image where other transforms do': (
+            'KeyMapper', 'MultiBranch', 'TransformBroadcaster',
+        ),
+        'it is for volumes': (
+            'BioMedical3DPad', 'BioMedical3DRandomCrop', 'BioMedical3DRandomFlip',
+        ),
+    }.items()
+    for name in names
+}  # fmt: skip
+
+
+@TRANSFORMS.register_module()
+class Recorded:
+    """A stock transform, which notes what it did to the image in ``results['mmkd_geometry']``.
+
+    What it gives and the random numbers that it draws are those of the transform. One that packs
+    the inputs adds the :class:`Geometry` to the metainfo. :func:`recorded` makes these.
+
+    Args:
+        transform (dict): Config of a transform in :data:`REPLAYED`.
+
+    Example:
+        >>> _ = __import__('mmcv.transforms')
+        >>> crop = Recorded(dict(type='CenterCrop', crop_size=(4, 2)))
+        >>> results = crop(dict(img=np.zeros((6, 6, 3))))
+        >>> results['mmkd_geometry'].matrix[:2, 2]
+        array([-1., -2.])
+    """
+
+    def __init__(self, transform: dict) -> None:
+        self.transform = TRANSFORMS.build(transform)
+        self.name = type(self.transform).__name__
+        if REPLAYED[self.name] is _pack:
+            self.transform.meta_keys = (*self.transform.meta_keys, KEY)
+
+    def __iter__(self) -> Iterator[Callable]:
+        """As the wrappers of mmcv, which share random numbers among several runs."""
+        return iter((self.transform,))
+
+    def __call__(self, results: dict) -> dict | None:
+        geometry = results.setdefault(KEY, Geometry.of(_shape(results)))
+        if _shape(results) != geometry.packed:
+            raise ValueError(
+                f'`{self.name}` got an image of {_shape(results)} (height, width), not the '
+                f'{geometry.packed} that the replayed transforms before it gave: one between them '
+                'that is ignored changes the size of images'
+            )
+        results, step = REPLAYED[self.name](self.transform, results)
+        if step is not None:
+            matrix, area = step
+            results[KEY] = geometry.then(matrix, _shape(results), area)
+        return results
+
+    def __repr__(self) -> str:
+        return f'Recorded({self.transform!r})'
+
+
+def recorded(
+    pipeline: Sequence[dict],
+    scope: str | None,
+    ignore: Sequence[str] = (),
+    place: str = 'pipeline',
+) -> list[dict]:
+    """The same pipeline, which notes what it does to images.
+
+    Each data sample gets ``metainfo['mmkd_geometry']``, a :class:`Geometry`. Nothing else that the
+    pipeline gives changes, nor the random numbers that it draws.
+
+    Args:
+        pipeline (Sequence[dict]): Configs of transforms of mmcv, mmseg and mmdet.
+        scope (str, optional): In which their names are looked up, ``'mmseg'`` or ``'mmdet'``. None
+            is the default scope.
+        ignore (Sequence[str]): Types of other transforms, as in the config, that leave each pixel
+            in its place. Defaults to ``()``.
+        place (str): What messages call the pipeline. Defaults to ``'pipeline'``.
+
+    Raises:
+        ValueError: If what a transform does to an image cannot be replayed, or is not known.
+
+    Example:
+        >>> _ = __import__('mmcv.transforms')
+        >>> steps = recorded([dict(type='LoadImageFromFile'), dict(type='Pad', size=(8, 8))], None)
+        >>> [step['type'] for step in steps]
+        ['LoadImageFromFile', 'mmkd_plugin.Recorded']
+    """
+    with TRANSFORMS.switch_scope_and_registry(scope) as registry:
+        return _recorded(list(pipeline), place, ignore, registry)
+
+
+def _recorded(step: Any, place: str, ignore: Sequence[str], registry: Registry) -> Any:
+    if isinstance(step, (list, tuple)):
+        return [_recorded(s, f'{place}[{i}]', ignore, registry) for i, s in enumerate(step)]
+    kind = step['type']
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    name = kind if isinstance(kind, str) else kind.__name__
+    if getattr(found, '__module__', '').startswith('mmkd_plugin.'):
+        return step  # a dumped config of such a run has them
+    known = _stock_name(found)
+    if known in WRAPPERS:
+        key = WRAPPERS[known]
+        held = step[key] if key in step else inspect.signature(found).parameters[key].default
+        return {**step, key: _recorded(held, f'{place}.{key}', ignore, registry)}
+    if known in REPLAYED:
+        if 'resize_type' in step:
+            _check_resize(step['resize_type'], f'{place}.resize_type', registry)
+        return dict(type='mmkd_plugin.Recorded', transform=step)
+    if known in IGNORED or name in ignore:
+        return step
+    if known in REFUSED:
+        raise ValueError(
+            f'{place}: `{name}` cannot be replayed on stored maps: {REFUSED[known]}. {_REMEDY}'
+        )
+    if found is None:
+        hint = did_you_mean(name, [*REPLAYED, *IGNORED, *WRAPPERS])
+        raise ValueError(f'{place}: no transform `{name}` is registered{hint}')
+    raise ValueError(
+        f'{place}: what `{name}` does to an image is not known, so it cannot be replayed on stored '
+        f"maps. If it leaves each pixel in its place, say ignore=('{name}',). {_REMEDY}"
+    )
+
+
+def _stock_name(found: type | None) -> str | None:
+    stock = found is not None and found.__module__.split('.')[0] in ('mmcv', 'mmseg', 'mmdet')
+    return found.__name__ if stock else None
+
+
+def _check_resize(kind: Any, place: str, registry: Registry) -> None:
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    if REPLAYED.get(_stock_name(found)) is not _resize:
+        raise ValueError(f'{place}: `{kind}` is no resize that can be replayed. {_REMEDY}')
+
+
+_REMEDY = (
+    'Else take it out of the training pipeline, or train with the teacher itself in place of its '
+    'stored maps'
+)
+
+
+def record_training(cfg: Config, ignore: Sequence[str] = ()) -> None:
+    """Makes all pipelines with which a config trains note what they do, in place.
+
+    Args:
+        cfg (Config): With ``train_dataloader``: its data set, those inside wrappers, and the
+            pipelines that hooks switch to.
+        ignore (Sequence[str]): As for :func:`recorded`.
+
+    Raises:
+        ValueError: If one of them cannot be replayed, a data set mixes images, or the data
+            preprocessor changes batches.
+    """
+    _check_batch_augments(cfg)
+    for holder, key, place in train_pipelines(cfg):
+        holder[key] = recorded(holder[key], cfg.get('default_scope'), ignore, place)
+
+
+def train_pipelines(cfg: Config) -> Iterator[tuple[dict, str, str]]:
+    """Finds the pipelines with which a config trains.
+
+    Args:
+        cfg (Config): With ``train_dataloader``.
+
+    Yields:
+        tuple[dict, str, str]: What holds a pipeline, under which key, and where in the config.
+
+    Raises:
+        ValueError: If a data set has a pipeline around another data set, which mixes images.
+    """
+    yield from _pipelines_of(cfg.train_dataloader['dataset'], 'train_dataloader.dataset')
+    for i, hook in enumerate(cfg.get('custom_hooks') or ()):
+        if 'switch_pipeline' in hook:
+            yield hook, 'switch_pipeline', f'custom_hooks[{i}].switch_pipeline'
+
+
+def _pipelines_of(dataset: dict, place: str) -> Iterator[tuple[dict, str, str]]:
+    inner = [(dataset['dataset'], f'{place}.dataset')] if 'dataset' in dataset else []
+    for i, part in enumerate(dataset.get('datasets', ())):
+        inner.append((part, f'{place}.datasets[{i}]'))
+    if inner and dataset.get('pipeline'):
+        raise ValueError(
+            f'{place}: `{dataset["type"]}` has a pipeline around another data set, to mix several '
+            f'images; that cannot be replayed on stored maps. {_REMEDY}'
+        )
+    for part in inner:
+        yield from _pipelines_of(*part)
+    if dataset.get('pipeline'):
+        yield dataset, 'pipeline', f'{place}.pipeline'
+
+
+def _check_batch_augments(cfg: Config) -> None:
+    model = cfg.get('model') or {}
+    holders = {'': cfg, 'model.': model, 'model.student.': model.get('student') or {}}
+    for place, holder in holders.items():
+        augments = (holder.get('data_preprocessor') or {}).get('batch_augments') or ()
+        for augment in [augments] if isinstance(augments, dict) else augments:
+            if augment['type'].split('.')[-1] != 'BatchFixedSizePad':
+                raise ValueError(
+                    f'{place}data_preprocessor.batch_augments: `{augment["type"]}` changes whole '
+                    f'batches, which cannot be replayed on stored maps. {_REMEDY}'
+                )

@@ -1,0 +1,43 @@
+"""Traits: what a loss declares about itself, read in this one place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+
+class LossTraits(NamedTuple):
+    """What a loss asks for; an attribute or a property of the same name declares it.
+
+    Args:
+        needs (tuple[str, ...]): Keyword arguments of ``forward`` beside the maps, each one of
+            those in :mod:`mmkd_plugin.terms.needs`. Defaults to none.
+        compares (str): ``'maps'``, ``'gradients'`` of the task loss with respect to them, or
+            ``'explanations'`` of class scores by them. Defaults to ``'maps'``.
+        needs_same_channels (bool): Whether student and teacher must have equally many channels;
+            if so, a 1×1 convolution is added where they differ. Defaults to True.
+        needs_same_size (bool): Whether their heights and widths must be equal; if so, the
+            student's maps are resized where they differ. Defaults to True.
+        compares_probabilities (bool): Whether it compares the probabilities of classes and nothing
+            else, so that the largest scores are enough. Defaults to False.
+    """
+
+    needs: tuple[str, ...] = ()
+    compares: str = 'maps'
+    needs_same_channels: bool = True
+    needs_same_size: bool = True
+    compares_probabilities: bool = False
+
+    @classmethod
+    def of(cls, loss: nn.Module) -> LossTraits:
+        """Those of a loss.
+
+        Examples:
+            >>> from mmkd_plugin.losses import AttentionLoss
+            >>> LossTraits.of(AttentionLoss()).needs_same_channels
+            False
+        """
+        return cls(
+            **{name: getattr(loss, name, default) for name, default in cls._field_defaults.items()}
+        )

@@ -1,6 +1,0 @@
-"""Necks: the self-teachers of FRSKD, and the student's neck that goes with one of them."""
-
-from mmkd_plugin.necks.frskd import BiFPN, BiFPNSegSelfTeacher, BiFPNSelfTeacher
-from mmkd_plugin.necks.frskd_classifier import BiFPNClassifier, frskd_losses
-
-__all__ = ['BiFPN', 'BiFPNClassifier', 'BiFPNSegSelfTeacher', 'BiFPNSelfTeacher', 'frskd_losses']

@@ -1,0 +1,158 @@
+"""The student in training: one forward, and what the views of the terms see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmkd_plugin.explanations import Chosen, Scores
+from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
+from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
+from mmkd_plugin.taps.task_gradient import (
+    once_only,
+    scaled_losses,
+    task_gradients,
+    twice_differentiable,
+)
+from mmkd_plugin.teachers.base import Preview
+from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
+
+
+class Seen(NamedTuple):
+    """What one training forward of a student showed.
+
+    Args:
+        losses (dict[str, Any]): Its own losses, weighted.
+        maps (dict[Tap, Maps]): What lies at each tap, with gradient.
+        shown (dict[View, Maps]): What each view saw, with gradient.
+    """
+
+    losses: dict[str, Any]
+    maps: dict[Tap, Maps]
+    shown: dict[View, Maps]
+
+
+class StudentForward:
+    """Runs a student's own training forward and reads in it what the terms compare.
+
+    It keeps no module: the student is given to each call.
+
+    Args:
+        student (nn.Module): The model, to be tried once.
+        views (Sequence[View]): All that will ever be asked for.
+        taps (Sequence[Tap]): Further taps that will be read.
+        device (torch.device): Where to try it.
+
+    Raises:
+        ValueError: If a tap names no module of the student, or one that does not run.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        views: Sequence[View],
+        taps: Sequence[Tap],
+        device: torch.device,
+    ) -> None:
+        self.run: DryRun = dry_run_student(student, [*taps_of(views), *taps], device)
+        self._scores: dict[View, Scores] = {}
+        self._checked = False
+
+    def preview(self, student: nn.Module, views: Sequence[View], device: torch.device) -> Preview:
+        """What the trial showed of views; explanations are tried in a copy of the student.
+
+        Raises:
+            ValueError: If the student's class scores cannot be explained.
+        """
+        values = self.run.values
+        shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients')}
+        for view in of_kind(views, 'explanations'):
+            copy = trial_copy(student, device)
+            tried = try_explaining(view, copy, device, 'the student', self.run.size)
+            self._scores[view], shown[view] = tried
+        return Preview(values, shown, self._scores, self.run.size)
+
+    def forget(self) -> None:
+        """Drops the maps and the data samples of the trial."""
+        self.run = self.run.without_maps()
+
+    def __call__(
+        self,
+        student: nn.Module,
+        inputs: Tensor,
+        data_samples: list | None,
+        views: Sequence[View],
+        taps: Sequence[Tap] = (),
+        task: float = 1.0,
+        chosen: Mapping[View, Chosen] | None = None,
+    ) -> Seen:
+        """Runs the student once; with ``task=0`` no further than its last tap.
+
+        Args:
+            student (nn.Module): The model.
+            inputs (Tensor): Images ``(N, C, H, W)`` from its data preprocessor.
+            data_samples (list, optional): Their data samples.
+            views (Sequence[View]): A part of those given at the start.
+            taps (Sequence[Tap]): Further taps to read, a part of those given at the start.
+            task (float): Factor on its own losses. Defaults to 1.0.
+            chosen (Mapping[View, Chosen], optional): For views of explanations, which classes are
+                explained where. Defaults to None.
+
+        Raises:
+            ValueError: If a view needs a second derivative that does not exist.
+        """
+        gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
+        gradient_taps = taps_of(gradients)
+        every = list(dict.fromkeys([*taps_of(views, 'maps', 'explanations'), *taps]))
+        reader = TapReader(
+            student,
+            [*every, *gradient_taps],
+            self.run.in_place,
+            self.run.calls if task == 0 and not gradients else None,
+            self.run.places,
+            on_path=[tap for view in (*gradients, *explaining) for tap in view.on_path()],
+        )
+        losses, slopes, shown, learning = {}, {}, {}, torch.is_grad_enabled()
+        with ExitStack() as stack:
+            if gradients or explaining:
+                stack.enter_context(torch.enable_grad())
+            if gradients:
+                stack.enter_context(twice_differentiable(student))
+            for view in explaining:
+                stack.enter_context(view.context(student))
+            with reader:
+                losses = dict(student(inputs, data_samples, mode='loss'))
+            read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
+            if gradients:
+                loss = student.parse_losses(losses)[0]
+                compared = {tap: read[tap] for tap in gradient_taps}
+                self._check_once(loss, compared)
+                slopes = task_gradients(loss, compared, create_graph=learning)
+            for view in explaining:
+                self._check_once(view.scores.of(read), {tap: read[tap] for tap in view.taps})
+                kind, size = self._scores[view], inputs.shape[2:]
+                shown[view] = view.explain(read, chosen[view], kind, size, learning).pairs()
+        self._checked = self._checked or bool(gradients or explaining)
+        shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
+        shown |= {view: view.of(slopes) for view in gradients}
+        if task != 1:
+            losses = scaled_losses(losses, task) if task else {}
+        return Seen(losses, {tap: read[tap] for tap in every}, shown)
+
+    def _check_once(self, outputs: Maps, maps: Mapping[Tap, Maps]) -> None:
+        """Refuses, in the first iteration, what cannot be differentiated twice."""
+        if self._checked:
+            return
+        tensors = [tensor for value in maps.values() for tensor in as_list(value)]
+        for output in as_list(outputs):
+            culprit = once_only(output, tensors)
+            if culprit is not None:
+                raise ValueError(
+                    f"the student's task loss cannot be differentiated twice: {culprit} lies "
+                    f'between {", ".join(map(str, maps))} and the loss. Tap behind it, or take a '
+                    'PyTorch counterpart of it in the student (BN for SyncBN, say)'
+                )

@@ -1,0 +1,101 @@
+"""The student's state in front: a checkpoint is the student's, and all else lies beside it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import nn
+
+from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
+
+STATE_VERSION = 1
+#: Parts of a Distiller whose state lies beside that of the student in a checkpoint.
+BESIDE = ('distill', 'self_teachers')
+
+
+def put_student_in_front(
+    module: nn.Module, destination: dict, prefix: str, local_metadata: dict
+) -> None:
+    """State-dict hook: the student's keys alone, the state of the terms in the metadata.
+
+    Args:
+        module (nn.Module): The Distiller.
+        destination (dict): Its state dict, changed in place.
+        prefix (str): Where it lies in a larger model.
+        local_metadata (dict): Its metadata, changed in place.
+    """
+    start, beside = f'{prefix}student.', {}
+    for key in [key for key in destination if key.startswith(prefix)]:
+        value = destination.pop(key)
+        if key.startswith(start):
+            destination[prefix + key[len(start) :]] = value
+        elif key.startswith(tuple(f'{prefix}{part}.' for part in BESIDE)):
+            beside[key[len(prefix) :]] = value.detach().cpu()
+    metadata = getattr(destination, '_metadata', {})
+    for key in [key for key in metadata if f'{key}.'.startswith(start)]:
+        metadata[(prefix + key[len(start) :]).rstrip('.')] = metadata[key]
+    local_metadata[METADATA_KEY] = dict(version=STATE_VERSION, state=beside)
+    metadata[prefix[:-1]] = local_metadata
+
+
+def take_student_from_front(
+    module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict
+) -> None:
+    """Turns the state dict of a student, and what lies beside it, into that of a Distiller.
+
+    What the checkpoint lacks beside the student stays as it is, and the log says so.
+
+    Args:
+        module (nn.Module): The Distiller.
+        state_dict (dict): The state dict, changed in place.
+        prefix (str): Where the Distiller lies in a larger model.
+        local_metadata (dict): Its metadata.
+
+    Raises:
+        ValueError: If the weights are not the student's.
+    """
+    found = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
+    saved = local_metadata.get(METADATA_KEY)
+    check_student_weights(
+        {key: value.shape for key, value in module.student.state_dict().items()},
+        {key: state_dict[full] for key, full in found.items()},
+        distilled=saved is not None,
+    )
+    for key, full in found.items():
+        state_dict[f'{prefix}student.{key}'] = state_dict.pop(full)
+    metadata = getattr(state_dict, '_metadata', None)
+    if metadata is not None:  # so that version conversions of the student's modules work
+        for key in [key for key in metadata if not key.startswith('student')]:
+            metadata.setdefault(f'student.{key}'.rstrip('.'), metadata[key])
+    for key in module.data_preprocessor.state_dict():
+        value = state_dict.get(f'{prefix}student.data_preprocessor.{key}')
+        if value is not None:
+            state_dict[f'{prefix}data_preprocessor.{key}'] = value
+    _take_beside(module, state_dict, prefix, None if saved is None else saved['state'])
+
+
+def _take_beside(
+    module: nn.Module, state_dict: dict, prefix: str, saved: dict[str, Any] | None
+) -> None:
+    own = {
+        f'{part}.{key}': value
+        for part in BESIDE
+        for key, value in getattr(module, part).state_dict().items()
+    }
+    missing = []
+    for key, value in own.items():
+        if saved is not None:
+            if key in saved and saved[key].shape == value.shape:
+                value = saved[key]
+            else:
+                missing.append(key)
+        state_dict[prefix + key] = value
+    if missing:
+        print_log(
+            f'The checkpoint has no fitting state for {", ".join(missing)}: '
+            'this part of the distillation starts afresh.',
+            logger='current',
+            level=logging.WARNING,
+        )

@@ -1,0 +1,118 @@
+"""Made-up images and labels, on which models are tried before training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Pixels of a made-up image. At 128 the coarsest FPN level, stride 128, still has one position; some
+# heads pool over windows that only the larger one holds. A few transformers take neither, but only
+# images as large as their training crops.
+EXAMPLE_SIZES = (128, 512)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Gives Python's, NumPy's and torch's random generators back as they were found.
+
+    What the Distiller adds to a run (a teacher, connectors, a dry forward) must not change the
+    student's initial weights or the order of its data.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def example_batch(
+    model: nn.Module, device: torch.device, size: int = EXAMPLE_SIZES[0], masks: bool = True
+) -> tuple[Tensor, list | None]:
+    """A made-up image and the labels for it that the model's library expects.
+
+    Args:
+        model (nn.Module): An mmseg segmentor, an mmdet detector, or another model.
+        device (torch.device): Where the model is.
+        size (int): Height and width of the image, pixels. Defaults to 128.
+        masks (bool): Whether a detector's labels have instance masks. Defaults to True.
+
+    Returns:
+        tuple: The image as the model's data preprocessor gives it, ``(1, C, size, size)``, and a
+        list with one data sample (None for a model of another library).
+    """
+    image = torch.randint(0, 256, (_channels(model), size, size), dtype=torch.uint8)
+    library = library_of(model)
+    if not library:
+        data = model.data_preprocessor(dict(inputs=[image]), False)
+        inputs = data['inputs']
+        return (inputs if isinstance(inputs, Tensor) else torch.stack(inputs).float()), None
+    sample = _seg_sample(size) if library == 'mmseg' else _det_sample(size, masks)
+    shape = (size, size)
+    sample.set_metainfo(
+        dict(
+            img_shape=shape,
+            ori_shape=shape,
+            pad_shape=shape,
+            batch_input_shape=shape,
+            scale_factor=(1.0, 1.0),
+            padding_size=(0, 0, 0, 0),
+            flip=False,
+            img_id=0,
+            img_path='',
+        )
+    )
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
+    return data['inputs'], [sample.to(device) for sample in data['data_samples']]
+
+
+def _channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes, before its preprocessor: 3, or 1 for grey ones."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def crop_size(preprocessor: nn.Module) -> tuple[int, ...]:
+    """The side of the square images that mmseg's preprocessor pads to in training, if it does."""
+    size = getattr(preprocessor, 'size', None) or ()
+    return (size[0],) if len(size) == 2 and size[0] == size[1] else ()
+
+
+def library_of(model: nn.Module) -> str:
+    """The OpenMMLab library that a model's class comes from, ``'mmseg'`` or ``'mmdet'``, or ''."""
+    roots = [base.__module__.split('.')[0] for base in type(model).__mro__]
+    return next((root for root in roots if root in ('mmseg', 'mmdet')), '')
+
+
+def _seg_sample(size: int) -> Any:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    labels = PixelData(data=torch.zeros(1, size, size, dtype=torch.long))
+    return SegDataSample(gt_sem_seg=labels, gt_edge_map=labels.clone())
+
+
+def _det_sample(size: int, masks: bool) -> Any:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    low, high = size // 8, size - size // 8
+    box = torch.tensor([[low, low, high, high]], dtype=torch.float32)
+    mask = np.zeros((1, size, size), dtype=np.uint8)
+    mask[:, low:high, low:high] = 1
+    instances = InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.long))
+    if masks:
+        instances.masks = BitmapMasks(mask, size, size)
+    return DetDataSample(
+        gt_instances=instances,
+        ignored_instances=InstanceData(bboxes=box[:0], labels=torch.zeros(0, dtype=torch.long)),
+        gt_sem_seg=PixelData(sem_seg=torch.zeros(1, size, size, dtype=torch.long)),
+    )

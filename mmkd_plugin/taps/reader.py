@@ -1,0 +1,193 @@
+"""TapReader: reads taps during one forward of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmkd_plugin.taps.tap import Maps, Tap, describe, find_module, flatten, map_tensors
+
+
+class TapError(ValueError):
+    """A tap that cannot be read from what its module gave."""
+
+
+class _AllSeen(BaseException):
+    """Ends a forward once every tap has been read; no ``except Exception`` may swallow it."""
+
+
+class TapReader:
+    """Reads taps during one forward of a model; used as a context manager.
+
+    Hooks exist only inside the ``with`` block, so a re-computation in the backward pass of a
+    check-pointed module is not read a second time, and nothing is held once the reader is dropped.
+
+    Args:
+        model (nn.Module): The model that is going to run.
+        taps (Iterable[Tap]): What to read.
+        clone (Collection[Tap]): Places whose tensor is changed in place later in the forward (an
+            in-place ReLU behind a batch norm, say) and which are copied for that reason.
+        stop_after (Mapping[Tap, int], optional): How many times each place runs in one forward. If
+            given, the forward ends as soon as all of them have.
+        places (Mapping[Tap, Sequence[Tap]]): Where ``@pre_relu`` taps are read, as
+            :func:`mmkd_plugin.taps.dry_run.read_once` found it. Defaults to ``{}``.
+        on_path (Collection[Tap]): Taps whose tensor the model has to go on with, so that the
+            gradient of its loss with respect to it exists; one that has no graph yet becomes a
+            leaf. Defaults to ``()``.
+
+    Examples:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
+        >>> tap = Tap.parse('0')
+        >>> with TapReader(model, [tap]) as reader:
+        ...     _ = model(torch.rand(1, 3, 4, 4))
+        >>> reader.read(tap).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[Tap],
+        clone: Collection[Tap] = (),
+        stop_after: Mapping[Tap, int] | None = None,
+        places: Mapping[Tap, Sequence[Tap]] | None = None,
+        on_path: Collection[Tap] = (),
+    ) -> None:
+        self.model = model
+        self._places = {tap: tuple((places or {}).get(tap, (tap,))) for tap in taps}
+        self.taps = list(dict.fromkeys(place for all_ in self._places.values() for place in all_))
+        self.clone = clone
+        self.on_path = {place for tap in on_path for place in self._places[tap]}
+        self._missing = None
+        if stop_after is not None:
+            self._missing = {
+                tap: stop_after[tap] if tap.call is None else tap.call + 1 for tap in self.taps
+            }
+        self._count: Counter[Tap] = Counter()
+        self._values: dict[Tap, list[Any]] = {tap: [] for tap in self.taps}
+        self._versions: dict[Tap, list[tuple[Tensor, int]]] = {tap: [] for tap in self.taps}
+        self._handles: list = []
+
+    def __enter__(self) -> TapReader:
+        for tap in self.taps:
+            module = find_module(self.model, tap, 'the model')
+            if tap.where == 'input':
+                hook = partial(self._before, tap)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(partial(self._after, tap))
+            self._handles.append(handle)
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> bool:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return kind is _AllSeen
+
+    def _before(self, tap: Tap, _: nn.Module, args: tuple, kwargs: dict) -> Any:
+        if tap in self.on_path:
+            args, kwargs = map_tensors(args, _with_graph), map_tensors(kwargs, _with_graph)
+        self._keep(tap, _only(args, kwargs))
+        if tap not in self.on_path:
+            return None
+        return self._onward(tap, args), self._onward(tap, kwargs)
+
+    def _after(self, tap: Tap, _: nn.Module, __: tuple, output: Any) -> Any:
+        if tap not in self.on_path:
+            return self._keep(tap, output)
+        output = map_tensors(output, _with_graph)
+        self._keep(tap, output)
+        return self._onward(tap, output)
+
+    def _onward(self, tap: Tap, value: Any) -> Any:
+        """What the model goes on with where the tensor that was read is to be on its path."""
+        return map_tensors(value, Tensor.clone) if tap in self.clone else value
+
+    def _keep(self, tap: Tap, value: Any) -> None:
+        call = self._count[tap]
+        self._count[tap] += 1
+        if tap.call in (None, call):
+            if tap in self.clone and tap not in self.on_path:
+                value = map_tensors(value, Tensor.clone)
+            else:
+                self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
+            self._values[tap].append(value)
+        if self._missing is not None:
+            self._missing[tap] -= 1
+            if all(count <= 0 for count in self._missing.values()):
+                raise _AllSeen
+
+    def calls(self, tap: Tap) -> int:
+        """How often a place has run."""
+        return self._count[tap]
+
+    def changed_in_place(self, tap: Tap) -> bool:
+        """Whether something wrote into the tensor of a place after it was read."""
+        return any(tensor._version != version for tensor, version in self._versions[tap])
+
+    def forget_versions(self) -> None:
+        """Lets :meth:`read` return tensors that were overwritten; for their shapes only."""
+        self._versions = {tap: [] for tap in self.taps}
+
+    def read(self, tap: Tap) -> Maps:
+        """What the tap saw: a tensor, or a list of tensors.
+
+        Raises:
+            TapError: If the module did not run, has no such element, or gives something that is
+                neither a tensor nor a sequence of tensors.
+            RuntimeError: If the tensor was changed in place since.
+        """
+        places = self._places.get(tap, (tap,))
+        if places != (tap,):
+            maps = [self.read(place) for place in places]
+            return maps[0] if len(maps) == 1 else maps
+        values = self._values[tap]
+        if not values:
+            raise TapError(f"tap '{tap}' did not run in this forward")
+        if self.changed_in_place(tap):
+            raise RuntimeError(
+                f"what tap '{tap}' read was overwritten in place later in this forward, though not "
+                'in the dry forward at build time'
+            )
+        value = values[0] if len(values) == 1 else values
+        for position in tap.index:
+            if not isinstance(value, Sequence) or not -len(value) <= position < len(value):
+                kind = (
+                    f'{len(value)} elements'
+                    if isinstance(value, Sequence)
+                    else f'one {describe(value)}'
+                )
+                raise TapError(f"tap '{tap}' has no element [{position}]: it gives {kind}")
+            value = value[position]
+        if isinstance(value, Tensor):
+            return value
+        tensors = list(flatten(value))
+        if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise TapError(
+                f"tap '{tap}' gives {describe(value)}, not a tensor or a sequence of tensors; name "
+                'a module inside it, or an element such as '
+                f"'{tap.path}[0]'"
+            )
+        return tensors
+
+
+def _only(args: tuple, kwargs: dict) -> Any:
+    inputs = args or tuple(kwargs.values())
+    return inputs[0] if len(inputs) == 1 else inputs
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    return (item for item in flatten(value) if isinstance(item, Tensor))
+
+
+def _with_graph(tensor: Tensor) -> Tensor:
+    """A tensor that gradients can be asked for: itself, or a leaf of its values."""
+    if tensor.requires_grad or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().requires_grad_()

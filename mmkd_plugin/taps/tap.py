@@ -1,0 +1,220 @@
+"""Tap: a place in a model, a named module's input or output; Maps: what is read there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+Maps = Tensor | list[Tensor]
+
+_FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu))?')
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place in a model: a module, its input or its output, and an element of it.
+
+    Args:
+        path (str): Dotted name of a module, as in ``model.named_modules()``.
+        index (tuple[int]): Elements to take one after the other, of a module that gives a sequence
+            or runs several times in one forward. Defaults to ``()``, everything.
+        where (str): ``'output'``, ``'input'``, or ``'pre_relu'``: what enters the ReLU whose output
+            the module gives. Defaults to ``'output'``.
+        call (int, optional): Which run of a module that runs several times in one forward, counted
+            from 0; found by a dry forward, never typed. Defaults to None, all of them.
+
+    Examples:
+        >>> Tap.parse('neck[2]').index
+        (2,)
+        >>> str(Tap.parse('backbone.layer4@pre_relu'))
+        'backbone.layer4@pre_relu'
+    """
+
+    path: str
+    index: tuple[int, ...] = ()
+    where: str = 'output'
+    call: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Tap:
+        """Reads ``'a.b'``, ``'a.b@input'``, ``'a.b@pre_relu'`` or ``'a.b[2]'``.
+
+        Raises:
+            ValueError: If the text has another form.
+        """
+        match = _FORM.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(
+                f"{text!r} is not a tap: expected 'module.path', 'module.path@input', "
+                "'module.path@pre_relu' or 'module.path[2]' (a child of a list is written "
+                "'layers.0.conv')"
+            )
+        index = tuple(int(number) for number in re.findall(r'-?\d+', match['index']))
+        return cls(match['path'], index, match['where'] or 'output')
+
+    def __str__(self) -> str:
+        index = ''.join(f'[{number}]' for number in self.index)
+        return f'{self.path}{index}' + ('' if self.where == 'output' else f'@{self.where}')
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One tap, or several that are read as one list of maps.
+
+    Args:
+        taps (tuple[Tap]): The places, in the order of the maps.
+
+    Examples:
+        >>> str(Taps.parse(['backbone.layer3', 'neck']))
+        'backbone.layer3, neck'
+    """
+
+    taps: tuple[Tap, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Taps:
+        """Reads the text of a tap, or a list of such texts.
+
+        Raises:
+            ValueError: If the list is empty or a text has another form.
+        """
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if not texts:
+            raise ValueError('a list of taps cannot be empty')
+        return cls(tuple(Tap.parse(text) for text in texts))
+
+    def __iter__(self) -> Iterator[Tap]:
+        return iter(self.taps)
+
+    def __str__(self) -> str:
+        return ', '.join(map(str, self.taps))
+
+    def of(self, values: Mapping[Tap, Maps]) -> Maps:
+        """What these taps read: a tensor, or a list of tensors.
+
+        Args:
+            values (Mapping[Tap, Maps]): What each tap read.
+        """
+        if len(self.taps) == 1:
+            return values[self.taps[0]]
+        return [tensor for tap in self.taps for tensor in flatten(values[tap])]
+
+
+def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
+    """Returns the module that a tap names.
+
+    Args:
+        model (nn.Module): The model to look in.
+        tap (Tap): What to look for.
+        owner (str): What the error calls the model, such as ``'the student'``.
+
+    Raises:
+        ValueError: If there is no such module; names the closest ones and what the last part of
+            the path that does exist contains.
+    """
+    module, known = model, []
+    for part in tap.path.split('.'):
+        child = dict(module.named_children()).get(part)
+        if child is None:
+            break
+        module = child
+        known.append(part)
+    else:
+        return module
+
+    right = '.'.join(known)
+    names = [name for name, _ in model.named_modules() if name and name != right]
+    last = tap.path.rsplit('.', 1)[-1]
+    close = get_close_matches(tap.path, names, n=3, cutoff=0.7)
+    close += [name for name in names if name.rsplit('.', 1)[-1] == last and name not in close][:3]
+    message = f"{owner} has no module '{tap.path}'."
+    if close:
+        message += f' Closest: {", ".join(close[:4])}.'
+    children = ', '.join(name for name, _ in module.named_children())
+    where = f"'{right}'" if right else owner
+    raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
+
+
+def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | None:
+    """Finds the innermost module around a tap that has an attribute.
+
+    Args:
+        model (nn.Module): The model that holds the tapped module.
+        tap (Tap): The tap.
+        attribute (str): Name of an attribute that is a whole number, such as ``'num_classes'``.
+
+    Returns:
+        nn.Module | None: The tapped module or one that contains it, or None if none of them has
+        the attribute.
+
+    Raises:
+        ValueError: If the model has no such module as the tap names.
+
+    Examples:
+        >>> head = nn.Sequential(nn.Conv2d(8, 5, 1))
+        >>> head.num_classes = 5
+        >>> module_around(nn.ModuleDict(dict(head=head)), Tap('head.0'), 'num_classes') is head
+        True
+    """
+    parts = tap.path.split('.')
+    for end in range(len(parts), 0, -1):
+        module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
+        if isinstance(getattr(module, attribute, None), int):
+            return module
+    return None
+
+
+def classes_around(model: nn.Module, tap: Tap) -> int | None:
+    """``num_classes`` of the innermost module around a tap that has one.
+
+    Args:
+        model (nn.Module): The model that holds the tapped module.
+        tap (Tap): The tap.
+
+    Returns:
+        int | None: The number of classes, or None if no module around the tap has one.
+    """
+    module = module_around(model, tap, 'num_classes')
+    return None if module is None else module.num_classes
+
+
+def as_list(maps: Maps) -> list[Tensor]:
+    """One map or several as a list."""
+    return [maps] if isinstance(maps, Tensor) else list(maps)
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: shapes for tensors, the type otherwise.
+
+    Examples:
+        >>> import torch
+        >>> describe([torch.rand(1, 8, 4, 4), None])
+        'list of [tensor (1, 8, 4, 4), NoneType]'
+    """
+    if isinstance(value, Tensor):
+        return f'tensor {tuple(value.shape)}'
+    if isinstance(value, (list, tuple)):
+        return f'{type(value).__name__} of [{", ".join(describe(item) for item in value)}]'
+    return type(value).__name__
+
+
+def flatten(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from flatten(item)
+    else:
+        yield value
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, (list, tuple)):
+        items = [map_tensors(item, function) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    return function(value) if isinstance(value, Tensor) else value

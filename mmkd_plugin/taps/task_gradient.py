@@ -1,0 +1,136 @@
+"""The task loss of a model: weighted, and its gradients at a tap."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.taps import Maps, as_list
+
+Key = TypeVar('Key', bound=Hashable)
+
+# Half precision has no numbers below 6e-8, and the gradient of a mean over all pixels is of that
+# size. The loss is enlarged on the way back and the maps are brought back to size in float32.
+HALF_PRECISION_SCALE = 2.0**16
+
+
+def task_gradients(loss: Tensor, maps: Mapping[Key, Maps], create_graph: bool) -> dict[Key, Maps]:
+    """The gradients of a task loss with respect to maps, ``dL/dx``, in one backward pass.
+
+    Args:
+        loss (Tensor): The task loss, a scalar, as it is before any loss scaling.
+        maps (Mapping[Any, Tensor | list[Tensor]]): Maps on the path to it.
+        create_graph (bool): Whether the gradients are to be differentiable themselves.
+
+    Returns:
+        dict: For each key a tensor or a list of tensors in the shape of the maps, at least in
+        float32; zeros where the loss does not depend on one.
+    """
+    tensors = {key: as_list(value) for key, value in maps.items()}
+    flat = [tensor for value in tensors.values() for tensor in value]
+    half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in flat)
+    scale = HALF_PRECISION_SCALE if half else 1.0
+    gradients = torch.autograd.grad(
+        loss * scale, flat, create_graph=create_graph, allow_unused=True
+    )
+    scaled_back = iter(
+        torch.zeros_like(tensor) if gradient is None else _unscaled(gradient, scale)
+        for gradient, tensor in zip(gradients, flat)
+    )
+    results = {key: [next(scaled_back) for _ in value] for key, value in tensors.items()}
+    return {
+        key: value[0] if isinstance(maps[key], Tensor) else value for key, value in results.items()
+    }
+
+
+def _unscaled(gradient: Tensor, scale: float) -> Tensor:
+    if scale == 1.0:
+        return gradient
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
+
+
+def once_only(loss: Tensor, maps: Maps) -> str | None:
+    """Name of an operation between maps and a loss that cannot be differentiated twice, if any.
+
+    Compiled operations of mmcv are such; torch gives no second derivative for them, and in some
+    cases no error either.
+
+    Args:
+        loss (Tensor): The task loss.
+        maps (Tensor | list[Tensor]): Maps on the path to it.
+    """
+    ends = {tensor.grad_fn for tensor in as_list(maps)}
+    seen, queue = set(ends), [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        forward = getattr(node, '_forward_cls', None)
+        if forward is not None and (
+            hasattr(forward.backward, '__wrapped__') or forward.__name__ == 'SyncBatchNorm'
+        ):
+            return forward.__name__
+        queue += [following for following, _ in node.next_functions]
+    return None
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Makes mmdet's focal losses take their plain PyTorch path while the block runs.
+
+    On a GPU they call a compiled operation without a second derivative, unless the targets are
+    one-hot already.
+
+    Args:
+        model (nn.Module): The model that is going to run its loss.
+    """
+    handles = [
+        module.register_forward_pre_hook(_one_hot, with_kwargs=True)
+        for module in model.modules()
+        if _is_focal_loss(module)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_focal_loss(module: nn.Module) -> bool:
+    return any(
+        base.__name__ == 'FocalLoss' and base.__module__.startswith('mmdet.')
+        for base in type(module).__mro__
+    )
+
+
+def _one_hot(_: nn.Module, args: Sequence, kwargs: dict) -> tuple[tuple, dict] | None:
+    given = dict(zip(('pred', 'target'), args)) | kwargs
+    pred, target = given['pred'], given['target']
+    if pred.dim() == target.dim():
+        return None
+    classes = pred.size(1)
+    given['target'] = F.one_hot(target, num_classes=classes + 1)[:, :classes]
+    rest = dict(zip(('weight', 'avg_factor', 'reduction_override'), args[2:]))
+    return (), given | rest
+
+
+def scaled_losses(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The losses of a model times a factor; an entry that is not a loss (an accuracy) stays.
+
+    Args:
+        losses (Mapping[str, Any]): As ``model.loss`` gives them: tensors or lists of tensors.
+        factor (float): The factor.
+    """
+    return {
+        key: _scaled(value, factor) if 'loss' in key else value for key, value in losses.items()
+    }
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return value * factor if isinstance(value, Tensor) else [item * factor for item in value]

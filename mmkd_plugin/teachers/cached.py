@@ -1,0 +1,230 @@
+"""CachedTeacher: a teacher that ran before, whose maps are read from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmkd_plugin.cache.loading import field_of, map_key
+from mmkd_plugin.cache.store import TeacherCache, check_stored, human_size
+from mmkd_plugin.cache.wiring import WIRING
+from mmkd_plugin.explanations import Chosen, Explanation, Scores, resized
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import Maps, Tap, Taps
+from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.model import checkpoint_hash, config_hash
+from mmkd_plugin.views import View, of_kind, taps_of
+
+
+@MODELS.register_module()
+class CachedTeacher(Teacher):
+    """A teacher whose maps ``tools/cache_teacher.py`` stored: it takes no memory and does not run.
+
+    It stands in for an :class:`OnlineTeacher` in a config. The workers of the data loader read the
+    maps and do to them what the pipeline did to the image (:class:`LoadTeacherMaps`, which
+    :func:`wire` adds); here they are put together for the batch.
+
+    Args:
+        path (str): The cache.
+        config (str | dict, optional): That of the teacher; the cache has to be of it. Defaults to
+            None: not checked.
+        checkpoint (str, optional): That of the teacher; the cache has to be of it. Defaults to
+            None: not checked.
+        ignore (Sequence[str]): Types of transforms of your own in the train pipeline that leave
+            each pixel in its place. Defaults to ``()``.
+        name (str): What terms and messages call it. Defaults to ``'teacher'``.
+
+    Raises:
+        ValueError: If there is no such cache, it is not finished, or it is of another teacher.
+    """
+
+    stored: ClassVar[bool] = True
+    missing: ClassVar[dict[str, str]] = dict(path='the folder that tools/cache_teacher.py wrote')
+    unused: ClassVar[tuple[str, ...]] = ('strict', 'inference')
+
+    def __init__(
+        self,
+        path: str,
+        config: str | dict | None = None,
+        checkpoint: str | None = None,
+        ignore: Sequence[str] = (),
+        name: str = 'teacher',
+    ) -> None:
+        self.name = name
+        self.cache = TeacherCache(path)
+        self._reads: list[Tap] = []
+        self._scores: dict[View, Scores] = {}
+        meta = self.cache.meta
+        self.source = meta['source']
+        self.checkpoint = meta['checkpoint']
+        for what, key, given, hashed in (
+            ('config', 'config', config, lambda: config_hash(config, name)),
+            ('checkpoint', 'weights', checkpoint, lambda: checkpoint_hash(checkpoint)),
+        ):
+            if given is not None and hashed() != meta[key]:
+                was = meta['source' if what == 'config' else 'checkpoint']
+                now = given if isinstance(given, str) else 'this model dict'
+                raise ValueError(
+                    f"teacher '{name}': {path} was written by a teacher of another {what}: {was}, "
+                    f'which is not the same as {now} now. Write a cache of this one with '
+                    f'tools/cache_teacher.py, or leave `{what}` out'
+                )
+
+    def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
+        """Checks that it holds everything that views show; gives made-up maps of those shapes.
+
+        Raises:
+            ValueError: If it does not, if gradients are asked for, or the preprocessor mixes
+                images.
+        """
+        owner, meta, size = f"teacher '{self.name}'", self.cache.meta['taps'], student.run.size
+        gradient_taps = taps_of(views, 'gradients')
+        if gradient_taps:
+            raise ValueError(
+                f'{owner} is a cache, and {", ".join(map(str, gradient_taps))} is asked for the '
+                'gradient of its task loss, which needs the teacher itself: give `config` and '
+                '`checkpoint` without `type`'
+            )
+        taps, self._reads = stored_taps(views), taps_of(views)
+        check_stored(self.cache, list(map(str, taps)), owner)
+        for augment in _batch_augments(student.preprocessor):
+            if type(augment).__name__ != 'BatchFixedSizePad':
+                raise ValueError(
+                    f'{owner} is a cache, and {type(augment).__name__} in `batch_augments` changes '
+                    'images after their maps were read; take it out, or train with the teacher '
+                    'itself'
+                )
+        maps: dict[Tap, Maps] = {}
+        for tap in taps:
+            made = [_made_up(one, size) for one in meta[str(tap)]['maps']]
+            maps[tap] = made if meta[str(tap)]['several'] else made[0]
+        for view in of_kind(views, 'explanations'):
+            check_stored(self.cache, [stored_as(view)], owner)
+            about = meta[stored_as(view)]
+            self._scores[view] = Scores(*about['scores'])
+            features = iter(about['features'])
+            for tap, count in zip(view.taps, about['counts']):
+                made = [_made_up(next(features), size) for _ in range(count or 1)]
+                maps[tap] = made if count else made[0]
+        shown = {view: self._example(view, maps) for view in of_kind(views)}
+        return Preview(maps, shown, self._scores, size)
+
+    def _example(self, view: View, maps: dict[Tap, Maps]) -> Maps:
+        """Made-up maps, or a corner of made-up explanations ``(1, C, 8, 8)``."""
+        if view.kind == 'maps':
+            return view.of(maps)
+        about, classes = self.cache.meta['taps'][stored_as(view)], self._scores[view].classes
+        with random_state_kept():
+            return [torch.rand(1, channels // classes, 8, 8) for channels, *_ in about['maps']]
+
+    def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
+        """Puts together the maps and the explanations that the data samples carry.
+
+        Raises:
+            ValueError: If they carry nothing.
+        """
+        read: dict[Tap, Maps] = {}
+        for tap in stored_taps(views):
+            maps = self._carried(str(tap), batch.inputs, batch.data_samples)
+            read[tap] = maps if self.cache.meta['taps'][str(tap)]['several'] else maps[0]
+        shown, chosen = {view: view.of(read) for view in of_kind(views, 'maps')}, {}
+        for view in of_kind(views, 'explanations'):
+            chosen[view] = view.choose(read, self._scores[view], batch.step)
+            shown[view] = self._explanation(batch, view, chosen[view]).pairs()
+        return Lesson(shown, chosen)
+
+    def _explanation(self, batch: Batch, view: View, chosen: Chosen) -> Explanation:
+        """The stored explanations of the chosen classes, cut out as the images were."""
+        classes = chosen.classes.clamp(min=0)[:, :, None, None, None]
+        maps = []
+        for x in self._carried(stored_as(view), batch.inputs, batch.data_samples):
+            x = x.unflatten(1, (self._scores[view].classes, -1))
+            picked = x.gather(1, classes.expand(-1, -1, *x.shape[2:]))
+            maps.append(resized(picked, batch.inputs.shape[2:]))
+        return Explanation(chosen, maps)
+
+    def _carried(self, name: str, inputs: Tensor, data_samples: list | None) -> list[Tensor]:
+        """The maps of a tap that data samples carry, on the canvas of the batch."""
+        field = field_of(self.name)
+        if not data_samples or any(field not in sample for sample in data_samples):
+            raise ValueError(
+                f"teacher '{self.name}' is a cache, and the batch carries no maps of it: {WIRING}"
+            )
+        carried = [sample.get(field) for sample in data_samples]
+        about, maps = self.cache.meta['taps'][name], []
+        for number, ((_, *strides), fill) in enumerate(zip(about['maps'], about['fill'])):
+            size = [-(-side // stride) for side, stride in zip(inputs.shape[2:], strides)]
+            out = torch.tensor(fill, device=inputs.device).view(1, -1, 1, 1)
+            out = out.repeat(len(inputs), 1, *size)
+            for one, element in zip(out, carried):
+                found = element.get(map_key(name, number))
+                one[:, : found.shape[1], : found.shape[2]] = found
+            maps.append(out)
+        return maps
+
+    def classes(self, tap: Tap) -> int | None:
+        """The number of classes of the teacher's head around a tap, None if there is none."""
+        return self.cache.meta['taps'][str(tap)]['classes']
+
+    def norms(
+        self, taps: Taps, names: Sequence[str] | None = None
+    ) -> list[tuple[str, SimpleNamespace | None]]:
+        """Weight and bias of the batch norms that feed maps; see :meth:`Teacher.norms`.
+
+        Raises:
+            ValueError: If one that is named is not in the cache.
+        """
+        meta = self.cache.meta
+        if names is None:
+            names = [name for tap in taps for name in meta['taps'][str(tap)]['norms']]
+        for name in names:
+            if name and name not in meta['norms']:
+                raise ValueError(
+                    f"teacher '{self.name}': {self.cache.path} holds no batch norm '{name}' (it "
+                    f'has: {", ".join(meta["norms"]) or "none"}). Write the cache with this '
+                    'config, which asks for it'
+                )
+        return [(name, _norm(meta['norms'][name]) if name else None) for name in names]
+
+    def work(self) -> str:
+        """Which maps it reads, in words."""
+        size = human_size(Path(self.cache.path, 'data.mdb').stat().st_size)
+        return (
+            f"teacher '{self.name}' ({self.source}): cached in {self.cache.path} ({size}), not in "
+            f'memory; reads {", ".join(map(str, self._reads))}'
+        )
+
+
+def stored_as(view: View) -> str:
+    """The name of the records that hold the explanations of a view."""
+    return view.explainer.stored_as(view.taps)
+
+
+def stored_taps(views: Sequence[View]) -> list[Tap]:
+    """The taps whose maps are read; of explanations, those of the class scores."""
+    taps = (view.taps if view.kind == 'maps' else view.scores for view in views)
+    return list(dict.fromkeys(tap for one in taps for tap in one))
+
+
+def _norm(values: Sequence[Sequence[float]]) -> SimpleNamespace:
+    weight, bias = map(torch.tensor, values)
+    return SimpleNamespace(weight=weight, bias=bias)
+
+
+def _batch_augments(preprocessor: nn.Module) -> list:
+    """What a data preprocessor does to whole batches."""
+    augments = getattr(preprocessor, 'batch_augments', None) or ()
+    augments = getattr(augments, 'augments', augments)  # our own, which holds several
+    return list(augments) if isinstance(augments, (Sequence, nn.ModuleList)) else [augments]
+
+
+def _made_up(about: Sequence[int], size: int) -> Tensor:
+    """A map of channels and strides ``[C, h, w]`` for an image of ``size`` pixels."""
+    channels, *strides = about
+    return torch.randn(1, channels, *(-(-size // stride) for stride in strides))

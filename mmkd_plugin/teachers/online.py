@@ -1,0 +1,244 @@
+"""OnlineTeacher: a frozen model outside the module tree, fed as it was trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import ClassVar
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmkd_plugin.checkpoint import load_weights
+from mmkd_plugin.explanations import Scores
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import (
+    Maps,
+    Tap,
+    TapReader,
+    Taps,
+    classes_around,
+    find_module,
+)
+from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
+from mmkd_plugin.taps.task_gradient import task_gradients
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.frozen_forward import FrozenForward
+from mmkd_plugin.teachers.inference import Inference
+from mmkd_plugin.teachers.model import build_model
+from mmkd_plugin.teachers.preprocessing import InputConverter
+from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
+
+
+@MODELS.register_module()
+class OnlineTeacher(Teacher):
+    """A frozen, pretrained model that runs beside the student.
+
+    Not an ``nn.Module``: it takes no part in ``parameters()``, ``state_dict()``, DDP or EMA. It is
+    always in eval mode, runs without gradients, and no further than the last tap.
+
+    Args:
+        config (str | dict): Path of a config file, a ``pkg::`` path, or a model dict.
+        checkpoint (str, optional): Weights, in any form that mmengine reads. None leaves the
+            weights random, for tests.
+        strict (bool): Whether the checkpoint has to cover all weights. Defaults to True.
+        name (str): What terms and messages call it. Defaults to ``'teacher'``.
+        inference (dict, optional): ``precision``, ``channels_last``, ``fuse_conv_bn`` and
+            ``compile`` of an :class:`Inference`. Defaults to None: the fastest for the device.
+
+    Raises:
+        ValueError: If the config, the checkpoint or ``inference`` is not usable.
+        FileNotFoundError: If one of them does not exist.
+    """
+
+    missing: ClassVar[dict[str, str]] = dict(
+        config="a path, 'mmseg::...' or a model dict",
+        checkpoint='a file or URL of its trained weights (checkpoint=None is a teacher with random '
+        'weights)',
+    )
+
+    def __init__(
+        self,
+        config: str | dict,
+        checkpoint: str | None,
+        strict: bool = True,
+        name: str = 'teacher',
+        inference: dict | None = None,
+    ) -> None:
+        self.name = name
+        try:
+            self._asked = Inference.from_config(inference)
+        except ValueError as error:
+            raise ValueError(f"teacher '{name}': inference: {error}") from None
+        self.source = config if isinstance(config, str) else config.get('type', 'model dict')
+        self.checkpoint = checkpoint
+        self.model = build_model(config, name)
+        if checkpoint is None:
+            print_log(
+                f"Teacher '{name}' has no checkpoint: its weights are random.",
+                logger='current',
+                level=logging.WARNING,
+            )
+        else:
+            label = name if name == 'teacher' else f"teacher '{name}'"
+            load_weights(self.model, checkpoint, strict=strict, name=label)
+        self.model.requires_grad_(False).eval()
+        #: Reads maps; None before it is prepared, and where only gradients are asked for.
+        self.forward: FrozenForward | None = None
+        self._convert: InputConverter | None = None
+        self._loss_run: DryRun | None = None
+        self._scores: dict[View, Scores] = {}
+
+    def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
+        """Gets ready to show views of batches made by the student's preprocessor.
+
+        A forward on a made-up image of the size that suits the student is tried; where that does
+        not suit the teacher, the size of the student's training crops is.
+
+        Raises:
+            ValueError: If a tap names no module, or one that does not run, or the class scores
+                cannot be explained.
+        """
+        owner = f"teacher '{self.name}'"
+        taps, gradient_taps = taps_of(views, 'maps', 'explanations'), taps_of(views, 'gradients')
+        every = list(dict.fromkeys([*taps, *gradient_taps]))
+        for tap in every:
+            find_module(self.model, tap, owner)
+        self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
+        home = next(self.model.parameters()).device
+        self.model.to(device)
+        run = None
+        if taps:
+            size = student.run.size
+            self.forward = FrozenForward(
+                self.model, taps, self._asked, student.preprocessor, device, size, owner
+            )
+            run = self.forward.run
+            self.forward.run = run.without_maps()
+        if gradient_taps:
+            run = self._try_loss(every, device, owner)
+            self._loss_run = run.without_maps()
+        self.model.to(home)
+        shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')}
+        for view in of_kind(views, 'explanations'):
+            tried = try_explaining(view, self.model, device, 'the teacher', run.size)
+            self._scores[view], shown[view] = tried
+        return Preview(run.values, shown, self._scores, run.size)
+
+    def _try_loss(self, taps: Sequence[Tap], device: torch.device, owner: str) -> DryRun:
+        run = first_that_works(self.model, taps, device, 'loss', owner)
+        if run.problem is not None:
+            raise ValueError(
+                f'{owner}: a loss on gradients needs its task loss, which could not be tried '
+                f'on a made-up label. What it said: {run.problem}'
+            )
+        check_ran(self.model, run, taps, owner)
+        return run
+
+    def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
+        """Runs the model no further than the last tap; for gradients, its task loss."""
+        gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
+        read, slopes, left = {}, {}, views
+        if gradients:  # the backward pass of the task loss uses its graph up
+            read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
+            left = explaining
+        chosen, shown = {}, {}
+        with ExitStack() as stack:
+            if left:
+                on_path = [tap for view in explaining for tap in view.on_path()]
+                for view in explaining:
+                    stack.enter_context(view.context(self.model))
+                read |= self.read(batch.inputs, batch.data_samples, taps_of(left), on_path)
+            for view in explaining:
+                kind, size = self._scores[view], batch.inputs.shape[2:]
+                chosen[view] = view.choose(read, kind, batch.step)
+                shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
+        read = {tap: _detached(maps) for tap, maps in read.items()}  # no graph is needed any more
+        shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
+        shown |= {view: view.of(slopes) for view in gradients}
+        return Lesson(shown, chosen)
+
+    def read(
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        taps: Sequence[Tap],
+        on_path: Sequence[Tap] = (),
+    ) -> dict[Tap, Maps]:
+        """Reads taps for a batch that the student's preprocessor made.
+
+        Args:
+            inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
+            data_samples (list, optional): Their data samples; tells padding from picture.
+            taps (Sequence[Tap]): A part of those that the views given to :meth:`prepare` read.
+            on_path (Sequence[Tap]): A part of ``taps`` from which there is to be a graph to those
+                behind it. Defaults to ``()``.
+
+        Returns:
+            dict[Tap, Maps]: As :class:`FrozenForward` gives them.
+        """
+        with torch.no_grad():
+            inputs = self._convert(inputs, data_samples)
+        return self.forward(inputs, data_samples, taps, on_path)
+
+    @torch.no_grad()
+    def _with_gradients(
+        self, batch: Batch, taps: Sequence[Tap], views: Sequence[View]
+    ) -> tuple[dict[Tap, Maps], dict[Tap, Maps]]:
+        """The maps of taps, and the gradients of the task loss for views, in one run of the loss.
+
+        There is a graph from the first of the views' taps on, and none for the weights.
+        """
+        gradient_taps = taps_of(views, 'gradients')
+        inputs, run = self._convert(batch.inputs, batch.data_samples), self._loss_run
+        inference, _ = self._asked.where_differentiated.on(inputs.device)
+        every = [*taps, *gradient_taps]
+        reader = TapReader(
+            self.model, every, run.in_place, places=run.places, on_path=gradient_taps
+        )
+        with torch.enable_grad(), inference.context(inputs.device), reader:
+            losses = self.model(inputs, batch.data_samples, mode='loss')
+            loss = self.model.parse_losses(losses)[0]
+            gradients = task_gradients(
+                loss, {tap: reader.read(tap) for tap in gradient_taps}, create_graph=False
+            )
+        return {tap: reader.read(tap) for tap in taps}, gradients
+
+    def norms(
+        self, taps: Taps, names: Sequence[str] | None = None
+    ) -> list[tuple[str, nn.Module | None]]:
+        """The batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
+        owner = f"teacher '{self.name}'"
+        if names is None:
+            run = self._loss_run if self.forward is None else self.forward.run
+            names = [name for tap in taps for name in run.norms[tap]]
+        return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
+
+    def classes(self, tap: Tap) -> int | None:
+        """The number of classes of the head around a tap."""
+        return classes_around(self.model, tap)
+
+    def predictor(self) -> nn.Module:
+        """The model itself."""
+        return self.model
+
+    def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
+        """Follows ``.to()``, ``.cuda()``, ``.half()`` of the model that it teaches."""
+        self.model._apply(function, recurse)
+
+    def work(self) -> str:
+        """What the model computes for the taps that are read, in words."""
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        text = f"teacher '{self.name}' ({self.source}): {type(self.model).__name__}, "
+        text += f'{millions:.1f} M parameters'
+        if self._loss_run is not None:
+            text += ', runs its task loss and the gradient of it while a loss on gradients is on'
+        if self.forward is not None:
+            text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
+        return text
+
+
+def _detached(maps: Maps) -> Maps:
+    return maps.detach() if isinstance(maps, Tensor) else [x.detach() for x in maps]

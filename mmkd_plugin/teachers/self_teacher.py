@@ -1,0 +1,270 @@
+"""SelfTeacher: a teacher that is trained along, on the student's own maps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmkd_plugin.building import build_module
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps import Tap, TapReader, Taps, as_list, classes_around, find_module
+from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
+from mmkd_plugin.taps.task_gradient import scaled_losses
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.model import without_pretraining
+from mmkd_plugin.views import View, of_kind, taps_of
+
+
+@MODELS.register_module()
+class StudentMaps(BaseModule):
+    """Takes the place of a backbone: hands on the maps that it is given.
+
+    Examples:
+        >>> import torch
+        >>> maps = torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2)
+        >>> StudentMaps()(maps) is maps
+        True
+    """
+
+    def forward(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns its argument."""
+        return maps
+
+
+@MODELS.register_module()
+class SelfTeacher(nn.Module, Teacher):
+    """A network on the student's maps that learns the student's task and teaches the student.
+
+    It is a model of the student's own class, in which the student's maps take the place of a
+    backbone, a neck refines them, and heads like the student's learn from the labels. So its taps
+    have the student's names. Its task loss trains it and, through the maps, the student. What terms
+    read from it is a target and gets no gradient. It is trained along, saved beside the student and
+    gone at inference.
+
+    Args:
+        tap (str | list[str]): What it reads in the student.
+        neck (dict): A module that takes a list of maps and returns one; ``in_channels``,
+            ``channels`` and ``num_levels`` are filled in where it has them.
+        head (dict, optional): Settings of its heads that differ from the student's: of
+            ``decode_head`` for a segmentor, of ``bbox_head`` for a detector. Defaults to None.
+        loss_weight (float): Factor on its task loss. Defaults to 1.0.
+        name (str): What terms and messages call it. Defaults to ``'self_teacher'``.
+    """
+
+    learns: ClassVar[bool] = True
+    missing: ClassVar[dict[str, str]] = dict.fromkeys(
+        ('tap', 'neck'),
+        'a self-teacher has a tap in the student and a neck, such as '
+        "tap='backbone', neck=dict(type='mmkd_plugin.BiFPNSelfTeacher')",
+    )
+
+    def __init__(
+        self,
+        tap: str | Sequence[str],
+        neck: dict,
+        head: dict | None = None,
+        loss_weight: float = 1.0,
+        name: str = 'self_teacher',
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.source = f"'{tap}' of the student" if isinstance(tap, str) else 'the student'
+        self.tap = Taps.parse(tap)
+        self.student_taps = self.tap.taps
+        self.loss_weight = loss_weight
+        self._neck = neck
+        self._head = head or {}
+        self._run: DryRun | None = None
+        self._size = 0
+        self.costs: list[str] = []
+
+    def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
+        """Builds it for what a dry forward of the student has shown, and tries it.
+
+        Raises:
+            ValueError: If it cannot be built, does not run on these maps, or a view is not of maps.
+        """
+        here = f"self-teacher '{self.name}'"
+        if not isinstance(student.config, dict):
+            raise ValueError("a self-teacher is built from the student's config; give a dict")
+        for view in of_kind(views, 'gradients', 'explanations'):
+            what = 'gradients of task losses' if view.kind == 'gradients' else view.kind
+            raise ValueError(
+                f'{view.term}: {view.loss} compares {what}, for which a self-teacher is no teacher'
+            )
+        maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
+        samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
+        neck, refined = self._try_neck(maps, here)
+        config = self._config(student.config, [x.shape[1] for x in refined], here)
+        self.model = MODELS.build(config)
+        self.model.neck = neck
+        for tap in taps:
+            find_module(self.model, tap, here)
+        run = self._try(maps, samples, taps, len(refined), here)
+        self._run = run.without_maps()
+        if student.sync:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.model.train()
+        self._size = student.run.size
+        shown = {view: view.of(run.values) for view in of_kind(views)}
+        return Preview(run.values, shown, {}, self._size)
+
+    def _try_neck(self, maps: tuple[Tensor, ...], here: str) -> tuple[nn.Module, Sequence[Tensor]]:
+        """The neck, and what it makes of the student's maps."""
+        widths = [x.shape[1] for x in maps]
+        defaults = dict(in_channels=widths, channels=widths[0], num_levels=len(maps))
+        neck = build_module(self._neck, f'{here}: neck', defaults)
+        try:
+            with torch.no_grad():
+                return neck, neck.eval()(maps)
+        except (ValueError, RuntimeError) as error:
+            shapes = ', '.join(str(tuple(x.shape)) for x in maps)
+            raise ValueError(
+                f"{here}: {type(neck).__name__} does not take what '{self.tap}' gives (in a trial: "
+                f'{shapes}). {error}'
+            ) from error
+
+    def _try(
+        self,
+        maps: tuple[Tensor, ...],
+        samples: list | None,
+        taps: Sequence[Tap],
+        levels: int,
+        here: str,
+    ) -> DryRun:
+        """One training forward of a copy, in which its multiply-adds are counted."""
+        trial = copy.deepcopy(self.model).eval()
+        counter = FlopCounterMode(display=False)
+
+        def forward() -> None:
+            with counter:  # counts afresh: for some taps there are two forwards
+                trial(maps, samples, mode='loss')
+
+        try:
+            run = read_once(trial, taps, forward)
+        except Exception as error:  # whatever a foreign head makes of these maps
+            raise ValueError(
+                f'{here}: its heads do not work on the {levels} maps of its neck '
+                f'({type(error).__name__}: {error}). Tap in the student what its own heads read, '
+                'or change them with `head`'
+            ) from error
+        check_ran(self.model, run, taps, here)
+        self.costs = _costs(self.model, counter)
+        return run
+
+    def _config(self, student: dict, widths: list[int], here: str) -> ConfigDict:
+        """The student's config with our own neck, and heads for as many channels."""
+        config = Config(dict(model=without_pretraining(student))).model
+        config.pop('auxiliary_head', None)
+        config.backbone, config.neck = dict(type='mmkd_plugin.StudentMaps'), None
+        if 'decode_head' in config:
+            config.decode_head = _merged(config.decode_head, self._head)
+            heads = config.decode_head
+            for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+                head.in_channels = _picked(widths, head.get('in_index', -1), here)
+            return config
+        if 'bbox_head' in config:
+            config.bbox_head = _merged(config.bbox_head, self._head)
+        if len(set(widths)) > 1:
+            raise ValueError(
+                f"{here}: a detector's heads read levels of one width, and its neck gives {widths} "
+                "channels; add out_channels=256 to `neck`, or tap the student's own 'neck'"
+            )
+        roi = config.get('roi_head') or {}
+        for part in (config.get('bbox_head'), config.get('rpn_head'), roi.get('bbox_head')):
+            if isinstance(part, dict) and 'in_channels' in part:
+                part.in_channels = widths[0]
+        if 'bbox_roi_extractor' in roi:
+            roi.bbox_roi_extractor.out_channels = widths[0]
+        return config
+
+    def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
+        """Runs on the student's maps, with gradient; its losses are named ``<name>.<loss>``."""
+        run, maps, taps = self._run, self.tap.of(batch.student), taps_of(views)
+        with TapReader(self.model, taps, run.in_place, places=run.places) as reader:
+            losses = self.model(tuple(as_list(maps)), batch.data_samples, mode='loss')
+        named = {f'{self.name}.{key}': value for key, value in losses.items()}
+        read = {tap: reader.read(tap) for tap in taps}
+        shown = {view: view.of(read) for view in of_kind(views)}
+        return Lesson(shown, losses=scaled_losses(named, self.loss_weight))
+
+    def norms(
+        self, taps: Taps, names: Sequence[str] | None = None
+    ) -> list[tuple[str, nn.Module | None]]:
+        """The batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
+        if names is None:
+            names = [name for tap in taps for name in self._run.norms[tap]]
+        owner = f"self-teacher '{self.name}'"
+        return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
+
+    def classes(self, tap: Tap) -> int | None:
+        """The number of classes of the head around a tap."""
+        return classes_around(self.model, tap)
+
+    def init_weights(self) -> None:
+        """Initialises its heads as the student's are."""
+        self.model.init_weights()
+
+    def work(self) -> str:
+        """What it costs in training, in words."""
+        return (
+            f"self-teacher '{self.name}' on '{self.tap}' of the student, trained along and gone at "
+            f'inference: {"; ".join(self.costs)} (multiply-adds for an image of '
+            f'{self._size}×{self._size})'
+        )
+
+
+def _merged(head: Any, changes: dict) -> Any:
+    """A head's config with changes; with another type, nothing of it but the task."""
+    if isinstance(head, (list, tuple)):
+        return [_merged(one, changes) for one in head]
+    if 'type' in changes and changes['type'] != head.type:
+        kept = ('num_classes', 'in_index', 'align_corners', 'loss_decode', 'loss_cls', 'loss_bbox')
+        head = ConfigDict({key: head[key] for key in kept if key in head})
+    config = Config(dict(head=head))
+    config.merge_from_dict(dict(head=changes))
+    return config.head
+
+
+def _picked(widths: list[int], index: Any, here: str) -> Any:
+    """The channels of the maps that a decode head picks."""
+    several = isinstance(index, (list, tuple))
+    for position in index if several else [index]:
+        if not -len(widths) <= position < len(widths):
+            raise ValueError(
+                f"{here}: the student's decode head reads map {position}, and the neck of the "
+                f'self-teacher gives {len(widths)}; add head=dict(in_index=...), or tap what the '
+                "student's head reads"
+            )
+    return [widths[i] for i in index] if several else widths[index]
+
+
+def _costs(model: nn.Module, counter: FlopCounterMode) -> list[str]:
+    """Parameters and multiply-adds of its parts."""
+    # The counter names modules by the class of the outermost one and the path. A part whose methods
+    # are called instead of the module has no entry of its own: the innermost ones are added up.
+    counted = {
+        name.partition('.')[2]: sum(flops.values())
+        for name, flops in counter.get_flop_counts().items()
+    }
+    inner = {
+        path: flops
+        for path, flops in counted.items()
+        if not any(other.startswith(f'{path}.') for other in counted)
+    }
+    texts = []
+    for name, part in model.named_children():
+        millions = sum(p.numel() for p in part.parameters()) / 1e6
+        if millions:
+            giga = sum(f for path, f in inner.items() if f'{path}.'.startswith(f'{name}.')) / 2e9
+            texts.append(
+                f'{name} ({type(part).__name__}) {millions:.2f} M parameters, {giga:.3f} G'
+            )
+    return texts

@@ -1,0 +1,93 @@
+"""Connecting: student maps of other channels and other sizes, brought to those of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.building import build_module
+from mmkd_plugin.connectors import ConvConnector
+from mmkd_plugin.losses.traits import LossTraits
+
+
+def build_connectors(
+    config: Any, pairs: Sequence[tuple[Tensor, Tensor]], traits: LossTraits, here: str
+) -> nn.ModuleList:
+    """What converts the student's maps, one module for each pair of maps.
+
+    Args:
+        config (dict | list | None | 'auto'): As of a :class:`~mmkd_plugin.terms.Term`.
+        pairs (Sequence[tuple[Tensor, Tensor]]): Maps ``(N, C, H, W)`` of student and teacher.
+        traits (LossTraits): What the loss compares.
+        here (str): What messages call the term.
+
+    Raises:
+        ValueError: If a list has another length, or a connector cannot be built.
+    """
+    configs = config if isinstance(config, (list, tuple)) else [config] * len(pairs)
+    if len(configs) != len(pairs):
+        raise ValueError(
+            f'{here}: {len(configs)} connectors for {len(pairs)} maps; give one dict for all or '
+            'one for each'
+        )
+    return nn.ModuleList(_build_one(one, *pair, traits, here) for one, pair in zip(configs, pairs))
+
+
+def _build_one(
+    config: Any, student: Tensor, teacher: Tensor, traits: LossTraits, here: str
+) -> nn.Module:
+    if config is None:
+        return nn.Identity()
+    channels = dict(in_channels=student.shape[1], out_channels=teacher.shape[1])
+    if config != 'auto':
+        return build_module(config, f'{here}.connector', channels)
+    differ = student.shape[1] != teacher.shape[1]
+    if differ and student.ndim == 4 and traits.needs_same_channels:
+        return ConvConnector(**channels)
+    return nn.Identity()
+
+
+def fit(connector: nn.Module, student: Tensor, teacher: Tensor, same_size: bool) -> Tensor:
+    """A student's map behind its connector and, with ``same_size``, in the size of the teacher's.
+
+    Args:
+        connector (nn.Module): The connector.
+        student (Tensor): ``(N, C_s, H_s, W_s)``.
+        teacher (Tensor): ``(N, C_t, H_t, W_t)``.
+        same_size (bool): Whether the loss needs equal sizes.
+
+    Returns:
+        Tensor: ``(N, C, H, W)``.
+    """
+    size = teacher.shape[2:]
+    resize = student.ndim == teacher.ndim == 4 and student.shape[2:] != size and same_size
+    if resize and student.shape[2:].numel() > size.numel():  # the cheaper order of the two
+        return connector(_resize(student, size))
+    student = connector(student)
+    return _resize(student, size) if resize else student
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, size=tuple(size), mode='bilinear', align_corners=False)
+
+
+def describe(connectors: Sequence[nn.Module], of_teacher: Sequence[nn.Module]) -> str:
+    """The connectors of a term in words.
+
+    Args:
+        connectors (Sequence[nn.Module]): Those of the student; identities are left out.
+        of_teacher (Sequence[nn.Module]): Those of the teacher.
+    """
+    texts = [
+        str(getattr(connector, 'summary', type(connector).__name__))
+        for connector in connectors
+        if not isinstance(connector, nn.Identity)
+    ]
+    texts += [f'{type(module).__name__} (teacher)' for module in of_teacher]
+    unique = list(dict.fromkeys(texts))
+    return ', '.join(
+        f'{text} (×{texts.count(text)})' if texts.count(text) > 1 else text for text in unique
+    )

@@ -1,0 +1,90 @@
+"""Teacher connectors: trained before, frozen, and loaded for a term."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmkd_plugin.building import build_module
+from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
+
+
+def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> list[nn.Module]:
+    """What converts the teacher's maps, one frozen module for each map, with trained weights.
+
+    Args:
+        config (dict): ``dict(type=..., checkpoint=...)``.
+        maps (Sequence[Tensor]): The teacher's maps ``(N, C, H, W)``.
+        term (str): Name of the term.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the config cannot be built, or the weights do not fit.
+    """
+    here = f'distill.{term}.teacher_connector'
+    if not isinstance(config, dict) or 'type' not in config:
+        raise ValueError(f"{here}: expected dict(type='mmkd_plugin.Paraphraser'), got {config}")
+    if 'checkpoint' not in config:
+        raise ValueError(
+            f'{here} has no `checkpoint`: it is trained before the student. Train it with '
+            'tools/train.py CONFIG --paraphraser, which says where its weights are'
+        )
+    path = config['checkpoint']
+    config = {key: value for key, value in config.items() if key != 'checkpoint'}
+    modules = [build_module(config, here, dict(in_channels=x.shape[1])) for x in maps]
+    if path is None:
+        print_log(f'{here} has no checkpoint: its weights are random.', 'current', logging.WARNING)
+    else:
+        load_teacher_connectors(modules, path, term)
+    for module in modules:
+        module.requires_grad_(False).eval()
+        if hasattr(module, 'drop_decoder'):
+            module.drop_decoder()
+    return modules
+
+
+def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) -> None:
+    """Loads what ``tools/train.py --paraphraser`` saved: ``<term>.<number of the map>.<weight>``.
+
+    Args:
+        modules (Sequence[nn.Module]): One for each map.
+        path (str): The file.
+        term (str): Name of the term; a file with one other term is taken for it too.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights do not fit.
+    """
+    here = f'distill.{term}.teacher_connector'
+    try:
+        state = state_dict_of(read_checkpoint(path), path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{here}: {error}. Train it with tools/train.py CONFIG --paraphraser'
+        ) from error
+    names = list(dict.fromkeys(key.partition('.')[0] for key in state))
+    name = term if term in names or len(names) != 1 else names[0]
+    wanted = {
+        f'{name}.{number}.{key}': value
+        for number, module in enumerate(modules)
+        for key, value in module.state_dict().items()
+    }
+    held = {key: value for key, value in state.items() if key.startswith(f'{name}.')}
+    wrong = [key for key in wanted if key not in held or held[key].shape != wanted[key].shape]
+    wrong += [key for key in held if key not in wanted]
+    if wrong:
+        there, here_ = (
+            tuple(x[wrong[0]].shape) if wrong[0] in x else 'nothing' for x in (held, wanted)
+        )
+        raise ValueError(
+            f'{here}: {path} was trained for another teacher, tap or ratio: {wrong[0]} is {there} '
+            f'in the file and {here_} in this config. Train it again with '
+            'tools/train.py CONFIG --paraphraser'
+        )
+    for number, module in enumerate(modules):
+        start = f'{name}.{number}.'
+        module.load_state_dict({k[len(start) :]: state[k] for k in wanted if k.startswith(start)})

@@ -1,0 +1,397 @@
+"""Term: one line of the ``distill`` config, from taps to a weighted loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkd_plugin.building import build_module, check_compile, check_keys, prefixed
+from mmkd_plugin.explanations import Explainer, Scores
+from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.taps import Maps, Taps, as_list
+from mmkd_plugin.teachers.base import Teacher
+from mmkd_plugin.terms.compiled import Compiled
+from mmkd_plugin.terms.connecting import build_connectors, describe, fit
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.norms import NormConstants
+from mmkd_plugin.terms.outside import Outside
+from mmkd_plugin.terms.schedule import Schedule
+from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
+from mmkd_plugin.views import View
+
+KEYS = (
+    'tap',
+    'student_tap',
+    'teacher_tap',
+    'teacher',
+    'loss',
+    'explainer',
+    'connector',
+    'teacher_connector',
+    'norm',
+    'schedule',
+    'compile',
+)
+
+
+class Term(nn.Module):
+    """What the student learns from one place of one teacher.
+
+    Args:
+        name (str): Its key in the ``distill`` config; the log shows ``distill.<name>.loss``.
+        student_tap (Taps): What to read in the student.
+        teacher_tap (Taps): What to read in the teacher.
+        loss (nn.Module): Called with the student's and the teacher's map or list of maps; gives a
+            scalar that is already weighted. :class:`LossTraits` says what it may declare. If it has
+            ``setup(student_channels, teacher_channels)``, this is called once, when the maps are
+            known, with the channels of each map as the loss is going to get it.
+        teacher (str): Name of the teacher. Defaults to ``'teacher'``.
+        explainer (Explainer, optional): Explains class scores by the maps; the loss compares these
+            explanations instead of the maps. Defaults to None.
+        connector (dict | list[dict] | None | 'auto'): Converts the student's maps. ``'auto'`` adds
+            a 1×1 convolution where the loss compares channels and the counts differ; a dict is
+            built once per map with ``in_channels`` and ``out_channels`` filled in; None is none.
+            Defaults to ``'auto'``.
+        teacher_connector (dict, optional): Converts the teacher's maps: a module that was trained
+            before and is frozen, with the file of its weights as ``checkpoint``. Defaults to None.
+        norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps,
+            for a loss that needs them. Defaults to None, which finds them.
+        schedule (Schedule): When it is on. Defaults to always.
+        compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
+
+    Raises:
+        ValueError: If loss, explainer and connectors do not go together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        student_tap: Taps,
+        teacher_tap: Taps,
+        loss: nn.Module,
+        *,
+        teacher: str = 'teacher',
+        explainer: Explainer | None = None,
+        connector: dict | list | str | None = 'auto',
+        teacher_connector: dict | None = None,
+        norm: str | Sequence[str] | None = None,
+        schedule: Schedule | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.here = f'distill.{name}'
+        self.teacher = teacher
+        self.loss = loss
+        self.traits = LossTraits.of(loss)
+        self.schedule = schedule or Schedule()
+        self.explainer = explainer
+        self.connectors = nn.ModuleList()
+        self.teacher_connectors = Outside()
+        self.norm_names = [norm] if isinstance(norm, str) else norm
+        self.norms: NormConstants | None = None
+        self.compiled = Compiled(self.here) if compile else None
+        self._connector = connector
+        self._teacher_connector = teacher_connector
+        _check_needs(self)
+        if explainer is not None:
+            _check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
+        elif self.traits.compares == 'explanations':
+            raise ValueError(
+                f'{self.here}: {type(loss).__name__} compares explanations; add '
+                "explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')"
+            )
+        words = dict(term=self.here, loss=type(loss).__name__)
+        kind = 'explanations' if explainer is not None else self.traits.compares
+        self.student_view = View(student_tap, kind, explainer, 'student', **words)
+        self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', **words)
+
+    @property
+    def student_tap(self) -> Taps:
+        """What it reads in the student."""
+        return self.student_view.taps
+
+    @property
+    def teacher_tap(self) -> Taps:
+        """What it reads in the teacher."""
+        return self.teacher_view.taps
+
+    @classmethod
+    def from_config(
+        cls, name: str, config: Any, teachers: Sequence[str], compile: bool = False
+    ) -> Term:
+        """Builds a term from its line in the config.
+
+        Args:
+            name (str): Key of the line.
+            config (dict): The line.
+            teachers (Sequence[str]): Names of the teachers there are.
+            compile (bool): Whether its loss is compiled where the line does not say. Defaults to
+                False.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value cannot be used.
+        """
+        here = f'distill.{name}'
+        _check_line(here, name, config)
+        teacher = _teacher_of(here, config, teachers)
+        compile = check_compile(config.get('compile', compile), f'{here}.')
+        explainer = config.get('explainer')
+        if explainer is not None:
+            explainer = build_module(explainer, f'{here}.explainer')
+        try:
+            return cls(
+                name,
+                Taps.parse(config.get('student_tap', config.get('tap'))),
+                Taps.parse(config.get('teacher_tap', config.get('tap'))),
+                build_module(config['loss'], f'{here}.loss'),
+                teacher=teacher,
+                explainer=explainer,
+                connector=config.get('connector', 'auto'),
+                teacher_connector=config.get('teacher_connector'),
+                norm=config.get('norm'),
+                schedule=Schedule.from_config(f'{here}.schedule', config.get('schedule')),
+                compile=compile,
+            )
+        except ValueError as error:
+            raise ValueError(prefixed(here, error)) from error
+
+    def connect(
+        self,
+        student: Maps,
+        teacher: Maps,
+        given: dict[str, Any] | None = None,
+        *,
+        source: Teacher | None = None,
+        classes: int | None = None,
+    ) -> None:
+        """Builds the connectors and tries the loss, with what a dry forward has shown.
+
+        Args:
+            student (Maps): What the student showed of ``student_view``.
+            teacher (Maps): What the teacher showed of ``teacher_view``.
+            given (dict, optional): What the loss needs from a batch, of the same images.
+            source (Teacher, optional): Asked for the batch norms that feed its maps and for its
+                number of classes. Defaults to None.
+            classes (int, optional): The number of classes of the student's head around the tap.
+                Defaults to None: not known.
+
+        Raises:
+            ValueError: If the loss cannot take these shapes.
+            FileNotFoundError: If the weights of a ``teacher_connector`` do not exist.
+        """
+        students, teachers = as_list(student), as_list(teacher)
+        self._check_maps(students, teachers)
+        if source is not None:
+            self._check_classes(students[0], teachers[0], source, classes)
+        if any(need in FROM_NORM for need in self.traits.needs):
+            self._take_norms(source, len(teachers))
+        if self._teacher_connector is not None:
+            self.teacher_connectors[:] = build_teacher_connectors(
+                self._teacher_connector, teachers, self.name
+            )
+        with torch.no_grad():
+            pairs = list(zip(students, self._convert_teacher(teachers)))
+        self.connectors = build_connectors(self._connector, pairs, self.traits, self.here)
+        training = self.training
+        try:  # in eval mode, for connectors with a norm and maps of one position
+            with torch.no_grad():
+                self.eval()._set_up(pairs)
+                self.eval()(student, teacher, given)
+        except (ValueError, RuntimeError) as error:
+            shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
+            raise ValueError(
+                f'{self.here}: {type(self.loss).__name__} cannot compare '
+                f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher "
+                f'(in a trial: {shapes}). {error}'
+            ) from error
+        finally:
+            self.train(training)
+
+    def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
+        if len(students) != len(teachers):
+            raise ValueError(
+                f"{self.here}: '{self.student_tap}' gives {len(students)} maps in the student and "
+                f"'{self.teacher_tap}' {len(teachers)} in the teacher; name one of them, such as "
+                f"student_tap='{self.student_tap.taps[0].path}[0]', or taps with as many"
+            )
+        for s, t in zip(students, teachers) if self.traits.compares == 'gradients' else ():
+            if s.shape != t.shape:
+                raise ValueError(
+                    f"{self.here}: gradients at '{self.student_tap}' of the student "
+                    f"and '{self.teacher_tap}' of the teacher have different shapes (in a "
+                    f'trial: {tuple(s.shape)} and {tuple(t.shape)}), and no connector can '
+                    "change that; tap what has the same in both, such as 'backbone@input' or "
+                    'the class scores'
+                )
+
+    def _check_classes(
+        self, student: Tensor, teacher: Tensor, source: Teacher, ours: int | None
+    ) -> None:
+        """A 1×1 convolution cannot match scores of different numbers of classes."""
+        if self._connector != 'auto' or not self.traits.needs_same_channels or self.explainer:
+            return
+        theirs = source.classes(self.teacher_tap.taps[0])
+        if not ours or not theirs or ours == theirs:
+            return
+        each, rest = divmod(student.shape[1], ours)
+        if not rest and teacher.shape[1] == each * theirs:
+            raise ValueError(
+                f"{self.here}: '{self.student_tap}' gives scores of {ours} classes in the "
+                f'student and {theirs} in the teacher. Class scores can be compared only for the '
+                "same classes: take a teacher of the student's dataset, or tap features below the "
+                'classifier'
+            )
+
+    def _take_norms(self, source: Teacher | None, count: int) -> None:
+        """Takes what the loss needs from the batch norms that feed the teacher's maps."""
+        norms = source.norms(self.teacher_tap, self.norm_names) if source else [('', None)]
+        try:
+            self.norms = NormConstants(self.traits.needs, norms, bool(source and source.learns))
+        except ValueError as error:
+            raise ValueError(
+                f'{self.here}: {type(self.loss).__name__} needs the weight and the bias of the '
+                f"batch norm that feeds '{self.teacher_tap}' of the teacher, and {error}. Name it: "
+                "norm='backbone.layer4.2.bn3'"
+            ) from None
+        if len(norms) != count:
+            raise ValueError(
+                f'{self.here}: norm has {len(norms)} names for {count} maps; give one for each'
+            )
+
+    def _set_up(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Lets the loss build modules of its own, for maps as they are behind the connectors."""
+        if not hasattr(self.loss, 'setup'):
+            return
+        students = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+        self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
+
+    def _convert_teacher(self, maps: list[Tensor]) -> list[Tensor]:
+        if not self.teacher_connectors:
+            return maps
+        with torch.no_grad():
+            return [connect(x) for connect, x in zip(self.teacher_connectors, maps)]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Term:
+        for module in self.teacher_connectors:
+            module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def forward(self, student: Maps, teacher: Maps, given: dict[str, Any] | None = None) -> Tensor:
+        """The weighted loss, before the schedule.
+
+        Args:
+            student (Maps): Maps ``(N, C, H, W)`` of the student, with gradient.
+            teacher (Maps): Maps of the teacher.
+            given (dict, optional): What the loss needs from the batch, by name. Other entries are
+                left alone.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        students, teachers = as_list(student), as_list(teacher)
+        if not len(students) == len(teachers) == len(self.connectors):
+            raise ValueError(
+                f'{self.here}: {len(students)} maps of the student and {len(teachers)} of the '
+                f'teacher, where the dry forward at build time gave {len(self.connectors)}'
+            )
+        teachers = self._convert_teacher(teachers)
+        students = [
+            fit(connector, s, t, self.traits.needs_same_size)
+            for connector, s, t in zip(self.connectors, students, teachers)
+        ]
+        if len(students) == 1:
+            students, teachers = students[0], teachers[0]
+        arguments = {need: (given or {}).get(need) for need in self.traits.needs}
+        if self.norms is not None:
+            arguments |= self.norms()
+        if self.compiled is not None and self.training:
+            return self.compiled(self.loss, students, teachers, **arguments)
+        return self.loss(students, teachers, **arguments)
+
+    def describe_connectors(self) -> str:
+        """The connectors in words."""
+        return describe(self.connectors, self.teacher_connectors)
+
+    def check_scores(self, ours: Scores | None, theirs: Scores | None) -> None:
+        """Refuses to compare explanations of different classes.
+
+        Args:
+            ours (Scores, optional): The kind of the student's class scores; None for a term that
+                explains nothing.
+            theirs (Scores, optional): That of the teacher's.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if ours == theirs:
+            return
+        raise ValueError(
+            f'{self.here}: the student has {ours.classes} classes and the teacher '
+            f'{theirs.classes}; explained are the same classes in both'
+            if ours.classes != theirs.classes
+            else f'{self.here}: the classes of one model are independent, those of the other are '
+            'not'
+        )
+
+
+def _check_explainer(term: Term, converts: Any) -> None:
+    """Refuses an explainer that does not go with the loss or with a connector."""
+    if not isinstance(term.explainer, Explainer):
+        raise ValueError(
+            f'{term.here}.explainer: {type(term.explainer).__name__} is not an explainer; '
+            'take mmkd_plugin.GradCAM, say'
+        )
+    if term.traits.compares == 'gradients' or term.traits.needs:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} cannot compare explanations; take '
+            'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
+        )
+    if converts:
+        raise ValueError(
+            f'{term.here}: explanations have the size of the image in both models; '
+            'leave the connector out'
+        )
+
+
+def _check_needs(term: Term) -> None:
+    """Refuses a loss that needs something unknown."""
+    known = [*FROM_BATCH, *FROM_NORM]
+    for need in term.traits.needs:
+        if need not in known:
+            raise ValueError(
+                f"{term.here}: {type(term.loss).__name__} needs '{need}'; what there is: "
+                f'{", ".join(known)}'
+            )
+
+
+def _check_line(here: str, name: str, config: Any) -> None:
+    """Refuses a line of ``distill`` with a name, a form or keys that cannot be used."""
+    if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
+        raise ValueError(
+            f"{here}: '{name}' cannot name a term; take another word of letters, digits and '_'"
+        )
+    if not isinstance(config, dict):
+        raise ValueError(f'{here}: expected dict(tap=..., loss=dict(type=...)), got {config!r}')
+    check_keys(here, config, KEYS)
+    if 'loss' not in config:
+        raise ValueError(
+            f"{here} has no `loss`: add loss=dict(type='mmkd_plugin.ChannelWiseLoss'), say"
+        )
+    if any(config.get(key, config.get('tap')) is None for key in ('student_tap', 'teacher_tap')):
+        raise ValueError(
+            f"{here} has no tap: add tap='module.path', or `student_tap` and `teacher_tap` "
+            'where the models differ'
+        )
+
+
+def _teacher_of(here: str, config: dict, teachers: Sequence[str]) -> str:
+    """The name of the teacher that a line of ``distill`` learns from."""
+    teacher = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
+    if teacher not in teachers:
+        said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
+        raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+    return teacher
