@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import mmrazor, textbook
+from benchmarks import competitors, mmrazor
 from mmkd_plugin import losses as own
+from mmkd_plugin.losses.numerics.compiling import formulas_as_written
+from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.registry import MODELS
 
 Shape = tuple[int, ...]
@@ -74,10 +77,9 @@ class Case:
         where (str): A key of :data:`SHAPES`.
         shapes (Sequence[Shape]): Those of the student's maps and of the teacher's.
         options (dict): Arguments of the loss.
-        textbook (Loss): The formula as the paper states it.
         razor (Callable, optional): Builds MMRazor's form. Defaults to None: it has none.
+        competitor (Loss, optional): Stands in for the formula in the loss's file.
         others (str, optional): What the loss takes besides maps, ``'labels'`` or ``'margin'``.
-        remark (str): What to know about the case.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
     """
@@ -86,10 +88,9 @@ class Case:
     where: str
     shapes: Sequence[Shape]
     options: dict[str, Any]
-    textbook: Loss
     razor: Callable[[], Loss] | None = None
+    competitor: Loss | None = None
     others: str | None = None
-    remark: str = ''
     variant: str = ''
     classes: int = CLASSES
 
@@ -108,6 +109,18 @@ class Case:
     def ours(self) -> nn.Module:
         """The loss of this package."""
         return getattr(own, self.loss)(**self.options)
+
+    def textbook(self) -> Loss:
+        """The formula as the file of the loss states it, or what stands in for it here."""
+        if self.competitor is not None:
+            return self.competitor
+        loss = self.ours()
+
+        def as_written(*inputs: Tensor | Sequence[Tensor]) -> Tensor:
+            with formulas_as_written():
+                return loss(*inputs)
+
+        return as_written
 
     def inputs(self, device: torch.device | str = 'cpu', dtype: Any = torch.float32) -> Inputs:
         """Made-up maps, the same ones each time."""
@@ -139,7 +152,7 @@ class Case:
 
 def razor(name: str, **options: float) -> Callable[[], Loss]:
     """MMRazor's form, for one map or for several."""
-    return lambda: textbook.over_maps(mmrazor.loss(name, **options))
+    return lambda: partial(sum_over_maps, mmrazor.loss(name, **options))
 
 
 def razor_overhaul() -> Loss:
@@ -151,77 +164,83 @@ def razor_overhaul() -> Loss:
 def cases(quick: bool = False) -> list[Case]:
     """Every case, with the papers' shapes or with small ones."""
     shapes = QUICK if quick else SHAPES
-    found: list[Case] = []
+    rows = (*_of_distributions(shapes), *_of_positions(), *_of_values(), *_of_samples())
+    return [
+        Case(loss, where, shapes[where], **{'options': {}, **more})
+        for loss, wheres, more in rows
+        for where in wheres
+    ]
 
-    def add(loss: str, wheres: Sequence[str], formula: Loss, *form: Any, **more: Any) -> None:
-        options = more.pop('options', {})
-        for where in wheres:
-            found.append(Case(loss, where, shapes[where], options, formula, *form, **more))
 
-    def kl(where: str, tau: float) -> Callable[[], Loss]:
+#: A loss, where it is measured, and what else :class:`Case` takes.
+Row = tuple[str, list[str], dict[str, Any]]
+
+
+def _of_distributions(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
+    def kl(where: str, tau: float) -> dict[str, Any]:
         # It divides by N alone; the weight makes the mean over the positions of it.
         weight = 1 / math.prod(shapes[where][0][2:])
-        return razor('kl_divergence.KLDivergence', tau=tau, loss_weight=weight)
+        return dict(razor=razor('kl_divergence.KLDivergence', tau=tau, loss_weight=weight))
 
-    every_logits = ['logits', 'logits at image size']
-    add(
+    logits = ['logits', 'logits at image size']
+    yield (
         'ChannelWiseLoss',
-        ['features', *every_logits, 'pyramid'],
-        textbook.channel_wise(4),
-        razor('cwd.ChannelWiseDivergence', tau=4),
-        options=dict(tau=4),
+        ['features', *logits, 'pyramid'],
+        dict(razor=razor('cwd.ChannelWiseDivergence', tau=4), options=dict(tau=4)),
     )
-    for where in every_logits:
-        add('PixelWiseLoss', [where], textbook.softened(1, 1), kl(where, 1))
-    add('SoftTargetLoss', ['classifier'], textbook.softened(4, 1), kl('classifier', 4))
-    add('AttentionLoss', ['features', 'pyramid'], textbook.attention, razor('at_loss.ATLoss'))
-    add('GradientAttentionLoss', ['features'], textbook.gradient_attention)
+    for where in logits:
+        yield 'PixelWiseLoss', [where], kl(where, 1)
+    yield 'SoftTargetLoss', ['classifier'], kl('classifier', 4)
+
+
+def _of_positions() -> Iterator[Row]:
+    yield 'AttentionLoss', ['features', 'pyramid'], dict(razor=razor('at_loss.ATLoss'))
+    yield 'GradientAttentionLoss', ['features'], {}
     for pool, wheres in ((None, ['one image', 'features']), (2, ['features']), (0.5, ['features'])):
-        add(
-            'PairWiseLoss',
-            wheres,
-            textbook.pair_wise(pool),
-            options=dict(pool=pool),
-            variant='all positions' if pool is None else f'pool={pool}',
-        )
-    add(
+        variant = 'all positions' if pool is None else f'pool={pool}'
+        yield 'PairWiseLoss', wheres, dict(options=dict(pool=pool), variant=variant)
+    yield (
         'IntraClassVariationLoss',
         ['features'],
-        textbook.intra_class_variation(CLASSES),
-        others='labels',
-        variant=f'{CLASSES} classes',
+        dict(
+            competitor=competitors.ClassByClass(CLASSES),
+            others='labels',
+            variant=f'{CLASSES} classes',
+        ),
     )
-    add('NeuronSelectivityLoss', ['features'], textbook.neuron_selectivity)
-    add(
+    yield 'NeuronSelectivityLoss', ['features'], {}
+    yield (
         'NeuronSelectivityLoss',
         ['cifar'],
-        textbook.neuron_selectivity_broadcast,
-        remark='textbook: all products of two channels held at once',
+        dict(competitor=competitors.neuron_selectivity_broadcast),
     )
     for similarity, wheres in (('distance', ['logits', 'features']), ('cosine', ['logits'])):
-        add(
-            'LocalSimilarityLoss',
-            wheres,
-            textbook.local_similarity(similarity),
-            options=dict(similarity=similarity),
-            variant=similarity,
-        )
+        options = dict(similarity=similarity)
+        yield 'LocalSimilarityLoss', wheres, dict(options=options, variant=similarity)
+
+
+def _of_values() -> Iterator[Row]:
     mean_squares = razor('l2_loss.L2Loss', normalize=False, div_element=True)
-    add('HintLoss', ['features', 'pyramid'], textbook.hint, mean_squares)
+    yield 'HintLoss', ['features', 'pyramid'], dict(razor=mean_squares)
     boundaries = razor('ab_loss.ABLoss', loss_weight=1000 / 3)
-    add('ActivationBoundaryLoss', ['features'], textbook.activation_boundary, boundaries)
-    add('OverhaulLoss', ['features'], textbook.overhaul, razor_overhaul, others='margin')
-    factors = razor('factor_transfer_loss.FTLoss')
-    add('FactorTransferLoss', ['features'], textbook.factor_transfer, factors)
-    add('FSPLoss', ['two stages'], textbook.fsp)
-    for loss, kind, formula in (
-        ('RKDDistanceLoss', 'DistanceWiseRKD', textbook.rkd_distance),
-        ('RKDAngleLoss', 'AngleWiseRKD', textbook.rkd_angle),
-    ):
-        form = razor(f'relational_kd.{kind}', loss_weight=1, with_l2_norm=False)
-        add(loss, ['embeddings', 'features'], formula, form)
-    add('ExplanationLoss', ['explanations'], textbook.explanation)
-    return found
+    yield 'ActivationBoundaryLoss', ['features'], dict(razor=boundaries)
+    yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
+    yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
+    yield 'FSPLoss', ['two stages'], {}
+
+
+def _of_samples() -> Iterator[Row]:
+    distances, angles = (
+        razor(f'relational_kd.{kind}', loss_weight=1, with_l2_norm=False)
+        for kind in ('DistanceWiseRKD', 'AngleWiseRKD')
+    )
+    yield (
+        'RKDDistanceLoss',
+        ['embeddings', 'features'],
+        dict(razor=distances, competitor=competitors.rkd_distance_by_products),
+    )
+    yield 'RKDAngleLoss', ['embeddings', 'features'], dict(razor=angles)
+    yield 'ExplanationLoss', ['explanations'], {}
 
 
 def pick(names: Sequence[str], quick: bool = False) -> list[Case]:

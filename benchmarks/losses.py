@@ -79,7 +79,7 @@ def measure(case: Case, settings: Settings) -> Rounds:
 
 def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
     """The forms that can be run, by name; why others cannot goes into the notes."""
-    forms: dict[str, Loss] = {TEXTBOOK: case.textbook}
+    forms: dict[str, Loss] = {TEXTBOOK: case.textbook()}
     if case.razor is not None:
         try:
             forms[RAZOR] = case.razor()

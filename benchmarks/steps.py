@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks import mmrazor, textbook
+from benchmarks import mmrazor
 from benchmarks.cases import check_name
 from benchmarks.measure import Rounds, take_turns
 from mmkd_plugin import stack
 from mmkd_plugin.cache.loading import field_of, map_key
 from mmkd_plugin.cache.store import CacheError, CacheWriter
 from mmkd_plugin.distiller import Distiller
+from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, Taps, as_list, find_module
 from mmkd_plugin.taps.dry_run import DryRun
@@ -207,10 +209,8 @@ def set_up(pair: Pair, device: torch.device, quick: bool = False) -> Bench:
     models[BARE] = WithTeacher(student, plain)
     notes: dict[str, str] = {}
     try:
-        loss = textbook.over_maps(
-            mmrazor.loss('cwd.ChannelWiseDivergence', tau=pair.tau, loss_weight=pair.weight)
-        )
-        models[RAZOR] = RazorStep(student, plain, term.tap, loss)
+        loss = mmrazor.loss('cwd.ChannelWiseDivergence', tau=pair.tau, loss_weight=pair.weight)
+        models[RAZOR] = RazorStep(student, plain, term.tap, partial(sum_over_maps, loss))
     except mmrazor.NotInstalled as error:
         notes[RAZOR] = str(error)
     models[ONLINE], models[FP32] = online, fp32

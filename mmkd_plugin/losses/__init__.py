@@ -1,4 +1,13 @@
-"""The losses: one file per paper, a pure function for the formula and a thin class around it."""
+"""The losses: one file per paper, with the formula as a plain function and a thin class around it.
+
+What makes them fast and exact lies in :mod:`mmkd_plugin.losses.numerics`.
+
+A loss takes the maps of the student and of the teacher, and knows nothing of models. By attributes
+or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``
+and ``compares_probabilities``, see :class:`mmkd_plugin.losses.traits.LossTraits`: the term reads
+them there. A loss with weights of its own may have ``setup(student_channels, teacher_channels)``:
+the term calls it once, when the channel counts are known.
+"""
 
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss

@@ -8,13 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import activation_boundary as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
-from mmkd_plugin.losses.numerics.pieces import scratch
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 
+# traced too: the compiled formula keeps a mask of booleans, and takes ten times as long on a CPU
+@with_fast_form(fast.activation_boundary, traced=True)
 def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
     """``1/N * sum of max(0, margin - a)^2`` with ``a = student if teacher > 0 else -student``.
 
@@ -27,17 +30,9 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    kernel = partial(_missing, margin=margin, count=max(len(student), 1))
-    return one_pass(kernel, student, teacher)
-
-
-def _missing(s: Tensor, t: Tensor, margin: float, count: int, slope: Slope) -> Tensor:
-    # -1 where t > 0, else 1; torch.where is slow on a CPU
-    away = torch.sign(t, out=scratch(t)).neg_().add_(0.5).sign_()
-    missing = torch.mul(s, away, out=slope).add_(margin).relu_()
-    value = torch.mul(missing, missing, out=scratch(t, 1)).sum() / count
-    missing.mul_(away.mul_(2 / count))
-    return value
+    with full_precision(student, teacher) as (s, t):
+        missing = (margin - torch.where(t > 0, s, -s)).relu()
+        return missing.square().sum() / max(len(s), 1)
 
 
 @MODELS.register_module()
@@ -45,8 +40,8 @@ class ActivationBoundaryLoss(nn.Module):
     """Match which neurons fire, by a margin, and not how strongly (AB).
 
     On maps before the ReLU: ``max(0, margin - S)^2`` where the teacher's neuron fires (T > 0),
-    ``max(0, S + margin)^2`` where it does not; the sum over all elements is divided by N. A student
-    equal to its teacher may still be within the margin, and pay.
+    ``max(0, S + margin)^2`` where it does not; the sum over all elements is divided by N. Even a
+    student equal to its teacher pays where it is within the margin.
 
     Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons,
     AAAI 2019.
@@ -81,9 +76,7 @@ class ActivationBoundaryLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 8, 8]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
     def __init__(self, margin: float = 1.0, loss_weight: Weight = 1.0) -> None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import explanation as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
-from mmkd_plugin.losses.numerics.pieces import scratch
-from mmkd_plugin.losses.numerics.vectors import lengths_of_samples, unit_vectors
+from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.vectors import unit_samples
 from mmkd_plugin.registry import MODELS
+
+
+@with_fast_form(fast.explanation_difference)
+def explanation_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean_n (1 - cos(E_S, E_T))``.
+
+    Args:
+        student (Tensor): Explanations, (N, C, H, W) or (N, C).
+        teacher (Tensor): The same shape. It gets no gradient.
+
+    Returns:
+        Tensor: A scalar; 0 for no explanations.
+    """
+    check_shapes(student, teacher, ndims=(2, 4))
+    with full_precision(student, teacher) as (s, t):
+        return (1 - explanation_similarity(s, t)).sum() / max(len(s), 1)
 
 
 def explanation_similarity(student: Tensor, teacher: Tensor) -> Tensor:
@@ -26,46 +41,20 @@ def explanation_similarity(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Tensor: (N,).
     """
-    return (unit_vectors(student.flatten(1)) * unit_vectors(teacher.flatten(1))).sum(1)
-
-
-def explanation_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean_n (1 - cos(E_S, E_T))``.
-
-    Args:
-        student (Tensor): Explanations, (N, C, H, W) or (N, C).
-        teacher (Tensor): The same shape. It gets no gradient.
-
-    Returns:
-        Tensor: A scalar; 0 for no explanations.
-    """
-    check_shapes(student, teacher, ndims=(2, 4))
-    count = max(len(student), 1)
-    whole = student.dim()  # an explanation stays in one piece
-    return one_pass(partial(_difference, count), student, teacher, dim=whole)
-
-
-def _difference(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    length = lengths_of_samples(s, eps=1e-8)
-    s = torch.div(s, length, out=slope)
-    t = torch.div(t, lengths_of_samples(t, eps=1e-8), out=scratch(t))
-    cosine = torch.mul(s, t, out=scratch(t, 1)).flatten(1).sum(1)
-    if slope is not None:
-        s.mul_(cosine.view_as(length)).sub_(t).div_(length * count)
-    return (1 - cosine).sum() / count
+    return (unit_samples(student, eps=1e-8) * unit_samples(teacher, eps=1e-8)).sum(1)
 
 
 @MODELS.register_module()
 class ExplanationLoss(nn.Module):
     """Be right for the teacher's reasons: explanations that point the same way (e2KD).
 
-    The loss is ``mean_n (1 - cos(E_S, E_T))`` over pairs of explanations, each flattened. It does
-    not depend on their scale. A pair with an all-zero map costs 1 and has no gradient.
+    The loss is ``mean_n (1 - cos(E_S, E_T))`` over pairs of explanations, each flattened. Their
+    scale does not matter. A pair with an all-zero map costs 1 and has no gradient.
 
-    What is given are explanations, not maps: one for each class explained in each image. In a
-    config the term's ``explainer`` makes them, see :mod:`mmkd_plugin.explanations`. Those of the
-    student must have been made with ``create_graph=True``, since this loss is differentiated
-    through them: a double backward.
+    It takes explanations instead of maps: one for each class explained in each image. In a config
+    the term's ``explainer`` makes them, see :mod:`mmkd_plugin.explanations`. Those of the student
+    must be made with ``create_graph=True``, since this loss is differentiated through them: a
+    double backward.
 
     Good Teachers Explain: Explanation-Enhanced Knowledge Distillation, ECCV 2024.
 
@@ -97,11 +86,8 @@ class ExplanationLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 1, 32, 32]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
-    #: What it compares: explanations, which the term's ``explainer`` makes. Read by the Distiller.
     compares: ClassVar[str] = 'explanations'
 
     def __init__(self, loss_weight: Weight = 1.0) -> None:

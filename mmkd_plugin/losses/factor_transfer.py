@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import factor_transfer as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
-from mmkd_plugin.losses.numerics.vectors import lengths_of_samples
+from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.vectors import unit_samples
 from mmkd_plugin.registry import MODELS
 
 
+@with_fast_form(fast.factor_transfer)
 def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean over all elements of abs(nz(student) - nz(teacher))``.
+    """``mean over all elements of abs(F_S / ||F_S|| - F_T / ||F_T||)``, with one norm per sample.
 
     Args:
         student (Tensor): Factor of the student, (N, C, H, W) or (N, C).
@@ -26,31 +27,18 @@ def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    count = max(student.numel(), 1)
-    whole = student.dim()  # a sample stays in one piece
-    return one_pass(partial(_factor_gap, count), student, teacher, dim=whole)
-
-
-def _factor_gap(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    length = lengths_of_samples(s)
-    unit = torch.div(s, length, out=slope)
-    gap = unit - t / lengths_of_samples(t)
-    sign = gap.sign()
-    value = gap.mul_(sign).sum() / count
-    if slope is not None:
-        along = torch.mul(unit, sign, out=gap).flatten(1).sum(1).view_as(length)
-        unit.mul_(-along).add_(sign).div_(length * count)
-    return value
+    with full_precision(student, teacher) as (s, t):
+        return (unit_samples(s) - unit_samples(t)).abs().sum() / max(s.numel(), 1)
 
 
 @MODELS.register_module()
 class FactorTransferLoss(nn.Module):
     """Match the direction of the factors, which two networks make of the maps (FT).
 
-    ``mean over all elements of abs(nz(F_S) - nz(F_T))``, where ``nz`` brings each sample to unit L2
-    norm. The teacher's factor comes from a trained :class:`~mmkd_plugin.connectors.Paraphraser`,
+    ``mean over all elements of abs(F_S / ||F_S|| - F_T / ||F_T||)``, with one L2 norm for each
+    sample. The teacher's factor comes from a trained :class:`~mmkd_plugin.connectors.Paraphraser`,
     the student's from a :class:`~mmkd_plugin.connectors.Translator`. A factor no longer than 1e-12
-    has no direction: its ``nz`` is 0, and it gets no gradient.
+    has no direction: it counts as 0, and gets no gradient.
 
     Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018.
 
@@ -84,9 +72,7 @@ class FactorTransferLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 16, 8, 8]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
     def __init__(self, loss_weight: Weight = 1.0) -> None:

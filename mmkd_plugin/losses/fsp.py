@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -101,9 +102,7 @@ class FSPLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 16, 16]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = False
 
     def __init__(self, pool: str = 'max', loss_weight: Weight = 1.0) -> None:
@@ -123,8 +122,8 @@ class FSPLoss(nn.Module):
         losses = [
             fsp(pair, other, self.pool)
             for pair, other in zip(
-                zip(students, students[1:]),
-                zip(teachers, teachers[1:]),
+                pairwise(students),
+                pairwise(teachers),
             )
         ]
         return weighted_sum(losses, self.loss_weight)

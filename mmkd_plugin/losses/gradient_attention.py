@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import gradient_attention as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass, over_pieces
-from mmkd_plugin.losses.numerics.pieces import scratch
-from mmkd_plugin.losses.numerics.precision import common_type
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 
+@with_fast_form(fast.gradient_attention)
 def gradient_attention(student: Tensor, teacher: Tensor) -> Tensor:
     """``||J_S - J_T||_2`` over the whole batch; its gradient where the two are equal is 0.
 
@@ -27,25 +27,13 @@ def gradient_attention(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    if not len(student):
-        return student.sum(dtype=common_type(student, teacher))
-    # With a largest entry of 1, no square of it can vanish.
-    peak = over_pieces(_largest, student, teacher).amax()
-    tiny = torch.finfo(peak.dtype).tiny
-    peak = peak.clamp(min=tiny)
-    squares = one_pass(partial(_squares, peak), student, teacher)
-    return peak * squares.clamp(min=tiny).sqrt() * (squares > 0)
-
-
-def _largest(s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    return torch.sub(s, t, out=scratch(s)).abs_().amax()
-
-
-def _squares(peak: Tensor, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    gap = torch.sub(s, t, out=slope).div_(peak)
-    value = torch.mul(gap, gap, out=scratch(gap)).sum()
-    gap.mul_(2 / peak)
-    return value
+    with full_precision(student, teacher) as (s, t):
+        gap = s - t
+        if not len(gap):
+            return gap.sum()
+        # Gradients are small. With a largest entry of 1, no square of it can vanish.
+        peak = gap.detach().abs().amax().clamp(min=torch.finfo(gap.dtype).tiny)
+        return peak * torch.linalg.vector_norm(gap / peak)
 
 
 @MODELS.register_module()
@@ -53,12 +41,12 @@ class GradientAttentionLoss(nn.Module):
     """Match how sensitive the task losses are to each activation (gradient-based AT).
 
     With ``J = dL_task/dx`` at a tap, the loss is ``||J_S - J_T||_2``: the L2 norm over the whole
-    batch, not squared. What is given are these gradients, not the maps. For the student they must
-    have been made with ``create_graph=True``, since this loss is differentiated through them: a
-    double backward.
+    batch, not squared. It takes these gradients instead of the maps. Those of the student must be
+    made with ``create_graph=True``, since this loss is differentiated through them: a double
+    backward.
 
-    A mean of a task loss over many pixels has entries of J about 1e-8, which float16 cannot hold:
-    they are to be given in float32.
+    If a task loss is a mean over many pixels, the entries of J are about 1e-8, which float16 cannot
+    hold: give them in float32.
 
     Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks
     via Attention Transfer, ICLR 2017 (its section on gradient-based attention).
@@ -93,12 +81,8 @@ class GradientAttentionLoss(nn.Module):
         (torch.Size([]), torch.Size([4, 3, 3, 3]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
-    #: What it compares at the taps: the gradients of the task losses with respect to the maps
-    #: there, instead of the maps. Read by the Distiller, which computes and hands them in.
     compares: ClassVar[str] = 'gradients'
 
     def __init__(self, loss_weight: Weight = 1.0) -> None:

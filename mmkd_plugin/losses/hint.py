@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import hint as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
-from mmkd_plugin.losses.numerics.pieces import scratch
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 
+@with_fast_form(fast.hint)
 def hint(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean over all elements of (student - teacher)^2``.
 
@@ -26,15 +26,8 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    count = max(student.numel(), 1)
-    return one_pass(partial(_squares, count), student, teacher)
-
-
-def _squares(count: int, s: Tensor, t: Tensor, slope: Slope) -> Tensor:
-    gap = torch.sub(s, t, out=slope)
-    value = torch.mul(gap, gap, out=scratch(gap)).sum() / count
-    gap.mul_(2 / count)
-    return value
+    with full_precision(student, teacher) as (s, t):
+        return (s - t).square().sum() / max(s.numel(), 1)
 
 
 @MODELS.register_module()
@@ -74,9 +67,7 @@ class HintLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 8, 8]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
     def __init__(self, loss_weight: Weight = 1.0) -> None:

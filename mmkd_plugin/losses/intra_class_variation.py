@@ -8,20 +8,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.checks import check_shapes, labels_at, loss_weights
-from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics import intra_class_variation as fast
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import one_pass_by_samples
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-8
-COUNT_EPS = 1e-6
 
 
+# traced too: the compiled formula needs twice as much memory
+@with_fast_form(fast.intra_class_variation, traced=True)
 def intra_class_variation(
     student: Tensor, teacher: Tensor, labels: Tensor, ignore_index: int = 255
 ) -> Tensor:
-    """``mean over N*H*W of (cos(S, c_S) - cos(T, c_T))^2``, see :func:`variation_gap`.
+    """``mean over N*H*W of (cos(S, c_S) - cos(T, c_T))^2``, see :func:`centre_cosines`.
 
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
@@ -33,110 +35,39 @@ def intra_class_variation(
         Tensor: A scalar.
     """
     check_shapes(student, teacher, same_channels=False)
-    labels = labels_at(student, labels).flatten(1)
-    ignored = (labels == ignore_index) | (labels < 0)
-    segments, number = segments_of(labels.masked_fill(ignored, -1))
-    compare = partial(variation_gap, number=number, count=max(labels.numel(), 1))
-    return one_pass_by_samples(compare, student.flatten(2), teacher.flatten(2), segments, ignored)
+    classes, number, ignored = fast.classes_at(student, labels, ignore_index)
+    with full_precision(student, teacher) as (s, t):
+        cos_s, cos_t = (centre_cosines(x.flatten(2), classes, number) for x in (s, t))
+        gap = (cos_s - cos_t).masked_fill(ignored, 0)
+        return gap.square().sum() / max(gap.numel(), 1)
 
 
-def segments_of(ids: Tensor) -> tuple[Tensor, int]:
-    """Number the ids of each image, so that a table of them is small where they are large.
-
-    Args:
-        ids (Tensor): int64, at least -1, (N, n).
-
-    Returns:
-        tuple[Tensor, int]: The number of each position's id, (N, n), and what all are below.
-    """
-    positions = ids.shape[1]
-    if is_compiling():  # sizes must not depend on what the labels are
-        return ranks(ids), positions
-    largest = int(ids.max()) if ids.numel() else -1
-    if largest + 2 <= positions:
-        return ids + 1, largest + 2
-    ids = ranks(ids)
-    return ids, int(ids.max()) + 1
-
-
-def ranks(ids: Tensor) -> Tensor:
-    """How many smaller ids occur in the same row: (N, n) to (N, n), int64."""
-    ordered, order = ids.sort(1)
-    steps = ordered.diff(dim=1, prepend=ordered[:, :1]) != 0
-    return torch.empty_like(ids).scatter_(1, order, steps.cumsum(1))
-
-
-def variation_gap(
-    s: Tensor, t: Tensor, segments: Tensor, ignored: Tensor, number: int, count: int
-) -> tuple[Tensor, Tensor]:
-    """Sum over the positions of ``(cos(S, c_S) - cos(T, c_T))^2 / count``, and its gradient.
-
-    With ``u`` and ``v`` of length 1 along the vector ``x`` of a position and the centre ``c`` of
-    its segment, and ``w`` the gradient with respect to ``cos = <u, v>``, ``x`` gets
-    ``w (v - cos u) / |x|``. The centre gets ``(g - <g, v> v) / |c|`` with ``g = sum of w u``, and
-    passes it on to all positions of the segment, over their number.
-
-    Args:
-        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
-        t (Tensor): The teacher's vectors, (N, C_t, n).
-        segments (Tensor): The segment of each position, (N, n).
-        ignored (Tensor): The positions that add 0, (N, n).
-        number (int): What the segments are below.
-        count (int): What makes a mean of the sum.
-
-    Returns:
-        tuple[Tensor, Tensor]: A scalar, and its gradient with respect to ``s``.
-    """
-    at, ignored = segments[:, None], ignored[:, None]
-    shares = 1 / (sums(torch.ones_like(s[:, :1]), at, number) + COUNT_EPS)
-    target, *_ = centre_cosines(t, at, shares)
-    cosine, length, centre, centre_length = centre_cosines(s, at, shares)
-    # Their own centre: a cosine of 1 in both. They share a segment only to be masked here.
-    gap = (cosine - target).masked_fill_(ignored, 0)
-    # Vectors no longer than 1e-8 get no gradient, instead of one of up to 1e8.
-    weight = (gap * (2 / count) / length).masked_fill_(length <= EPS, 0)
-    pull = sums(s * weight, at, number)
-    pull -= (pull * centre).sum(1, keepdim=True) * centre
-    pull *= (shares / centre_length).masked_fill_(centre_length <= EPS, 0)
-    gradient = spread(centre, at).mul_(weight).add_(spread(pull, at))
-    return gap.square().sum() / count, gradient.addcmul_(s, weight * cosine / length, value=-1)
-
-
-def centre_cosines(x: Tensor, at: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The cosine of each vector and the mean of its segment.
-
-    The value is that of :func:`torch.nn.functional.cosine_similarity`, which divides by norms of
-    at least 1e-8.
+def centre_cosines(x: Tensor, classes: Tensor, number: int) -> Tensor:
+    """The cosine of each vector and the centre of its class: the mean of the vectors in its image.
 
     Args:
         x (Tensor): (N, C, n), in float32 or wider.
-        at (Tensor): The segment of each position, (N, 1, n).
-        shares (Tensor): What a position adds to the mean of each segment, (N, 1, number).
+        classes (Tensor): The class of each position, int64, (N, n).
+        number (int): All classes are below it.
 
     Returns:
-        tuple[Tensor, ...]: The cosines and the norms, (N, 1, n); the means, divided by their norms,
-        (N, C, number), and these norms, (N, 1, number).
+        Tensor: (N, n).
     """
-    centre = sums(x, at, shares.shape[2]).mul_(shares)
-    length, centre_length = norms(x), norms(centre)
-    centre /= centre_length
-    cosine = spread(centre, at).mul_(x).sum(1, keepdim=True).div_(length)
-    return cosine, length, centre, centre_length
+    at = classes[:, None].expand_as(x)
+    sums, counts = (
+        x.new_zeros(*x.shape[:2], number).scatter_add(2, at, y) for y in (x, torch.ones_like(x))
+    )
+    centres = (sums / (counts + 1e-6)).gather(2, at)
+    return (divided_by_length(x) * divided_by_length(centres)).sum(1)
 
 
-def norms(x: Tensor) -> Tensor:
-    """The L2 norms along dimension 1, which stays, at least 1e-8."""
-    return x.square().sum(1, keepdim=True).sqrt_().clamp_(min=EPS)
-
-
-def sums(x: Tensor, at: Tensor, number: int) -> Tensor:
-    """Add up the vectors of each segment: (N, C, n), segments (N, 1, n), to (N, C, number)."""
-    return x.new_zeros(*x.shape[:2], number).scatter_add_(2, at.expand_as(x), x)
-
-
-def spread(table: Tensor, at: Tensor) -> Tensor:
-    """Give each position what its segment has: (N, C, number) to (N, C, n)."""
-    return table.gather(2, at.expand(-1, table.shape[1], -1))
+def divided_by_length(x: Tensor) -> Tensor:
+    """Divide vectors (N, C, n) by their length, by 1e-8 if they are shorter: as in the cosine
+    similarity of PyTorch, but then without a gradient, which would be 1e8 times as large.
+    """
+    squares = x.square().sum(1, keepdim=True)
+    short = squares <= EPS**2
+    return torch.where(short, x.detach() / EPS, x / squares.masked_fill(short, 1).sqrt())
 
 
 @MODELS.register_module()
@@ -146,8 +77,8 @@ class IntraClassVariationLoss(nn.Module):
     In each image, the centre of a class is the mean of its features, ``sum / (count + 1e-6)``, and
     the gradient flows through it; the loss is
     ``mean over N*H*W of (cos(S, c_S) - cos(T, c_T))^2``. An ignored position is its own centre, so
-    it adds 0 but is counted. It needs about the same time and memory whether there are 2 classes
-    or 150: there is no loop over them.
+    it adds 0 and is counted. Time and memory are about the same for 2 classes and for 150:
+    there is no loop over them.
 
     Intra-class Feature Variation Distillation for Semantic Segmentation, ECCV 2020.
 
@@ -183,11 +114,8 @@ class IntraClassVariationLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 8, 16]))
     """
 
-    #: What ``forward`` needs besides the maps. Read by the Distiller.
     needs: ClassVar[tuple[str, ...]] = ('labels',)
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = False
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
     def __init__(self, ignore_index: int = 255, loss_weight: Weight = 1.0) -> None:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import overhaul as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
-from mmkd_plugin.losses.numerics.maps import (
-    Maps,
-    Weight,
-    as_maps,
-    sum_over_maps,
-)
-from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
-from mmkd_plugin.losses.numerics.pieces import scratch
-from mmkd_plugin.losses.numerics.precision import common_type, widest
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_maps, sum_over_maps
+from mmkd_plugin.losses.numerics.precision import full_precision, widest
 from mmkd_plugin.registry import MODELS
 
 
+@with_fast_form(fast.overhaul)
 def overhaul(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """``1/N * sum of (student - t)^2``, ``t = max(teacher, margin)``, but 0 if student <= t <= 0.
 
@@ -35,36 +30,21 @@ def overhaul(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher)
-    channels = teacher.shape[1]
-    if tuple(margin.shape) not in ((channels,), (1, channels, 1, 1)):
-        raise ValueError(
-            f'margin must have one value for each of the {channels} channels of the teacher, '
-            f'({channels},) or (1, {channels}, 1, 1), got {tuple(margin.shape)} for the teacher '
-            f'{tuple(teacher.shape)}; margin_from_norm gives it from the batch norm before this map'
-        )
-    margin = margin.detach().to(common_type(student, teacher)).view(1, -1, 1, 1)
-    count = max(len(student), 1)
-    return one_pass(partial(_gap, count), student, teacher, margin.expand(student.shape))
-
-
-def _gap(count: int, s: Tensor, t: Tensor, margin: Tensor, slope: Slope) -> Tensor:
-    t = torch.maximum(t, margin, out=scratch(t))
-    gap = torch.sub(s, t, out=slope)
-    # no gap below 0 where t <= 0; masks of booleans are slow on a CPU
-    lowest = t.sign_().relu_().mul_(torch.finfo(gap.dtype).min)
-    torch.maximum(gap, lowest, out=gap)
-    value = torch.mul(gap, gap, out=scratch(t, 1)).sum() / count
-    gap.mul_(2 / count)
-    return value
+    margin = fast.margin_of_channels(margin, teacher)
+    with full_precision(student, teacher) as (s, t):
+        t = torch.maximum(t, margin.to(t.dtype))
+        gap = s - t
+        gap = torch.where(t > 0, gap, gap.relu())
+        return gap.square().sum() / max(len(s), 1)
 
 
 def margin_from_norm(weight: Tensor, bias: Tensor) -> Tensor:
-    """The mean of what is below 0 in each channel after a batch norm: ``E[x given x < 0]``.
+    """The mean of the values below 0 in each channel after a batch norm: ``E[x given x < 0]``.
 
     The norm leaves ``x ~ Normal(beta, |gamma|)``, so with ``a = beta / |gamma|`` the margin is
     ``beta - |gamma| * pdf(a) / cdf(-a)``. Where hardly anything is below 0 (``cdf(-a) <= 0.001``)
-    it is ``-3 * |gamma|``. A channel with gamma = 0 is constantly beta, and gets what the two
-    cases tend to: beta if that is below 0, else 0.
+    it is ``-3 * |gamma|``. A channel with gamma = 0 is constantly beta. It gets the
+    limit of the two cases: beta if that is below 0, else 0.
 
     Args:
         weight (Tensor): The norm's gamma, (C,).
@@ -94,12 +74,12 @@ def margin_from_norm(weight: Tensor, bias: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class OverhaulLoss(nn.Module):
-    """Match the map before the ReLU, where the ReLU lets anything of it through (OFD).
+    """Match the map before the ReLU, where the ReLU lets something of it through (OFD).
 
     Values of the teacher below a margin are raised to it: ``T' = max(T, margin)``, the margin of
     a channel being the mean of its negative values, see :func:`margin_from_norm`. The loss is the
-    sum of ``(S - T')^2`` divided by N. It leaves out where ``S <= T' <= 0``: a student that is
-    below a negative target is as good as on it.
+    sum of ``(S - T')^2`` divided by N. It leaves out the positions where ``S <= T' <= 0``: the
+    ReLU cuts both off.
 
     A Comprehensive Overhaul of Feature Distillation, ICCV 2019.
 
@@ -136,11 +116,8 @@ class OverhaulLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 8, 8]), -0.7979)
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
-    #: What ``forward`` needs besides the maps. Read by the Distiller.
     needs: ClassVar[tuple[str, ...]] = ('margin',)
 
     def __init__(self, loss_weight: Weight = 1.0) -> None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics import pair_wise as fast
+from mmkd_plugin.losses.numerics.checks import loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import one_pass_by_samples
-from mmkd_plugin.losses.numerics.pooling import max_pool
-from mmkd_plugin.losses.numerics.vectors import gram_gap, lengths, through_lengths
+from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.vectors import unit_vectors
 from mmkd_plugin.registry import MODELS
 
-SIZE_HINT = (
-    'leave `connector` out so that a bilinear resize is added, or set `pool=0.5` '
-    'to compare fractions of the maps'
-)
 
-
+# traced too: the matrices of all pairs of positions would take gigabytes
+@with_fast_form(fast.pair_wise, traced=True)
 def pair_wise(
     student: Tensor,
     teacher: Tensor,
@@ -38,60 +35,11 @@ def pair_wise(
     Returns:
         Tensor: A scalar, never below 0.
     """
-    check_shapes(
-        student,
-        teacher,
-        same_channels=False,
-        same_size=not isinstance(pool, float),
-        size_hint=SIZE_HINT,
-    )
-    s, t = nodes(student, pool), nodes(teacher, pool)
-    if s.shape[2:] != t.shape[2:]:
-        raise ValueError(
-            f'map sizes differ: student {tuple(student.shape)}, teacher {tuple(teacher.shape)} '
-            f'leave {tuple(s.shape[2:])} and {tuple(t.shape[2:])} positions with pool={pool}; '
-            'name a `connector` that resizes'
-        )
-    s, t = s.flatten(2), t.flatten(2)
-    pairs = max(s.shape[0] * s.shape[2] ** 2, 1)
-    return one_pass_by_samples(partial(cosine_gap, count=pairs, detach_norm=detach_norm), s, t)
-
-
-def cosine_gap(
-    s: Tensor, t: Tensor, count: int, detach_norm: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Sum over all pairs of positions of ``(cos_T - cos_S)^2 / count``, and its gradient.
-
-    Args:
-        s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
-        t (Tensor): The teacher's vectors, (N, C_t, n).
-        count (int): What makes a mean of the sum.
-        detach_norm (bool): See :class:`PairWiseLoss`. Default: False.
-
-    Returns:
-        tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.
-    """
-    length = lengths(s)
-    value, gradient = gram_gap(s / length, t / lengths(t), count)
-    return value, gradient.div_(length) if detach_norm else through_lengths(gradient, s, length)
-
-
-def nodes(x: Tensor, pool: int | float | None) -> Tensor:
-    """Max-pool without overlap; ``pool`` is a size, a fraction of the map, or None for no pooling.
-
-    Args:
-        x (Tensor): (N, C, H, W).
-        pool (int | float | None): See :class:`PairWiseLoss`.
-
-    Returns:
-        Tensor: (N, C, h, w), every position of the input covered.
-    """
-    if pool is None or pool == 1:
-        return x
-    if not isinstance(pool, float):
-        return F.max_pool2d(x, pool, stride=pool, ceil_mode=True)
-    pool = float.fromhex(pool.hex())  # torch.compile makes a symbol of a float, but not of this
-    return max_pool(x, tuple(max(int(pool * side), 1) for side in x.shape[2:]))
+    s, t = fast.nodes_of_both(student, teacher, pool)  # max-pooled, (N, C, n)
+    with full_precision(s, t) as (s, t):
+        s, t = unit_vectors(s, detach_norm), unit_vectors(t)
+        gap = t.mT @ t - s.mT @ s
+        return gap.square().sum() / max(gap.numel(), 1)
 
 
 @MODELS.register_module()
@@ -139,7 +87,6 @@ class PairWiseLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 64, 8, 16]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = False
 
     def __init__(

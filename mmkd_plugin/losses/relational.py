@@ -2,212 +2,89 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative, with_gradient
+from mmkd_plugin.losses.numerics import relational as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
-from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
+from mmkd_plugin.losses.numerics.gathering import gathered
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import empty_map
-from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
-from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
+from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
+from mmkd_plugin.losses.numerics.vectors import unit_vectors
 from mmkd_plugin.registry import MODELS
 
 EMBEDS = ('flatten', 'pool', 'positions')
-
-# Points coincide where the square of their distance is within the rounding of what it is made of,
-# sums of D products: this many times eps * sqrt(D). With D = 1e6, in float64, they do at a distance
-# of 2e-6 of the size of the cloud.
-ROUNDING = 16
-
-#: How many triples of points to compare at once.
-TRIPLES = 2**18
 
 
 # --- formulas --------------------------------------------------------------------------------
 
 
-def distance_gap(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+# traced too: the compiled formula takes six times as long, and adds squares up in float32
+@with_fast_form(fast.distance_gap, traced=True)
+def distance_gap(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-L1 between the distances of all pairs of points, in units of their mean.
 
-    With ``r = d / mean(d)`` and ``g`` the gradient with respect to ``r``, that with respect to a
-    distance is ``(g - <g, r> / number of distances) / mean(d)``.
-
     Args:
-        squares (Tensor): :func:`squared_distances` of the student, (B, M, M): B sets, each compared
-            by itself.
-        target (Tensor): Those of the teacher.
+        student (Tensor): (B, M, D_s): B sets of M points, each set compared by itself.
+        teacher (Tensor): (B, M, D_t). It gets no gradient.
 
     Returns:
-        tuple[Tensor, Tensor]: A scalar, the mean over all B*M^2 entries, and its gradient with
-        respect to ``squares``.
+        Tensor: A scalar, the mean over all B*M^2 pairs.
     """
-    distances = squares.sqrt()
-    (relative, mean, number), count = relative_to_mean(distances), max(squares.numel(), 1)
-    target = relative_to_mean(target.sqrt())[0]
-    slope = (relative - target).clamp_(-1, 1)
-    of_mean = (slope * relative).sum((1, 2), keepdim=True) / number
-    # d = sqrt(d^2), and zeros get no gradient
-    slope.sub_(of_mean).div_(distances.mul_(mean * (2 * count))).masked_fill_(squares == 0, 0)
-    return smooth_l1(relative, target) / count, slope
+    with full_precision(student, teacher) as (s, t):
+        s, t = relative_distances(s), relative_distances(t)
+        return F.smooth_l1_loss(s, t, reduction='sum') / max(s.numel(), 1)
 
 
-def relative_to_mean(distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances over the mean of those above 0, this mean, and how many these are.
-
-    Args:
-        distances (Tensor): (B, M, M).
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: (B, M, M); (B, 1, 1); (B, 1, 1). Where there is no distance
-        above 0, the mean and the number are 1.
-    """
-    number = (distances != 0).sum((1, 2), keepdim=True).clamp(min=1)
-    mean = distances.sum((1, 2), keepdim=True) / number
-    mean = mean.masked_fill(mean == 0, 1)
-    return distances / mean, mean, number
+def relative_distances(points: Tensor) -> Tensor:
+    """``||x_i - x_j||`` over the mean of those above 0: (B, M, D) to (B, M, M)."""
+    distances = torch.cdist(points, points, compute_mode='donot_use_mm_for_euclid_dist')
+    count = (distances > 0).sum((1, 2), keepdim=True).clamp(min=1)
+    mean = distances.sum((1, 2), keepdim=True) / count
+    return distances / mean.masked_fill(mean == 0, 1)
 
 
-def angle_gap(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+# traced too: the compiled formula holds the directions of all pairs, and takes eight times as long
+@with_fast_form(fast.angle_gap, traced=True)
+def angle_gap(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-L1 between the cosines of the angles in all triples of points.
 
-    The vertices are taken a few at a time, so that not all triples are held at once.
-
-    With ``g`` the gradient with respect to ``cos = (ab^2 + ac^2 - bc^2) / (2 ab ac)``, that with
-    respect to ``ab^2`` is ``g / (2 ab ac) - g cos / (2 ab^2)``, to ``ac^2`` likewise, and to
-    ``bc^2`` it is ``-g / (2 ab ac)``.
-
     Args:
-        squares (Tensor): :func:`squared_distances` of the student, (B, M, M): B sets, each compared
-            by itself.
-        target (Tensor): Those of the teacher.
+        student (Tensor): (B, M, D_s): B sets of M points, each set compared by itself.
+        teacher (Tensor): (B, M, D_t). It gets no gradient.
 
     Returns:
-        tuple[Tensor, Tensor]: A scalar, the mean over all B*M^3 entries, and its gradient with
-        respect to ``squares``.
+        Tensor: A scalar, the mean over all B*M^3 triples.
     """
-    batch, points, _ = squares.shape
-    count = max(batch * points**3, 1)
-    inverse, value = inverse_distances(squares), squares.new_zeros(())
-    gradient = torch.zeros_like(squares)
-    for vertices in groups_of_vertices(batch, points):
-        cosine, halves = cosines(squares, vertices)
-        other, _ = cosines(target, vertices)
-        value = value + smooth_l1(cosine, other)
-        slope = (cosine - other).clamp_(-1, 1)
-        along = (slope * cosine).sum(3) * inverse[:, vertices].square()
-        across = slope.mul_(halves)
-        # b and c may change places, which makes the gradients of both sides equal
-        gradient[:, vertices] += 2 * across.sum(3) - along
-        gradient -= across.sum(1)
-    return value / count, gradient.div_(count)
+    with full_precision(student, teacher) as (s, t):
+        s, t = angles(s), angles(t)
+        return F.smooth_l1_loss(s, t, reduction='sum') / max(s.numel(), 1)
 
 
-def groups_of_vertices(batch: int, points: int) -> list[slice]:
-    """So many points at once that the triples are few; all while torch.compile traces."""
-    if is_compiling():
-        return [slice(None)]
-    step = max(TRIPLES // max(batch * points**2, 1), 1)
-    return [slice(start, start + step) for start in range(0, points, step)]
-
-
-def cosines(squares: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:
+def angles(points: Tensor) -> Tensor:
     """``<e_ab, e_ac>`` with ``e_ab = (x_b - x_a) / ||x_b - x_a||``, 0 where points coincide.
 
-    By the law of cosines ``<x_b - x_a, x_c - x_a> = (ab^2 + ac^2 - bc^2) / 2``, so nothing larger
-    than the result is needed, whatever D is.
-
     Args:
-        squares (Tensor): (B, M, M).
-        vertices (slice): Which points are to be a.
+        points (Tensor): (B, M, D), in float32 or wider.
 
     Returns:
-        tuple[Tensor, Tensor]: The cosines and ``1 / (2 ab ac)``, (B, A, M, M), indexed by a, b, c.
+        Tensor: The cosines, (B, M, M, M), indexed by a, b, c.
     """
-    ab, inverse = squares[:, vertices], inverse_distances(squares)[:, vertices]
-    halves = (inverse / 2)[:, :, :, None] * inverse[:, :, None, :]
-    inner = (ab[:, :, :, None] + ab[:, :, None, :]).sub_(squares[:, None])  # digits cancel here
-    return inner.mul_(halves), halves
-
-
-def inverse_distances(squares: Tensor) -> Tensor:
-    """``1 / ||x_i - x_j||``, 0 where points coincide."""
-    return squares.masked_fill(squares == 0, math.inf).rsqrt()
-
-
-def smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over all entries, with beta = 1."""
-    return F.smooth_l1_loss(student, teacher, reduction='sum')
-
-
-class SquaredDistances(torch.autograd.Function):
-    """``||x_i - x_j||^2`` for all pairs of points, (B, M, D) to (B, M, M) in float64.
-
-    Flattened maps have millions of entries, so B*M*M*D must not be held, nor a wider copy of the
-    points. The usual way out, ``|a|^2 + |b|^2 - 2*a*b``, loses the digits of float32 where points
-    are close to each other. Here it runs in float64, with the origin amid the points, some
-    coordinates after the others; the backward pass sums ``x_i - x_j`` in the same manner. Points
-    that coincide have a distance of exactly 0.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return squared_distances(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        refuse_second_derivative()
-        (x,) = ctx.saved_tensors
-        weights = grad + grad.mT
-        # sum over j of 2 * weights_ij * (x_i - x_j)
-        sums, laplacian = weights.sum(2), weights.mul_(-2)
-        laplacian.diagonal(dim1=1, dim2=2).add_(sums, alpha=2)
-        gradient = empty_map(x, x.dtype)
-
-        def work(piece: Piece) -> None:
-            gradient[piece] = laplacian[piece[0]] @ centred(x[piece])
-
-        each_piece(work, x, dim=2)
-        return gradient
-
-
-def squared_distances(x: Tensor) -> Tensor:
-    """See :class:`SquaredDistances`."""
-
-    def work(piece: Piece) -> tuple[slice, Tensor]:
-        part = centred(x[piece])
-        return piece[0], part @ part.mT
-
-    products = x.new_zeros(len(x), x.shape[1], x.shape[1], dtype=widest(x))
-    for samples, product in each_piece(work, x, dim=2):
-        products[samples] += product
-    squares = products.diagonal(dim1=1, dim2=2).clone()  # far apart in memory
-    sums = squares[:, :, None] + squares[:, None, :]
-    squares = torch.sub(sums, products, alpha=2)
-    rounding = ROUNDING * torch.finfo(products.dtype).eps * x.shape[2] ** 0.5
-    return squares.masked_fill_(squares <= sums.mul_(rounding), 0)
-
-
-def centred(x: Tensor) -> Tensor:
-    """The points in float64, with their mean at 0."""
-    x = x.to(widest(x))
-    return x - x.mean(1, keepdim=True)
+    directions = unit_vectors(points[:, None] - points[:, :, None], dim=3, eps=0)
+    return directions @ directions.mT
 
 
 # --- embeddings ------------------------------------------------------------------------------
 
 
 def relational(
-    compare: Callable[..., tuple[Tensor, Tensor]],
+    compare: Callable[[Tensor, Tensor], Tensor],
     student: Tensor,
     teacher: Tensor,
     embed: str = 'flatten',
@@ -235,13 +112,11 @@ def relational(
     with no_autocast(student.device.type):
         if dense:
             chosen = choose_positions(student, num_positions)
-            s, t = (points_of_positions(x, chosen) for x in pair)
-        else:
-            s, t = (embedding(x, embed, dtype)[None] for x in pair)
-            if gather:
-                s, t = (gathered(x[0].to(dtype))[None] for x in (s, t))
-        squares, target = SquaredDistances.apply(s), squared_distances(t)
-        return with_gradient(partial(compare, target=target), squares).to(dtype)
+            return compare(*(points_of_positions(x, chosen) for x in pair))
+        s, t = (embedding(x, embed, dtype) for x in pair)
+        if gather:
+            s, t = (gathered(x.to(dtype)) for x in (s, t))
+        return compare(s[None], t[None])
 
 
 def embedding(x: Tensor, embed: str, dtype: torch.dtype) -> Tensor:
@@ -261,66 +136,11 @@ def points_of_positions(x: Tensor, chosen: Tensor | None) -> Tensor:
     return (x if chosen is None else x.index_select(2, chosen)).mT
 
 
-# --- samples of several processes ------------------------------------------------------------
-
-
-def gathered(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; those of this one keep the gradient.
-
-    Without gradients (a dry forward, say), or without other processes, nothing is gathered.
-
-    Args:
-        x (Tensor): (N, D). N may differ between the processes.
-
-    Returns:
-        Tensor: (sum of N, D).
-
-    Raises:
-        ValueError: If D differs between the processes.
-    """
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    return x if alone or not torch.is_grad_enabled() else Gather.apply(x)
-
-
-class Gather(torch.autograd.Function):
-    """Gather rows from all processes.
-
-    Every process then computes one and the same loss, and the gradients of all of them for the
-    rows of one process would have to be added up there. They are equal, so multiplying by their
-    number spares the exchange. Data-parallel training divides by it, as it averages gradients over
-    the processes: what is left is the gradient of the loss over the whole batch.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        shape = torch.tensor(x.shape, device=x.device)
-        shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
-        dist.all_gather(shapes, shape)
-        counts, widths = torch.stack(shapes).mT.tolist()
-        if len(set(widths)) > 1:
-            raise ValueError(
-                f'gather=True: the embeddings of the processes have different lengths: {widths}; '
-                "give all of them maps of one size, or set embed='pool'"
-            )
-        padded = x.new_zeros(max(counts), widths[0])
-        padded[: len(x)] = x
-        everyone = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everyone, padded)
-        rank = dist.get_rank()
-        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
-        ctx.processes = len(counts)
-        return torch.cat([rows[:count] for rows, count in zip(everyone, counts)])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad[ctx.own] * ctx.processes
-
-
 # --- classes ---------------------------------------------------------------------------------
 
 
 def check_options(embed: str, num_positions: int, gather: bool) -> None:
-    """Refuse what the two losses cannot work with.
+    """Refuse arguments that the two losses cannot work with.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -343,8 +163,52 @@ def check_options(embed: str, num_positions: int, gather: bool) -> None:
         )
 
 
+class RelationalLoss(nn.Module):
+    """The common part of the two losses: their arguments, and the choice of the samples."""
+
+    needs_same_channels: ClassVar[bool] = False
+    #: The formula: takes the points of student and teacher, and returns a scalar.
+    gap: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+
+    def __init__(
+        self,
+        embed: str = 'flatten',
+        num_positions: int = 64,
+        gather: bool = False,
+        loss_weight: Weight = 1.0,
+    ) -> None:
+        super().__init__()
+        check_options(embed, num_positions, gather)
+        self.embed = embed
+        self.num_positions = num_positions
+        self.gather = gather
+        self.loss_weight = loss_weights(loss_weight)
+
+    @property
+    def needs_same_size(self) -> bool:
+        """Whether heights and widths must be equal: only if positions are compared."""
+        return self.embed == 'positions'
+
+    def forward(self, student: Maps, teacher: Maps) -> Tensor:
+        """Return the weighted loss of a tensor, or of a sequence of tensors."""
+        compare = partial(
+            relational,
+            self.gap,
+            embed=self.embed,
+            num_positions=self.num_positions,
+            gather=self.gather,
+        )
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
+
+    def extra_repr(self) -> str:
+        return (
+            f'embed={self.embed}, num_positions={self.num_positions}, gather={self.gather}, '
+            f'loss_weight={self.loss_weight}'
+        )
+
+
 @MODELS.register_module()
-class RKDDistanceLoss(nn.Module):
+class RKDDistanceLoss(RelationalLoss):
     """Match the distances between samples (RKD).
 
     ``d_ij = ||x_i - x_j||`` is divided by the mean of those above 0, in the student and in the
@@ -360,8 +224,8 @@ class RKDDistanceLoss(nn.Module):
     - code: https://github.com/lenscloth/RKD
 
     Args:
-        embed (str): What the samples are. ``'flatten'``: the images, each with all entries of its
-            map; ``'pool'``: the images, each with the mean of its map over the positions;
+        embed (str): What counts as a sample. ``'flatten'``: the images, each with all entries of
+            its map; ``'pool'``: the images, each with the mean of its map over the positions;
             ``'positions'``: the positions of an image, each with its channels; the distances are
             normalised per image and the losses averaged over the images. Default: ``'flatten'``.
         num_positions (int): With ``embed='positions'``, how many positions are drawn in each
@@ -396,48 +260,11 @@ class RKDDistanceLoss(nn.Module):
         (torch.Size([]), torch.Size([16, 128]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
-    needs_same_channels: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        embed: str = 'flatten',
-        num_positions: int = 64,
-        gather: bool = False,
-        loss_weight: Weight = 1.0,
-    ) -> None:
-        super().__init__()
-        check_options(embed, num_positions, gather)
-        self.embed = embed
-        self.num_positions = num_positions
-        self.gather = gather
-        self.loss_weight = loss_weights(loss_weight)
-
-    @property
-    def needs_same_size(self) -> bool:
-        """Whether heights and widths must be equal: only if positions are compared."""
-        return self.embed == 'positions'
-
-    def forward(self, student: Maps, teacher: Maps) -> Tensor:
-        """Return the weighted loss of a tensor, or of a sequence of tensors."""
-        compare = partial(
-            relational,
-            distance_gap,
-            embed=self.embed,
-            num_positions=self.num_positions,
-            gather=self.gather,
-        )
-        return sum_over_maps(compare, student, teacher, self.loss_weight)
-
-    def extra_repr(self) -> str:
-        return (
-            f'embed={self.embed}, num_positions={self.num_positions}, gather={self.gather}, '
-            f'loss_weight={self.loss_weight}'
-        )
+    gap = staticmethod(distance_gap)
 
 
 @MODELS.register_module()
-class RKDAngleLoss(nn.Module):
+class RKDAngleLoss(RelationalLoss):
     """Match the angles between samples (RKD).
 
     With ``e_ab = (x_b - x_a) / ||x_b - x_a||``, 0 where samples coincide, the loss is the smooth-L1
@@ -452,8 +279,8 @@ class RKDAngleLoss(nn.Module):
     - code: https://github.com/lenscloth/RKD
 
     Args:
-        embed (str): What the samples are. ``'flatten'``: the images, each with all entries of its
-            map; ``'pool'``: the images, each with the mean of its map over the positions;
+        embed (str): What counts as a sample. ``'flatten'``: the images, each with all entries of
+            its map; ``'pool'``: the images, each with the mean of its map over the positions;
             ``'positions'``: the positions of an image, each with its channels; the losses are
             averaged over the images. Default: ``'flatten'``.
         num_positions (int): With ``embed='positions'``, how many positions are drawn in each
@@ -486,41 +313,4 @@ class RKDAngleLoss(nn.Module):
         (torch.Size([]), torch.Size([16, 128]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
-    needs_same_channels: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        embed: str = 'flatten',
-        num_positions: int = 64,
-        gather: bool = False,
-        loss_weight: Weight = 1.0,
-    ) -> None:
-        super().__init__()
-        check_options(embed, num_positions, gather)
-        self.embed = embed
-        self.num_positions = num_positions
-        self.gather = gather
-        self.loss_weight = loss_weights(loss_weight)
-
-    @property
-    def needs_same_size(self) -> bool:
-        """Whether heights and widths must be equal: only if positions are compared."""
-        return self.embed == 'positions'
-
-    def forward(self, student: Maps, teacher: Maps) -> Tensor:
-        """Return the weighted loss of a tensor, or of a sequence of tensors."""
-        compare = partial(
-            relational,
-            angle_gap,
-            embed=self.embed,
-            num_positions=self.num_positions,
-            gather=self.gather,
-        )
-        return sum_over_maps(compare, student, teacher, self.loss_weight)
-
-    def extra_repr(self) -> str:
-        return (
-            f'embed={self.embed}, num_positions={self.num_positions}, gather={self.gather}, '
-            f'loss_weight={self.loss_weight}'
-        )
+    gap = staticmethod(angle_gap)

@@ -1,58 +1,66 @@
-"""Soft targets: Hinton's distillation, and the formula that the pixel-wise loss shares with it."""
+"""Soft targets: Hinton's distillation."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.checks import (
-    check_shapes,
-    labels_at,
-    loss_weights,
-    positive_number,
-)
-from mmkd_plugin.losses.numerics.divergence import divergence
+from mmkd_plugin.losses.numerics import soft_target as fast
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.precision import common_type
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 
+# traced too: the compiled formula keeps twice as much, and takes twice as long
+@with_fast_form(fast.soft_targets, traced=True)
 def soft_targets(
     student: Tensor,
     teacher: Tensor,
     tau: float = 1.0,
-    labels: Tensor | None = None,
-    ignore_index: int | None = None,
-    ndims: tuple[int, ...] = (2, 4),
     sigmoid: bool = False,
+    ndims: tuple[int, ...] = (2, 4),
 ) -> Tensor:
-    """``tau^2 * mean over positions of KL`` between the distributions of the classes there.
-
-    With a softmax over the channels, or with a sigmoid in each: then the divergences of the
-    channels are added up.
+    """``tau^2 * mean of KL`` over the images or, of maps, over all positions.
 
     Args:
         student (Tensor): Logits of the student, (N, C) or (N, C, H, W).
         teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
         tau (float): Temperature of both distributions. Default: 1.0.
-        labels (Tensor, optional): Integers (N, h, w), used with ``ignore_index`` only.
-        ignore_index (int, optional): Positions with this label leave the sum and the count.
+        sigmoid (bool): Whether the classes are independent, see :func:`yes_or_no_divergence`.
+            Default: False, a softmax over them.
         ndims (tuple[int, ...]): The numbers of dimensions to accept. Default: (2, 4).
-        sigmoid (bool): Whether the classes are independent. Default: False.
 
     Returns:
-        Tensor: A scalar; 0 where no position is left.
+        Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=ndims)
-    weight = tau**2 / max(student.shape[0] * student.shape[2:].numel(), 1)
-    if ignore_index is not None:
-        kept = kept_positions(student, labels, ignore_index).to(common_type(student, teacher))
-        weight = kept.flatten(1)[:, None] * (tau**2 / kept.sum().clamp(min=1))
-    if student.dim() == 4:
-        student, teacher = student.flatten(2), teacher.flatten(2)
-    return divergence(student, teacher, weight, tau, dim=1, sigmoid=sigmoid)
+    with full_precision(student, teacher) as (s, t):
+        if sigmoid:
+            kl = yes_or_no_divergence(s / tau, t / tau)
+        else:
+            log_s, log_t = (F.log_softmax(x / tau, dim=1) for x in (s, t))
+            kl = (log_t.exp() * (log_t - log_s)).sum(1)
+        return tau**2 * kl.sum() / max(kl.numel(), 1)
+
+
+def yes_or_no_divergence(s: Tensor, t: Tensor) -> Tensor:
+    """Each class as a yes or no of its own: ``sum over C of KL(sigmoid(t) || sigmoid(s))``.
+
+    Args:
+        s (Tensor): Logits of the student, (N, C, ...), in float32 or wider.
+        t (Tensor): Logits of the teacher, same shape.
+
+    Returns:
+        Tensor: (N, ...).
+    """
+    yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
+    no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return (yes + no).sum(1)
 
 
 def check_sigmoid(value: bool) -> bool:
@@ -66,34 +74,12 @@ def check_sigmoid(value: bool) -> bool:
     return value
 
 
-def kept_positions(logits: Tensor, labels: Tensor | None, ignore_index: int) -> Tensor:
-    """Where the labels, resized to the logits by nearest, are not ``ignore_index``.
-
-    Args:
-        logits (Tensor): Logits, (N, C, H, W); only the shape is read.
-        labels (Tensor): Integer labels, (N, h, w).
-        ignore_index (int): The label of the positions to leave out.
-
-    Returns:
-        Tensor: Booleans, (N, H, W).
-
-    Raises:
-        TypeError: If the labels are not integers.
-        ValueError: If they are missing, or their shape does not fit.
-    """
-    if labels is None:
-        raise ValueError(
-            f'ignore_index={ignore_index} needs `labels`; give them, or leave `ignore_index` out'
-        )
-    return labels_at(logits, labels) != ignore_index
-
-
 @MODELS.register_module()
 class SoftTargetLoss(nn.Module):
     """Match the teacher's softened class distribution (Hinton's KD).
 
-    ``tau^2 / N * sum of KL`` for the logits of a classifier; on a map the same as
-    :class:`~mmkd_plugin.losses.PixelWiseLoss`, which shares the implementation.
+    ``tau^2 / N * sum of KL`` for the logits of a classifier. Of a map, every position counts as an
+    image does: then it is :class:`~mmkd_plugin.losses.PixelWiseLoss`.
 
     Distilling the Knowledge in a Neural Network, NIPS 2014 Deep Learning Workshop.
 
@@ -101,7 +87,7 @@ class SoftTargetLoss(nn.Module):
     - code: none by the authors
 
     Args:
-        tau (float): Temperature of the softmax; higher is softer. Default: 4.0.
+        tau (float): Temperature of the softmax; a higher one is softer. Default: 4.0.
         sigmoid (bool): For heads whose classes are independent: each channel is a yes or no of
             its own, and the divergences of the channels are added up. Default: False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. Default: 1.0.
@@ -127,9 +113,7 @@ class SoftTargetLoss(nn.Module):
         (torch.Size([]), torch.Size([16, 100]))
     """
 
-    #: Whether student and teacher must have equally many channels. Read by the Distiller.
     needs_same_channels: ClassVar[bool] = True
-    #: Whether student and teacher must have equal height and width. Read by the Distiller.
     needs_same_size: ClassVar[bool] = True
 
     def __init__(self, tau: float = 4.0, sigmoid: bool = False, loss_weight: Weight = 1.0) -> None:
@@ -140,7 +124,7 @@ class SoftTargetLoss(nn.Module):
 
     @property
     def compares_probabilities(self) -> bool:
-        """Whether it compares the probabilities of classes alone."""
+        """Whether it compares nothing but the probabilities of classes."""
         return not self.sigmoid
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:

@@ -58,7 +58,7 @@ def test_the_textbook_agrees(case: cases.Case):
     inputs = case.inputs(dtype=torch.float64)
     ours = losses.value_and_gradients(case.ours(), inputs)
     assert ours[0] > 0 and all(gradient.any() for gradient in ours[1:])
-    assert losses.difference(losses.value_and_gradients(case.textbook, inputs), ours) < 1e-6
+    assert losses.difference(losses.value_and_gradients(case.textbook(), inputs), ours) < 1e-6
 
 
 @pytest.mark.parametrize('case', [case for case in QUICK if case.razor], ids=name_of)

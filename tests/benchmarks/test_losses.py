@@ -46,7 +46,7 @@ def test_short_calls_are_repeated():
 
 def test_a_form_of_another_value_is_not_timed():
     case = case_of('HintLoss')
-    wrong = replace(case, textbook=lambda s, t: case.textbook(s, t) * 1.1)
+    wrong = replace(case, competitor=lambda s, t: case.textbook()(s, t) * 1.1)
     found = losses.measure(wrong, settings())
     assert losses.TEXTBOOK not in found.seconds
     assert found.notes[losses.TEXTBOOK] == 'not timed: differs from ours by 0.1'
@@ -56,7 +56,7 @@ def test_a_form_that_fails_does_not_end_the_run():
     def broken(s, t):
         raise RuntimeError('out of\nmemory')
 
-    wrong = replace(case_of('HintLoss'), textbook=broken)
+    wrong = replace(case_of('HintLoss'), competitor=broken)
     assert losses.measure(wrong, settings()).notes[losses.TEXTBOOK] == 'failed: out of'
 
 

@@ -22,6 +22,7 @@ from memory import saved_bytes
 from torch import Tensor, nn
 
 import mmkd_plugin.losses
+from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.terms.compiled import compiled
 
@@ -49,6 +50,18 @@ def random_pair(
     return student.requires_grad_(), teacher
 
 
+def with_zeros(pair: tuple[Tensor, Tensor], zero: str) -> tuple[Tensor, Tensor]:
+    """The pair without gradients, and with zeros in place of what is named."""
+    student, teacher = (x.detach().clone() for x in pair)
+    if zero in ('student', 'both'):
+        student.zero_()
+    if zero in ('teacher', 'both'):
+        teacher.zero_()
+    if zero == 'first sample':
+        student[0].zero_()
+    return student, teacher
+
+
 def value_and_grad(
     loss: Callable[..., Tensor], student: Tensor, teacher: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -71,6 +84,8 @@ class LossContract:
         identical_is_zero: Whether a student equal to its teacher costs nothing.
         zeros_cost_nothing: Whether two all-zero maps do.
         float16_at_1e4: Whether gradients at inputs of 1e4 fit into float16.
+        base: What its class inherits from.
+        has_fast_form: Whether something else than the formula runs in eager code.
         saved_maps: How many maps in float32 it may save on top of the inputs; a part of one is left
             for what does not grow with the channels.
     """
@@ -83,6 +98,8 @@ class LossContract:
     identical_is_zero: ClassVar[bool] = True
     zeros_cost_nothing: ClassVar[bool] = True
     float16_at_1e4: ClassVar[bool] = True
+    base: ClassVar[type] = nn.Module
+    has_fast_form: ClassVar[bool] = True
     saved_maps: ClassVar[float] = 1.25
 
     @staticmethod
@@ -116,6 +133,41 @@ class LossContract:
                 value = self.call(loss, student.float(), teacher.float())
                 assert value.dtype == torch.float32
                 assert value.item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+    @pytest.mark.parametrize('zero', ['nothing', 'student', 'teacher', 'both', 'first sample'])
+    def test_the_fast_form_is_the_formula(self, zero):
+        if not self.has_fast_form:
+            return
+        for loss in self.losses:
+            for seed, shapes in enumerate(self.pairs):
+                student, teacher = with_zeros(random_pair(shapes, scale=2.0, seed=seed), zero)
+                value, grad = self.value_and_grad(loss, student, teacher)
+                with formulas_as_written():
+                    expected, slope = self.value_and_grad(loss, student, teacher)
+                torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-13)
+                torch.testing.assert_close(grad, slope, rtol=1e-7, atol=1e-11)
+
+    @pytest.mark.parametrize('dtype', (*LOW_PRECISION, torch.float32))
+    @pytest.mark.parametrize('zero', ['nothing', 'student', 'teacher', 'both', 'first sample'])
+    @pytest.mark.parametrize('scale', [1e-4, 1e4])
+    def test_the_formula_is_finite_and_in_float32(self, scale, zero, dtype):
+        if dtype is torch.float16 and not self.float16_at_1e4:
+            dtype = torch.float32
+        for loss in self.losses:
+            for shapes in self.pairs:
+                pair = with_zeros(random_pair(shapes, dtype, scale), zero)
+                with formulas_as_written(), torch.autocast('cpu', torch.bfloat16):
+                    value, grad = self.value_and_grad(loss, *pair)
+                assert value.dtype == torch.float32 and grad.dtype == dtype
+                assert value.isfinite() and grad.isfinite().all() and value > -1e-5
+
+    def test_the_formula_of_an_empty_batch_is_zero(self):
+        for loss in self.losses:
+            for student, teacher in self.pairs:
+                pair = random_pair(((0, *student[1:]), (0, *teacher[1:])))
+                with formulas_as_written():
+                    value, grad = self.value_and_grad(loss, *pair)
+                assert value.item() == 0 and grad.shape == pair[0].shape
 
     def test_gradcheck(self):
         for loss in self.losses:
@@ -171,13 +223,7 @@ class LossContract:
     def test_all_zero_maps_are_finite(self, zero, dtype):
         for loss in self.losses:
             for shapes in self.pairs:
-                student, teacher = (x.detach() for x in random_pair(shapes, dtype))
-                if zero in ('student', 'both'):
-                    student.zero_()
-                if zero in ('teacher', 'both'):
-                    teacher.zero_()
-                if zero == 'first sample':
-                    student[0].zero_()
+                student, teacher = with_zeros(random_pair(shapes, dtype), zero)
                 value, grad = self.value_and_grad(loss, student, teacher)
                 assert value.isfinite() and grad.isfinite().all()
                 if zero == 'both' and self.zeros_cost_nothing:
@@ -283,7 +329,7 @@ class LossContract:
 
     def test_examples_and_docstring(self):
         kind = type(self.build())
-        assert kind.__mro__[1] is nn.Module
+        assert kind.__bases__ == (self.base,) and issubclass(self.base, nn.Module)
         results = doctest.testmod(importlib.import_module(kind.__module__))
         assert results.attempted >= 5 and results.failed == 0
         for part in ('paper: http', 'code: ', 'Args:', 'Shape:', 'Raises:', 'Example:'):

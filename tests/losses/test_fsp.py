@@ -53,6 +53,7 @@ class TestFSPLoss(LossContract):
         ((1, 1, 1, 6), (1, 1, 1, 6)),
     )
     same_size = False
+    has_fast_form = False
     saved_maps = 2.5  # a map in float32, the pooled one, and where its maxima were
     float16_at_1e4 = False  # the loss is of fourth order in the maps
 

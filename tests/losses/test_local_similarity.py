@@ -8,22 +8,10 @@ from loss_contract import LossContract, random_pair, value_and_grad
 from memory import saved_bytes
 
 from mmkd_plugin.losses import LocalSimilarityLoss
-from mmkd_plugin.losses.local_similarity import local_similarity, pair_cosines, steps_ahead
+from mmkd_plugin.losses.local_similarity import local_similarity, neighbour_similarity
 
 NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 SIMILARITIES = ('distance', 'cosine')
-
-
-def neighbour_cosines(x):
-    """The eight maps of cosines of the interior positions."""
-    height, width = x.shape[2:]
-    flat, steps, inside = x.flatten(2), steps_ahead(width), np.s_[:, 1:-1, 1:-1]
-    maps = []
-    for step, pairs in zip(steps, pair_cosines(flat, steps, flat.dtype)[1]):
-        gap = pairs.new_full((len(x), step), torch.nan)
-        for line in (torch.cat([pairs, gap], 1), torch.cat([gap, pairs], 1)):  # ahead, behind
-            maps.append(line.unflatten(1, (height, width))[inside])
-    return torch.stack(maps)
 
 
 class TestLocalSimilarityLoss(LossContract):
@@ -88,7 +76,7 @@ def test_each_neighbour_has_a_map_of_its_own():
         (unit[:, :, 1:3, 1:5] * unit[:, :, 1 + dy : 3 + dy, 1 + dx : 5 + dx]).sum(1)
         for dy, dx in NEIGHBOURS
     ]
-    maps = neighbour_cosines(x)
+    maps = neighbour_similarity(x, 'cosine')
     assert maps.shape == (8, 2, 2, 4)
     for wanted in expected:
         assert any(torch.allclose(wanted, found) for found in maps)
@@ -148,7 +136,7 @@ def test_vectors_without_direction_have_cosine_0_and_get_no_gradient():
     student = student.detach()
     student[:, :, 2, 2] = 0
     student[:, :, 3, 2] = 1e-9
-    maps = neighbour_cosines(student)
+    maps = neighbour_similarity(student, 'cosine')
     assert not maps[:, :, 1:3, 1].any()
     assert (maps == 0).sum() == 2 * 8 + 7 + 4  # and as a neighbour of others: of 7 and of 4
     value, grad = value_and_grad(LocalSimilarityLoss('cosine'), student, teacher)

@@ -13,12 +13,7 @@ from memory import saved_bytes
 from torch import nn
 
 from mmkd_plugin.losses import RKDAngleLoss, RKDDistanceLoss
-from mmkd_plugin.losses.relational import (
-    SquaredDistances,
-    cosines,
-    relative_to_mean,
-    squared_distances,
-)
+from mmkd_plugin.losses.relational import RelationalLoss
 
 BOTH = (RKDDistanceLoss, RKDAngleLoss)
 
@@ -86,6 +81,7 @@ class RKDContract(LossContract):
     )
     same_channels = False
     same_size = False
+    base = RelationalLoss
     relations = staticmethod(distances_of)
     between = staticmethod(distances_between)
 
@@ -201,6 +197,7 @@ class PositionsContract(LossContract):
     variants = (dict(embed='positions'), dict(embed='positions', num_positions=99))
     pairs = RKDContract.pairs
     same_channels = False
+    base = RelationalLoss
     relations = staticmethod(distances_of)
 
     @classmethod
@@ -278,19 +275,6 @@ def test_known_angles():
     assert RKDAngleLoss()(student, teacher).item() == pytest.approx(expected)
 
 
-def test_relations_of_points_on_a_line():
-    x = torch.tensor([[[0.0], [0.0], [2.0]]])
-    squares = squared_distances(x)
-    torch.testing.assert_close(
-        relative_to_mean(squares.sqrt())[0],
-        torch.tensor([[[0, 0, 1], [0, 0, 1], [1, 1, 0]]]).double(),
-    )
-    at_first = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 0, 1]])
-    at_last = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 0]])
-    found, _ = cosines(squares, slice(None))
-    torch.testing.assert_close(found, torch.stack([at_first, at_first, at_last])[None].double())
-
-
 def test_large_gaps_count_linearly():
     student = torch.tensor([[0.0], [0.0], [0.0], [0.0], [0.0], [1.0]])
     teacher = torch.tensor([[0.0], [0.0], [1.0], [0.0], [0.0], [0.0]])
@@ -299,19 +283,11 @@ def test_large_gaps_count_linearly():
     assert value == pytest.approx(2 * 2 * 4 * 0.5 / 36)
 
 
-@pytest.mark.parametrize('piece', [2**17, 16, 1])
-def test_squared_distances_part_by_part(piece, monkeypatch):
-    monkeypatch.setattr('mmkd_plugin.losses.numerics.pieces.PIECE', piece)
-    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(SquaredDistances.apply, x)
-    torch.testing.assert_close(squared_distances(x), torch.cdist(x, x).square())
-
-
 @pytest.mark.parametrize('triples', [2**17, 30, 1])
 def test_angles_vertex_by_vertex(triples, monkeypatch):
     student, teacher = random_pair(((6, 3), (6, 4)))
     expected = mean_gap(angles_of, student.detach().numpy(), teacher.numpy(), '')
-    monkeypatch.setattr('mmkd_plugin.losses.relational.TRIPLES', triples)
+    monkeypatch.setattr('mmkd_plugin.losses.numerics.relational.TRIPLES', triples)
     assert RKDAngleLoss()(student, teacher).item() == pytest.approx(expected)
     assert torch.autograd.gradcheck(RKDAngleLoss(), (student, teacher))
 
@@ -321,18 +297,6 @@ def test_a_second_derivative_is_refused():
     for loss in (RKDDistanceLoss(), RKDAngleLoss()):
         with pytest.raises(RuntimeError, match='this loss has no second derivative'):
             torch.autograd.grad(loss(student, teacher), student, create_graph=True)
-
-
-@pytest.mark.parametrize('width', [3, 1000, 100_000])
-def test_points_that_coincide_have_a_distance_of_exactly_zero(width):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 64, width, generator=generator) * 100 + 1e4
-    x[:, ::7] = x[:, :1]
-    squares = SquaredDistances.apply(x)[0]
-    same = torch.zeros(64, dtype=torch.bool)
-    same[::7] = True
-    equal = (same[:, None] & same) | torch.eye(64, dtype=torch.bool)
-    assert torch.equal(squares == 0, equal)
 
 
 # --- several processes -----------------------------------------------------------------------

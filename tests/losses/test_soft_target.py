@@ -127,6 +127,12 @@ def test_default_temperatures():
 
 
 @pytest.mark.parametrize('kind', [SoftTargetLoss, PixelWiseLoss])
+def test_independent_scores_are_no_probabilities_of_classes(kind):
+    assert kind().compares_probabilities is True
+    assert kind(sigmoid=True).compares_probabilities is False
+
+
+@pytest.mark.parametrize('kind', [SoftTargetLoss, PixelWiseLoss])
 @pytest.mark.parametrize('value', [1, 'True', None])
 def test_sigmoid_is_checked(kind, value):
     assert kind().sigmoid is False

@@ -12,7 +12,7 @@ from mmkd_plugin.losses.numerics.compiling import is_compiling
 
 
 def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """A scalar whose gradient is computed along with it, by formula: all that is saved is that.
+    """A scalar whose gradient is computed along with it, by formula, and is all that is saved.
 
     Args:
         compute (Callable): Takes ``x`` and returns the scalar and its gradient with respect to

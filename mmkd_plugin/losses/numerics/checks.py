@@ -1,4 +1,4 @@
-"""What losses refuse: arguments out of range, maps that do not fit, labels that are none."""
+"""Checks of arguments, of the shapes of maps, and of labels."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def check_shapes(
         ndims (tuple[int, ...]): The numbers of dimensions that the loss takes. Default: (4,).
         same_channels (bool): Whether the channel counts must be equal. Default: True.
         same_size (bool): Whether heights and widths must be equal. Default: True.
-        size_hint (str): What to advise when the sizes differ.
+        size_hint (str): The advice to give when the sizes differ.
 
     Raises:
-        ValueError: If they cannot be compared. It names both shapes and what would help.
+        ValueError: If they cannot be compared. It names both shapes and a remedy.
     """
     s, t = tuple(student.shape), tuple(teacher.shape)
     shapes = f'student {s}, teacher {t}'
@@ -89,6 +89,28 @@ def labels_at(x: Tensor, labels: Tensor) -> Tensor:
         labels = labels[:, rows.view(-1, 1), columns.view(1, -1)]
     # uint8 compares with a number outside of its range as with that number modulo 256
     return labels.long()
+
+
+def kept_positions(logits: Tensor, labels: Tensor | None, ignore_index: int) -> Tensor:
+    """Where the labels, resized to the logits by nearest, are not ``ignore_index``.
+
+    Args:
+        logits (Tensor): Logits, (N, C, H, W); only the shape is read.
+        labels (Tensor): Integer labels, (N, h, w).
+        ignore_index (int): The label of the positions to leave out.
+
+    Returns:
+        Tensor: Booleans, (N, H, W).
+
+    Raises:
+        TypeError: If the labels are not integers.
+        ValueError: If they are missing, or their shape does not fit.
+    """
+    if labels is None:
+        raise ValueError(
+            f'ignore_index={ignore_index} needs `labels`; give them, or leave `ignore_index` out'
+        )
+    return labels_at(logits, labels) != ignore_index
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:

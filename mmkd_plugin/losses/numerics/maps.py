@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor
 
 #: One map, or several (the levels of a pyramid, the stages of a backbone).
-Maps = Union[Tensor, Sequence[Tensor]]
+Maps = Tensor | Sequence[Tensor]
 
 #: One factor for all maps, or one for each.
-Weight = Union[float, Sequence[float]]
+Weight = float | Sequence[float]
 
 
 def sum_over_maps(
@@ -29,8 +29,8 @@ def sum_over_maps(
         student (Tensor | Sequence[Tensor]): The student's map or maps.
         teacher (Tensor | Sequence[Tensor]): As many maps of the teacher.
         weight (float | Sequence[float]): Factor on the sum, or one on each result. Default: 1.0.
-        others (Sequence): What else ``compare`` takes, each with as many elements as there are
-            maps.
+        others (Sequence): Further arguments of ``compare``, each with as many elements as there
+            are maps.
 
     Returns:
         Tensor: A scalar.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from mmkd_plugin.losses.numerics.precision import common_type, full_precision, n
 #: and whatever else there is, and ``slope``: a tensor in the form of the student's piece to write
 #: the gradient to, or None if nobody wants it.
 Kernel = Callable[..., Tensor]
-Slope = Optional[Tensor]
+Slope = Tensor | None
 
-#: Blocks of so many bytes the C library returns to the system when they are freed.
+#: The C library returns blocks of at least this many bytes to the system when they are freed.
 HUGE = 2**25
 
 
@@ -29,15 +28,15 @@ def one_pass(
 ) -> Tensor:
     """A loss that is a sum over pieces of the maps, its gradient computed along with it.
 
-    Only one map is made, that of the gradient, and what else there is is as small as a piece: on a
-    CPU, the memory of further maps would take longer than all the arithmetic. The gradient is all
-    that is saved for the backward pass.
+    The gradient is the only map that is made, and the only thing saved for the backward pass. All
+    else is as small as a piece: on a CPU, getting the memory of further maps would take longer
+    than all the arithmetic.
 
     Args:
         kernel (Callable): Takes pieces and ``slope``, see :data:`Kernel`.
         student (Tensor): Map of the student, (N, ...), of any floating-point type.
         teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
-        others (Tensor): What else is cut into the same pieces, with as many dimensions.
+        others (Tensor): Further tensors to cut into the same pieces, with as many dimensions.
         dim (int): Where to cut a sample that is too large for the cache. Default: 1.
 
     Returns:
@@ -68,7 +67,7 @@ def one_pass_by_samples(
             the loss that comes from them, and its gradient with respect to the student.
         student (Tensor): Map of the student, (N, ...), of any floating-point type.
         teacher (Tensor): Map of the teacher, (N, ...). It gets no gradient.
-        others (Tensor): What else belongs to the samples, (N, ...).
+        others (Tensor): Further tensors of the samples, (N, ...).
 
     Returns:
         Tensor: A scalar in float32 or wider.
@@ -94,7 +93,7 @@ def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
     take three times as long instead: the mean is about the same, the median is lower.)
 
     Args:
-        x (Tensor): What it is to be like.
+        x (Tensor): The map to imitate.
         dtype (torch.dtype): Its type.
     """
     size = x.numel() * torch.finfo(dtype).bits // 8
@@ -113,18 +112,18 @@ def over_pieces(
     dim: int = 1,
     slope: Slope = None,
 ) -> Tensor:
-    """What ``kernel`` gives for each piece of the maps, without a graph, see :func:`one_pass`.
+    """The values of ``kernel`` for all pieces of the maps, without a graph, see :func:`one_pass`.
 
     Args:
-        kernel (Callable): As there.
+        kernel (Callable): See :func:`one_pass`.
         student (Tensor): Map of the student.
         teacher (Tensor): Map of the teacher.
-        others (Tensor): What else is cut into the same pieces.
+        others (Tensor): Further tensors to cut into the same pieces.
         dim (int): Where to cut a sample. Default: 1.
-        slope (Tensor, optional): Where the kernel is to write the gradient. Default: None.
+        slope (Tensor, optional): The map that the kernel writes the gradient to. Default: None.
 
     Returns:
-        Tensor: As many scalars as there are pieces.
+        Tensor: One value for each piece.
     """
     dtype = common_type(student, teacher)
 

@@ -17,22 +17,22 @@ from mmkd_plugin.losses.numerics.compiling import is_compiling
 Piece = tuple[slice, ...]
 R = TypeVar('R')
 
-#: What a piece has, in elements: with a copy or two it fits into the L2 cache.
+#: Elements of a piece: with a copy or two, it fits into the L2 cache.
 PIECE = 2**18
-#: From so many pieces per thread on, the threads take a piece each.
+#: With at least this many pieces per thread, each thread takes pieces of its own.
 MANY = 4
-#: Up to so many elements the memory of a temporary is kept.
+#: The memory of a temporary is kept up to this many elements.
 KEPT = 8 * PIECE
 
 
 def each_piece(work: Callable[[Piece], R], x: Tensor, dim: int) -> list[R]:
-    """What ``work`` returns for each of the :func:`pieces` of a map.
+    """Call ``work`` for each of the :func:`pieces` of a map.
 
-    On a CPU, the pieces of a large map are shared among as many threads as torch has. If these went
-    through each operation together instead, each would wait for the others after each operation;
-    where other processes use the cores too, such a wait lasts a hundred times as long as an
-    operation on a piece. Pieces that are much larger, since they cannot be cut, they do go through
-    together: there waits are few, and the memory of one is enough.
+    On a CPU, as many threads as torch has share the pieces of a large map. If they went through
+    each operation together instead, each would wait for the others after each operation; where
+    other processes use the cores too, such a wait lasts a hundred times as long as an operation on
+    a piece. Pieces that cannot be cut are much larger, and the threads do go through them together:
+    waits are few there, and the memory for one piece is enough.
 
     Args:
         work (Callable): Takes the index of a piece. Nothing in it is recorded for a backward pass.
@@ -40,7 +40,7 @@ def each_piece(work: Callable[[Piece], R], x: Tensor, dim: int) -> list[R]:
         dim (int): Where to cut a sample that is too large.
 
     Returns:
-        list: In the order of the pieces.
+        list: What ``work`` returned, in the order of the pieces.
     """
     threads = threads_for(x)
     if threads == 1 or x.numel() < MANY * threads * PIECE:
@@ -62,29 +62,29 @@ def each_piece(work: Callable[[Piece], R], x: Tensor, dim: int) -> list[R]:
 
 
 def threads_for(x: Tensor) -> int:
-    """How many threads an operation on a tensor is spread over, as far as torch controls it."""
+    """The number of threads that torch spreads an operation on a tensor over."""
     return 1 if x.device.type != 'cpu' or is_compiling() else torch.get_num_threads()
 
 
 @functools.lru_cache(maxsize=1)
 def workers(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads each of which runs its operations alone.
+    """Threads that each run their operations alone.
 
     Args:
-        threads (int): How many.
-        process (int): Whose they are: a fork does not inherit them.
+        threads (int): Their number.
+        process (int): The process they belong to: a fork does not inherit threads.
     """
     pool, ready = ThreadPoolExecutor(threads, 'mmkd-pieces'), Barrier(threads + 1)
 
     def start() -> None:
         torch.set_num_threads(1)
-        torch.get_num_threads()  # from now on it stays so, whatever is set below
+        torch.get_num_threads()  # from now on it stays at 1, whatever is set below
         ready.wait()
 
     for _ in range(threads):
         pool.submit(start)
     ready.wait()
-    torch.set_num_threads(threads)  # which threads that others start take over
+    torch.set_num_threads(threads)  # threads that others start take this number over
     return pool
 
 
@@ -93,8 +93,8 @@ def pieces(x: Tensor, dim: int, room: int) -> list[Piece]:
 
     Args:
         x (Tensor): (N, ...). It stays whole where it is not on a CPU, or torch.compile traces.
-        dim (int): The other dimension; samples stay whole if there is none such.
-        room (int): About how many elements a piece is to have.
+        dim (int): The other dimension; samples that lack it stay whole.
+        room (int): The number of elements that a piece should have, about.
 
     Returns:
         list[tuple[slice]]: The index of each piece.
@@ -123,12 +123,12 @@ _workspace = local()
 def scratch(x: Tensor, number: int = 0, dtype: torch.dtype | None = None) -> Tensor | None:
     """Memory for a temporary like a piece, as ``out`` of an operation; None to let it allocate.
 
-    It is this thread's, and the same in each call: new memory takes as long as the arithmetic,
-    unless the C library happens to have kept some.
+    It belongs to this thread and is the same in each call. New memory would take as long as the
+    arithmetic, unless the C library happens to have kept some.
 
     Args:
-        x (Tensor): What it is to be like; its strides are those of a piece.
-        number (int): Which of the temporaries that are needed at once. Default: 0.
+        x (Tensor): The piece to imitate.
+        number (int): Tells temporaries that are needed at once apart. Default: 0.
         dtype (torch.dtype, optional): Another type than that of ``x``. Default: None.
     """
     plain = type(x) is Tensor and x.device.type == 'cpu' and not is_compiling()

@@ -42,7 +42,7 @@ def adaptive_pool(x: Tensor, size: tuple[int, int], pool: str) -> Tensor:
 
 
 def max_pool(x: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """Max-pool (N, C, H, W) without overlap; what is left over at the ends has its own windows."""
+    """Max-pool (N, C, H, W) without overlap; the rest at the ends has windows of its own."""
     if not is_compiling():
         return F.max_pool2d(x, kernel, stride=kernel, ceil_mode=True)
     for dim, step in zip((2, 3), kernel):
@@ -60,9 +60,9 @@ def pool_windows(
     Args:
         x (Tensor): Of any shape.
         dim (int): The dimension.
-        starts (Tensor): Where the windows start, int64.
-        ends (Tensor): Where they end.
-        width (int): The most positions that one has.
+        starts (Tensor): The first position of each window, int64.
+        ends (Tensor): The position after the last of each window.
+        width (int): At least the positions of the widest.
         pool (str): ``'avg'`` or ``'max'``.
 
     Returns:

@@ -14,8 +14,8 @@ def gram_gap(s: Tensor, t: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
     """``||s^T s - t^T t||_F^2 / count``, summed over the batch, without the larger Gram matrices.
 
     With ``D = s^T s - t^T t``, its gradient is ``4 s D / count``. Where there are more columns than
-    rows, the n x n matrices are never built. What stands in for them must not subtract large sums
-    of float32, or the loss drowns in rounding once the student is close to the teacher:
+    rows, the n x n matrices are never built. Their stand-ins must not subtract large sums of
+    float32, or the loss drowns in rounding once the student is close to the teacher:
 
     - equal numbers of rows: with ``d = s - t``, ``D = d^T s + s^T d - d^T d``, so that with
       ``p = s + t`` the sum is ``(<d d^T, p p^T> + <d p^T, p d^T>) / 2``, and the gradient
@@ -26,7 +26,7 @@ def gram_gap(s: Tensor, t: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
     Args:
         s (Tensor): The student's matrices, (N, C_s, n).
         t (Tensor): The teacher's matrices, (N, C_t, n).
-        count (int): What makes a mean of the sum. Default: 1.
+        count (int): The divisor that makes a mean of the sum. Default: 1.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.
@@ -58,8 +58,8 @@ def squared_norm(x: Tensor) -> Tensor:
     return x.square().sum(dtype=widest(x))
 
 
-def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8) -> Tensor:
-    """Divide the channel vector of each position by its L2 norm.
+def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8, dim: int = 1) -> Tensor:
+    """Divide vectors by their L2 norms, such as those of the channels at each position.
 
     A vector no longer than ``eps`` has no direction: it becomes zero (cosine 0 with all others)
     and gets no gradient. Dividing by ``max(norm, eps)`` gives it the same value, but a gradient of
@@ -69,11 +69,12 @@ def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8) -> Ten
         x (Tensor): (N, C, ...), in float32 or wider.
         detach_norm (bool): Treat the norm as a constant in the gradient. Default: False.
         eps (float): See above. Default: 1e-8.
+        dim (int): The dimension that the vectors lie along. Default: 1.
 
     Returns:
-        Tensor: Vectors of length 1 or 0 along dimension 1, the shape of the input.
+        Tensor: Vectors of length 1 or 0, the shape of the input.
     """
-    squares = (x.detach() if detach_norm else x).square().sum(1, keepdim=True)
+    squares = (x.detach() if detach_norm else x).square().sum(dim, keepdim=True)
     return x / squares.masked_fill(squares <= eps**2, math.inf).sqrt()
 
 
@@ -102,7 +103,7 @@ def through_lengths(gradient: Tensor, x: Tensor, length: Tensor) -> Tensor:
     Args:
         gradient (Tensor): ``g``, (N, C, ...).
         x (Tensor): (N, C, ...).
-        length (Tensor): What :func:`lengths` gives for ``x``.
+        length (Tensor): The :func:`lengths` of ``x``.
 
     Returns:
         Tensor: The gradient with respect to ``x``.
@@ -111,13 +112,14 @@ def through_lengths(gradient: Tensor, x: Tensor, length: Tensor) -> Tensor:
     return torch.addcmul(gradient, x, along / length, value=-1).div_(length)
 
 
-def nz(x: Tensor) -> Tensor:
-    """Flatten each sample and divide it by its L2 norm; one no longer than 1e-12 becomes zero.
+def unit_samples(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """Flatten each sample and divide it by its L2 norm.
 
     Args:
         x (Tensor): (N, ...), in float32 or wider.
+        eps (float): A sample no longer than this becomes zero. Default: 1e-12.
 
     Returns:
         Tensor: (N, all the rest), rows of length 1 or 0, see :func:`unit_vectors`.
     """
-    return unit_vectors(x.flatten(1), eps=1e-12)
+    return unit_vectors(x.flatten(1), eps=eps)

@@ -1,0 +1,42 @@
+"""Soft targets, of images and of positions, in one pass over the logits."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmkd_plugin.losses.numerics.checks import check_shapes, kept_positions
+from mmkd_plugin.losses.numerics.divergence import divergence
+from mmkd_plugin.losses.numerics.precision import common_type
+
+
+def soft_targets(
+    student: Tensor,
+    teacher: Tensor,
+    tau: float = 1.0,
+    sigmoid: bool = False,
+    ndims: tuple[int, ...] = (2, 4),
+) -> Tensor:
+    """See :func:`mmkd_plugin.losses.soft_target.soft_targets`."""
+    check_shapes(student, teacher, ndims=ndims)
+    weight = tau**2 / max(student.shape[0] * student.shape[2:].numel(), 1)
+    if student.dim() == 4:
+        student, teacher = student.flatten(2), teacher.flatten(2)
+    return divergence(student, teacher, weight, tau, dim=1, sigmoid=sigmoid)
+
+
+def pixel_wise(
+    student: Tensor,
+    teacher: Tensor,
+    tau: float = 1.0,
+    sigmoid: bool = False,
+    labels: Tensor | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """See :func:`mmkd_plugin.losses.pixel_wise.pixel_wise`."""
+    if ignore_index is None:
+        return soft_targets(student, teacher, tau, sigmoid, ndims=(4,))
+    check_shapes(student, teacher)
+    kept = kept_positions(student, labels, ignore_index).to(common_type(student, teacher))
+    weight = kept.flatten(1)[:, None] * (tau**2 / kept.sum().clamp(min=1))
+    student, teacher = student.flatten(2), teacher.flatten(2)
+    return divergence(student, teacher, weight, tau, dim=1, sigmoid=sigmoid)
