@@ -29,8 +29,8 @@ class DryRun:
 
     Args:
         values (dict[Tap, Maps]): The maps at each tap, on the CPU. Defaults to ``{}``.
-        calls (dict[Tap, int]): How often each place ran; for a ``@pre_relu`` tap 1 if it was read, else
-            0. Defaults to ``{}``.
+        calls (dict[Tap, int]): How often each place ran; for a ``@pre_relu`` tap 1 if it was read,
+            else 0. Defaults to ``{}``.
         in_place (frozenset[Tap]): Places whose tensor was overwritten later in the forward.
             Defaults to ``frozenset()``.
         places (dict[Tap, tuple[Tap, ...]]): The inputs of ReLUs at which ``@pre_relu`` taps are
