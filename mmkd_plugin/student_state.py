@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
