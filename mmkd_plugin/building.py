@@ -16,7 +16,7 @@ def check_keys(here: str, config: dict, known: Collection[str]) -> None:
     """Raises an error that names an unknown key and the closest known one.
 
     Args:
-        here (str): What the message calls the place in the config.
+        here (str): Place in the config, for messages.
         config (dict): The dict to check.
         known (Collection[str]): The keys that it may have.
 
@@ -53,7 +53,7 @@ def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Mod
     Args:
         config (dict | nn.Module): ``dict(type='mmkd_plugin.NAME', ...)``. A module is returned as
             it is.
-        here (str): What messages call the place in the config.
+        here (str): Place in the config, for messages.
         defaults (dict, optional): Arguments that the config may leave out. The constructor gets
             those that it has parameters for. Defaults to None.
 

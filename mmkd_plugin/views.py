@@ -1,4 +1,4 @@
-"""View: what one term asks one model for."""
+"""View: the request of one term to one model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ('maps', 'gradients', 'explanations')
 
 @dataclass(frozen=True)
 class View:
-    """What one term asks one model for: maps, gradients or explanations at some taps.
+    """The request of one term to one model: maps, gradients or explanations at some taps.
 
     Views with the same taps, kind, explainer and side are equal, whichever terms they belong to.
     Explainers are compared by identity, so the explanations of two terms stay apart.
@@ -32,8 +32,8 @@ class View:
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
             scores. Defaults to ``'teacher'``.
-        term (str): What messages call the term, such as ``'distill.cwd'``. Defaults to ``''``.
-        loss (str): What messages call its loss. Defaults to ``''``.
+        term (str): Name of the term in messages, such as ``'distill.cwd'``. Defaults to ``''``.
+        loss (str): Name of its loss in messages. Defaults to ``''``.
 
     Examples:
         >>> from mmkd_plugin import Taps, View
@@ -65,7 +65,14 @@ class View:
         return () if self.kind == 'maps' else tuple(self.taps)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """Returns the context in which the forward and the backward pass of the model run."""
+        """Returns the context in which the forward and the backward pass of a model run.
+
+        Args:
+            model (nn.Module): The model.
+
+        Returns:
+            AbstractContextManager: The context of the explainer; without one it does nothing.
+        """
         return nullcontext() if self.explainer is None else self.explainer.context(model)
 
     def of(self, read: Mapping[Tap, Maps]) -> Maps:
@@ -140,7 +147,7 @@ def try_explaining(
         view (View): A view of explanations.
         model (nn.Module): The model, or a copy of it.
         device (torch.device): The device for the trial. The model is moved there and back.
-        owner (str): What messages call the model.
+        owner (str): Name of the model in messages.
         size (int): Height and width of the image, pixels. Defaults to 128.
 
     Returns:

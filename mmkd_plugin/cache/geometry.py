@@ -210,12 +210,7 @@ def replay(
     if shown.shape != out.shape:
         out[:] = torch.as_tensor(fill).view(-1, 1, 1)
     if shown.numel():
-        plans = []
-        for dim, axis in enumerate(axes, 1):
-            # a teacher's own padding does not show the image
-            cells = math.ceil(geometry.loaded[dim - 1] * maps.shape[dim] / covers[dim - 1] - TINY)
-            plans.append(_plan(axis, min(cells, maps.shape[dim]), mode))
-        shown.copy_(_resampled(maps, plans))
+        shown.copy_(_resampled(maps, axes, _cells_of_image(geometry, maps, covers), mode))
     return out
 
 
@@ -239,6 +234,14 @@ def inside(
     return mask
 
 
+def _cells_of_image(geometry: Geometry, maps: Tensor, covers: Sequence[float]) -> list[int]:
+    """Counts the cells along each axis that show the image, not a teacher's own padding."""
+    return [
+        min(math.ceil(loaded * cells / covered - TINY), cells)
+        for loaded, cells, covered in zip(geometry.loaded, maps.shape[1:], covers)
+    ]
+
+
 def _plan(axis: _Axis, count: int, mode: str) -> tuple[int, np.ndarray]:
     """Plans how to read maps of ``count`` cells along an axis.
 
@@ -259,8 +262,9 @@ def _plan(axis: _Axis, count: int, mode: str) -> tuple[int, np.ndarray]:
     return first, weights / weights.sum(1, keepdims=True)
 
 
-def _resampled(maps: Tensor, plans: Sequence[tuple[int, np.ndarray]]) -> Tensor:
-    """Reads maps along both axes as :func:`_plan` says."""
+def _resampled(maps: Tensor, axes: Sequence[_Axis], counts: Sequence[int], mode: str) -> Tensor:
+    """Reads the positions of both axes in maps; ``counts`` cells along each show the image."""
+    plans = [_plan(axis, count, mode) for axis, count in zip(axes, counts)]
     for dim, (first, reads) in enumerate(plans, 1):  # cuts first, so the rest does less work
         maps = maps.narrow(dim, first, reads.shape[-1] if reads.ndim == 2 else 1 + reads.max())
     for dim, (_, reads) in enumerate(plans, 1):

@@ -286,7 +286,7 @@ def recorded(
             scope.
         ignore (Sequence[str]): Types of other transforms, as in the config, that leave each pixel
             in its place. Defaults to ``()``.
-        place (str): What messages call the pipeline. Defaults to ``'pipeline'``.
+        place (str): Name of the pipeline in messages. Defaults to ``'pipeline'``.
 
     Returns:
         list[dict]: Configs of the transforms, some of them wrapped in :class:`Recorded`.

@@ -547,7 +547,7 @@ def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
     Args:
         cache (TeacherCache): The cache.
         names (Sequence[str]): Names of records.
-        owner (str): What the message calls the teacher.
+        owner (str): Name of the teacher in messages.
 
     Raises:
         ValueError: If one of them is missing.

@@ -127,7 +127,7 @@ def first_that_works(
         taps (Sequence[Tap]): The taps to read.
         device (torch.device): The device of the model.
         mode (str): ``'loss'`` or ``'tensor'``.
-        owner (str): What the error calls the model.
+        owner (str): Name of the model in the error.
 
     Returns:
         DryRun: The results of the first forward that works. If none does, a ``DryRun`` with
@@ -297,7 +297,7 @@ def check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) ->
         model (nn.Module): The model that ran.
         run (DryRun): The results of its forward.
         taps (Sequence[Tap]): The taps.
-        owner (str): What the error calls the model.
+        owner (str): Name of the model in the error.
 
     Raises:
         ValueError: If the module of a tap did not run.

@@ -129,11 +129,25 @@ class TapReader:
                 raise _AllSeen
 
     def calls(self, tap: Tap) -> int:
-        """Returns how often a place has run."""
+        """Returns how often a place has run.
+
+        Args:
+            tap (Tap): The place.
+
+        Returns:
+            int: Number of runs.
+        """
         return self._count[tap]
 
     def changed_in_place(self, tap: Tap) -> bool:
-        """Returns whether something wrote into the tensor of a place after it was read."""
+        """Returns whether the tensor of a place was overwritten after it was read.
+
+        Args:
+            tap (Tap): The place.
+
+        Returns:
+            bool: True if one of its tensors has changed.
+        """
         return any(tensor._version != version for tensor, version in self._versions[tap])
 
     def forget_versions(self) -> None:

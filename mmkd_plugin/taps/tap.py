@@ -130,7 +130,7 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     Args:
         model (nn.Module): The model that has the module.
         tap (Tap): The tap.
-        owner (str): What the error calls the model, such as ``'the student'``.
+        owner (str): Name of the model in the error, such as ``'the student'``.
 
     Returns:
         nn.Module: The module.

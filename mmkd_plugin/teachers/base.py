@@ -20,7 +20,7 @@ NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Trial(NamedTuple):
-    """What a teacher may know of the student at build time.
+    """The student at build time, as far as a teacher may know it.
 
     Args:
         config (dict, optional): Config of the student, None if it was given as a module.
@@ -44,7 +44,7 @@ class Trial(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """What a model shows of a made-up image, on the CPU.
+    """Tensors of a model for a made-up image, on the CPU.
 
     Args:
         maps (dict[Tap, Maps]): The maps at each tap, ``(1, C, H, W)``.
@@ -91,7 +91,7 @@ class Batch(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What a teacher shows of a batch.
+    """Tensors and losses of a teacher for a batch.
 
     Args:
         shown (Mapping[View, Maps]): For each view the tensors that a loss gets. They have no
@@ -191,7 +191,11 @@ class Teacher(ABC):
 
     @abstractmethod
     def work(self) -> str:
-        """Describes the teacher and its work in a line of the plan."""
+        """Describes the teacher and its work.
+
+        Returns:
+            str: A line of the plan.
+        """
 
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
@@ -213,11 +217,22 @@ class Teacher(ABC):
         return [(name, None) for name in names or [''] * len(taps.taps)]
 
     def classes(self, tap: Tap) -> int | None:
-        """Returns the number of classes of the head around a tap, None if it is not known."""
+        """Returns the number of classes of the head around a tap.
+
+        Args:
+            tap (Tap): A tap of the views given to :meth:`prepare`.
+
+        Returns:
+            int | None: The number, None if it is not known.
+        """
         return None
 
     def predictor(self) -> nn.Module | None:
-        """Returns a model that predicts images by itself, None if there is none."""
+        """Returns a model that predicts images by itself.
+
+        Returns:
+            nn.Module | None: The model, None if there is none.
+        """
         return None
 
     def apply_to_tensors(  # noqa: B027 - most kinds have no tensors outside the module tree

@@ -17,7 +17,7 @@ def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | N
     Args:
         model (nn.Module): The model.
         taps (Sequence[Tap]): The taps to read.
-        owner (str): What the error calls the model.
+        owner (str): Name of the model in the error.
 
     Returns:
         list[str] | None: Names of the heads, None if the model has to run as a whole in

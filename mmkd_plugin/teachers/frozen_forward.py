@@ -44,7 +44,7 @@ class FrozenForward:
         device (torch.device): The device of the model.
         size (int): Height and width of the made-up image, pixels. If the model does not take it,
             the size of the student's training crops is tried.
-        owner (str): What messages call the model.
+        owner (str): Name of the model in messages.
 
     Raises:
         ValueError: If a tap does not run, or the model does not run in the precision that the

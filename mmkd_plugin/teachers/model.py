@@ -24,7 +24,7 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
 
     Args:
         config (str | dict): Path of a config file, a ``pkg::`` path, or a model dict.
-        name (str): What messages call the teacher.
+        name (str): Name of the teacher in messages.
 
     Returns:
         tuple[dict, str | None]: The model dict, without pretrained weights, and the scope in which
@@ -55,7 +55,7 @@ def build_model(config: str | dict, name: str) -> nn.Module:
 
     Args:
         config (str | dict): As for :func:`model_config`.
-        name (str): What messages call the teacher.
+        name (str): Name of the teacher in messages.
 
     Returns:
         nn.Module: The model, with its initial weights.

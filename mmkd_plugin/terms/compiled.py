@@ -19,7 +19,7 @@ class Compiled:
     and calls the loss itself from then on. A copy or an unpickled object compiles again.
 
     Args:
-        here (str): What the warning calls the place in the config.
+        here (str): Place in the config, for messages.
         backend (str | Callable): Backend of ``torch.compile``. Defaults to ``'inductor'``.
 
     Examples:

@@ -23,7 +23,7 @@ def build_connectors(
             :class:`~mmkd_plugin.terms.Term`.
         pairs (Sequence[tuple[Tensor, Tensor]]): Maps ``(N, C, H, W)`` of student and teacher.
         traits (LossTraits): Traits of the loss.
-        here (str): What messages call the term.
+        here (str): Name of the term in messages.
 
     Returns:
         nn.ModuleList: The connectors; ``nn.Identity`` where a map stays as it is.

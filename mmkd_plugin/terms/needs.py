@@ -19,7 +19,7 @@ class FromBatch:
     Args:
         read (Callable): Takes the images ``(N, C, H, W)`` and the data samples of a batch. Returns
             the argument, or None if the batch does not have it.
-        words (str): What messages call the argument.
+        words (str): Name of the argument in messages.
     """
 
     read: Callable[[Tensor, list], Any]
@@ -97,7 +97,7 @@ def from_batch(
         data_samples (list, optional): Their data samples.
         asking (Sequence[tuple[str, Sequence[str]]]): The name in messages and the ``needs`` of each
             loss. Needs that do not come from a batch are skipped.
-        batch (str): What messages call the batch. Defaults to ``'this batch'``.
+        batch (str): Name of the batch in messages. Defaults to ``'this batch'``.
 
     Returns:
         dict[str, Any]: The arguments by name.

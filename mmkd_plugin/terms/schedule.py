@@ -62,7 +62,7 @@ class Schedule:
         """Builds a schedule from a dict of its arguments.
 
         Args:
-            here (str): What messages call the place in the config.
+            here (str): Place in the config, for messages.
             config (dict, optional): The arguments. None and ``{}`` mean always on.
 
         Returns:
@@ -98,11 +98,25 @@ class Schedule:
         return 'epoch' if self.by_epoch else 'iter'
 
     def is_over(self, position: int) -> bool:
-        """Returns whether it is off from an iteration (or epoch) until the end."""
+        """Returns whether the term stays off from a position on.
+
+        Args:
+            position (int): Iteration (or epoch), counted from 0.
+
+        Returns:
+            bool: True from ``stop`` on.
+        """
         return self.stop is not None and position >= self.stop
 
     def never_on(self, length: int) -> bool:
-        """Returns whether a run of ``length`` iterations (or epochs) ends before ``start``."""
+        """Returns whether a run ends before the term starts.
+
+        Args:
+            length (int): Number of iterations (or epochs) of the run.
+
+        Returns:
+            bool: True if the run does not reach ``start``.
+        """
         return length <= self.start
 
     def __str__(self) -> str:

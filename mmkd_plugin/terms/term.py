@@ -45,7 +45,7 @@ class Term(nn.Module):
         student_tap (Taps): Taps in the student.
         teacher_tap (Taps): Taps in the teacher.
         loss (nn.Module): Takes the student's and the teacher's map, or two lists of maps, and
-            returns a weighted scalar. :class:`LossTraits` describes what it may declare. A method
+            returns a weighted scalar. :class:`LossTraits` describes its declarations. A method
             ``setup(student_channels, teacher_channels)`` is called once at build time, with the
             channels of each map as the loss gets it.
         teacher (str): Name of the teacher. Defaults to ``'teacher'``.
