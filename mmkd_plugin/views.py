@@ -121,7 +121,9 @@ class View:
             Explanation: One map of explanations for each tapped map.
         """
         scores = self.scores.of(read)
-        return self.explainer(self.of(read), scores, chosen, kind, size, create_graph)
+        return self.explainer(
+            self.of(read), scores, chosen, kind=kind, size=size, create_graph=create_graph
+        )
 
 
 def of_kind(views: Iterable[View], *kinds: str) -> list[View]:

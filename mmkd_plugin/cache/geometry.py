@@ -136,8 +136,9 @@ class _Axis:
 
 
 def _axis(
-    geometry: Geometry, dim: int, count: int, canvas: float, maps: int, covers: float
+    geometry: Geometry, dim: int, count: int, canvas: float, stored: int, covers: float
 ) -> _Axis:
+    """Finds the places of ``count`` positions along one axis in a map of ``stored`` cells."""
     scale, shift = geometry.matrix[1 - dim, 1 - dim], geometry.matrix[1 - dim, 2]
     pixels = canvas / count
     centres = (np.arange(count) + 0.5) * pixels
@@ -145,7 +146,7 @@ def _axis(
     # rounding errors must not decide whether a position is padding
     shown = np.flatnonzero((centres > low - TINY) & (centres < high - TINY))
     start, stop = (int(shown[0]), int(shown[-1]) + 1) if len(shown) else (0, 0)
-    per_pixel = maps / covers
+    per_pixel = stored / covers
     cells = (centres[start:stop] - shift) / scale * per_pixel - 0.5
     whole = cells.round()
     cells = np.where(np.abs(cells - whole) < TINY, whole, cells)
@@ -201,7 +202,7 @@ def replay(
         raise ValueError(f"maps of {maps.dtype} can be read with mode='nearest' only")
     canvas, covers = canvas or geometry.packed, covers or geometry.loaded
     axes = [
-        _axis(geometry, dim, size[dim], canvas[dim], maps.shape[1 + dim], covers[dim])
+        _axis(geometry, dim, size[dim], canvas[dim], stored=maps.shape[1 + dim], covers=covers[dim])
         for dim in (0, 1)
     ]
     rows, cols = axes
@@ -229,7 +230,9 @@ def inside(
     """
     canvas = canvas or geometry.packed
     mask = torch.zeros(*size, dtype=torch.bool)
-    rows, cols = (_axis(geometry, dim, size[dim], canvas[dim], 1, 1) for dim in (0, 1))
+    rows, cols = (
+        _axis(geometry, dim, size[dim], canvas[dim], stored=1, covers=1) for dim in (0, 1)
+    )
     mask[rows.start : rows.stop, cols.start : cols.stop] = True
     return mask
 

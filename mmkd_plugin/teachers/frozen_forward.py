@@ -28,7 +28,7 @@ from mmkd_plugin.teachers.inference import (
 from mmkd_plugin.words import first_line
 
 #: The model computes as it was built.
-EXACT = Inference('fp32', False, False, False)
+EXACT = Inference('fp32', channels_last=False, fuse_conv_bn=False, compile=False)
 
 
 class FrozenForward:

@@ -157,7 +157,8 @@ def best_for(device: torch.device) -> tuple[Inference, str]:
 
 
 def _options(precision: str, device: torch.device) -> Inference:
-    return Inference(precision, precision != 'fp32' or device.type == 'cpu', True, False)
+    channels_last = precision != 'fp32' or device.type == 'cpu'
+    return Inference(precision, channels_last, fuse_conv_bn=True, compile=False)
 
 
 def amp_is_on(device: torch.device) -> bool:

@@ -179,7 +179,7 @@ class OnlineTeacher(Teacher):
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
         read, slopes, left = {}, {}, views
-        if gradients:  # the backward pass of the task loss frees its graph, so this is a run alone
+        if gradients:  # the backward pass frees the graph, so explanations need another run
             read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
             left = explaining
         chosen, shown = {}, {}
