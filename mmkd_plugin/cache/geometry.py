@@ -37,7 +37,7 @@ class Geometry:
     Raises:
         ValueError: If the matrix turns or shears.
 
-    Example:
+    Examples:
         >>> flipped = Geometry.of((4, 6)).then([[-1, 0, 6], [0, 1, 0], [0, 0, 1]], (4, 6))
         >>> flipped.matrix @ [0, 0, 1]
         array([6., 0., 1.])
@@ -175,7 +175,7 @@ def replay(
     Raises:
         ValueError: If there is no such mode, or integers are to be read bilinearly.
 
-    Example:
+    Examples:
         >>> maps = torch.arange(8.0).view(1, 2, 4)
         >>> flip = Geometry.of((16, 32)).then([[-1, 0, 32], [0, 1, 0], [0, 0, 1]], (16, 32))
         >>> replay(maps, flip, (2, 5), canvas=(16, 40), fill=-1)

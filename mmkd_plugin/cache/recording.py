@@ -219,7 +219,7 @@ class Recorded:
     Args:
         transform (dict): Config of a transform in :data:`REPLAYED`.
 
-    Example:
+    Examples:
         >>> _ = __import__('mmcv.transforms')
         >>> crop = Recorded(dict(type='CenterCrop', crop_size=(4, 2)))
         >>> results = crop(dict(img=np.zeros((6, 6, 3))))
@@ -277,7 +277,7 @@ def recorded(
     Raises:
         ValueError: If what a transform does to an image cannot be replayed, or is not known.
 
-    Example:
+    Examples:
         >>> _ = __import__('mmcv.transforms')
         >>> steps = recorded([dict(type='LoadImageFromFile'), dict(type='Pad', size=(8, 8))], None)
         >>> [step['type'] for step in steps]
