@@ -530,5 +530,5 @@ def test_a_self_teacher_cannot_be_explained():
             )
         ),
     )
-    with pytest.raises(ValueError, match='compares explanations, for which a self-teacher is no'):
+    with pytest.raises(ValueError, match='compares explanations, which a self-teacher cannot show'):
         build(config)

@@ -107,7 +107,7 @@ def test_maps_and_gradients_in_one_run_of_the_teacher():
     torch.testing.assert_close(losses['distill.h.loss'], (ours - theirs).norm())
 
 
-def test_a_term_that_is_off_does_not_run_the_teachers_loss():
+def test_a_term_that_is_off_does_not_run_the_teachers_loss(counters):
     off = dict(tap='decode_head.conv_seg', loss=GRADIENT, schedule=dict(start=5))
     maps = dict(tap='decode_head.conv_seg', loss=stock_models.cwd())
     model = distiller(stock_models.pspnet(), stock_models.pspnet(), dict(g=off, maps=maps)).train()
