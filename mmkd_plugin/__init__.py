@@ -44,6 +44,7 @@ _PUBLIC = {
     'models.backbones': ['BcosResNet'],
     'models.batch_augments': ['CutMix', 'Mixup'],
     'models.necks': ['BiFPN', 'BiFPNClassifier', 'BiFPNSegSelfTeacher', 'BiFPNSelfTeacher'],
+    'running.hook': ['SafeCheckpoints'],
     'registry': ['HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS'],
     'taps': ['Tap', 'TapReader', 'Taps'],
     'teachers': [

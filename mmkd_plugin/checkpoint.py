@@ -6,8 +6,10 @@ import difflib
 import logging
 import pickle
 import re
+import shlex
+import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,12 @@ from mmkd_plugin.words import first_line, some
 
 __all__ = [
     'METADATA_KEY',
+    'STATE_VERSION',
     'CheckpointError',
+    'check_records',
     'check_student_weights',
+    'check_values',
+    'checked_state',
     'distillation_state',
     'load_state',
     'load_weights',
@@ -38,7 +44,12 @@ METADATA_KEY = 'mmkd'
 
 _WEIGHTS_KEYS = ('state_dict', 'model')
 _SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
-_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, OSError)
+_READ_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, OSError, MemoryError)
+STATE_VERSION = 1
+"""Version of the entry :data:`METADATA_KEY`."""
+
+_SLACK = 2**26
+"""Bytes that tensors may take beyond what the file holds: views that repeat a value."""
 
 
 class CheckpointError(ValueError):
@@ -69,12 +80,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         elif '://' in path:
             checkpoint = _read_remote(path)
         else:
+            check_records(path)
             checkpoint = safe_load(path, map_location='cpu')
     except CheckpointError:
         raise
     except _READ_ERRORS as error:
         raise CheckpointError(_explain(path, error)) from error
-    state_dict_of(checkpoint, path)
+    _check_size(state_dict_of(checkpoint, path), path)
     return checkpoint
 
 
@@ -102,6 +114,11 @@ def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> Order
         if isinstance(checkpoint.get(key), Mapping):
             weights = checkpoint[key]
             break
+    odd = [key for key in (*checkpoint, *weights) if not isinstance(key, str)]
+    if odd:
+        raise CheckpointError(
+            f'{name} is damaged: a name in it is a {type(odd[0]).__name__}, not a text'
+        )
     tensors = OrderedDict((k, v) for k, v in weights.items() if isinstance(v, Tensor))
     if not tensors:
         keys = some(map(repr, checkpoint)) or 'none at all'
@@ -109,7 +126,10 @@ def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> Order
             f'{name} holds no weights: expected tensors under `state_dict`, under `model` or at '
             f'the top, found the keys {keys}'
         )
-    metadata = OrderedDict(getattr(weights, '_metadata', None) or {})
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta:
+            raise CheckpointError(f'{name} is damaged: {key} in it is not an ordinary tensor')
+    metadata = _metadata_of(weights, name)
     if all(key.startswith('module.') for key in tensors):
         tensors = OrderedDict((key[7:], value) for key, value in tensors.items())
         inner = {k[7:]: v for k, v in metadata.items() if f'{k}.'.startswith('module.')}
@@ -128,7 +148,32 @@ def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | Non
         dict[str, Any] | None: The state, or None if a Distiller did not write the state dict.
     """
     metadata = getattr(state_dict, '_metadata', None) or {}
-    return metadata.get('', {}).get(METADATA_KEY)
+    return checked_state(metadata.get('', {}).get(METADATA_KEY))
+
+
+def checked_state(saved: Any, name: str | Path = 'the checkpoint') -> dict[str, Any] | None:
+    """What the Distiller keeps beside the student's weights, if it can be used.
+
+    Args:
+        saved (Any): The entry of the metadata, or None.
+        name (str | Path): Name of the checkpoint in an error. Defaults to ``'the checkpoint'``.
+
+    Raises:
+        CheckpointError: If it was written by a later version of this package, or is damaged.
+    """
+    if saved is None:
+        return None
+    version = saved.get('version') if isinstance(saved, Mapping) else None
+    if type(version) is int and version > STATE_VERSION:
+        raise CheckpointError(
+            f'{name} was written by a later version of this package: the state of its '
+            f'distillation has version {version}, and this one reads version {STATE_VERSION}'
+        )
+    state = saved.get('state') if version == STATE_VERSION else None
+    tensors = state.values() if isinstance(state, Mapping) else [None]
+    if not all(isinstance(value, Tensor) for value in tensors):
+        raise CheckpointError(f'{name} is damaged: the state of its distillation cannot be read')
+    return saved
 
 
 def load_weights(
@@ -174,6 +219,7 @@ def load_state(
     Raises:
         ValueError: If none of the tensors fits, or, with ``strict``, if one does not fit.
     """
+    check_values(model.state_dict(), state_dict, path, name)
     fit = _load(model, state_dict)
     if fit.matched == 0:
         raise CheckpointError(
@@ -238,6 +284,49 @@ def check_student_weights(
         )
     hint = _prefix_hint(expected, state_dict)
     raise CheckpointError(f'these are not the weights of the student: {facts}{hint}')
+
+
+def check_values(
+    expected: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    path: str | Path = 'the checkpoint',
+    name: str = 'student',
+) -> None:
+    """Refuses weights of another kind than the model's, and those that are not finite.
+
+    Args:
+        expected (Mapping[str, Tensor]): The model's own state dict, before it loads anything.
+        state_dict (Mapping[str, Tensor]): The weights to load.
+        path (str | Path): Origin of the weights in messages. Defaults to ``'the checkpoint'``.
+        name (str): Name of the model in messages. Defaults to ``'student'``.
+
+    Raises:
+        CheckpointError: If there are such weights; the message names them.
+    """
+    kinds, values = [], []
+    for key, own in expected.items():
+        value = state_dict.get(key)
+        if not isinstance(value, Tensor) or not own.is_floating_point():
+            continue
+        if not value.is_floating_point():
+            kinds.append(f'{key} ({str(value.dtype).removeprefix("torch.")})')
+        elif not _is_finite(value) and _is_finite(own):
+            bad = value.numel() - int(torch.isfinite(value).sum())
+            values += [f'{key} ({bad} of {value.numel()})'] if bad else []
+    if kinds:
+        raise CheckpointError(
+            f'{path} does not hold the weights of the {name}: these are not floating-point '
+            f'numbers in the file: {some(kinds, limit=5)}'
+        )
+    if values:
+        raise CheckpointError(
+            f'{path} holds weights of the {name} that are NaN or infinite: '
+            f'{some(values, limit=5)}; take an earlier checkpoint of that training'
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value.double().sum()))
 
 
 # Fit of a state dict to a model -------------------------------------------------------------------
@@ -368,6 +457,81 @@ def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Te
     return ''
 
 
+# What a file holds --------------------------------------------------------------------------------
+
+
+def check_records(path: str | Path) -> None:
+    """Compares the checksums in a file of ``torch.save`` with its content; torch does not.
+
+    Args:
+        path (str | Path): The file. One in torch's older format has no checksums.
+
+    Raises:
+        CheckpointError: If a record is damaged, or takes more memory than the file has bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    name = ''
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            _check_sizes(records, path)
+            if not any(record.CRC for record in records):
+                return  # torch was told to compute none
+            for record in records:
+                name = record.filename
+                with archive.open(record) as stream:
+                    while stream.read(2**20):
+                        pass
+    except CheckpointError:
+        raise
+    except (*_READ_ERRORS, *UNPICKLING_ERRORS) as error:
+        if not name:
+            raise CheckpointError(_explain(str(path), error)) from error
+        raise CheckpointError(
+            f'{path} is damaged: the checksum of {name} in it does not fit; copy or download it '
+            'again'
+        ) from error
+
+
+def _check_sizes(records: Sequence[zipfile.ZipInfo], path: str | Path) -> None:
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CheckpointError(
+            f'{path} is compressed, as no file of `torch.save` is, and is not read: it may take '
+            'any amount of memory'
+        )
+    if sum(record.file_size for record in records) > Path(path).stat().st_size:
+        raise CheckpointError(f'{path} is damaged: its records are larger than the file')
+
+
+def _check_size(state_dict: Mapping[str, Tensor], path: str) -> None:
+    """Refuses tensors that take far more memory than the file has bytes."""
+    for key, value in state_dict.items():
+        size = value.numel() * value.element_size()
+        if size > value.untyped_storage().nbytes() + _SLACK:
+            raise CheckpointError(
+                f'{path} is damaged: {key} in it is {tuple(value.shape)}, of which the file holds '
+                f'{value.untyped_storage().nbytes()} bytes'
+            )
+    if '://' not in path:
+        held = {
+            v.untyped_storage().data_ptr(): v.untyped_storage().nbytes()
+            for v in state_dict.values()
+        }
+        if sum(held.values()) > Path(path).stat().st_size + _SLACK:
+            raise CheckpointError(f'{path} is damaged: its tensors are larger than the file')
+
+
+def _metadata_of(weights: Mapping[str, Tensor], name: str | Path) -> OrderedDict[str, Any]:
+    metadata = getattr(weights, '_metadata', None) or {}
+    if not isinstance(metadata, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Mapping) for key, value in metadata.items()
+    ):
+        raise CheckpointError(f'{name} is damaged: the `_metadata` of its weights cannot be read')
+    checked_state(metadata.get('', {}).get(METADATA_KEY), name)
+    return OrderedDict(metadata)
+
+
 # Errors of reading --------------------------------------------------------------------------------
 
 
@@ -396,14 +560,19 @@ def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
 
 
 def _existing_file(path: str) -> Path:
+    if not path:
+        raise CheckpointError("a checkpoint is named '', which is no file")
     file = Path(path).expanduser()
     if file.is_file():
         return file
     if file.is_dir():
-        raise CheckpointError(
-            f'{path} is a folder{nearest_names(file / "checkpoint", _SUFFIXES)}: name the file'
-        )
+        raise CheckpointError(f'{path} is a folder{_checkpoints_in(file)}: name the file')
     raise FileNotFoundError(f'no checkpoint at {path}{nearest_names(file, _SUFFIXES)}')
+
+
+def _checkpoints_in(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(_SUFFIXES))
+    return f'; in {folder.resolve()} there is {some(names)}' if names else ' without checkpoints'
 
 
 def _read_remote(path: str) -> Any:
@@ -432,7 +601,7 @@ def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
 
 
 _REFUSED = re.compile(
-    r'(?:GLOBAL|Unsupported class) (\w+\.[\w.<>]*\w)|unrecognized function (.+?)$', re.M
+    r'(?:GLOBAL|Unsupported class) ([\w.<>]*\w)|unrecognized function (.+?)$', re.M
 )
 
 
@@ -442,6 +611,13 @@ def _explain(path: str, error: Exception) -> str:
     refused = _REFUSED.search(text)
     if refused is not None:
         return _explain_refusal(path, refused[1] or refused[2])
+    if isinstance(error, MemoryError) or 'MemoryError' in text or "can't allocate" in text:
+        return f'{path} asks for more memory than there is: {first_line(error)}'
+    if 'legacy .tar' in text:
+        return (
+            f'{path} is in the format of torch before 0.1.10, which cannot be read without running '
+            f'code from it: load and save it once with torch, where nothing can be harmed'
+        )
     if 'TorchScript' in text:
         return f'{path} is a TorchScript program, not a checkpoint: save its `state_dict()`'
     # torch surrounds the reason with advice on `weights_only`, which does not help here.
@@ -452,12 +628,14 @@ def _explain(path: str, error: Exception) -> str:
 
 
 def _explain_refusal(path: str, what: str) -> str:
+    program = (
+        f'import torch; ckpt = torch.load({path!r}, weights_only=False); '
+        "torch.save({'state_dict': ckpt['state_dict']}, 'weights.pth')"
+    )
     return (
         f'{path} holds `{what}`, which is not data: to load it would run code that the file '
         f'chooses, so it was refused. If you trust where the file comes from, save its weights '
-        f'alone, in a place where nothing can be harmed: python -c "import torch; '
-        f"ckpt = torch.load('{path}', weights_only=False); "
-        f"torch.save({{'state_dict': ckpt['state_dict']}}, 'weights.pth')\""
+        f'alone, in a place where nothing can be harmed: python -c {shlex.quote(program)}'
     )
 
 

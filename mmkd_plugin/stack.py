@@ -61,6 +61,9 @@ UNPICKLING_ERRORS = (
     AssertionError,
     struct.error,
     zipfile.BadZipFile,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
 )
 """Errors that ``torch.load`` raises, besides its own, when a damaged file misleads it."""
 
@@ -125,7 +128,8 @@ def safe_load(file: Any, map_location: Any = None, **_: Any) -> Any:
         torch.serialization.add_safe_globals(safe_globals())
         how = dict(weights_only=True)
     try:
-        return _torch_load(file, map_location=map_location, **how)
+        with _bounded():
+            return _torch_load(file, map_location=map_location, **how)
     except UNPICKLING_ERRORS as error:
         raise pickle.UnpicklingError(first_line(error)) from error
 
@@ -147,12 +151,60 @@ def safe_loading() -> Iterator[None]:
     if CAN_ALLOW_LIST:
         os.environ[_FORCE_SAFE] = '1'
     try:
-        yield
+        with _bounded():
+            yield
     finally:
         os.environ.pop(_FORCE_SAFE, None)
         os.environ.update({key: value for key, value in before.items() if value is not None})
         if original is not None:
             setattr(owner, name, original)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Limits what a file can make by some names that torch's loader allows.
+
+    ``codecs.encode`` doubles what it is given with the codec ``'hex'``, any number of times; a
+    ``bytearray`` or an array of a given length takes as much memory as the file asks for.
+    """
+    if not CAN_ALLOW_LIST:  # `_RestrictedPickle` has the same limits
+        yield
+        return
+    names = torch._weights_only_unpickler._get_allowed_globals()
+    before = {name: names.get(name) for name in _BOUNDED}
+    names.update(_BOUNDED)
+    try:
+        yield
+    finally:
+        for name, item in before.items():
+            if item is None:
+                names.pop(name, None)
+            else:
+                names[name] = item
+
+
+def _encode(text: Any, codec: Any = None) -> bytes:
+    if codec != 'latin1':
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL codecs.encode with {codec!r:.40}')
+    return codecs.encode(text, codec)
+
+
+def _bytearray(*args: Any) -> bytearray:
+    if not all(isinstance(arg, (bytes, str, bytearray, list)) for arg in args):
+        raise pickle.UnpicklingError('Unsupported global: GLOBAL builtins.bytearray of a number')
+    return bytearray(*args)
+
+
+def _ndarray(*_: Any) -> Any:
+    """Stands in for the class as an argument of ``_reconstruct``, the way arrays are pickled."""
+    raise pickle.UnpicklingError('Unsupported global: GLOBAL numpy.ndarray called by its name')
+
+
+_BOUNDED: dict[str, Any] = {
+    '_codecs.encode': _encode,
+    'builtins.bytearray': _bytearray,
+    'numpy.ndarray': _ndarray,
+}
 
 
 class _RestrictedPickle:
@@ -165,7 +217,8 @@ class _RestrictedPickle:
             module, name = NAME_MAPPING.get(
                 (module, name), (IMPORT_MAPPING.get(module, module), name)
             )
-            found = _names_allowed().get(f'{module}.{name}')
+            full = f'{module}.{name}'
+            found = _BOUNDED.get(full) or _names_allowed().get(full)
             if found is None:
                 raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
             return found
@@ -189,10 +242,13 @@ def _safe_globals() -> tuple[Callable[..., Any], ...]:
         from numpy.core import multiarray
 
     # numpy 2 renamed `numpy.core` to `numpy._core`: a file may come from either.
+    def empty(*_: Any) -> np.ndarray:  # its content comes afterwards
+        return multiarray._reconstruct(np.ndarray, (0,), b'b')
+
     renamed = [
-        _published_as(module, function)
+        _published_as(module, function, name)
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-        for function in (multiarray._reconstruct, multiarray.scalar)
+        for function, name in ((empty, '_reconstruct'), (multiarray.scalar, 'scalar'))
     ]
     dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdgFDGSUVMm'}
     return (

@@ -7,9 +7,14 @@ import logging
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
+from mmkd_plugin.checkpoint import (
+    METADATA_KEY,
+    STATE_VERSION,
+    check_student_weights,
+    check_values,
+    checked_state,
+)
 
-STATE_VERSION = 1
 #: Parts of a Distiller whose state a checkpoint keeps in the metadata, beside the student.
 BESIDE = ('distill', 'self_teachers')
 
@@ -59,12 +64,13 @@ def take_student_from_front(
         ValueError: If the weights are not the student's.
     """
     found = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
-    saved = local_metadata.get(METADATA_KEY)
+    saved = checked_state(local_metadata.get(METADATA_KEY))
+    own = module.student.state_dict()
+    given = {key: state_dict[full] for key, full in found.items()}
     check_student_weights(
-        {key: value.shape for key, value in module.student.state_dict().items()},
-        {key: state_dict[full] for key, full in found.items()},
-        distilled=saved is not None,
+        {key: value.shape for key, value in own.items()}, given, distilled=saved is not None
     )
+    check_values(own, given, 'the checkpoint of the student')
     for key, full in found.items():
         state_dict[f'{prefix}student.{key}'] = state_dict.pop(full)
     metadata = getattr(state_dict, '_metadata', None)

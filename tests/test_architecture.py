@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words', 'registry', 'taps'),
+    ('version', 'words', 'registry', 'saving', 'taps'),
     ('building', 'losses', 'stack'),
     ('cache', 'checkpoint', 'connectors', 'models'),
-    ('explanations', 'student_state'),
+    ('explanations', 'running', 'student_state'),
     ('views',),
     ('teachers',),
     ('cli', 'student', 'terms'),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
@@ -125,6 +128,82 @@ def test_a_truncated_file(zipped, kept, save):
     path.write_bytes(content[:size])
     with pytest.raises(CheckpointError, match=f'truncated or corrupt: its {size} bytes'):
         read_checkpoint(path)
+
+
+def test_a_changed_byte_of_a_weight_is_noticed(save):
+    weights = Model().state_dict()
+    path = save(dict(state_dict=weights))
+    data = weights['decode_head.weight'].numpy().tobytes()
+    changed = bytearray(data)
+    changed[5] ^= 16
+    path.write_bytes(path.read_bytes().replace(data, bytes(changed)))
+    with pytest.raises(CheckpointError, match=r'damaged: the checksum of .*/data/\d+ in it'):
+        read_checkpoint(path)
+
+
+def test_a_compressed_file_is_not_read(save):
+    path = save(dict(state_dict=Model().state_dict()))
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match='is compressed, as no file of'):
+        read_checkpoint(path)
+
+
+class Call:
+    """Pickled as a call of a function that torch's loader allows."""
+
+    def __init__(self, function: object, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    'big',
+    [
+        Call(codecs.encode, b'1', 'hex'),
+        Call(bytearray, 1 << 60),
+        Call(np.ndarray, (1 << 33,)),
+    ],
+    ids=['encode', 'bytearray', 'ndarray'],
+)
+def test_calls_that_take_any_amount_of_memory_are_refused(big, save):
+    with pytest.raises(CheckpointError, match='refused'):
+        read_checkpoint(save(dict(state_dict=Model().state_dict(), big=big)))
+
+
+def test_a_view_larger_than_its_file_is_refused(save):
+    weights = dict(Model().state_dict(), x=torch.zeros(1).expand(1 << 20, 1 << 13))
+    with pytest.raises(CheckpointError, match=r'x in it is .1048576, 8192., of which the file'):
+        read_checkpoint(save(dict(state_dict=weights)))
+
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda x: x * float('nan'), 'NaN or infinite'),
+        (lambda x: x + float('inf'), 'NaN or infinite'),
+        (lambda x: x.bool(), r'not floating-point .*backbone\.0\.0\.weight \(bool\)'),
+        (lambda x: x.int(), r'backbone\.0\.0\.weight \(int32\)'),
+        (lambda x: x.cfloat(), r'backbone\.0\.0\.weight \(complex64\)'),
+    ],
+    ids=['nan', 'inf', 'bool', 'int', 'complex'],
+)
+def test_weights_that_are_not_finite_numbers(change, message, strict, save):
+    weights = {k: change(v) for k, v in Model().state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(Model(), save(weights), strict=strict)
+
+
+def test_weights_of_another_precision_are_taken(save):
+    model = Model()
+    load_weights(model, save({k: v.half() for k, v in Model().state_dict().items()}))
+    assert model.decode_head.weight.dtype == torch.float32
 
 
 def test_a_truncated_safetensors_file(tmp_path):

@@ -8,10 +8,12 @@ the same name with the suffix `.py`.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
@@ -19,11 +21,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, plain_errors, read_config, use_student
+from mmkd_plugin.cli import UsageError, is_own, plain_errors, read_config, use_student
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
+from mmkd_plugin.saving import replacing
+from mmkd_plugin.words import first_line
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -47,34 +51,43 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     with plain_errors():
         args = parse_args()
-        check_free(args.out, args.out.with_suffix('.py'))
+        check_free(args.out)
         cfg = read_config(args.config)
         use_student(cfg)
+        text = config_text(cfg)
+        check_same(args.out.with_suffix('.py'), text)
         checkpoint = read_checkpoint(args.checkpoint)
         weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
         model = build(cfg)
         load_state(model, state_dict_of(weights, args.checkpoint), args.checkpoint, name='student')
-        strip(cfg)
-        meta = describe(checkpoint, cfg)
-        write(args.out, model, meta, cfg)
+        write(args.out, model, describe(checkpoint, text), text)
     print(
         f'{args.out}: {len(model.state_dict())} tensors; its config: {args.out.with_suffix(".py")}'
     )
 
 
-def check_free(*files: Path) -> None:
-    """Refuse files that exist and a folder that cannot be written, before any work is done."""
-    if files[0].suffix not in SUFFIXES:
-        raise UsageError(f'{files[0]} must end with {" or ".join(SUFFIXES)}')
-    for file in files:
-        if file.exists():
-            raise UsageError(f'{file} exists already; it is not overwritten')
+def check_free(out: Path) -> None:
+    """Refuse a file that exists and a folder that cannot be written, before any work is done."""
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f'{out} must end with {" or ".join(SUFFIXES)}')
+    if out.exists():
+        raise UsageError(f'{out} exists already; it is not overwritten')
     try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        files[0].touch()
-        files[0].unlink()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
-        raise UsageError(f'cannot write {files[0]}: {error.strerror}') from error
+        raise UsageError(f'cannot write {out}: {error.strerror}') from error
+
+
+def check_same(file: Path, text: str) -> None:
+    """Refuse another file in the place of the config; one that is the same stays."""
+    try:
+        same = not file.exists() or file.read_text(encoding='utf-8') == text
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        raise UsageError(f'{file} exists already; it is not overwritten')
 
 
 def live_weights(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
@@ -99,32 +112,55 @@ def strip(cfg: Config) -> None:
         cfg.pop(key, None)
     if isinstance(imports := cfg.get('custom_imports', {}).get('imports'), list):
         cfg.custom_imports.imports = [i for i in imports if not i.startswith('mmkd_plugin')]
+    if hooks := cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in hooks if not is_own(hook)]
     use_stock_preprocessor(list(cfg.values()))
 
 
-def describe(checkpoint: dict[str, Any], cfg: Config) -> dict[str, Any]:
+def config_text(cfg: Config) -> str:
+    """Give the student's config as it is written."""
+    cfg = copy.deepcopy(cfg)
+    strip(cfg)
+    return cfg.pretty_text
+
+
+def describe(checkpoint: dict[str, Any], text: str) -> dict[str, Any]:
     """Collect what inferencers read: the classes, and the config in case they are given none."""
     meta = checkpoint.get('meta') or {}
     kept = {
         k: meta[k] for k in ('dataset_meta', 'epoch', 'iter', 'CLASSES', 'PALETTE') if k in meta
     }
-    return dict(kept, cfg=cfg.pretty_text)
+    return dict(kept, cfg=text)
 
 
-def write(out: Path, model: nn.Module, meta: dict[str, Any], cfg: Config) -> None:
-    weights = model.state_dict()
-    if out.suffix == '.safetensors':
+def write(out: Path, model: nn.Module, meta: dict[str, Any], text: str) -> None:
+    """Write both files; the weights are there when both are whole."""
+    try:
+        with replacing(out, out.with_suffix('.py')) as (weights, config):
+            write_weights(weights, out.suffix, model.state_dict(), meta)
+            config.write_text(text, encoding='utf-8')
+    except (OSError, RuntimeError) as error:  # of torch, safetensors and the system
+        raise UsageError(
+            f'cannot write {out}: {first_line(error)}; nothing is left of it, and the same command '
+            'can be run again'
+        ) from error
+
+
+def write_weights(
+    file: Path, suffix: str, weights: dict[str, Tensor], meta: dict[str, Any]
+) -> None:
+    if suffix == '.safetensors':
         try:
-            from safetensors.torch import save_file
+            from safetensors.torch import save
         except ImportError as error:
             raise UsageError('a .safetensors file needs: pip install safetensors') from error
         # The format holds tensors that share no memory, and text.
         tensors = {key: value.clone().contiguous() for key, value in weights.items()}
-        text = json.dumps(meta.get('dataset_meta'), default=str)
-        save_file(tensors, str(out), metadata=dict(format='pt', dataset_meta=text))
+        about = json.dumps(meta.get('dataset_meta'), default=str)
+        file.write_bytes(save(tensors, metadata=dict(format='pt', dataset_meta=about)))
     else:
-        torch.save(dict(meta=meta, state_dict=weights), out)
-    cfg.dump(out.with_suffix('.py'))
+        with file.open('wb') as stream:
+            torch.save(dict(meta=meta, state_dict=weights), stream)
 
 
 if __name__ == '__main__':

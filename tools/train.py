@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
@@ -13,7 +17,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner, find_latest_checkpoint, save_checkpoint
+from mmengine.runner import Runner, save_checkpoint
 
 from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import read_checkpoint
@@ -26,6 +30,9 @@ from mmkd_plugin.cli import (
     plain_errors,
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
+from mmkd_plugin.running.hook import SafeCheckpoints
+from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
+from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 
 
@@ -43,8 +50,8 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint; without a value, from the latest in the work dir, '
-        'or from the start if there is none yet',
+        help='go on from this checkpoint; without a value, from the newest in the work dir that is '
+        'whole, or from the start if there is none yet',
     )
     parser.add_argument(
         '--paraphraser',
@@ -65,16 +72,15 @@ def main() -> None:
         if args.auto_scale_lr:
             use_auto_scale_lr(cfg)
         saved = find_paraphraser(cfg, args.paraphraser)
-        if args.resume == 'auto':
-            resume_latest(cfg)
-        elif args.resume is not None:
-            cfg.resume, cfg.load_from = True, args.resume
-        check_start(cfg)
+        check_work_dir(cfg)
+        find_start(cfg, args.resume)
         wire(cfg)
-        runner = build_runner(cfg)
-        runner.train()
-        if args.paraphraser:
-            save_paraphraser(runner, saved)
+        with plain_disk_errors():
+            runner = build_runner(cfg)
+            add_hook(runner)
+            runner.train()
+            if args.paraphraser:
+                save_paraphraser(runner, saved)
 
 
 def use_amp(cfg: Config) -> None:
@@ -121,36 +127,82 @@ def find_paraphraser(cfg: Config, train_it: bool) -> Path:
 def save_paraphraser(runner: Runner, path: Path) -> None:
     if is_main_process():
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        save_checkpoint(dict(state_dict=model.paraphrasers.state_dict()), str(path))
+        with replacing(path) as (beside,):
+            save_checkpoint(dict(state_dict=model.paraphrasers.state_dict()), str(beside))
         print_log(f'The paraphraser is at {path}; train the student now.', logger='current')
 
 
-def resume_latest(cfg: Config) -> None:
-    """Point the config at the latest checkpoint of the work dir, if there is one."""
-    latest = find_latest_checkpoint(cfg.work_dir)
-    if latest is None:
+def check_work_dir(cfg: Config) -> None:
+    """Refuse a work dir that cannot be written."""
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=cfg.work_dir):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f'cannot write into --work-dir {cfg.work_dir}: {error.strerror}'
+        ) from error
+
+
+def find_start(cfg: Config, resume: str | None) -> None:
+    """Read the checkpoint that the run starts from, to refuse a bad file before anything else.
+
+    Args:
+        cfg (Config): The config of the run; ``resume`` and ``load_from`` are set.
+        resume (str | None): A checkpoint, ``'auto'`` for the newest one, or None: as the config
+            says.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    found = None
+    if resume == 'auto':
+        found = resume_latest(cfg)
+    elif resume is not None:
+        found = Found(resume, read_checkpoint(resume))
+    if found is None:
+        if cfg.get('load_from') is not None:
+            read_checkpoint(cfg.load_from)
+    else:
+        check_run_state(found.content, found.path)
+        cfg.resume, cfg.load_from = True, found.path
+
+
+def resume_latest(cfg: Config) -> Found | None:
+    """Find the newest checkpoint of the work dir, if there is one."""
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    others = [Path(out_dir, Path(cfg.work_dir).name)] if out_dir else []
+    found = newest_checkpoint(cfg.work_dir, others)
+    if found is None:
         print_log(f'--resume: nothing in {cfg.work_dir} yet, starting anew.', logger='current')
         cfg.resume = False
-        return
-    moved = Path(cfg.work_dir, Path(latest).name)
-    if '://' not in latest and not Path(latest).is_file() and moved.is_file():
-        latest = str(moved)  # the work dir was renamed or copied since
-    cfg.resume, cfg.load_from = True, latest
+    elif is_main_process():
+        point_to(found, cfg.work_dir)
+    return found
 
 
-def check_start(cfg: Config) -> None:
-    """Read the checkpoint that the run starts from, to refuse a bad file before anything else."""
-    path = cfg.get('load_from')
-    if path is None and cfg.get('resume'):
-        path = find_latest_checkpoint(cfg.work_dir)
-    if path is None:
-        return
-    checkpoint = read_checkpoint(path)
-    if cfg.get('resume') and not {'meta', 'message_hub'} <= set(checkpoint):
+def add_hook(runner: Runner) -> None:
+    """Have the run save whole checkpoints."""
+    if not any(isinstance(hook, SafeCheckpoints) for hook in runner.hooks):
+        runner.register_hook(SafeCheckpoints())
+
+
+#: Errors of the disk, not of the program.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+
+
+@contextmanager
+def plain_disk_errors() -> Iterator[None]:
+    """End with one line if a library could not write; what was saved before stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f': {error.filename}' if error.filename else ''
         raise UsageError(
-            f'{path} holds weights, but not the state of a training run, so it cannot be resumed: '
-            f'start from it with --cfg-options load_from={path}'
-        )
+            f'{error.strerror}{where}. Checkpoints that were saved before are whole: go on with '
+            '--resume once it can be written'
+        ) from error
 
 
 if __name__ == '__main__':

@@ -304,8 +304,22 @@ def _environment(path: str) -> Any:
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise CacheError(f'{path} is not a teacher cache, or is damaged: {error}') from error
+    _check_size(environment, path)
     _opened[real] = os.getpid(), environment
     return environment
+
+
+def _check_size(environment: Any, path: str) -> None:
+    """Closes and refuses a store that was cut: to read beyond its end kills the process."""
+    file = Path(path, 'data.mdb')
+    expected = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    size = file.stat().st_size
+    if size < expected:
+        environment.close()
+        raise CacheError(
+            f'{file} was cut: it has {size} of {expected} bytes; copy it again, or delete the '
+            'folder and run tools/cache_teacher.py again'
+        )
 
 
 def close(path: str) -> None:
@@ -448,6 +462,7 @@ class CacheWriter:
             self._environment = self._lmdb.open(self.path, map_size=max(2 * size, 2**26))
         except self._lmdb.Error as error:
             raise CacheError(f'{path} is not a teacher cache, or is damaged: {error}') from error
+        _check_size(self._environment, self.path)
         try:
             self._begin(meta)
         except BaseException:

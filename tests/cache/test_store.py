@@ -20,6 +20,7 @@ from mmkd_plugin.cache.store import (
     CacheWriter,
     Record,
     TeacherCache,
+    _check_size,
     check_space,
     close,
     fill_top,
@@ -246,6 +247,26 @@ def test_a_damaged_record_names_the_image(tmp_path):
     cache.read('img/0.png', 'neck')
     with pytest.raises(CacheError, match=r'the record of img/1\.png \(neck\) is damaged'):
         cache.read('img/1.png', 'neck')
+
+
+@pytest.mark.parametrize('kept', [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_store_that_was_cut_is_refused(tmp_path, kept):
+    fill(tmp_path, images=8)
+    file = tmp_path / 'data.mdb'
+    os.truncate(file, int(file.stat().st_size * kept))
+    with pytest.raises(CacheError, match=r'was cut: it has|is damaged'):
+        TeacherCache(str(tmp_path)).meta  # noqa: B018
+    with pytest.raises(CacheError, match=r'was cut: it has|is damaged'):
+        CacheWriter(str(tmp_path), META)
+
+
+def test_a_store_is_whole_after_each_image(tmp_path):
+    with CacheWriter(str(tmp_path), META) as writer:
+        for length in (10, 5000, 100_000, 3, 20_000):
+            for image in 'ab':  # the second time it replaces the first
+                writer.write(image, {'neck': bytes(length), 'head': bytes(length // 2)})
+                _check_size(writer._environment, writer.path)
+        writer.finish()
 
 
 def _read(path: str, queue: multiprocessing.Queue) -> None:

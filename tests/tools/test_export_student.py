@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
+from tests.running.killing import Killed, Steps, watched
 from tests.runs import needs_ops
 from tests.tools.tool_runs import run_tool
 
@@ -225,3 +227,41 @@ def default_scope_kept():
     yield
     if before is not None:
         init_default_scope(before.scope_name)
+
+
+def test_an_export_that_was_cut_short_is_in_nobodys_way(
+    call_tool, fails, trained, segmentation, tmp_path
+):
+    config, checkpoint, out = (
+        segmentation / 'distilled.py',
+        trained / 'iter_4.pth',
+        tmp_path / 'a.pth',
+    )
+    steps = Steps(tmp_path)
+    with watched(steps, ('a.',)):
+        call_tool('export_student', config, checkpoint, out)
+    whole = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert set(whole) == {'a.pth', 'a.py'}
+    last = len(steps.names)  # each part of an archive is a write: its middle is enough
+    for at in (1, last // 2, last - 3, last - 2, last - 1, last):
+        for file in tmp_path.iterdir():
+            file.unlink()
+        with pytest.raises(Killed), watched(Steps(tmp_path, at), ('a.',)):
+            call_tool('export_student', config, checkpoint, out)
+        if out.exists():
+            assert (tmp_path / 'a.py').read_bytes() == whole['a.py']
+        else:
+            call_tool('export_student', config, checkpoint, out)
+            assert sorted(file.name for file in tmp_path.iterdir()) == ['a.pth', 'a.py']
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_an_export_to_a_full_disk(suffix, fails, trained, segmentation, tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    out = tmp_path / f'a{suffix}'
+    message = fails('export_student', segmentation / 'distilled.py', trained / 'iter_4.pth', out)
+    assert 'No space left on device' in message and str(out) in message
+    assert not list(tmp_path.iterdir())
