@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watched
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
 from mmkd_plugin.taps.tap import Maps, Tap, find_module
@@ -33,6 +34,7 @@ class DryRun:
         in_place (frozenset[Tap]): Places whose tensor was overwritten later in the forward.
         places (dict[Tap, tuple[Tap]]): Where the ``@pre_relu`` taps are read.
         norms (dict[Tap, list[str]]): The batch norm that feeds each map of a tap, ``''`` for none.
+        scores (dict[Tap, tuple]): How class scores lie in each map of a tap, None for other maps.
         ran (list[str]): Names of all modules that ran, in the order in which they ended.
         size (int): Height and width of the image, pixels.
         samples (list, optional): The made-up data samples.
@@ -44,6 +46,7 @@ class DryRun:
     in_place: frozenset[Tap] = frozenset()
     places: dict[Tap, tuple[Tap, ...]] = field(default_factory=dict)
     norms: dict[Tap, list[str]] = field(default_factory=dict)
+    scores: dict[Tap, tuple[ClassScores | None, ...]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     size: int = EXAMPLE_SIZES[0]
     samples: list | None = None
@@ -158,14 +161,17 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
             places = _before_relu(model, taps, forward)
             del ran[:], norms[:]
             found = [tap for tap in taps if tap.where != 'pre_relu' or tap in places]
-            with TapReader(model, found, places=places) as reader:
+            with (
+                TapReader(model, found, places=places) as reader,
+                heads_watched(model, found) as given,
+            ):
                 forward()
     finally:
         for handle in handles:
             handle.remove()
     in_place = frozenset(tap for tap in reader.taps if reader.changed_in_place(tap))
     reader.forget_versions()
-    values, fed_by = {}, {}
+    values, fed_by, scores = {}, {}, {}
     for tap in found:
         if all(reader.calls(place) for place in places.get(tap, (tap,))):
             maps = reader.read(tap)
@@ -174,6 +180,7 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
                 _norm_before(tensor, norms, around)
                 for tensor in ([maps] if isinstance(maps, Tensor) else maps)
             ]
+            scores[tap] = class_scores(model, tap, maps, given)
             values[tap] = _cpu(maps)
     return DryRun(
         values=values,
@@ -182,6 +189,7 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         in_place=in_place,
         places=places,
         norms=fed_by,
+        scores=scores,
         ran=list(dict.fromkeys(ran)),
     )
 

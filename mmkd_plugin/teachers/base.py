@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.taps import Maps, Tap, Taps
+from mmkd_plugin.taps.class_scores import ClassScores
 from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers.classes import ClassOrder, Names
 from mmkd_plugin.views import View
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
@@ -44,12 +46,15 @@ class Preview(NamedTuple):
         shown (dict[View, Maps]): What a loss is going to get for each view.
         scores (dict[View, Scores]): For views of explanations, the kind of the class scores.
         size (int): Height and width of the image, pixels.
+        classes (Mapping): How class scores lie in each map of a tap, None for other maps.
+            Defaults to nothing that is known.
     """
 
     maps: dict[Tap, Maps]
     shown: dict[View, Maps]
     scores: dict[View, Scores]
     size: int
+    classes: Mapping[Tap, Sequence[ClassScores | None]] = NOTHING
 
 
 class Batch(NamedTuple):
@@ -96,6 +101,7 @@ class Teacher(ABC):
         source (str): Where it comes from, in a few words.
         student_taps (tuple[Tap, ...]): What it reads in the student; if anything, it runs after the
             student.
+        class_names (tuple[str, ...], optional): Its classes in the order of its scores, if known.
     """
 
     #: Whether it is trained along: it takes part in each step, and is a module.
@@ -110,6 +116,7 @@ class Teacher(ABC):
     name: str
     source: str
     student_taps: tuple[Tap, ...] = ()
+    class_names: Names | None = None
 
     @abstractmethod
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
@@ -158,6 +165,15 @@ class Teacher(ABC):
     def classes(self, tap: Tap) -> int | None:
         """The number of classes of the head around a tap, None if that is not known."""
         return None
+
+    def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:  # noqa: B027 - named classes only
+        """From now on shows the class scores of taps in the student's order.
+
+        Asked only of a teacher with ``class_names``.
+
+        Args:
+            orders (Mapping[Tap, ClassOrder]): By the tap; scores of other taps stay as they are.
+        """
 
     def predictor(self) -> nn.Module | None:
         """The model that predicts images by itself, None if there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -25,9 +25,17 @@ from mmkd_plugin.taps import (
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.classes import (
+    ClassOrder,
+    ScoresOfTaps,
+    arranged,
+    arranged_kind,
+    check_names,
+    classes_of_checkpoint,
+)
 from mmkd_plugin.teachers.frozen_forward import FrozenForward
 from mmkd_plugin.teachers.inference import Inference
-from mmkd_plugin.teachers.model import build_model
+from mmkd_plugin.teachers.model import build_model, classes_in_config
 from mmkd_plugin.teachers.preprocessing import InputConverter
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 
@@ -47,6 +55,8 @@ class OnlineTeacher(Teacher):
         name (str): What terms and messages call it. Defaults to ``'teacher'``.
         inference (dict, optional): ``precision``, ``channels_last``, ``fuse_conv_bn`` and
             ``compile`` of an :class:`Inference`. Defaults to None: the fastest for the device.
+        classes (Sequence[str], optional): The names of its classes, in the order of its scores.
+            Defaults to None: those that its checkpoint, or else its config, says.
 
     Raises:
         ValueError: If the config, the checkpoint or ``inference`` is not usable.
@@ -66,8 +76,10 @@ class OnlineTeacher(Teacher):
         strict: bool = True,
         name: str = 'teacher',
         inference: dict | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.name = name
+        self.class_names = check_names(classes, name)
         try:
             self._asked = Inference.from_config(inference)
         except ValueError as error:
@@ -83,13 +95,17 @@ class OnlineTeacher(Teacher):
             )
         else:
             label = name if name == 'teacher' else f"teacher '{name}'"
-            load_weights(self.model, checkpoint, strict=strict, name=label)
+            loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
+            said = classes_of_checkpoint(loaded)
+            self.class_names = self.class_names or said or classes_in_config(config, name)
         self.model.requires_grad_(False).eval()
         #: Reads maps; None before it is prepared, and where only gradients are asked for.
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
         self._loss_run: DryRun | None = None
         self._scores: dict[View, Scores] = {}
+        self._class_scores: ScoresOfTaps = {}
+        self._orders: Mapping[Tap, ClassOrder] = {}
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
         """Gets ready to show views of batches made by the student's preprocessor.
@@ -125,7 +141,15 @@ class OnlineTeacher(Teacher):
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
-        return Preview(run.values, shown, self._scores, run.size)
+        self._class_scores = run.scores
+        return Preview(run.values, shown, self._scores, run.size, run.scores)
+
+    def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:
+        """From now on shows class scores in the student's order."""
+        self._orders = dict(orders)
+
+    def _arranged(self, read: Mapping[Tap, Maps]) -> dict[Tap, Maps]:
+        return arranged(read, self._orders, self._class_scores)
 
     def _try_loss(self, taps: Sequence[Tap], device: torch.device, owner: str) -> DryRun:
         run = first_that_works(self.model, taps, device, 'loss', owner)
@@ -151,8 +175,10 @@ class OnlineTeacher(Teacher):
                 for view in explaining:
                     stack.enter_context(view.context(self.model))
                 read |= self.read(batch.inputs, batch.data_samples, taps_of(left), on_path)
+            read = self._arranged(read)
             for view in explaining:
-                kind, size = self._scores[view], batch.inputs.shape[2:]
+                kind = arranged_kind(self._scores[view], view.scores, self._orders)
+                size = batch.inputs.shape[2:]
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
         read = {tap: _detached(maps) for tap, maps in read.items()}  # no graph is needed any more
@@ -217,7 +243,9 @@ class OnlineTeacher(Teacher):
         return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
     def classes(self, tap: Tap) -> int | None:
-        """The number of classes of the head around a tap."""
+        """The number of classes of the head around a tap, of the student's if arranged for it."""
+        if tap in self._orders:
+            return len(self._orders[tap].numbers)
         return classes_around(self.model, tap)
 
     def predictor(self) -> nn.Module:
