@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DefaultScope, init_default_scope
@@ -335,6 +336,8 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+        logger = MMLogger.get_current_instance()
+        logger.setLevel(logger.level)  # mmengine's loggers remember what was off; this clears it
 
 
 def measure(

@@ -1,13 +1,13 @@
 """Knowledge distillation for dense prediction inside OpenMMLab.
 
-Everything public is importable from here and loaded when it is first used, so importing this
-package loads neither mmsegmentation nor mmdetection. A name that begins with an underscore, and
-everything in :mod:`mmkd_plugin.losses.numerics`, is internal.
+The public names are those of ``__all__``, and those that the pages under ``docs/`` import. They are
+loaded when they are first used, so importing this package loads neither mmsegmentation nor
+mmdetection. All other names are internal, as is :mod:`mmkd_plugin.losses.numerics`.
 
 Examples:
     >>> import mmkd_plugin
     >>> mmkd_plugin.ChannelWiseLoss(tau=4)
-    ChannelWiseLoss(tau=4.0, loss_weight=1.0)
+    ChannelWiseLoss(tau=4, loss_weight=1.0)
 """
 
 from importlib import import_module

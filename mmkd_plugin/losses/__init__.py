@@ -7,6 +7,9 @@ or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, `
 and ``compares_probabilities``, see :class:`mmkd_plugin.losses.traits.LossTraits`: the term reads
 them there. A loss with weights of its own may have ``setup(student_channels, teacher_channels)``:
 the term calls it once, when the channel counts are known.
+
+To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`loss_weights` and
+:func:`full_precision`.
 """
 
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
@@ -20,6 +23,9 @@ from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.maps import sum_over_maps
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
@@ -44,4 +50,8 @@ __all__ = [
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'SoftTargetLoss',
+    'check_shapes',
+    'full_precision',
+    'loss_weights',
+    'sum_over_maps',
 ]

@@ -24,7 +24,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     Args:
         student (Tensor): Map of the student before its ReLU, (N, C, H, W) or (N, C).
         teacher (Tensor): Map of the teacher before its ReLU, same shape. It gets no gradient.
-        margin (float): How far beyond 0 the student has to be. Default: 1.0.
+        margin (float): How far beyond 0 the student has to be. Defaults to 1.0.
 
     Returns:
         Tensor: A scalar.
@@ -50,10 +50,10 @@ class ActivationBoundaryLoss(nn.Module):
     - code: https://github.com/bhheo/AB_distillation
 
     Args:
-        margin (float): How far beyond 0 the student has to be, above 0. Default: 1.0.
+        margin (float): How far beyond 0 the student has to be, above 0. Defaults to 1.0.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors
             use ``3/1000 * 2^-(L - 1 - l)`` for stage l of L (0 is the first), in an initialisation
-            stage of its own. Default: 1.0.
+            stage of its own. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W) or (N, C), or a sequence of such maps (the losses are added up).
@@ -64,7 +64,7 @@ class ActivationBoundaryLoss(nn.Module):
         TypeError: If an argument is not a number.
         ValueError: If ``margin`` is not above 0 or, in ``forward``, if shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import ActivationBoundaryLoss
         >>> criterion = ActivationBoundaryLoss(loss_weight=[0.00075, 0.0015, 0.003])

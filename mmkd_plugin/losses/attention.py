@@ -25,7 +25,7 @@ def attention(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
         teacher (Tensor): Map of the teacher, (N, C_t, H, W). It gets no gradient.
-        p (float): Power of the absolute values. Default: 2.
+        p (float): Power of the absolute values. Defaults to 2.
 
     Returns:
         Tensor: A scalar.
@@ -43,7 +43,7 @@ def attention_map(x: Tensor, p: float = 2) -> Tensor:
 
     Args:
         x (Tensor): (N, C, H, W), in float32 or wider.
-        p (float): Power of the absolute values. Default: 2.
+        p (float): Power of the absolute values. Defaults to 2.
 
     Returns:
         Tensor: (N, H*W), a vector of unit length for each sample.
@@ -72,9 +72,9 @@ class AttentionLoss(nn.Module):
     - code: https://github.com/szagoruyko/attention-transfer
 
     Args:
-        p (float): Power of the absolute values; a higher one stresses the peaks. Default: 2.
+        p (float): Power of the absolute values; a higher one stresses the peaks. Defaults to 2.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            1e3 on each of three stages, CIRKD 1e4 on the last feature. Default: 1.0.
+            1e3 on each of three stages, CIRKD 1e4 on the last feature. Defaults to 1.0.
 
     Shape:
         - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
@@ -85,7 +85,7 @@ class AttentionLoss(nn.Module):
         TypeError: If an argument is not a number.
         ValueError: If ``p`` is not above 0 or, in ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import AttentionLoss
         >>> criterion = AttentionLoss(loss_weight=1e3)

@@ -24,7 +24,7 @@ def channel_wise(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     Args:
         student (Tensor): Map of the student, (N, C, H, W).
         teacher (Tensor): Map of the teacher, (N, C, H, W). It gets no gradient.
-        tau (float): Temperature of both softmaxes. Default: 4.0.
+        tau (float): Temperature of both softmaxes. Defaults to 4.0.
 
     Returns:
         Tensor: A scalar.
@@ -49,10 +49,10 @@ class ChannelWiseLoss(nn.Module):
     - code: https://github.com/irfanICMLL/TorchDistiller/tree/main/SemSeg-distill
 
     Args:
-        tau (float): Temperature of the softmax; a higher one is softer. Default: 4.0.
+        tau (float): Temperature of the softmax; a higher one is softer. Defaults to 4.0.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
             3 on logits (before upsampling) and 50 on features, both with ``tau=4``, and 10 with
-            ``tau=1`` on the levels of a detector's pyramid. Default: 1.0.
+            ``tau=1`` on the levels of a detector's pyramid. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
@@ -63,7 +63,7 @@ class ChannelWiseLoss(nn.Module):
         TypeError: If an argument is not a number.
         ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import ChannelWiseLoss
         >>> criterion = ChannelWiseLoss(tau=4, loss_weight=3)

@@ -63,7 +63,7 @@ class ExplanationLoss(nn.Module):
 
     Args:
         loss_weight (float | list[float]): Factor on the loss, or one for each map; the paper calls
-            it lambda. Default: 1.0.
+            it lambda. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W) or (N, C), N explanations, or a sequence of such (the losses are
@@ -75,7 +75,7 @@ class ExplanationLoss(nn.Module):
         TypeError: If ``loss_weight`` is not a number.
         ValueError: In ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import ExplanationLoss
         >>> criterion = ExplanationLoss(loss_weight=5)

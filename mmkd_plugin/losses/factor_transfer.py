@@ -47,7 +47,7 @@ class FactorTransferLoss(nn.Module):
 
     Args:
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            500 on the last stage. Default: 1.0.
+            500 on the last stage. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W) or (N, C), or a sequence of such factors (the losses are added up).
@@ -58,7 +58,7 @@ class FactorTransferLoss(nn.Module):
         TypeError: If ``loss_weight`` is not a number.
         ValueError: In ``forward``, if shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.connectors import Paraphraser, Translator
         >>> from mmkd_plugin.losses import FactorTransferLoss

@@ -24,7 +24,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], pool: str = 'max')
         student (Sequence[Tensor]): Two maps of the student, (N, C1, H, W) and (N, C2, h, w).
         teacher (Sequence[Tensor]): Two maps of the teacher, with as many channels. They get no
             gradient.
-        pool (str): See :class:`FSPLoss`. Default: ``'max'``.
+        pool (str): See :class:`FSPLoss`. Defaults to ``'max'``.
 
     Returns:
         Tensor: A scalar.
@@ -49,7 +49,7 @@ def flow_matrix(first: Tensor, second: Tensor, pool: str = 'max') -> Tensor:
     Args:
         first (Tensor): (N, C1, H, W), in float32 or wider.
         second (Tensor): (N, C2, h, w). The larger of the two is pooled to the smaller.
-        pool (str): ``'max'`` or ``'avg'``. Default: ``'max'``.
+        pool (str): ``'max'`` or ``'avg'``. Defaults to ``'max'``.
 
     Returns:
         Tensor: (N, C1, C2).
@@ -78,7 +78,7 @@ class FSPLoss(nn.Module):
             ``'max'``, as in the paper, or ``'avg'``, as in common reimplementations. Default:
             ``'max'``.
         loss_weight (float | list[float]): Factor on the loss, or one for each pair of consecutive
-            maps (L-1 of them). RepDistiller uses 50 with ``pool='avg'``. Default: 1.0.
+            maps (L-1 of them). RepDistiller uses 50 with ``pool='avg'``. Defaults to 1.0.
 
     Shape:
         - student: a sequence of L >= 2 maps (N, C_i, H_i, W_i).
@@ -90,7 +90,7 @@ class FSPLoss(nn.Module):
         ValueError: If ``pool`` is unknown or, in ``forward``, if shapes do not fit or there is only
             one map.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import FSPLoss
         >>> criterion = FSPLoss(loss_weight=50)

@@ -56,7 +56,7 @@ class GradientAttentionLoss(nn.Module):
 
     Args:
         loss_weight (float | list[float]): Factor on the loss, or one for each map; the paper calls
-            it beta/2. Default: 1.0.
+            it beta/2. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W) or (N, C), or a sequence of such gradients (the losses are added
@@ -68,7 +68,7 @@ class GradientAttentionLoss(nn.Module):
         TypeError: If ``loss_weight`` is not a number.
         ValueError: In ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import GradientAttentionLoss
         >>> criterion = GradientAttentionLoss()

@@ -44,7 +44,7 @@ class HintLoss(nn.Module):
 
     Args:
         loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 10,
-            RepDistiller 100. Default: 1.0.
+            RepDistiller 100. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W) or (N, C), or a sequence of such maps (the losses are added up).
@@ -55,7 +55,7 @@ class HintLoss(nn.Module):
         TypeError: If ``loss_weight`` is not a number.
         ValueError: In ``forward``, if shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import HintLoss
         >>> criterion = HintLoss(loss_weight=100)

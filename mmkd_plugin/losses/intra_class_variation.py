@@ -29,7 +29,7 @@ def intra_class_variation(
         student (Tensor): Map of the student, (N, C_s, H, W).
         teacher (Tensor): Map of the teacher, (N, C_t, H, W). It gets no gradient.
         labels (Tensor): Integers, (N, h, w).
-        ignore_index (int): Positions with this label, or a negative one, add 0. Default: 255.
+        ignore_index (int): Positions with this label, or a negative one, add 0. Defaults to 255.
 
     Returns:
         Tensor: A scalar.
@@ -87,9 +87,9 @@ class IntraClassVariationLoss(nn.Module):
 
     Args:
         ignore_index (int): Label of the positions to ignore. Negative labels are ignored too, for
-            they are no class. Default: 255.
+            they are no class. Defaults to 255.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            200, CIRKD 20. Default: 1.0.
+            200, CIRKD 20. Defaults to 1.0.
 
     Shape:
         - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
@@ -101,7 +101,7 @@ class IntraClassVariationLoss(nn.Module):
         TypeError: If an argument or, in ``forward``, the labels have the wrong type.
         ValueError: In ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import IntraClassVariationLoss
         >>> criterion = IntraClassVariationLoss(loss_weight=200)

@@ -27,7 +27,7 @@ def local_similarity(student: Tensor, teacher: Tensor, similarity: str = 'distan
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
         teacher (Tensor): Map of the teacher, (N, C_t, H, W). It gets no gradient.
-        similarity (str): ``'distance'`` or ``'cosine'``. Default: ``'distance'``.
+        similarity (str): ``'distance'`` or ``'cosine'``. Defaults to ``'distance'``.
 
     Returns:
         Tensor: A scalar; 0 where there is no interior position.
@@ -85,8 +85,8 @@ class LocalSimilarityLoss(nn.Module):
     - code: none by the authors
 
     Args:
-        similarity (str): ``'distance'`` or ``'cosine'``. Default: ``'distance'``.
-        loss_weight (float | list[float]): Factor on the loss, or one for each map. Default: 1.0.
+        similarity (str): ``'distance'`` or ``'cosine'``. Defaults to ``'distance'``.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. Defaults to 1.0.
 
     Shape:
         - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
@@ -98,7 +98,7 @@ class LocalSimilarityLoss(nn.Module):
         ValueError: If ``similarity`` is not one of the two or, in ``forward``, if shapes do not
             fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import LocalSimilarityLoss
         >>> criterion = LocalSimilarityLoss(similarity='cosine')

@@ -27,7 +27,7 @@ def neuron_selectivity(student: Tensor, teacher: Tensor, kernel: str = 'polynomi
     Args:
         student (Tensor): Map of the student, (N, C_s, H_s, W_s).
         teacher (Tensor): Map of the teacher, (N, C_t, H_t, W_t). It gets no gradient.
-        kernel (str): See :class:`NeuronSelectivityLoss`. Default: ``'polynomial'``.
+        kernel (str): See :class:`NeuronSelectivityLoss`. Defaults to ``'polynomial'``.
 
     Returns:
         Tensor: A scalar.
@@ -100,9 +100,9 @@ class NeuronSelectivityLoss(nn.Module):
             ``'gaussian'``: ``exp(-||a - b||^2 / (2 sigma^2))``, where ``sigma^2`` is the mean of
             ``||s - t||^2`` over all pairs of a student's and a teacher's channel of the image. It
             is the same in all three terms, so that they add up to a discrepancy, and part of the
-            gradient. Default: ``'polynomial'``.
+            gradient. Defaults to ``'polynomial'``.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            50 with the polynomial kernel. Default: 1.0.
+            50 with the polynomial kernel. Defaults to 1.0.
 
     Shape:
         - student: (N, C_s, H_s, W_s), or a sequence of such maps (the losses are added up).
@@ -114,7 +114,7 @@ class NeuronSelectivityLoss(nn.Module):
         TypeError: If an argument has the wrong type.
         ValueError: If there is no such kernel or, in ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import NeuronSelectivityLoss
         >>> criterion = NeuronSelectivityLoss(loss_weight=50)

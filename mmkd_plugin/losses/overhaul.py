@@ -89,7 +89,7 @@ class OverhaulLoss(nn.Module):
     Args:
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors
             use ``2^-(L - 1 - l)`` for stage l of L (0 is the first), times 1e-3 (CIFAR), 1e-4
-            (ImageNet) or 1e-5 (segmentation on VOC). Default: 1.0.
+            (ImageNet) or 1e-5 (segmentation on VOC). Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
@@ -102,7 +102,7 @@ class OverhaulLoss(nn.Module):
             of tensors.
         ValueError: In ``forward``, if shapes differ, or margins do not fit the maps.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import OverhaulLoss
         >>> from mmkd_plugin.losses.overhaul import margin_from_norm

@@ -29,8 +29,8 @@ def pair_wise(
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
         teacher (Tensor): Map of the teacher, (N, C_t, H, W). It gets no gradient.
-        pool (int | float | None): See :class:`PairWiseLoss`. Default: 2.
-        detach_norm (bool): See :class:`PairWiseLoss`. Default: False.
+        pool (int | float | None): See :class:`PairWiseLoss`. Defaults to 2.
+        detach_norm (bool): See :class:`PairWiseLoss`. Defaults to False.
 
     Returns:
         Tensor: A scalar, never below 0.
@@ -59,11 +59,11 @@ class PairWiseLoss(nn.Module):
         pool (int | float | None): Kernel and stride of the max-pooling (ceil mode). An int is a
             size in positions. A float between 0 and 1 is a fraction of the map, ``(int(pool*H),
             int(pool*W))`` and at least 1; the authors' 0.5 leaves 2x2 nodes of a map with even
-            sides. None compares every position. Default: 2.
+            sides. None compares every position. Defaults to 2.
         detach_norm (bool): Treat the norms as constants in the gradient, as the authors' code
-            does; the value is the same. Default: False.
+            does; the value is the same. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            0.5 with ``pool=0.5``, 10 goes with ``pool=2``. Default: 1.0.
+            0.5 with ``pool=0.5``, 10 goes with ``pool=2``. Defaults to 1.0.
 
     Shape:
         - student: (N, C_s, H, W), or a sequence of such maps (the losses are added up).
@@ -75,7 +75,7 @@ class PairWiseLoss(nn.Module):
         TypeError: If an argument has the wrong type.
         ValueError: If ``pool`` is out of range or, in ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import PairWiseLoss
         >>> criterion = PairWiseLoss(pool=0.5, loss_weight=0.5)

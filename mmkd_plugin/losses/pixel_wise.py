@@ -37,9 +37,9 @@ def pixel_wise(
     Args:
         student (Tensor): Logits of the student, (N, C, H, W).
         teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
-        tau (float): Temperature of both distributions. Default: 1.0.
+        tau (float): Temperature of both distributions. Defaults to 1.0.
         sigmoid (bool): Whether the classes are independent: then the divergences of the channels
-            are added up. Default: False, a softmax over them.
+            are added up. Defaults to False, a softmax over them.
         labels (Tensor, optional): Integers (N, h, w), used with ``ignore_index`` only.
         ignore_index (int, optional): Positions with this label leave the sum and the count.
 
@@ -72,14 +72,14 @@ class PixelWiseLoss(nn.Module):
     - code: https://github.com/irfanICMLL/structure_knowledge_distillation
 
     Args:
-        tau (float): Temperature of the softmax; a higher one is softer. Default: 1.0.
+        tau (float): Temperature of the softmax; a higher one is softer. Defaults to 1.0.
         ignore_index (int, optional): Label of the positions to leave out; ``forward`` then needs
-            ``labels``. Default: None, every position counts.
+            ``labels``. Defaults to None, every position counts.
         sigmoid (bool): For heads whose classes are independent, as those of detectors with a focal
             loss: each channel is a yes or no of its own, and the divergences of the channels are
-            added up. Default: False.
+            added up. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 1 on
-            this form; CWD's comparison uses 10 on a sum that is also divided by C. Default: 1.0.
+            this form; CWD's comparison uses 10 on a sum that is also divided by C. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
@@ -92,7 +92,7 @@ class PixelWiseLoss(nn.Module):
         ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ or labels that
             ``ignore_index`` needs are missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import PixelWiseLoss
         >>> criterion = PixelWiseLoss(ignore_index=255)

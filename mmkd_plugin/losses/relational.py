@@ -97,9 +97,9 @@ def relational(
         compare (Callable): :func:`distance_gap` or :func:`angle_gap`.
         student (Tensor): (N, D) or (N, C, H, W).
         teacher (Tensor): The same form. It gets no gradient.
-        embed (str): See :class:`RKDDistanceLoss`. Default: ``'flatten'``.
-        num_positions (int): See :class:`RKDDistanceLoss`. Default: 64.
-        gather (bool): See :class:`RKDDistanceLoss`. Default: False.
+        embed (str): See :class:`RKDDistanceLoss`. Defaults to ``'flatten'``.
+        num_positions (int): See :class:`RKDDistanceLoss`. Defaults to 64.
+        gather (bool): See :class:`RKDDistanceLoss`. Defaults to False.
 
     Returns:
         Tensor: A scalar.
@@ -227,15 +227,15 @@ class RKDDistanceLoss(RelationalLoss):
         embed (str): What counts as a sample. ``'flatten'``: the images, each with all entries of
             its map; ``'pool'``: the images, each with the mean of its map over the positions;
             ``'positions'``: the positions of an image, each with its channels; the distances are
-            normalised per image and the losses averaged over the images. Default: ``'flatten'``.
+            normalised per image and the losses averaged over the images. Defaults to ``'flatten'``.
         num_positions (int): With ``embed='positions'``, how many positions are drawn in each
             forward: without replacement, the same ones in all images, in student and teacher. A
-            map that has no more is taken as a whole. Default: 64.
+            map that has no more is taken as a whole. Defaults to 64.
         gather (bool): Whether to compare the samples of all processes of ``torch.distributed``
             instead of those of each by themselves. Without other processes, and without gradients,
-            it changes nothing. Default: False.
+            it changes nothing. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            1 with 2 on the angles for embeddings, 25 with 50 for classifiers. Default: 1.0.
+            1 with 2 on the angles for embeddings, 25 with 50 for classifiers. Defaults to 1.0.
 
     Shape:
         - student: (N, D) or (N, C, H, W), or a sequence of such tensors (the losses are added up);
@@ -248,7 +248,7 @@ class RKDDistanceLoss(RelationalLoss):
         TypeError: If an argument has the wrong type.
         ValueError: If one is out of range or, in ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import RKDDistanceLoss
         >>> criterion = RKDDistanceLoss(loss_weight=25)
@@ -282,13 +282,13 @@ class RKDAngleLoss(RelationalLoss):
         embed (str): What counts as a sample. ``'flatten'``: the images, each with all entries of
             its map; ``'pool'``: the images, each with the mean of its map over the positions;
             ``'positions'``: the positions of an image, each with its channels; the losses are
-            averaged over the images. Default: ``'flatten'``.
+            averaged over the images. Defaults to ``'flatten'``.
         num_positions (int): With ``embed='positions'``, how many positions are drawn in each
-            forward, see :class:`RKDDistanceLoss`. Default: 64.
+            forward, see :class:`RKDDistanceLoss`. Defaults to 64.
         gather (bool): Whether to compare the samples of all processes of ``torch.distributed``,
-            see :class:`RKDDistanceLoss`. Default: False.
+            see :class:`RKDDistanceLoss`. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            2 with 1 on the distances for embeddings, 50 with 25 for classifiers. Default: 1.0.
+            2 with 1 on the distances for embeddings, 50 with 25 for classifiers. Defaults to 1.0.
 
     Shape:
         - student: (N, D) or (N, C, H, W), or a sequence of such tensors (the losses are added up);
@@ -301,7 +301,7 @@ class RKDAngleLoss(RelationalLoss):
         TypeError: If an argument has the wrong type.
         ValueError: If one is out of range or, in ``forward``, if shapes do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import RKDAngleLoss
         >>> criterion = RKDAngleLoss(loss_weight=50)

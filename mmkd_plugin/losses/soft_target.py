@@ -30,10 +30,10 @@ def soft_targets(
     Args:
         student (Tensor): Logits of the student, (N, C) or (N, C, H, W).
         teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
-        tau (float): Temperature of both distributions. Default: 1.0.
+        tau (float): Temperature of both distributions. Defaults to 1.0.
         sigmoid (bool): Whether the classes are independent, see :func:`yes_or_no_divergence`.
-            Default: False, a softmax over them.
-        ndims (tuple[int, ...]): The numbers of dimensions to accept. Default: (2, 4).
+            Defaults to False, a softmax over them.
+        ndims (tuple[int, ...]): The numbers of dimensions to accept. Defaults to (2, 4).
 
     Returns:
         Tensor: A scalar.
@@ -87,10 +87,10 @@ class SoftTargetLoss(nn.Module):
     - code: none by the authors
 
     Args:
-        tau (float): Temperature of the softmax; a higher one is softer. Default: 4.0.
+        tau (float): Temperature of the softmax; a higher one is softer. Defaults to 4.0.
         sigmoid (bool): For heads whose classes are independent: each channel is a yes or no of
-            its own, and the divergences of the channels are added up. Default: False.
-        loss_weight (float | list[float]): Factor on the loss, or one for each map. Default: 1.0.
+            its own, and the divergences of the channels are added up. Defaults to False.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. Defaults to 1.0.
 
     Shape:
         - student: (N, C) or (N, C, H, W), or a sequence of such tensors (the losses are added up).
@@ -101,7 +101,7 @@ class SoftTargetLoss(nn.Module):
         TypeError: If an argument has the wrong type.
         ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import SoftTargetLoss
         >>> criterion = SoftTargetLoss(tau=4, loss_weight=0.9)

@@ -332,7 +332,7 @@ class LossContract:
         assert kind.__bases__ == (self.base,) and issubclass(self.base, nn.Module)
         results = doctest.testmod(importlib.import_module(kind.__module__))
         assert results.attempted >= 5 and results.failed == 0
-        for part in ('paper: http', 'code: ', 'Args:', 'Shape:', 'Raises:', 'Example:'):
+        for part in ('paper: http', 'code: ', 'Args:', 'Shape:', 'Raises:', 'Examples:'):
             assert part in kind.__doc__
         for argument in inspect.signature(kind).parameters:
             assert f'        {argument} (' in inspect.getdoc(kind).replace('\n', '\n    ')

@@ -30,9 +30,9 @@ def check_shapes(
     Args:
         student (Tensor): The student's map, (N, C, H, W) or (N, C).
         teacher (Tensor): The teacher's map.
-        ndims (tuple[int, ...]): The numbers of dimensions that the loss takes. Default: (4,).
-        same_channels (bool): Whether the channel counts must be equal. Default: True.
-        same_size (bool): Whether heights and widths must be equal. Default: True.
+        ndims (tuple[int, ...]): The numbers of dimensions that the loss takes. Defaults to (4,).
+        same_channels (bool): Whether the channel counts must be equal. Defaults to True.
+        same_size (bool): Whether heights and widths must be equal. Defaults to True.
         size_hint (str): The advice to give when the sizes differ.
 
     Raises:

@@ -30,7 +30,7 @@ def with_fast_form(
     Args:
         fast (Callable): Takes the arguments of the formula, and returns the same scalar.
         traced (bool): Whether torch.compile traces ``fast`` instead, since the compiled formula
-            would need more time or memory. Default: False.
+            would need more time or memory. Defaults to False.
     """
 
     def decorate(formula: Formula) -> Formula:
@@ -48,7 +48,7 @@ def with_fast_form(
 def formulas_as_written() -> Iterator[None]:
     """Run the formulas themselves in eager code too: a reference for the fast forms.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmkd_plugin.losses import HintLoss
         >>> student, teacher = torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)

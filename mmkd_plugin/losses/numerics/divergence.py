@@ -35,7 +35,7 @@ def divergence(
             with 1 along ``dim``.
         tau (float): Temperature.
         dim (int): The dimension of the classes.
-        sigmoid (bool): Whether the classes are independent. Default: False.
+        sigmoid (bool): Whether the classes are independent. Defaults to False.
 
     Returns:
         Tensor: A scalar.

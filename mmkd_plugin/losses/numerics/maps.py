@@ -28,7 +28,7 @@ def sum_over_maps(
             each of ``others``; returns a scalar.
         student (Tensor | Sequence[Tensor]): The student's map or maps.
         teacher (Tensor | Sequence[Tensor]): As many maps of the teacher.
-        weight (float | Sequence[float]): Factor on the sum, or one on each result. Default: 1.0.
+        weight (float | Sequence[float]): Factor on the sum, or one on each result. Defaults to 1.0.
         others (Sequence): Further arguments of ``compare``, each with as many elements as there
             are maps.
 

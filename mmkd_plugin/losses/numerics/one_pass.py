@@ -37,7 +37,7 @@ def one_pass(
         student (Tensor): Map of the student, (N, ...), of any floating-point type.
         teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
         others (Tensor): Further tensors to cut into the same pieces, with as many dimensions.
-        dim (int): Where to cut a sample that is too large for the cache. Default: 1.
+        dim (int): Where to cut a sample that is too large for the cache. Defaults to 1.
 
     Returns:
         Tensor: A scalar in float32 or wider, the type in which the kernel gets the maps. It can be
@@ -119,8 +119,8 @@ def over_pieces(
         student (Tensor): Map of the student.
         teacher (Tensor): Map of the teacher.
         others (Tensor): Further tensors to cut into the same pieces.
-        dim (int): Where to cut a sample. Default: 1.
-        slope (Tensor, optional): The map that the kernel writes the gradient to. Default: None.
+        dim (int): Where to cut a sample. Defaults to 1.
+        slope (Tensor, optional): The map that the kernel writes the gradient to. Defaults to None.
 
     Returns:
         Tensor: One value for each piece.

@@ -82,7 +82,7 @@ def cosine_gap(
         s (Tensor): The student's vectors, (N, C_s, n), in float32 or wider.
         t (Tensor): The teacher's vectors, (N, C_t, n).
         count (int): The divisor that makes a mean of the sum.
-        detach_norm (bool): See :class:`PairWiseLoss`. Default: False.
+        detach_norm (bool): See :class:`PairWiseLoss`. Defaults to False.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.

@@ -128,8 +128,8 @@ def scratch(x: Tensor, number: int = 0, dtype: torch.dtype | None = None) -> Ten
 
     Args:
         x (Tensor): The piece to imitate.
-        number (int): Tells temporaries that are needed at once apart. Default: 0.
-        dtype (torch.dtype, optional): Another type than that of ``x``. Default: None.
+        number (int): Tells temporaries that are needed at once apart. Defaults to 0.
+        dtype (torch.dtype, optional): Another type than that of ``x``. Defaults to None.
     """
     plain = type(x) is Tensor and x.device.type == 'cpu' and not is_compiling()
     if not plain or x.numel() > KEPT or x.stride()[-1:] != (1,):

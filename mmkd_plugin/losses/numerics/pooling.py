@@ -21,7 +21,7 @@ def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor
     Args:
         a (Tensor): (N, C_a, H_a, W_a).
         b (Tensor): (N, C_b, H_b, W_b).
-        pool (str): ``'avg'`` or ``'max'``, adaptive. Default: ``'avg'``.
+        pool (str): ``'avg'`` or ``'max'``, adaptive. Defaults to ``'avg'``.
 
     Returns:
         tuple[Tensor, Tensor]: (N, C_a, H, W) and (N, C_b, H, W).

@@ -26,7 +26,7 @@ def gram_gap(s: Tensor, t: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
     Args:
         s (Tensor): The student's matrices, (N, C_s, n).
         t (Tensor): The teacher's matrices, (N, C_t, n).
-        count (int): The divisor that makes a mean of the sum. Default: 1.
+        count (int): The divisor that makes a mean of the sum. Defaults to 1.
 
     Returns:
         tuple[Tensor, Tensor]: A scalar, never below 0, and its gradient with respect to ``s``.
@@ -67,9 +67,9 @@ def unit_vectors(x: Tensor, detach_norm: bool = False, eps: float = 1e-8, dim: i
 
     Args:
         x (Tensor): (N, C, ...), in float32 or wider.
-        detach_norm (bool): Treat the norm as a constant in the gradient. Default: False.
-        eps (float): See above. Default: 1e-8.
-        dim (int): The dimension that the vectors lie along. Default: 1.
+        detach_norm (bool): Treat the norm as a constant in the gradient. Defaults to False.
+        eps (float): See above. Defaults to 1e-8.
+        dim (int): The dimension that the vectors lie along. Defaults to 1.
 
     Returns:
         Tensor: Vectors of length 1 or 0, the shape of the input.
@@ -117,7 +117,7 @@ def unit_samples(x: Tensor, eps: float = 1e-12) -> Tensor:
 
     Args:
         x (Tensor): (N, ...), in float32 or wider.
-        eps (float): A sample no longer than this becomes zero. Default: 1e-12.
+        eps (float): A sample no longer than this becomes zero. Defaults to 1e-12.
 
     Returns:
         Tensor: (N, all the rest), rows of length 1 or 0, see :func:`unit_vectors`.
