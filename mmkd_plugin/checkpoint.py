@@ -133,7 +133,7 @@ def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | Non
 
 def load_weights(
     model: nn.Module, path: str | Path, strict: bool = True, name: str = 'teacher'
-) -> None:
+) -> dict[str, Any]:
     """Loads a checkpoint into a model and checks that it fits.
 
     The model's own ``load_state_dict`` loads the weights, so it converts checkpoints of older
@@ -147,12 +147,17 @@ def load_weights(
             ...). If False, the same facts are logged as a warning. Defaults to True.
         name (str): Name of the model in messages. Defaults to ``'teacher'``.
 
+    Returns:
+        dict[str, Any]: What the file holds.
+
     Raises:
         FileNotFoundError: If a local file is missing.
         ValueError: If the file cannot be read, if none of its tensors fits, or, with ``strict``, if
             one does not fit.
     """
-    load_state(model, state_dict_of(read_checkpoint(path), path), path, strict, name)
+    checkpoint = read_checkpoint(path)
+    load_state(model, state_dict_of(checkpoint, path), path, strict, name)
+    return checkpoint
 
 
 def load_state(

@@ -22,6 +22,15 @@ from mmkd_plugin.student_state import put_student_in_front, take_student_from_fr
 from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Teacher, Trial
+from mmkd_plugin.teachers.classes import (
+    ClassOrder,
+    Names,
+    ScoresOfTaps,
+    arranged_preview,
+    classes_at_build,
+    classes_of_run,
+    orders_of,
+)
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.needs import from_batch
 from mmkd_plugin.terms.schedule import Schedule
@@ -121,6 +130,9 @@ class Distiller(BaseModel):
             for name, teacher in self.teachers.items()
         }
         student = forward.preview(self.student, views, device)
+        self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
+        orders = self._arrange_classes(student.classes, classes_at_build())
+        previews = {name: arranged_preview(one, orders[name]) for name, one in previews.items()}
         inputs = torch.zeros(1, 3, student.size, student.size)
         for term in terms:
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
@@ -139,6 +151,25 @@ class Distiller(BaseModel):
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
+
+    def _arrange_classes(
+        self, student: ScoresOfTaps, names: Names | None
+    ) -> dict[str, dict[Tap, ClassOrder]]:
+        """Brings class scores of teachers into the student's order; says how, by the teacher."""
+        orders = {}
+        for name, teacher in self.teachers.items():
+            terms = [term.compared for term in self.distill.values() if term.teacher == name]
+            orders[name] = orders_of(
+                [one for one in terms if one is not None],
+                student,
+                self._class_scores[name],
+                (names, teacher.class_names),
+                f"teacher '{name}'",
+            )
+            if teacher.class_names is not None:
+                teacher.arrange(orders[name])
+        self._classes = names
+        return orders
 
     def _student_taps(self) -> list[Tap]:
         """Returns the taps at which teachers read the student."""
@@ -165,6 +196,7 @@ class Distiller(BaseModel):
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
+        self._meet_classes()
         factors, task = self._factors()
         active = [term for name, term in self.distill.items() if factors[name] > 0]
         self._check_not_idle(active, task)
@@ -244,6 +276,12 @@ class Distiller(BaseModel):
             if idle:
                 losses['distill.idle_loss'] = sum(p.sum() for p in idle) * 0
         return losses
+
+    def _meet_classes(self) -> None:
+        """Arranges class scores by the data set of the run, if other classes were known before."""
+        names = classes_of_run()
+        if names is not None and names != self._classes:
+            self._arrange_classes(self._run_student.run.scores, names)
 
     def _check_not_idle(self, active: Sequence[Term], task: float) -> None:
         if not active and task == 0 and not self.self_teachers:

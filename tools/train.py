@@ -27,6 +27,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,7 +72,8 @@ def main() -> None:
             cfg.resume, cfg.load_from = True, args.resume
         check_start(cfg)
         wire(cfg)
-        runner = build_runner(cfg)
+        with classes_of_the_student(classes_of_config(cfg)):
+            runner = build_runner(cfg)
         runner.train()
         if args.paraphraser:
             save_paraphraser(runner, saved)
