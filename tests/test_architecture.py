@@ -15,7 +15,7 @@ LAYERS = (
     ('version', 'words', 'registry', 'taps'),
     ('building', 'losses', 'stack'),
     ('cache', 'checkpoint', 'connectors', 'models'),
-    ('explanations', 'student_state'),
+    ('explanations', 'student_names', 'student_state'),
     ('views',),
     ('teachers',),
     ('cli', 'student', 'terms'),
