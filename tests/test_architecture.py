@@ -21,7 +21,7 @@ LAYERS = (
     ('cli', 'student', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
-    ('metrics', 'visualization'),
+    ('metrics', 'training_data', 'visualization'),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 

@@ -27,6 +27,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.training_data import watch_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,6 +73,7 @@ def main() -> None:
         check_start(cfg)
         wire(cfg)
         runner = build_runner(cfg)
+        watch_data(runner)
         runner.train()
         if args.paraphraser:
             save_paraphraser(runner, saved)
