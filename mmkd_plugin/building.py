@@ -1,8 +1,9 @@
-"""Building: parts from the dicts of a config, with errors that name the key."""
+"""Building: makes parts from the dicts of a config; its errors name the key."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -11,8 +12,17 @@ from mmkd_plugin.registry import MODELS
 from mmkd_plugin.words import did_you_mean
 
 
-def check_keys(here: str, config: dict, known: Any) -> None:
-    """Raises a ValueError that names an unknown key and the closest known one."""
+def check_keys(here: str, config: dict, known: Collection[str]) -> None:
+    """Raises an error that names an unknown key and the closest known one.
+
+    Args:
+        here (str): Place in the config, for messages.
+        config (dict): The dict to check.
+        known (Collection[str]): The keys that it may have.
+
+    Raises:
+        ValueError: If a key is unknown.
+    """
     for key in config:
         if key not in known:
             hint = did_you_mean(str(key), known, cutoff=0.5)
@@ -23,11 +33,14 @@ def check_compile(value: Any, here: str = '') -> bool:
     """Returns the value of a ``compile`` key if it is a bool.
 
     Args:
-        value (bool): The value.
-        here (str): What the message puts before the key. Defaults to nothing.
+        value (Any): The value.
+        here (str): Text before the key in the message. Defaults to ``''``.
+
+    Returns:
+        bool: The value.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the value is not a bool.
     """
     if not isinstance(value, bool):
         raise ValueError(f'{here}compile must be True or False, got {value!r}')
@@ -35,15 +48,20 @@ def check_compile(value: Any, here: str = '') -> bool:
 
 
 def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Module:
-    """Builds a module from its dict, with arguments filled in where it has them.
+    """Builds a module from its dict and fills in the arguments that the config leaves out.
 
     Args:
-        config (dict | nn.Module): ``dict(type='mmkd_plugin.NAME', ...)``; a module stays as it is.
-        here (str): What messages call the place in the config.
-        defaults (dict, optional): Arguments that the config may leave out. Defaults to None.
+        config (dict | nn.Module): ``dict(type='mmkd_plugin.NAME', ...)``. A module is returned as
+            it is.
+        here (str): Place in the config, for messages.
+        defaults (dict, optional): Arguments that the config may leave out. The constructor gets
+            those that it has parameters for. Defaults to None.
+
+    Returns:
+        nn.Module: The module.
 
     Raises:
-        ValueError: If there is no such module, or it does not take these arguments.
+        ValueError: If the type is unknown, or does not take these arguments.
     """
     if isinstance(config, nn.Module):
         return config
@@ -66,4 +84,5 @@ def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Mod
 
 
 def prefixed(here: str, error: Exception) -> str:
+    """Returns the text of an error, with the place in the config in front of it once."""
     return str(error) if str(error).startswith(here) else f'{here}: {error}'

@@ -1,9 +1,9 @@
-"""Distiller: a student that trains with teachers and otherwise is the student."""
+"""Distiller: trains a student with teachers, and is the student in everything else."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,33 +35,42 @@ from mmkd_plugin.views import View
 
 @MODELS.register_module()
 class Distiller(NamedAsStudent):
-    """Trains a student with terms that compare it to frozen teachers.
+    """Trains a student with terms that compare it to teachers.
 
-    ``mode='loss'`` gives the student's own losses and one ``distill.<term>.loss`` for each term
-    that is on. Everything else is the student's: predictions, the state dict, the names of the
-    parameters, and any attribute that the Distiller does not have.
+    ``mode='loss'`` returns the student's own losses and one ``distill.<term>.loss`` for each term
+    that is on. In everything else the Distiller is the student: predictions, the state dict, the
+    names of the parameters, and each attribute that the Distiller does not have.
 
     Args:
         student (dict | nn.Module): A model that trains by itself: any mmengine ``BaseModel``.
-        teacher (dict | list[dict]): ``config`` (path, ``pkg::`` path or model dict),
-            ``checkpoint``, ``strict``, ``name`` and ``inference`` of a trained model that runs
-            beside the student; or the ``type`` of another kind of teacher and its arguments; a list
-            for several, which then all need a name.
-        distill (dict[str, dict]): The terms: ``tap`` (or ``student_tap`` and ``teacher_tap``),
-            ``loss``, and optionally ``teacher``, ``explainer``, ``connector``,
-            ``teacher_connector``, ``norm``, ``schedule`` and ``compile``. See :class:`Term` and
-            :class:`Schedule`.
+        teacher (dict | list[dict]): One teacher or several. Without ``type`` it is a trained model
+            that runs beside the student, with the keys ``config`` (a path, a ``pkg::`` path or a
+            model dict), ``checkpoint``, ``strict``, ``name`` and ``inference``. With ``type`` it is
+            another kind of teacher, with the arguments of its class. In a list each teacher needs
+            a ``name``.
+        distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
+            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
+            ``connector``, ``teacher_connector``, ``norm``, ``schedule`` and ``compile``. See
+            :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
-            it is off the student runs no further than its last tap. Defaults to None, which is
-            weight 1 and always on.
-        data_preprocessor (dict, optional): The student's, where its own config has none; filled in
-            by the runner. Defaults to None.
-        compile (bool): Whether the losses of the terms run through torch.compile in training; a
+            they are off the student stops after its last tap. Defaults to None: weight 1, always
+            on.
+        data_preprocessor (dict, optional): Data preprocessor of a student whose own config has
+            none. The runner fills it in. Defaults to None.
+        compile (bool): Whether the losses of the terms run through torch.compile in training. A
             term's own ``compile`` overrides it. Defaults to False.
 
     Raises:
-        ValueError: If a term, a tap or a teacher cannot be used; before training starts.
-        FloatingPointError: If the loss of a term is not finite.
+        ValueError: If a term, a tap or a teacher cannot be used. Most mistakes are found in the
+            constructor; ``forward`` finds the rest.
+        FloatingPointError: In ``forward``, if the loss of a term is not finite.
+
+    Attributes:
+        student (nn.Module): The student.
+        distill (nn.ModuleDict): The :class:`Term` objects by name.
+        teachers (dict[str, Teacher]): All teachers by name.
+        self_teachers (nn.ModuleDict): The teachers that are trained along, which are in
+            ``teachers`` too.
 
     Examples:
         >>> model = dict(
@@ -90,12 +99,11 @@ class Distiller(NamedAsStudent):
             if data_preprocessor is not None:
                 student.setdefault('data_preprocessor', data_preprocessor)
             student = MODELS.build(student)
-        with random_state_kept():  # the student starts as it would alone
+        with random_state_kept():  # the student gets the same initial weights as alone
             super().__init__(data_preprocessor=student.data_preprocessor)
             self.student = student
             configs = teacher_configs(teacher)
             self.distill = nn.ModuleDict(_terms(distill, list(configs), check_compile(compile)))
-            #: All teachers by name; those that are trained along are ``self_teachers`` too.
             self.teachers = _teachers(configs, {term.teacher for term in self.distill.values()})
             self.self_teachers = nn.ModuleDict(
                 {name: one for name, one in self.teachers.items() if one.learns}
@@ -108,7 +116,7 @@ class Distiller(NamedAsStudent):
         self.names_in_front()
 
     def _connect(self, config: dict | None) -> StudentForward:
-        """Tries student and teachers once, connects the terms and logs the plan."""
+        """Tries student and teachers once, connects the terms, and logs the plan."""
         device, terms = torch.device(get_device()), list(self.distill.values())
         views = [term.student_view for term in terms]
         forward = StudentForward(self.student, views, self._student_taps(), device)
@@ -139,7 +147,7 @@ class Distiller(NamedAsStudent):
         return forward
 
     def _student_taps(self) -> list[Tap]:
-        """What teachers read in the student."""
+        """Returns the taps at which teachers read the student."""
         return [tap for teacher in self.teachers.values() for tap in teacher.student_taps]
 
     def forward(
@@ -153,7 +161,13 @@ class Distiller(NamedAsStudent):
             mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``. Defaults to ``'tensor'``.
 
         Returns:
-            dict | list | Tensor: What the student gives; in ``mode='loss'`` with the terms added.
+            dict | list | Tensor: The output of the student; in ``mode='loss'`` with the losses of
+            the terms added.
+
+        Raises:
+            ValueError: If all schedules are off, a schedule starts after the end of the run, or a
+                term cannot compare the maps.
+            FloatingPointError: If the loss of a term is not finite.
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
@@ -169,7 +183,13 @@ class Distiller(NamedAsStudent):
         }
         views = [term.student_view for term in active]
         seen = self._run_student(
-            self.student, inputs, data_samples, views, self._student_taps(), task, chosen
+            self.student,
+            inputs,
+            data_samples,
+            views=views,
+            taps=self._student_taps(),
+            task=task,
+            chosen=chosen,
         )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
         losses = dict(seen.losses)
@@ -181,7 +201,7 @@ class Distiller(NamedAsStudent):
     def _taught(
         self, batch: Batch, active: Sequence[Term], after_student: bool
     ) -> dict[str, Lesson]:
-        """What the teachers that run before, or after, the student make of a batch."""
+        """Returns the lessons of the teachers that run before, or after, the student."""
         return {
             name: teacher.teach(batch, views)
             for name, teacher in self.teachers.items()
@@ -197,7 +217,7 @@ class Distiller(NamedAsStudent):
         shown: Mapping[View, Maps],
         lessons: Mapping[str, Lesson],
     ) -> dict[str, Tensor]:
-        """The losses of the terms that are on."""
+        """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
         losses, values, pairs = {}, {}, {}
         for term in active:
@@ -215,11 +235,11 @@ class Distiller(NamedAsStudent):
     def _of_idle_terms(
         self, inputs: Tensor, active: Sequence[Term], task: float
     ) -> dict[str, Tensor]:
-        """Zeros for the log and for DDP, of terms that are off."""
+        """Returns zeros that terms which are off need in the log and in DDP."""
         losses = {}
         for name, term in self.distill.items():
             if term.schedule.is_over(_position(term.schedule.counter)):
-                # mmengine's log would go on to show the last value
+                # without it mmengine's log shows the last value until the end
                 losses[f'distill.{name}.loss'] = inputs.new_zeros(())
         if get_world_size() > 1:  # DDP waits for the gradient of every parameter
             idle = [
@@ -239,7 +259,7 @@ class Distiller(NamedAsStudent):
             )
 
     def _factors(self) -> tuple[dict[str, float], float]:
-        """The factors of the terms and of the task now, by the counters of mmengine's runner."""
+        """Returns the factors of the terms and of the task at the runner's current position."""
         schedules = {f'distill.{name}': term.schedule for name, term in self.distill.items()}
         schedules['task'] = self.task_schedule
         if not self._checked_schedules:
@@ -250,16 +270,19 @@ class Distiller(NamedAsStudent):
         return {name.partition('.')[2]: factor for name, factor in now.items()}, task
 
     def init_weights(self) -> None:
-        """Initialises the student as it would be alone; the teachers keep what they loaded."""
+        """Initialises the student as without teachers, and then the self-teachers.
+
+        Frozen teachers keep the weights that they loaded.
+        """
         self.student.init_weights()
         with random_state_kept():
             for teacher in self.self_teachers.values():
                 teacher.init_weights()
-        # The runner does this after DDP's own, and for what the state dict holds: the student.
+        # The runner broadcasts the state dict, and that holds the student alone.
         for value in self.self_teachers.state_dict().values():
             broadcast(value)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         for teacher in self.teachers.values():
             teacher.apply_to_tensors(fn, recurse)
         return super()._apply(fn, recurse)
@@ -274,7 +297,7 @@ class Distiller(NamedAsStudent):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes a student's state dict, and the state of the terms that lies beside it."""
+        """Loads a student's state dict, and the state of terms and self-teachers beside it."""
         take_student_from_front(self, state_dict, prefix, local_metadata)
         self.__dict__['_loading'] = prefix, error_msgs  # for name_as_the_student
         super()._load_from_state_dict(
@@ -294,7 +317,7 @@ def _terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[str, Te
 
 
 def _teachers(configs: Mapping[str, dict], used: set[str]) -> dict[str, Teacher]:
-    """The teachers that are needed, those that are trained along last."""
+    """Builds the teachers that are needed; those that are trained along come last."""
     learns = {name: kind_of_teacher(config).learns for name, config in configs.items()}
     for name in configs:
         if name not in used and not learns[name]:
@@ -311,12 +334,12 @@ def _teachers(configs: Mapping[str, dict], used: set[str]) -> dict[str, Teacher]
 
 
 def _views(teacher: str, terms: Sequence[Term]) -> list[View]:
-    """What terms want to see of a teacher."""
+    """Returns the views in which terms compare a teacher."""
     return [term.teacher_view for term in terms if term.teacher == teacher]
 
 
 def _task(config: Any) -> tuple[float, Schedule]:
-    """Weight and schedule of the student's own losses."""
+    """Returns the weight and the schedule of the student's own losses."""
     config = {} if config is None else config
     if not isinstance(config, dict):
         raise ValueError(f'task: expected dict(loss_weight=..., schedule=...), got {config!r}')
@@ -331,12 +354,12 @@ def _task(config: Any) -> tuple[float, Schedule]:
 
 
 def _position(counter: str) -> int:
-    """A counter of mmengine's runner, ``'iter'`` or ``'epoch'``."""
+    """Returns a counter of mmengine's runner, ``'iter'`` or ``'epoch'``."""
     return MessageHub.get_current_instance().runtime_info.get(counter, 0)
 
 
 def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
-    """Refuses schedules that do not begin before the run ends."""
+    """Refuses schedules that start after the end of the run."""
     info = MessageHub.get_current_instance().runtime_info
     for name, schedule in schedules.items():
         unit = f'{schedule.counter}s'
@@ -350,7 +373,7 @@ def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
 
 
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
-    """What messages call terms and their losses, and what these need."""
+    """Returns the name in messages and the needs of each term's loss."""
     return [(f'{term.here}: {type(term.loss).__name__}', term.traits.needs) for term in terms]
 
 

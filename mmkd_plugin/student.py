@@ -1,4 +1,4 @@
-"""The student in training: one forward, and what the views of the terms see of it."""
+"""The student in training: one forward pass, and the tensors that the terms compare."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 
 
 class Seen(NamedTuple):
-    """What one training forward of a student showed.
+    """Results of one training forward of a student.
 
     Args:
-        losses (dict[str, Any]): Its own losses, weighted.
-        maps (dict[Tap, Maps]): What lies at each tap, with gradient.
-        shown (dict[View, Maps]): What each view saw, with gradient.
+        losses (dict[str, Any]): The student's own losses, weighted.
+        maps (dict[Tap, Maps]): The maps at each tap, with gradient.
+        shown (dict[View, Maps]): Maps, gradients or explanations for each view, with gradient.
     """
 
     losses: dict[str, Any]
@@ -37,18 +37,22 @@ class Seen(NamedTuple):
 
 
 class StudentForward:
-    """Runs a student's own training forward and reads in it what the terms compare.
+    """Runs the student's own training forward and reads the tensors that the terms compare.
 
-    It keeps no module: the student is given to each call.
+    It does not keep the student, so a copy of the Distiller runs its own: each call takes the
+    student as an argument.
 
     Args:
-        student (nn.Module): The model, to be tried once.
-        views (Sequence[View]): All that will ever be asked for.
-        taps (Sequence[Tap]): Further taps that will be read.
-        device (torch.device): Where to try it.
+        student (nn.Module): The model. A copy of it is tried once.
+        views (Sequence[View]): All views that later calls may ask for.
+        taps (Sequence[Tap]): Further taps that later calls may read.
+        device (torch.device): The device for the trial.
 
     Raises:
-        ValueError: If a tap names no module of the student, or one that does not run.
+        ValueError: If a tap names a module that the student does not have or does not run.
+
+    Attributes:
+        run (DryRun): Results of the trial.
     """
 
     def __init__(
@@ -63,7 +67,15 @@ class StudentForward:
         self._checked = False
 
     def preview(self, student: nn.Module, views: Sequence[View], device: torch.device) -> Preview:
-        """What the trial showed of views; explanations are tried in a copy of the student.
+        """Returns the results of the trial for views; tries explanations in a copy of the student.
+
+        Args:
+            student (nn.Module): The model.
+            views (Sequence[View]): Some of the views given to the constructor.
+            device (torch.device): The device for the explanations.
+
+        Returns:
+            Preview: Maps at the taps, and made-up tensors for each view.
 
         Raises:
             ValueError: If the student's class scores cannot be explained.
@@ -90,17 +102,21 @@ class StudentForward:
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
     ) -> Seen:
-        """Runs the student once; with ``task=0`` no further than its last tap.
+        """Runs the student once. With ``task=0`` the student stops after its last tap.
 
         Args:
             student (nn.Module): The model.
             inputs (Tensor): Images ``(N, C, H, W)`` from its data preprocessor.
             data_samples (list, optional): Their data samples.
-            views (Sequence[View]): A part of those given at the start.
-            taps (Sequence[Tap]): Further taps to read, a part of those given at the start.
-            task (float): Factor on its own losses. Defaults to 1.0.
-            chosen (Mapping[View, Chosen], optional): For views of explanations, which classes are
-                explained where. Defaults to None.
+            views (Sequence[View]): Some of the views given to the constructor.
+            taps (Sequence[Tap]): Further taps to read, some of those given to the constructor.
+                Defaults to ``()``.
+            task (float): Factor on the student's own losses. Defaults to 1.0.
+            chosen (Mapping[View, Chosen], optional): The classes to explain, for each view of
+                explanations. Defaults to None.
+
+        Returns:
+            Seen: The losses, the maps, and the tensors of each view.
 
         Raises:
             ValueError: If a view needs a second derivative that does not exist.
@@ -108,14 +124,7 @@ class StudentForward:
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
         gradient_taps = taps_of(gradients)
         every = list(dict.fromkeys([*taps_of(views, 'maps', 'explanations'), *taps]))
-        reader = TapReader(
-            student,
-            [*every, *gradient_taps],
-            self.run.in_place,
-            self.run.calls if task == 0 and not gradients else None,
-            self.run.places,
-            on_path=[tap for view in (*gradients, *explaining) for tap in view.on_path()],
-        )
+        reader = self._reader(student, every, [*gradients, *explaining], stop=task == 0)
         losses, slopes, shown, learning = {}, {}, {}, torch.is_grad_enabled()
         with ExitStack() as stack:
             if gradients or explaining:
@@ -124,7 +133,7 @@ class StudentForward:
                 stack.enter_context(twice_differentiable(student))
             for view in explaining:
                 stack.enter_context(view.context(student))
-            with reader:
+            with reader:  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
             if gradients:
@@ -143,8 +152,22 @@ class StudentForward:
             losses = scaled_losses(losses, task) if task else {}
         return Seen(losses, {tap: read[tap] for tap in every}, shown)
 
+    def _reader(
+        self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool
+    ) -> TapReader:
+        """Returns a reader of taps and differentiated views, which may stop after the last tap."""
+        gradient_taps = taps_of(differentiated, 'gradients')
+        return TapReader(
+            student,
+            [*taps, *gradient_taps],
+            clone=self.run.in_place,
+            stop_after=self.run.calls if stop and not gradient_taps else None,
+            places=self.run.places,
+            on_path=[tap for view in differentiated for tap in view.on_path()],
+        )
+
     def _check_once(self, outputs: Maps, maps: Mapping[Tap, Maps]) -> None:
-        """Refuses, in the first iteration, what cannot be differentiated twice."""
+        """Refuses outputs that cannot be differentiated twice; later calls check nothing."""
         if self._checked:
             return
         tensors = [tensor for value in maps.values() for tensor in as_list(value)]

@@ -100,7 +100,7 @@ class NamedAsStudent(BaseModel):
                     yield name, value
 
     def __getattr__(self, name: str) -> Any:
-        """Falls back on the student, for hooks that look for ``model.bbox_head`` and the like."""
+        """Falls back on the student, for hooks that read ``model.bbox_head`` and the like."""
         try:
             return super().__getattr__(name)
         except AttributeError:

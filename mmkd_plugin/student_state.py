@@ -1,30 +1,32 @@
-"""The student's state in front: a checkpoint is the student's, and all else lies beside it."""
+"""The state dict of a Distiller: the student's keys in front, all other state in the metadata."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import METADATA_KEY, check_student_weights
 
 STATE_VERSION = 1
-#: Parts of a Distiller whose state lies beside that of the student in a checkpoint.
+#: Parts of a Distiller whose state a checkpoint keeps in the metadata, beside the student.
 BESIDE = ('distill', 'self_teachers')
 
 
 def put_student_in_front(
     module: nn.Module, destination: dict, prefix: str, local_metadata: dict
 ) -> None:
-    """State-dict hook: the student's keys alone, the state of the terms in the metadata.
+    """Turns the state dict of a Distiller into the student's, as a state-dict hook.
+
+    The student's keys lose their prefix. The state of terms and self-teachers moves to the
+    metadata. All other keys are dropped.
 
     Args:
         module (nn.Module): The Distiller.
-        destination (dict): Its state dict, changed in place.
-        prefix (str): Where it lies in a larger model.
-        local_metadata (dict): Its metadata, changed in place.
+        destination (dict): The state dict, changed in place.
+        prefix (str): Prefix of the Distiller's keys in a larger model.
+        local_metadata (dict): The metadata of the Distiller, changed in place.
     """
     start, beside = f'{prefix}student.', {}
     for key in [key for key in destination if key.startswith(prefix)]:
@@ -43,15 +45,15 @@ def put_student_in_front(
 def take_student_from_front(
     module: nn.Module, state_dict: dict, prefix: str, local_metadata: dict
 ) -> None:
-    """Turns the state dict of a student, and what lies beside it, into that of a Distiller.
+    """Turns the state dict of a student, and the state beside it, into that of a Distiller.
 
-    What the checkpoint lacks beside the student stays as it is, and the log says so.
+    Terms and self-teachers that the checkpoint has no state for keep theirs, and the log says so.
 
     Args:
         module (nn.Module): The Distiller.
         state_dict (dict): The state dict, changed in place.
-        prefix (str): Where the Distiller lies in a larger model.
-        local_metadata (dict): Its metadata.
+        prefix (str): Prefix of the Distiller's keys in a larger model.
+        local_metadata (dict): The metadata of the Distiller.
 
     Raises:
         ValueError: If the weights are not the student's.
@@ -70,7 +72,7 @@ def take_student_from_front(
     for key, full in found.items():
         state_dict[f'{prefix}student.{key}'] = state_dict.pop(full)
     metadata = getattr(state_dict, '_metadata', None)
-    if metadata is not None:  # so that version conversions of the student's modules work
+    if metadata is not None:  # the student's modules read their version there
         start = f'{prefix}student'
         for key in [key for key in metadata if f'{key}.'.startswith(prefix)]:
             if not key.startswith(start):
@@ -102,8 +104,9 @@ def name_as_the_student(module: nn.Module, incompatible: Any) -> None:
 
 
 def _take_beside(
-    module: nn.Module, state_dict: dict, prefix: str, saved: dict[str, Any] | None
+    module: nn.Module, state_dict: dict, prefix: str, saved: dict[str, Tensor] | None
 ) -> None:
+    """Adds the state of terms and self-teachers: the saved one where it fits, else their own."""
     own = {
         f'{part}.{key}': value
         for part in BESIDE

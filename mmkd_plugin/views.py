@@ -1,4 +1,4 @@
-"""View: what one term wants to see of one model."""
+"""View: the request of one term to one model."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from mmkd_plugin.explanations import Chosen, Explainer, Explanation, Scores, exp
 from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, random_state_kept
 
-#: What a loss may compare.
+#: The kinds of tensors that a loss may compare.
 KINDS = ('maps', 'gradients', 'explanations')
 
 
 @dataclass(frozen=True)
 class View:
-    """What one term wants to see of one model.
+    """The request of one term to one model: maps, gradients or explanations at some taps.
 
-    Two views of the same taps and the same kind are one. Explainers are compared by identity, so
-    the explanations of two terms stay apart.
+    Views with the same taps, kind, explainer and side are equal, whichever terms they belong to.
+    Explainers are compared by identity, so the explanations of two terms stay apart.
 
     Args:
-        taps (Taps): Where.
-        kind (str): ``'maps'`` that lie there, ``'gradients'`` of the model's task loss with respect
-            to them, or ``'explanations'`` of the model's class scores by them. Defaults to
-            ``'maps'``.
+        taps (Taps): The places in the model.
+        kind (str): ``'maps'``: the maps at the taps. ``'gradients'``: the gradients of the model's
+            task loss with respect to these maps. ``'explanations'``: explanations of the model's
+            class scores by these maps. Defaults to ``'maps'``.
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
-        side (str): ``'student'`` or ``'teacher'``: whose tap of the class scores the explainer
-            reads. Defaults to ``'teacher'``.
-        term (str): What messages call the term, such as ``'distill.cwd'``. Defaults to nothing.
-        loss (str): What messages call its loss. Defaults to nothing.
+        side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
+            scores. Defaults to ``'teacher'``.
+        term (str): Name of the term in messages, such as ``'distill.cwd'``. Defaults to ``''``.
+        loss (str): Name of its loss in messages. Defaults to ``''``.
 
     Examples:
-        >>> str(View(Taps.parse('neck')).taps)
-        'neck'
+        >>> from mmkd_plugin import Taps, View
+        >>> view = View(Taps.parse('neck'))
+        >>> view == View(Taps.parse('neck'), term='distill.cwd')
+        True
+        >>> [str(tap) for tap in view.reads()]
+        ['neck']
     """
 
     taps: Taps
@@ -49,36 +53,49 @@ class View:
 
     @property
     def scores(self) -> Taps:
-        """The taps of the class scores that are explained; empty for other kinds."""
+        """The taps of the explained class scores; empty for other kinds."""
         return Taps(()) if self.explainer is None else self.explainer.scores(self.side)
 
     def reads(self) -> tuple[Tap, ...]:
-        """All taps that are read in the model."""
+        """Returns all taps that the model is read at."""
         return (*self.taps, *self.scores)
 
     def on_path(self) -> tuple[Tap, ...]:
-        """The taps from which there has to be a graph to what lies behind them."""
+        """Returns the taps from which later outputs need an autograd graph."""
         return () if self.kind == 'maps' else tuple(self.taps)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
-        """What the forward and the backward pass of the model run in."""
+        """Returns the context in which the forward and the backward pass of a model run.
+
+        Args:
+            model (nn.Module): The model.
+
+        Returns:
+            AbstractContextManager: The context of the explainer; without one it does nothing.
+        """
         return nullcontext() if self.explainer is None else self.explainer.context(model)
 
     def of(self, read: Mapping[Tap, Maps]) -> Maps:
-        """What the taps read: a tensor or a list of tensors ``(N, C, H, W)``.
+        """Returns the maps at the taps of this view.
 
         Args:
-            read (Mapping[Tap, Maps]): What each tap read; for gradients, the gradients there.
+            read (Mapping[Tap, Maps]): The maps at each tap of the model, or the gradients there.
+
+        Returns:
+            Tensor | list[Tensor]: Maps ``(N, C, H, W)``.
         """
         return self.taps.of(read)
 
     def choose(self, read: Mapping[Tap, Maps], kind: Scores, step: int) -> Chosen:
-        """The classes to explain, and where the model sees them.
+        """Chooses the classes to explain.
 
         Args:
-            read (Mapping[Tap, Maps]): What each tap read.
-            kind (Scores): How the class scores are to be read.
-            step (int): Number of the iteration, for the draw of classes.
+            read (Mapping[Tap, Maps]): The maps at each tap of the model.
+            kind (Scores): How to read the class scores.
+            step (int): Number of the iteration, which seeds the draw of classes.
+
+        Returns:
+            Chosen: The classes, and the positions at which the model sees them.
         """
         return self.explainer.choose(self.scores.of(read), kind, step)
 
@@ -90,27 +107,32 @@ class View:
         size: Sequence[int] | None,
         create_graph: bool,
     ) -> Explanation:
-        """The explanations of a model that ran.
+        """Explains the chosen classes after a forward pass.
 
         Args:
-            read (Mapping[Tap, Maps]): What each tap read, with a graph.
-            chosen (Chosen): What to explain.
-            kind (Scores): How the class scores are to be read.
-            size (Sequence[int], optional): Height and width of the images; None leaves the
+            read (Mapping[Tap, Maps]): The maps at each tap of the model, with an autograd graph.
+            chosen (Chosen): The classes to explain.
+            kind (Scores): How to read the class scores.
+            size (Sequence[int], optional): Height and width of the images, pixels. None leaves the
                 explanations in the size of the maps.
-            create_graph (bool): Whether the explanations are to be differentiable.
+            create_graph (bool): Whether the explanations are differentiable.
+
+        Returns:
+            Explanation: One map of explanations for each tapped map.
         """
         scores = self.scores.of(read)
-        return self.explainer(self.of(read), scores, chosen, kind, size, create_graph)
+        return self.explainer(
+            self.of(read), scores, chosen, kind=kind, size=size, create_graph=create_graph
+        )
 
 
 def of_kind(views: Iterable[View], *kinds: str) -> list[View]:
-    """The views of these kinds, each once; of all kinds if none is given."""
+    """Returns the views of these kinds, each once; without kinds, all views."""
     return list(dict.fromkeys(view for view in views if not kinds or view.kind in kinds))
 
 
 def taps_of(views: Iterable[View], *kinds: str) -> list[Tap]:
-    """All taps that views of these kinds read, each once; of all kinds if none is given."""
+    """Returns the taps of the views of these kinds, each once; without kinds, of all views."""
     return list(dict.fromkeys(tap for view in of_kind(views, *kinds) for tap in view.reads()))
 
 
@@ -121,13 +143,13 @@ def try_explaining(
     owner: str,
     size: int = EXAMPLE_SIZES[0],
 ) -> tuple[Scores, list[Tensor]]:
-    """Explains a made-up image, so that a model that cannot be explained is refused in time.
+    """Explains a made-up image, so that an error is raised before training starts.
 
     Args:
-        view (View): What is to be explained.
+        view (View): A view of explanations.
         model (nn.Module): The model, or a copy of it.
-        device (torch.device): Where to run; the model is moved there and back.
-        owner (str): What messages call the model.
+        device (torch.device): The device for the trial. The model is moved there and back.
+        owner (str): Name of the model in messages.
         size (int): Height and width of the image, pixels. Defaults to 128.
 
     Returns:
@@ -135,7 +157,7 @@ def try_explaining(
         explanations, ``(1, C, 8, 8)`` for each tapped map.
 
     Raises:
-        ValueError: If it cannot be explained.
+        ValueError: If the model cannot be explained.
     """
     here = f'{view.term}: {owner}'
     kind = scores_of(model, view.scores, here)

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 
 import pytest
+from mmengine.logging import MMLogger
 
 import mmkd_plugin
 from mmkd_plugin.registry import HOOKS, METRICS, MODELS
@@ -24,6 +25,7 @@ def examples_of(module):
 @pytest.mark.parametrize('name', MODULES)
 def test_examples_run(name):
     module = importlib.import_module(name)
+    MMLogger.get_current_instance()  # one that an example makes would print into the example
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     failed = []
     for test in examples_of(module):

@@ -1,5 +1,5 @@
-"""Cache: maps of a teacher on disk, and the way of an image through a pipeline replayed on them.
+"""Cache: maps of a teacher on disk, warped as a pipeline warped their images.
 
-It knows no teacher. Public: :class:`~mmkd_plugin.cache.store.TeacherCache` and
+The package does not know the teachers. Public: :class:`~mmkd_plugin.cache.store.TeacherCache` and
 :func:`~mmkd_plugin.cache.wiring.wire`.
 """

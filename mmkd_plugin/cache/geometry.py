@@ -1,8 +1,8 @@
-"""Geometry: how a pipeline changed an image, and stored maps warped in the same way.
+"""Geometry: how a pipeline warped an image, and the same warp of stored maps.
 
-A teacher that ran once on each image gave maps of the image as loaded. The student sees it resized,
-cropped, flipped and padded at random. :func:`replay` does to the maps what a :class:`Geometry` says
-was done to the image.
+A cache has maps of each image as loaded. The student sees the image resized, cropped, flipped and
+padded at random. A :class:`Geometry` describes these steps, and :func:`replay` applies them to the
+maps.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Of a pixel or of a cell of a map: less is rounding error of the steps of a pipeline.
+#: A smaller part of a pixel, or of a cell of a map, is rounding error.
 TINY = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where each pixel of an image went: resized, mirrored and moved, along both axes.
+    """How a pipeline resized, mirrored and moved an image along both axes.
 
     Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``, its centre is at ``i + 0.5``.
 
     Args:
-        matrix (np.ndarray): ``(3, 3)``, float64: from ``(x, y, 1)`` in the image as loaded to the
+        matrix (np.ndarray): ``(3, 3)``, float64: maps ``(x, y, 1)`` in the image as loaded to the
             image as packed.
-        loaded (tuple[int, int]): Height and width of the image as loaded.
-        packed (tuple[int, int]): Height and width of the image as packed for the network.
-        window (tuple[float, float, float, float], optional): Top, left, bottom and right of what
-            shows the picture in the image as packed; the rest is padding. Defaults to None: all of
-            the loaded image that is not cut off.
+        loaded (tuple[int, int]): Height and width of the image as loaded, pixels.
+        packed (tuple[int, int]): Height and width of the image as packed for the network, pixels.
+        window (tuple[float, float, float, float], optional): Top, left, bottom and right of the
+            picture in the image as packed. The rest is padding. Defaults to None: the part of the
+            loaded image that is not cut off.
 
     Raises:
         ValueError: If the matrix turns or shears.
@@ -62,7 +62,14 @@ class Geometry:
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> Geometry:
-        """That of an image, height and width first, to which nothing was done."""
+        """Returns the geometry of an unchanged image.
+
+        Args:
+            shape (Sequence[int]): Height and width, pixels. Further numbers are ignored.
+
+        Returns:
+            Geometry: The identity.
+        """
         size = (int(shape[0]), int(shape[1]))
         return cls(np.eye(3), size, size)
 
@@ -72,13 +79,16 @@ class Geometry:
         packed: Sequence[int],
         area: Sequence[float] | None = None,
     ) -> Geometry:
-        """What it is after one more step.
+        """Adds one more step.
 
         Args:
             matrix (np.ndarray): ``(3, 3)``, from the image before the step to the image after it.
-            packed (Sequence[int]): Height and width after it.
-            area (Sequence[float], optional): Top, left, bottom and right of what the step filled
-                with pixels. Defaults to None: all that it could.
+            packed (Sequence[int]): Height and width after the step, pixels.
+            area (Sequence[float], optional): Top, left, bottom and right of the area that the step
+                may fill with the image. Defaults to None: the image after the step.
+
+        Returns:
+            Geometry: The geometry after the step.
         """
         matrix = np.asarray(matrix, np.float64)
         packed = (int(packed[0]), int(packed[1]))
@@ -87,11 +97,11 @@ class Geometry:
 
     @property
     def mirrors(self) -> bool:
-        """Whether left and right have changed places."""
+        """Whether left and right are exchanged."""
         return bool(self.matrix[0, 0] < 0)
 
     def of_mirrored(self) -> Geometry:
-        """What was done to the mirrored image as loaded, left for right, to the same end."""
+        """Returns the geometry from the mirrored image as loaded to the same image as packed."""
         mirror = np.array([[-1, 0, self.loaded[1]], [0, 1, 0], [0, 0, 1]])
         return Geometry(self.matrix @ mirror, self.loaded, self.packed, self.window)
 
@@ -99,7 +109,7 @@ class Geometry:
 def _moved(
     box: Sequence[float], matrix: np.ndarray, limits: Sequence[float]
 ) -> tuple[float, float, float, float]:
-    """A box (top, left, bottom, right) after the matrix, within limits."""
+    """Applies a matrix to a box (top, left, bottom, right) and clips it to limits."""
     top, left, bottom, right = box
     (x0, y0, _), (x1, y1, _) = matrix @ [left, top, 1], matrix @ [right, bottom, 1]
     corners = min(y0, y1), min(x0, x1), max(y0, y1), max(x0, x1)
@@ -109,10 +119,14 @@ def _moved(
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of the positions to fill: which are in the picture, and where they are in the maps.
+    """The positions of a warped map along one axis, and their places in the stored map.
 
-    Positions ``start`` to ``stop`` are; ``cells`` are their centres, counted in cells of the maps
-    from the centre of the first one; ``step`` cells lie between two.
+    Args:
+        start (int): First position in the picture; the ones before are padding.
+        stop (int): First position behind the picture.
+        cells (np.ndarray): Centres of the positions in between, in cells of the stored map from the
+            centre of its first cell.
+        step (float): Distance between two positions, in cells.
     """
 
     start: int
@@ -122,16 +136,17 @@ class _Axis:
 
 
 def _axis(
-    geometry: Geometry, dim: int, count: int, canvas: float, maps: int, covers: float
+    geometry: Geometry, dim: int, count: int, canvas: float, stored: int, covers: float
 ) -> _Axis:
+    """Finds the places of ``count`` positions along one axis in a map of ``stored`` cells."""
     scale, shift = geometry.matrix[1 - dim, 1 - dim], geometry.matrix[1 - dim, 2]
     pixels = canvas / count
     centres = (np.arange(count) + 0.5) * pixels
     low, high = geometry.window[dim], geometry.window[dim + 2]
-    # A hair's breadth is rounding error; it must not decide whether a position is padding.
+    # rounding errors must not decide whether a position is padding
     shown = np.flatnonzero((centres > low - TINY) & (centres < high - TINY))
     start, stop = (int(shown[0]), int(shown[-1]) + 1) if len(shown) else (0, 0)
-    per_pixel = maps / covers
+    per_pixel = stored / covers
     cells = (centres[start:stop] - shift) / scale * per_pixel - 0.5
     whole = cells.round()
     cells = np.where(np.abs(cells - whole) < TINY, whole, cells)
@@ -147,33 +162,32 @@ def replay(
     fill: float | Tensor = 0.0,
     covers: Sequence[float] | None = None,
 ) -> Tensor:
-    """Warps maps of an image as the image was.
+    """Warps maps of an image as a pipeline warped the image.
 
-    The centre of each position is traced back to the image as loaded. Where the maps get larger,
-    or stay as they are, they are read bilinearly there; where they get smaller, with a triangle as
-    wide as the step between positions, so that no cell is skipped (antialiasing). Beyond the
-    borders of the image they count as constant. Positions that meet cells exactly, after flips and
-    crops by whole cells, get them bit for bit.
+    The centre of each position is traced back to the image as loaded. Maps that are enlarged, or
+    keep their size, are read bilinearly. Maps that are reduced are read with a triangle as wide as
+    the step between positions, so that no cell is skipped (antialiasing). Maps are constant beyond
+    the borders of the image. Positions at the exact centre of a cell, as after flips and crops by
+    whole cells, get its values bit for bit.
 
     Args:
-        maps (Tensor): ``(C, h, w)``, maps that cover the image as loaded, at any stride.
-        geometry (Geometry): What was done to the image.
-        size (Sequence[int]): Height and width of the maps to make.
-        canvas (Sequence[float], optional): Height and width, in pixels, of the network's input that
-            they cover: the image as packed and the padding of its batch to the right and below.
-            Defaults to None, the image as packed.
+        maps (Tensor): ``(C, h, w)``, maps of the image as loaded, at any stride.
+        geometry (Geometry): How the image was warped.
+        size (Sequence[int]): Height and width of the result.
+        canvas (Sequence[float], optional): Height and width, in pixels of the network's input, that
+            the result covers: the image as packed, and the padding of its batch to the right and
+            below. Defaults to None: the image as packed.
         mode (str): ``'bilinear'`` or ``'nearest'``. Defaults to ``'bilinear'``.
-        fill (float | Tensor): Value where there is padding, or ``(C,)``, one for each channel.
-            Defaults to 0.
+        fill (float | Tensor): Value of padding, or ``(C,)``, one for each channel. Defaults to 0.0.
         covers (Sequence[float], optional): Height and width, in pixels of the image as loaded, that
-            the maps cover from its corner; more than the image for a teacher that padded it.
-            Defaults to None, the image as loaded.
+            ``maps`` covers from the top left corner. It is larger than the image if the teacher
+            padded it. Defaults to None: the image as loaded.
 
     Returns:
         Tensor: ``(C, *size)``, of the type of ``maps``.
 
     Raises:
-        ValueError: If there is no such mode, or integers are to be read bilinearly.
+        ValueError: If the mode is unknown, or the maps are integers and the mode is bilinear.
 
     Examples:
         >>> maps = torch.arange(8.0).view(1, 2, 4)
@@ -188,7 +202,7 @@ def replay(
         raise ValueError(f"maps of {maps.dtype} can be read with mode='nearest' only")
     canvas, covers = canvas or geometry.packed, covers or geometry.loaded
     axes = [
-        _axis(geometry, dim, size[dim], canvas[dim], maps.shape[1 + dim], covers[dim])
+        _axis(geometry, dim, size[dim], canvas[dim], stored=maps.shape[1 + dim], covers=covers[dim])
         for dim in (0, 1)
     ]
     rows, cols = axes
@@ -197,45 +211,47 @@ def replay(
     if shown.shape != out.shape:
         out[:] = torch.as_tensor(fill).view(-1, 1, 1)
     if shown.numel():
-        plans = []
-        for dim, axis in enumerate(axes, 1):
-            # A teacher's own padding is no part of the picture.
-            cells = math.ceil(geometry.loaded[dim - 1] * maps.shape[dim] / covers[dim - 1] - TINY)
-            plans.append(_plan(axis, min(cells, maps.shape[dim]), mode))
-        for dim, (first, reads) in enumerate(plans, 1):  # no work on what is cut off
-            maps = maps.narrow(dim, first, reads.shape[-1] if reads.ndim == 2 else 1 + reads.max())
-        for dim, (_, reads) in enumerate(plans, 1):
-            maps = _weigh(maps, dim, reads) if reads.ndim == 2 else _take(maps, dim, reads)
-        shown.copy_(maps)
+        shown.copy_(_resampled(maps, axes, _cells_of_image(geometry, maps, covers), mode))
     return out
 
 
 def inside(
     geometry: Geometry, size: Sequence[int], canvas: Sequence[float] | None = None
 ) -> Tensor:
-    """Which positions show the picture, and not padding.
+    """Returns a mask of the positions that show the picture; the others are padding.
 
     Args:
-        geometry (Geometry): What was done to the image.
-        size (Sequence[int]): Height and width of the maps.
-        canvas (Sequence[float], optional): As for :func:`replay`.
+        geometry (Geometry): How the image was warped.
+        size (Sequence[int]): Height and width of the mask.
+        canvas (Sequence[float], optional): As for :func:`replay`. Defaults to None.
 
     Returns:
-        Tensor: ``(*size)``, of booleans: where :func:`replay` does not fill.
+        Tensor: ``(*size)``, booleans, False where :func:`replay` fills.
     """
     canvas = canvas or geometry.packed
     mask = torch.zeros(*size, dtype=torch.bool)
-    rows, cols = (_axis(geometry, dim, size[dim], canvas[dim], 1, 1) for dim in (0, 1))
+    rows, cols = (
+        _axis(geometry, dim, size[dim], canvas[dim], stored=1, covers=1) for dim in (0, 1)
+    )
     mask[rows.start : rows.stop, cols.start : cols.stop] = True
     return mask
 
 
+def _cells_of_image(geometry: Geometry, maps: Tensor, covers: Sequence[float]) -> list[int]:
+    """Counts the cells along each axis that show the image, not a teacher's own padding."""
+    return [
+        min(math.ceil(loaded * cells / covered - TINY), cells)
+        for loaded, cells, covered in zip(geometry.loaded, maps.shape[1:], covers)
+    ]
+
+
 def _plan(axis: _Axis, count: int, mode: str) -> tuple[int, np.ndarray]:
-    """How to read maps of ``count`` cells along an axis.
+    """Plans how to read maps of ``count`` cells along an axis.
 
     Returns:
-        tuple[int, np.ndarray]: The first cell that is needed, and from there on either the cell of
-        each position, ``(positions,)``, or the weights of all, ``(positions, cells)``.
+        tuple[int, np.ndarray]: The first cell that is read, and either the cell of each position,
+        ``(positions,)``, or the weights of the cells, ``(positions, cells)``. Both count cells from
+        the first one that is read.
     """
     cells = np.floor(axis.cells + 0.5) if mode == 'nearest' else axis.cells
     if mode == 'nearest' or (axis.step < 1 + TINY and (cells == cells.round()).all()):
@@ -249,8 +265,18 @@ def _plan(axis: _Axis, count: int, mode: str) -> tuple[int, np.ndarray]:
     return first, weights / weights.sum(1, keepdims=True)
 
 
+def _resampled(maps: Tensor, axes: Sequence[_Axis], counts: Sequence[int], mode: str) -> Tensor:
+    """Reads the positions of both axes in maps; ``counts`` cells along each show the image."""
+    plans = [_plan(axis, count, mode) for axis, count in zip(axes, counts)]
+    for dim, (first, reads) in enumerate(plans, 1):  # cuts first, so the rest does less work
+        maps = maps.narrow(dim, first, reads.shape[-1] if reads.ndim == 2 else 1 + reads.max())
+    for dim, (_, reads) in enumerate(plans, 1):
+        maps = _weigh(maps, dim, reads) if reads.ndim == 2 else _take(maps, dim, reads)
+    return maps
+
+
 def _take(maps: Tensor, dim: int, cells: np.ndarray) -> Tensor:
-    """Picks cells; in one piece where they follow each other."""
+    """Picks cells; cells in a row need no index."""
     steps = np.diff(cells)
     if (steps == 1).all():
         return maps
@@ -260,7 +286,7 @@ def _take(maps: Tensor, dim: int, cells: np.ndarray) -> Tensor:
 
 
 def _weigh(maps: Tensor, dim: int, weights: np.ndarray) -> Tensor:
-    """Weighted sums, neither in half precision nor in what autocast would take."""
+    """Computes weighted sums of cells, at least in float32 and without autocast."""
     exact = torch.promote_types(maps.dtype, torch.float32)
     maps, factors = maps.to(exact), torch.from_numpy(weights).to(maps.device, exact)
     with torch.autocast(maps.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""The images of a training set: their names, how they are loaded, and at which scale."""
+"""The images of a training set: their names, their loading, and their scale."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from torch.utils.data import Dataset
 
 from mmkd_plugin.registry import TRANSFORMS
 
-#: Settings of a transform that say where files are, not what is in them.
+#: Settings of a transform about the place of files, not about their content.
 _WHERE = ('backend_args', 'file_client_args')
 
 
 def kind_of(transform: dict) -> str:
-    """The class of a transform in a config, without its scope."""
+    """Returns the name of a transform's class in a config, without its scope."""
     kind = transform['type']
     return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
 
 
 def common_root(datasets: Sequence[Any]) -> str:
-    """The folder to which names of images are relative: ``data_root``, or what several share.
+    """Returns the folder to which names of images are relative.
 
     Args:
-        datasets (Sequence): Configs of data sets.
+        datasets (Sequence[dict]): Configs of data sets.
+
+    Returns:
+        str: The ``data_root`` of the data sets, or the folder that theirs have in common.
 
     Examples:
         >>> common_root([dict(data_root='data/voc/2007'), dict(data_root='data/voc/2012')])
@@ -44,11 +47,15 @@ def common_root(datasets: Sequence[Any]) -> str:
 
 
 def image_name(info: dict, root: str) -> str:
-    """What a cache calls an image: its path below the root, the same on every machine.
+    """Returns the name of an image in a cache, which is the same on every machine.
 
     Args:
-        info (dict): What a data set or a data sample knows of it: ``img_path``, else ``img_id``.
-        root (str): See :func:`common_root`.
+        info (dict): Metadata of the image from a data set or a data sample, with ``img_path`` or
+            ``img_id``.
+        root (str): The folder that :func:`common_root` returns.
+
+    Returns:
+        str: The path of the image below the root, or a name made of its id.
 
     Examples:
         >>> image_name(dict(img_path='data/voc/JPEGImages/1.jpg'), 'data/voc/')
@@ -63,7 +70,7 @@ def image_name(info: dict, root: str) -> str:
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers, built."""
+    """Yields the built data sets inside wrappers."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner == [None]:
         yield dataset
@@ -73,11 +80,15 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def images_of(dataset: Any, root: str) -> dict[str, tuple[Any, int]]:
-    """The images of a built data set by their names, each once: which part has it, and its index.
+    """Lists the images of a built data set, each once.
 
     Args:
         dataset (BaseDataset): The data set, or a wrapper.
-        root (str): See :func:`common_root`.
+        root (str): The folder that :func:`common_root` returns.
+
+    Returns:
+        dict[str, tuple[Any, int]]: By the name of the image, the data set that has it and its index
+        there.
     """
     images: dict[str, tuple[Any, int]] = {}
     for leaf in leaves(dataset):
@@ -88,13 +99,13 @@ def images_of(dataset: Any, root: str) -> dict[str, tuple[Any, int]]:
 
 
 class ScaledImages(Dataset):
-    """Images as they were loaded, and brought to a scale.
+    """A data set of images that are loaded and resized, without other transforms.
 
     Args:
-        images (Sequence[tuple]): A part of a data set and an index in it, as :func:`images_of`
-            finds them.
-        loading (Sequence[dict]): Transforms that load an image.
-        scale (dict, optional): A transform that resizes it, None for none.
+        images (Sequence[tuple[Any, int]]): A data set and an index in it for each image, as
+            :func:`images_of` returns them.
+        loading (Sequence[dict]): Configs of the transforms that load an image.
+        scale (dict, optional): Config of a transform that resizes the image, None for none.
     """
 
     def __init__(
@@ -111,7 +122,7 @@ class ScaledImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, tuple[int, int]]:
-        """The image ``(C, H, W)`` in pixel values, and its height and width as it was loaded."""
+        """Returns the image ``(C, H, W)`` in pixel values, and its height and width as loaded."""
         leaf, position = self.images[index]
         results = leaf.get_data_info(position)
         for transform in self.load:
@@ -124,10 +135,16 @@ class ScaledImages(Dataset):
 
 
 def loading_part(pipeline: Sequence[dict]) -> list[dict]:
-    """The transforms of a pipeline that load the image.
+    """Returns the transforms of a pipeline that load the image.
+
+    Args:
+        pipeline (Sequence[dict]): Configs of transforms.
+
+    Returns:
+        list[dict]: The transforms up to the one that loads the image, without annotations.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If no transform loads an image.
     """
     kinds = [kind_of(transform) for transform in pipeline]
     for position, kind in enumerate(kinds):
@@ -144,19 +161,20 @@ def loading_part(pipeline: Sequence[dict]) -> list[dict]:
 
 
 def training_scale(pipeline: Sequence[dict]) -> dict | None:
-    """The transform that brings an image to the scale at which it is mostly trained on.
+    """Returns a transform that resizes images to the typical scale of a train pipeline.
 
-    ``Resize`` and other fixed ones stay; ``RandomResize`` becomes one to its ``scale`` (to the
-    middle of the two if it has two), ``RandomChoiceResize`` to the middle one of its ``scales``.
+    ``Resize`` and other fixed transforms stay as they are. ``RandomResize`` becomes a resize to its
+    ``scale``, or to the middle of its two scales. ``RandomChoiceResize`` becomes a resize to the
+    middle one of its ``scales``.
 
     Args:
         pipeline (Sequence[dict]): The train pipeline.
 
     Returns:
-        dict, optional: A transform, None if the pipeline resizes nothing.
+        dict | None: Config of the transform, None if the pipeline does not resize.
 
     Raises:
-        ValueError: If it cannot be told.
+        ValueError: If the pipeline has several scales, or one that is not known.
 
     Examples:
         >>> training_scale([dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0),
@@ -175,7 +193,7 @@ def training_scale(pipeline: Sequence[dict]) -> dict | None:
 
 
 def scales_at_random(pipeline: Sequence[dict]) -> bool:
-    """Whether a train pipeline shows an image in different sizes.
+    """Returns whether a train pipeline resizes images at random.
 
     Examples:
         >>> scales_at_random([dict(type='Resize', scale=(1333, 800), keep_ratio=True)])
@@ -188,7 +206,7 @@ def scales_at_random(pipeline: Sequence[dict]) -> bool:
 
 
 def mirrors(pipeline: Sequence[dict]) -> bool:
-    """Whether a train pipeline exchanges left and right in some of the images.
+    """Returns whether a train pipeline exchanges left and right at random.
 
     Examples:
         >>> mirrors([dict(type='RandomFlip', prob=0.5)])
@@ -202,7 +220,7 @@ def mirrors(pipeline: Sequence[dict]) -> bool:
 
 
 def _flat(pipeline: Sequence[Any]) -> Iterator[dict]:
-    """The transforms of a pipeline and of those that choose or wrap some."""
+    """Yields the transforms of a pipeline, and those inside wrappers and choices."""
     for transform in pipeline:
         if isinstance(transform, (list, tuple)):
             yield from _flat(transform)
@@ -213,7 +231,7 @@ def _flat(pipeline: Sequence[Any]) -> Iterator[dict]:
 
 
 def _fixed(transform: dict) -> dict | None:
-    """A resizing transform without its randomness, None if that is not known."""
+    """Returns a resizing transform without its randomness, None if the transform is unknown."""
     kind, settings = kind_of(transform), dict(transform)
     name = settings.pop('type')
     scope = name.rpartition('.')[0] + '.' if isinstance(name, str) and '.' in name else ''
@@ -237,7 +255,7 @@ def _area(scale: Any) -> float:
 
 
 def plain(transforms: Any) -> Any:
-    """Settings of transforms that tell whether two are the same, as JSON keeps them."""
+    """Returns settings of transforms as JSON keeps them, to compare two of them."""
     if isinstance(transforms, dict):
         return {
             key: kind_of(transforms) if key == 'type' else plain(value)

@@ -1,16 +1,16 @@
-"""Loading: stored maps, warped as their images were, in the workers of a data loader."""
+"""Loading: reads stored maps in the workers of a data loader and warps them as their images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 
-from mmkd_plugin.cache.geometry import inside, replay
+from mmkd_plugin.cache.geometry import Geometry, inside, replay
 from mmkd_plugin.cache.images import image_name, images_of
 from mmkd_plugin.cache.recording import KEY
 from mmkd_plugin.cache.store import Record, TeacherCache, mirrored
@@ -19,32 +19,37 @@ from mmkd_plugin.taps import Tap
 
 
 def field_of(teacher: str) -> str:
-    """The field of a data sample that carries the maps of a teacher."""
+    """Returns the name of the field of a data sample that carries a teacher's maps."""
     return f'mmkd_{teacher}'
 
 
 def map_key(tap: Tap | str, number: int) -> str:
-    """What a map of a tap is called in that field."""
+    """Returns the name of a map of a tap in that field."""
     return f'{tap}#{number}'
 
 
-def warp(record: Record, strides: Sequence[Sequence[int]], fills: Sequence, geometry: Any) -> list:
-    """Does to maps what was done to the image.
+def warp(
+    record: Record,
+    strides: Sequence[Sequence[int]],
+    fills: Sequence[Tensor],
+    geometry: Geometry,
+) -> list[Tensor]:
+    """Warps stored maps as a pipeline warped their image.
 
     Args:
-        record (Record): What the teacher gave for the image.
-        strides (Sequence): Pixels per position of each map, in height and in width.
-        fills (Sequence[Tensor]): ``(C,)``, what each map holds where there is padding.
-        geometry (Geometry): What was done to the image.
+        record (Record): The stored maps of the image.
+        strides (Sequence[Sequence[int]]): Strides of each map in height and width, pixels.
+        fills (Sequence[Tensor]): ``(C,)`` for each map: its values in padding.
+        geometry (Geometry): How the image was warped.
 
     Returns:
-        list[Tensor]: ``(C, H, W)`` each, in the size that the teacher would have given.
+        list[Tensor]: Maps ``(C, H, W)`` in the size that the teacher returns for the warped image.
     """
     warped = []
     for maps, stride, fill in zip(record.maps, strides, fills):
         size = [-(-side // s) for side, s in zip(geometry.packed, stride)]
         canvas = [count * s for count, s in zip(size, stride)]
-        # pixels of the image as loaded; the teacher saw it in another size
+        # in pixels of the image as loaded; the teacher may have seen it in another size
         covers = [
             count * s * loaded / seen
             for count, s, loaded, seen in zip(maps.shape[1:], stride, geometry.loaded, record.seen)
@@ -59,17 +64,18 @@ def warp(record: Record, strides: Sequence[Sequence[int]], fills: Sequence, geom
 class LoadTeacherMaps:
     """Adds the maps of a cached teacher to a data sample, warped as its image was.
 
-    The last transform of a train pipeline; :func:`wire` adds it. The maps lie in a field of their
-    own, which nothing but a :class:`CachedTeacher` reads.
+    It is the last transform of a train pipeline, and :func:`wire` adds it. The maps are in a field
+    of their own, which only a :class:`CachedTeacher` reads.
 
     Args:
-        path (str): The cache.
-        taps (list[str]): Which maps.
+        path (str): Folder of the cache.
+        taps (list[str]): Names of the records to read.
         root (str): The folder to which the names of images in the cache are relative.
         name (str): Name of the teacher. Defaults to ``'teacher'``.
 
     Raises:
-        ValueError: If the cache holds no maps of an image, or a record is damaged.
+        ValueError: When it is called, if the cache has no maps of the image, a record is damaged,
+            or the image has changed.
 
     Examples:
         >>> LoadTeacherMaps('work_dirs/cache', ['neck'], root='data/coco')
@@ -83,6 +89,14 @@ class LoadTeacherMaps:
         self.name = name
 
     def __call__(self, results: dict) -> dict:
+        """Adds the maps to ``results['data_samples']``.
+
+        Args:
+            results (dict): The results of a transform that packs the inputs.
+
+        Returns:
+            dict: The same dict.
+        """
         sample = results['data_samples']
         image, geometry = image_name(sample.metainfo, self.root), sample.metainfo[KEY]
         element = BaseDataElement()
@@ -110,14 +124,14 @@ class LoadTeacherMaps:
 
 @HOOKS.register_module()
 class CheckTeacherCache(Hook):
-    """Compares the list of training images with a cache, before training starts.
+    """Checks before training that a cache has all training images.
 
     Args:
-        path (str): The cache.
+        path (str): Folder of the cache.
         root (str): The folder to which the names of images in the cache are relative.
 
     Raises:
-        ValueError: If an image is missing.
+        ValueError: Before training, if the cache lacks an image.
 
     Examples:
         >>> hook = CheckTeacherCache('work_dirs/cache', root='data/coco')
@@ -128,6 +142,11 @@ class CheckTeacherCache(Hook):
         self.root = root
 
     def before_train(self, runner: Runner) -> None:
+        """Compares the training images with the cache.
+
+        Args:
+            runner (Runner): The runner of the training process.
+        """
         images = images_of(runner.train_dataloader.dataset, self.root)
         missing = self.cache.missing(images)
         if missing:

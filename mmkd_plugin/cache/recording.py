@@ -1,7 +1,7 @@
-"""Recording: stock transforms that note what they do to an image.
+"""Recording: stock transforms that record how they warp an image.
 
-:func:`recorded` makes a stock pipeline note what it does, as a :class:`Geometry` in each data
-sample. :func:`~mmkd_plugin.cache.geometry.replay` does the same to stored maps.
+:func:`recorded` makes a stock pipeline record a :class:`Geometry` in each data sample.
+:func:`~mmkd_plugin.cache.geometry.replay` warps stored maps by it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mmkd_plugin.cache.geometry import Geometry
 from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.words import did_you_mean
 
-#: Where results and the metainfo of data samples hold the :class:`Geometry`.
+#: Key of the :class:`Geometry` in results and in the metainfo of data samples.
 KEY = 'mmkd_geometry'
 
-#: What a step did: a matrix, and the area that it filled with pixels if that is not all it could.
+#: The effect of a step: a matrix, and the area that it may fill with the image, None for all.
 Step = tuple[np.ndarray, 'Sequence[float] | None']
 
 
@@ -31,7 +31,7 @@ def _shape(results: dict) -> tuple[int, int]:
 
 
 def _matrix(scale: Sequence[float] = (1, 1), shift: Sequence[float] = (0, 0)) -> np.ndarray:
-    """From (y, x) factors and pixels."""
+    """Returns the matrix of a scaling and a shift, which are both given as (y, x)."""
     return np.array([[scale[1], 0, shift[1]], [0, scale[0], shift[0]], [0, 0, 1]], np.float64)
 
 
@@ -41,7 +41,7 @@ def _scaling(before: Sequence[int], after: Sequence[int]) -> np.ndarray:
 
 @contextmanager
 def _watched(owner: Any, name: str) -> Iterator[list[tuple]]:
-    """Notes arguments and result of each call of a method."""
+    """Records arguments and result of each call of a method inside the block."""
     method, calls = getattr(owner, name), []
     before = vars(owner).get(name)
 
@@ -72,7 +72,7 @@ def _resize_and_pad(transform: Callable, results: dict) -> tuple[dict, Step]:
 
     height, width = _shape(results)
     results = transform(results)
-    after = rescale_size((width, height), results['scale'])[::-1]  # what the image had before Pad
+    after = rescale_size((width, height), results['scale'])[::-1]  # the size before padding
     return results, (_scaling((height, width), after), None)
 
 
@@ -95,8 +95,10 @@ def _pack(transform: Callable, results: dict) -> tuple[dict, None]:
 
 
 def _cut(transform: Callable, results: dict) -> tuple[dict | None, Step | None]:
-    """A crop or a shift looks at labels, never at pixels: given numbers for pixels, it tells by
-    them which it took. 0 is what it filled."""
+    """Runs a crop or a shift on an image of numbers, which show the pixels that it took.
+
+    These transforms look at labels, not at pixels. 0 marks pixels that they filled.
+    """
     image = results['img']
     height, width = image.shape[:2]
     numbers = np.arange(1, height * width + 1, dtype=np.int32)
@@ -120,7 +122,7 @@ def _cut(transform: Callable, results: dict) -> tuple[dict | None, Step | None]:
 def _center_crop(transform: Callable, results: dict) -> tuple[dict, Step]:
     before = _shape(results)
     results = transform(results)
-    # Half of what is cut off; a side that was too short is padded at its end.
+    # half of the cut lies before the crop; a side that is too short is padded at its end
     shift = [-max(0, round((b - a) / 2)) for b, a in zip(before, _shape(results))]
     return results, (_matrix(shift=shift), None)
 
@@ -140,7 +142,7 @@ def _center_crop_and_pad(transform: Callable, results: dict) -> tuple[dict, Step
     return results, (_matrix(shift=shift), (top, left, bottom, right))
 
 
-#: How the steps of stock transforms are noted.
+#: Functions that run a stock transform and record its step, by the name of the transform.
 REPLAYED: dict[str, Callable] = {
     'CenterCrop': _center_crop,
     'Expand': _expand,
@@ -162,8 +164,8 @@ REPLAYED: dict[str, Callable] = {
     'ResizeToMultiple': _resize,
 }
 
-#: Stock transforms that leave each pixel in its place. What they change (colours, painted patches)
-#: is not in maps of the image as loaded.
+#: Stock transforms that leave each pixel in its place. Stored maps do not show their changes, such
+#: as colours and painted patches.
 IGNORED = {
     'AdjustGamma', 'AutoContrast', 'Brightness', 'CLAHE', 'Color', 'ColorTransform', 'Contrast',
     'CutOut', 'Equalize', 'FilterAnnotations', 'GTBoxSubOne_GLIP', 'GenerateEdge', 'Invert',
@@ -175,7 +177,7 @@ IGNORED = {
     'Sharpness', 'Solarize', 'SolarizeAdd', 'YOLOXHSVRandomAug',
 }  # fmt: skip
 
-#: Stock transforms that hold others, and the argument that does.
+#: Stock transforms that contain others, and the argument that contains them.
 WRAPPERS = {
     'AutoAugment': 'policies',
     'Compose': 'transforms',
@@ -211,13 +213,17 @@ REFUSED = {
 
 @TRANSFORMS.register_module()
 class Recorded:
-    """A stock transform, which notes what it did to the image in ``results['mmkd_geometry']``.
+    """Wraps a stock transform and records its step in ``results['mmkd_geometry']``.
 
-    What it gives and the random numbers that it draws are those of the transform. One that packs
-    the inputs adds the :class:`Geometry` to the metainfo. :func:`recorded` makes these.
+    Results and random numbers are those of the transform. A transform that packs the inputs adds
+    the :class:`Geometry` to the metainfo. :func:`recorded` adds this wrapper to a pipeline.
 
     Args:
         transform (dict): Config of a transform in :data:`REPLAYED`.
+
+    Raises:
+        ValueError: When it is called, if a transform before it changed the size of the image
+            without recording it.
 
     Examples:
         >>> _ = __import__('mmcv.transforms')
@@ -234,10 +240,18 @@ class Recorded:
             self.transform.meta_keys = (*self.transform.meta_keys, KEY)
 
     def __iter__(self) -> Iterator[Callable]:
-        """As the wrappers of mmcv, which share random numbers among several runs."""
+        """Yields the transform: mmcv iterates over wrappers to share random parameters."""
         return iter((self.transform,))
 
     def __call__(self, results: dict) -> dict | None:
+        """Runs the transform and records its step.
+
+        Args:
+            results (dict): The results of the transforms before it.
+
+        Returns:
+            dict | None: The results of the transform, None if it drops the image.
+        """
         geometry = results.setdefault(KEY, Geometry.of(_shape(results)))
         if _shape(results) != geometry.packed:
             raise ValueError(
@@ -261,21 +275,24 @@ def recorded(
     ignore: Sequence[str] = (),
     place: str = 'pipeline',
 ) -> list[dict]:
-    """The same pipeline, which notes what it does to images.
+    """Returns a pipeline that does the same and records how it warps images.
 
-    Each data sample gets ``metainfo['mmkd_geometry']``, a :class:`Geometry`. Nothing else that the
-    pipeline gives changes, nor the random numbers that it draws.
+    Each data sample gets a :class:`Geometry` in ``metainfo['mmkd_geometry']``. All other results
+    and the random numbers stay the same.
 
     Args:
         pipeline (Sequence[dict]): Configs of transforms of mmcv, mmseg and mmdet.
-        scope (str, optional): In which their names are looked up, ``'mmseg'`` or ``'mmdet'``. None
-            is the default scope.
+        scope (str, optional): Scope of their names, ``'mmseg'`` or ``'mmdet'``. None is the default
+            scope.
         ignore (Sequence[str]): Types of other transforms, as in the config, that leave each pixel
             in its place. Defaults to ``()``.
-        place (str): What messages call the pipeline. Defaults to ``'pipeline'``.
+        place (str): Name of the pipeline in messages. Defaults to ``'pipeline'``.
+
+    Returns:
+        list[dict]: Configs of the transforms, some of them wrapped in :class:`Recorded`.
 
     Raises:
-        ValueError: If what a transform does to an image cannot be replayed, or is not known.
+        ValueError: If a transform is unknown, or its effect on an image cannot be replayed.
 
     Examples:
         >>> _ = __import__('mmcv.transforms')
@@ -294,7 +311,7 @@ def _recorded(step: Any, place: str, ignore: Sequence[str], registry: Registry) 
     found = registry.get(kind) if isinstance(kind, str) else kind
     name = kind if isinstance(kind, str) else kind.__name__
     if getattr(found, '__module__', '').startswith('mmkd_plugin.'):
-        return step  # a dumped config of such a run has them
+        return step  # the dumped config of a run has wrappers already
     known = _stock_name(found)
     if known in WRAPPERS:
         key = WRAPPERS[known]
@@ -327,7 +344,7 @@ def _stock_name(found: type | None) -> str | None:
 def _check_resize(kind: Any, place: str, registry: Registry) -> None:
     found = registry.get(kind) if isinstance(kind, str) else kind
     if REPLAYED.get(_stock_name(found)) is not _resize:
-        raise ValueError(f'{place}: `{kind}` is no resize that can be replayed. {_REMEDY}')
+        raise ValueError(f'{place}: `{kind}` is not a resize that can be replayed. {_REMEDY}')
 
 
 _REMEDY = (
@@ -337,12 +354,14 @@ _REMEDY = (
 
 
 def record_training(cfg: Config, ignore: Sequence[str] = ()) -> None:
-    """Makes all pipelines with which a config trains note what they do, in place.
+    """Makes all train pipelines of a config record how they warp images, in place.
+
+    These are the pipelines of the data sets in ``train_dataloader``, and those that hooks switch
+    to.
 
     Args:
-        cfg (Config): With ``train_dataloader``: its data set, those inside wrappers, and the
-            pipelines that hooks switch to.
-        ignore (Sequence[str]): As for :func:`recorded`.
+        cfg (Config): A config with ``train_dataloader``.
+        ignore (Sequence[str]): As for :func:`recorded`. Defaults to ``()``.
 
     Raises:
         ValueError: If one of them cannot be replayed, a data set mixes images, or the data
@@ -354,16 +373,17 @@ def record_training(cfg: Config, ignore: Sequence[str] = ()) -> None:
 
 
 def train_pipelines(cfg: Config) -> Iterator[tuple[dict, str, str]]:
-    """Finds the pipelines with which a config trains.
+    """Yields the train pipelines of a config.
 
     Args:
-        cfg (Config): With ``train_dataloader``.
+        cfg (Config): A config with ``train_dataloader``.
 
     Yields:
-        tuple[dict, str, str]: What holds a pipeline, under which key, and where in the config.
+        tuple[dict, str, str]: The dict that has a pipeline, its key there, and its place in the
+        config for messages.
 
     Raises:
-        ValueError: If a data set has a pipeline around another data set, which mixes images.
+        ValueError: If a wrapper of data sets has a pipeline of its own, which mixes images.
     """
     yield from _pipelines_of(cfg.train_dataloader['dataset'], 'train_dataloader.dataset')
     for i, hook in enumerate(cfg.get('custom_hooks') or ()):

@@ -1,4 +1,4 @@
-"""A teacher's maps on disk: one record for each image and tap, in a key-value store."""
+"""Store: a teacher's maps on disk, one record for each image and tap in a key-value store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 FORMAT = 1
 DTYPES = ('float16', 'uint8')
 
-#: Between the name of an image and that of a tap in a key; no path holds it.
+#: Separates the names of image and tap in a key. Paths cannot contain it.
 SEPARATOR = '\0'
 META = b'meta'
 FINISHED = b'finished'
@@ -27,11 +27,14 @@ _PAGE = 4096
 
 
 class CacheError(ValueError):
-    """A cache that cannot be read or written; the message says why and what to do."""
+    """A cache cannot be read or written; the message names the reason and the remedy."""
 
 
 def libraries() -> tuple[Any, Any]:
-    """The store and the compressor, which only caches need.
+    """Imports the store and the compressor, which only caches need.
+
+    Returns:
+        tuple[Any, Any]: The modules ``lmdb`` and ``zstandard``.
 
     Raises:
         CacheError: If one of them is not installed.
@@ -50,16 +53,17 @@ def libraries() -> tuple[Any, Any]:
 
 
 def to_float16(maps: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rounds maps to half precision after a shift by a power of two that makes use of its range.
+    """Rounds maps to half precision after a multiplication with a power of two.
 
-    Nothing overflows, and what is far smaller than 1 (a gradient, say) keeps its digits. Where
-    half precision itself loses none of them, the result is that of rounding to it, bit for bit.
+    The power of two makes the largest value fit the range of half precision. So no value overflows,
+    and values far below 1, such as gradients, keep their digits. Values in the normal range of half
+    precision are rounded as without the multiplication, bit for bit.
 
     Args:
         maps (np.ndarray): ``(C, H, W)``, float32.
 
     Returns:
-        tuple: ``(C, H, W)`` in float16, and n: the maps were multiplied by 2ⁿ.
+        tuple[np.ndarray, int]: ``(C, H, W)`` in float16, and the n of the factor 2ⁿ.
     """
     peak = float(np.abs(maps).max(initial=0))
     shift = 15 - int(np.frexp(peak)[1]) if peak else 0
@@ -67,14 +71,14 @@ def to_float16(maps: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def to_uint8(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rounds each channel to 256 steps between its smallest and its largest value.
+    """Rounds each channel to 256 levels between its smallest and its largest value.
 
     Args:
         maps (np.ndarray): ``(C, H, W)``, float32.
 
     Returns:
-        tuple: ``(C, H, W)`` in uint8; smallest value and step, ``(2, C)`` in float16; and n: both
-        were multiplied by 2ⁿ.
+        tuple[np.ndarray, np.ndarray, int]: The levels ``(C, H, W)`` in uint8; the smallest value
+        and the step of each channel, ``(2, C)`` in float16; and the n of the factor 2ⁿ on both.
     """
     peak = float(np.abs(maps).max(initial=0))
     shift = 14 - int(np.frexp(peak)[1]) if peak else 0  # the range is twice the peak
@@ -87,18 +91,18 @@ def to_uint8(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def keep_top(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest logits of each position, and one for all others.
+    """Keeps the k largest logits of each position, and one logit for all other classes.
 
-    The others share their probability evenly, so that a softmax over what :func:`fill_top` makes of
-    it gives the k classes their probabilities.
+    The other classes share their probability evenly. So a softmax over the result of
+    :func:`fill_top` keeps the probabilities of the k classes.
 
     Args:
         logits (np.ndarray): ``(C, H, W)``.
-        k (int): Below C.
+        k (int): Number of logits to keep, smaller than C.
 
     Returns:
-        tuple: ``(k + 1, H, W)``, the logits in falling order and that of the others; ``(k, H, W)``,
-        their classes.
+        tuple[np.ndarray, np.ndarray]: The logits in falling order and that of the others,
+        ``(k + 1, H, W)``; and the k classes, ``(k, H, W)``.
     """
     order = np.argsort(-logits, axis=0, kind='stable')
     kept = np.take_along_axis(logits, order, 0)
@@ -110,7 +114,7 @@ def keep_top(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fill_top(kept: np.ndarray, classes: np.ndarray, channels: int) -> np.ndarray:
-    """Logits ``(C, H, W)`` of what :func:`keep_top` left of them."""
+    """Restores logits ``(C, H, W)`` from the results of :func:`keep_top`."""
     logits = np.repeat(kept[-1:], channels, axis=0)
     np.put_along_axis(logits, classes.astype(np.int64), kept[:-1], 0)
     return logits
@@ -121,12 +125,13 @@ def fill_top(kept: np.ndarray, classes: np.ndarray, channels: int) -> np.ndarray
 
 @dataclass
 class Record:
-    """What a tap showed of one image.
+    """The maps of one image at one tap.
 
     Args:
-        maps (list[np.ndarray]): ``(C, H, W)``, float32.
-        loaded (tuple[int, int]): Height and width of the image as it was loaded, pixels.
-        seen (tuple[int, int]): Height and width at which the teacher saw it, before padding.
+        maps (list[np.ndarray]): Maps ``(C, H, W)``, float32.
+        loaded (tuple[int, int]): Height and width of the image as loaded, pixels.
+        seen (tuple[int, int]): Height and width of the image that the teacher saw, before padding,
+            pixels.
     """
 
     maps: list[np.ndarray]
@@ -139,10 +144,13 @@ def pack(record: Record, key: bytes, dtype: str = 'float16', top_k: int | None =
 
     Args:
         record (Record): The record.
-        key (bytes): Where it is going to be; the checksum is over it too.
+        key (bytes): Key of the record in the store. The checksum covers it too.
         dtype (str): ``'float16'`` or ``'uint8'``. Defaults to ``'float16'``.
-        top_k (int, optional): Keep so many of the channels, which are logits. Defaults to None,
-            all of them.
+        top_k (int, optional): Number of channels to keep; the maps are logits then. Defaults to
+            None: all channels.
+
+    Returns:
+        bytes: The record.
     """
     header, arrays = dict(loaded=record.loaded, seen=record.seen, maps=[]), []
     for maps in record.maps:
@@ -165,7 +173,14 @@ def pack(record: Record, key: bytes, dtype: str = 'float16', top_k: int | None =
 
 
 def unpack(data: bytes, key: bytes) -> Record:
-    """Reads what :func:`pack` wrote.
+    """Restores a record from the result of :func:`pack`.
+
+    Args:
+        data (bytes): The packed record.
+        key (bytes): Key of the record in the store.
+
+    Returns:
+        Record: The record.
 
     Raises:
         CacheError: If the checksum does not fit.
@@ -206,7 +221,7 @@ def _digest(key: bytes, body: bytes) -> bytes:
 
 
 def record_key(image: str, tap: str) -> bytes:
-    """The key of a record; of a long path its hash, since the store takes 511 bytes."""
+    """Returns the key of a record. A long path is hashed: the store takes keys of 511 bytes."""
     name = image.encode()
     if len(name) > 300:
         name = b'sha256:' + hashlib.sha256(name).hexdigest().encode()
@@ -214,17 +229,17 @@ def record_key(image: str, tap: str) -> bytes:
 
 
 def mirrored(tap: str) -> str:
-    """The name by which the maps of the mirrored image are stored."""
+    """Returns the name of the records with the maps of mirrored images."""
     return f'{tap} mirrored'
 
 
 def record_names(meta: Mapping[str, Any]) -> list[str]:
-    """The names of the records of an image, in a cache that says this of itself."""
+    """Returns the names of an image's records in a cache with this metadata."""
     taps = list(meta['taps'])
     return taps + [mirrored(tap) for tap in taps] if meta.get('mirrored') else taps
 
 
-#: What makes two caches the same, and what messages call it.
+#: Metadata that have to be equal for a cache to be continued, and their names in messages.
 FINGERPRINT = dict(
     weights='weights of the teacher',
     config='config of the teacher',
@@ -238,11 +253,14 @@ FINGERPRINT = dict(
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """In what the fingerprints of two caches differ, in words.
+    """Lists the differences between the fingerprints of two caches.
 
     Args:
-        there (Mapping): What the cache on disk says of itself.
-        here (Mapping): What it should say.
+        there (Mapping[str, Any]): Metadata of the cache on disk.
+        here (Mapping[str, Any]): Metadata of the cache that is wanted.
+
+    Returns:
+        list[str]: A text for each difference.
 
     Examples:
         >>> differences(dict(dtype='uint8'), dict(dtype='float16'))
@@ -264,8 +282,8 @@ def _shown(key: str, value: Any) -> str:
 
 # The store ----------------------------------------------------------------------------------------
 
-#: Open stores by their path, each with the process that opened it: one that was inherited through
-#: a fork is closed and opened again.
+#: Open stores by path, each with the process that opened it. After a fork the child closes the
+#: inherited store and opens its own.
 _opened: dict[str, tuple[int, Any]] = {}
 
 
@@ -282,7 +300,7 @@ def _environment(path: str) -> Any:
             f'no teacher cache at {path}; write it with tools/cache_teacher.py CONFIG --out {path}'
         )
     try:
-        # Without locks: nobody writes into a finished cache, and the folder may be read-only.
+        # no locks: a finished cache has no writer, and its folder may be read-only
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise CacheError(f'{path} is not a teacher cache, or is damaged: {error}') from error
@@ -298,13 +316,20 @@ def close(path: str) -> None:
 
 
 class TeacherCache:
-    """Reads a cache; opens it on the first look, in each process anew.
+    """Reads the cache of a teacher's maps. Each process opens it when it first reads.
 
     Args:
-        path (str): The folder.
+        path (str): Folder of the cache.
 
     Raises:
-        CacheError: On the first look, if there is none, or it is damaged or not finished.
+        CacheError: When it is first read, if the cache does not exist, is damaged or is not
+            finished.
+
+    Examples:
+        >>> from mmkd_plugin import TeacherCache
+        >>> cache = TeacherCache('work_dirs/cache')
+        >>> cache.path
+        'work_dirs/cache'
     """
 
     def __init__(self, path: str) -> None:
@@ -317,7 +342,7 @@ class TeacherCache:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the cache says of itself; its fingerprint and more."""
+        """Metadata of the cache: its fingerprint, and descriptions of the maps."""
         if self._meta is None:
             data = self._get(META)
             if data is None:
@@ -332,14 +357,17 @@ class TeacherCache:
         return self._meta
 
     def read(self, image: str, tap: str) -> Record:
-        """A record.
+        """Reads a record.
 
         Args:
-            image (str): Name of the image; see :func:`image_name`.
-            tap (str): One of ``meta['taps']``, or what :func:`mirrored` makes of it.
+            image (str): Name of the image, as :func:`image_name` returns it.
+            tap (str): One of ``meta['taps']``, or its name from :func:`mirrored`.
+
+        Returns:
+            Record: The record.
 
         Raises:
-            CacheError: If there is none, or it is damaged.
+            CacheError: If the record does not exist or is damaged.
         """
         key = record_key(image, tap)
         with _environment(self.path).begin(buffers=True) as transaction:
@@ -358,17 +386,19 @@ class TeacherCache:
                 ) from error
 
     def missing(self, images: Iterable[str]) -> list[str]:
-        """The images of which something is not in the cache."""
+        """Returns the images with a record that is not in the cache.
+
+        Args:
+            images (Iterable[str]): Names of images.
+
+        Returns:
+            list[str]: Some of these names.
+        """
         names = record_names(self.meta)
-        with _environment(self.path).begin(buffers=True) as transaction:
-            return [
-                image
-                for image in images
-                if any(transaction.get(record_key(image, name)) is None for name in names)
-            ]
+        return _without_records(_environment(self.path), images, names)
 
     def keys(self) -> Iterator[tuple[str, str]]:
-        """Image and tap of each record."""
+        """Yields the names of image and tap of each record."""
         self.meta  # noqa: B018 - checks that it is a cache
         with _environment(self.path).begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
@@ -380,16 +410,26 @@ class TeacherCache:
 _MISSING = 'run tools/cache_teacher.py again, which adds what is missing'
 
 
+def _without_records(environment: Any, images: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Returns the images that lack a record of one of these names."""
+    with environment.begin(buffers=True) as transaction:
+        return [
+            image
+            for image in images
+            if any(transaction.get(record_key(image, name)) is None for name in names)
+        ]
+
+
 class CacheWriter:
-    """Writes a cache; what was written stays whatever happens next.
+    """Writes a cache, or continues one. Records are kept if writing stops.
 
     Args:
-        path (str): The folder; made where there is none.
-        meta (Mapping): What the cache says of itself.
-        size (int): About how many bytes it is going to have. Defaults to 64 MiB.
+        path (str): Folder of the cache. It is created if it does not exist.
+        meta (Mapping[str, Any]): Metadata of the cache.
+        size (int): Estimated size of the cache, bytes. Defaults to 64 MiB.
 
     Raises:
-        CacheError: If something else is there, or a cache of another fingerprint.
+        CacheError: If the folder has other files, or a cache with another fingerprint.
     """
 
     def __init__(self, path: str, meta: Mapping[str, Any], size: int = 2**26) -> None:
@@ -440,24 +480,35 @@ class CacheWriter:
         self._environment.close()
 
     def missing(self, images: Iterable[str], names: Sequence[str]) -> list[str]:
-        """The images of which a record of these names is not there yet."""
-        with self._environment.begin(buffers=True) as transaction:
-            return [
-                image
-                for image in images
-                if any(transaction.get(record_key(image, name)) is None for name in names)
-            ]
+        """Returns the images that lack a record of one of these names.
+
+        Args:
+            images (Iterable[str]): Names of images.
+            names (Sequence[str]): Names of records.
+
+        Returns:
+            list[str]: Some of the images.
+        """
+        return _without_records(self._environment, images, names)
 
     def write(self, image: str, records: Mapping[str, bytes]) -> None:
-        """Stores the packed records of an image by tap, all or none of them."""
+        """Stores the records of an image, all or none of them.
+
+        Args:
+            image (str): Name of the image.
+            records (Mapping[str, bytes]): Packed records by the name of the tap.
+
+        Raises:
+            CacheError: If the disk is full, or writing fails.
+        """
         self._put({record_key(image, tap): data for tap, data in records.items()})
 
     def finish(self) -> None:
-        """Marks the cache as one that can be read."""
+        """Marks the cache as finished, so that it can be read."""
         self._put({FINISHED: b'1'})
 
     def reopen(self) -> None:
-        """Marks it as one that is being written."""
+        """Marks the cache as not finished, so that it cannot be read."""
         with self._environment.begin(write=True) as transaction:
             transaction.delete(FINISHED)
 
@@ -491,7 +542,16 @@ def _read_meta(data: bytes, path: str) -> dict[str, Any]:
 
 
 def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
-    """Raises a ValueError if a cache has not all the maps and explanations of these names."""
+    """Checks that a cache has all maps and explanations with these names.
+
+    Args:
+        cache (TeacherCache): The cache.
+        names (Sequence[str]): Names of records.
+        owner (str): Name of the teacher in messages.
+
+    Raises:
+        ValueError: If one of them is missing.
+    """
     there = cache.meta['taps']
     lacking = [name for name in names if name not in there]
     if lacking:
@@ -505,20 +565,23 @@ def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
 
 
 def stored_size(records: Mapping[str, bytes]) -> int:
-    """About how many bytes the packed records of an image take in the store."""
+    """Estimates the bytes that the packed records of an image take in the store."""
     return sum(-(-(len(data) + 16) // _PAGE) * _PAGE + 64 for data in records.values())
 
 
 def check_space(path: str, needed: int, images: int) -> str:
-    """Says how much is going to be written.
+    """Checks that the disk has room for a cache.
 
     Args:
-        path (str): Where.
-        needed (int): Bytes.
-        images (int): Number of images that they are for.
+        path (str): Folder of the cache.
+        needed (int): Size of the cache, bytes.
+        images (int): Number of images.
+
+    Returns:
+        str: A line about the size and the free space.
 
     Raises:
-        CacheError: If the disk has not enough.
+        CacheError: If the disk does not have enough free space.
     """
     folder = Path(path).resolve()
     while not folder.exists():
@@ -534,7 +597,7 @@ def check_space(path: str, needed: int, images: int) -> str:
 
 
 def human_size(count: float) -> str:
-    """A number of bytes as people write it.
+    """Formats a number of bytes.
 
     Examples:
         >>> human_size(12_300_000_000)

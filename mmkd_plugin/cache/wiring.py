@@ -1,4 +1,4 @@
-"""Wiring: train pipelines of a config that load the maps of its cached teachers."""
+"""Wiring: makes the train pipelines of a config load the maps of its cached teachers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIRING = (
 
 
 def is_cached(teacher: Any) -> bool:
-    """Whether the config of a teacher is that of one whose maps are stored."""
+    """Returns whether the dict of a teacher is of a kind whose maps are stored."""
     kind = teacher.get('type') if isinstance(teacher, dict) else None
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     return getattr(kind, 'stored', False)
@@ -31,15 +31,17 @@ def is_cached(teacher: Any) -> bool:
 def wire(cfg: Config) -> None:
     """Makes the train pipelines of a config load the maps of its cached teachers, in place.
 
-    Does nothing where there are none, or if it was done before.
+    It does nothing if there are no cached teachers, or if the config is wired already.
 
     Args:
-        cfg (Config): That of a distilled run.
+        cfg (Config): Config of a run.
 
     Raises:
         ValueError: If a cache does not fit the config, or a pipeline cannot be replayed.
 
     Examples:
+        >>> from mmengine.config import Config
+        >>> from mmkd_plugin import wire
         >>> wire(Config(dict(model=dict(type='EncoderDecoder'))))
     """
     teachers = cfg.model.get('teacher') or {}
@@ -84,10 +86,10 @@ def wire(cfg: Config) -> None:
 
 
 def unwire(cfg: Config) -> None:
-    """Takes out of the train pipelines of a config what :func:`wire` put into them, in place.
+    """Removes the transforms that :func:`wire` added to the train pipelines of a config, in place.
 
     Args:
-        cfg (Config): A config, such as the copy of the wired one that a run leaves behind.
+        cfg (Config): A config, such as the copy that a run saves.
     """
     for key in ('train_dataloader', 'custom_hooks'):  # hooks may hold a pipeline to switch to
         if cfg.get(key):
@@ -109,7 +111,17 @@ def _loads_maps(step: Any) -> bool:
 
 
 def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
-    """What terms read in a cache; mistakes in them are left to the Distiller."""
+    """Lists the records that terms read in a cache.
+
+    Lines with a mistake are skipped: the Distiller refuses them.
+
+    Args:
+        distill (Mapping[str, Any]): The ``distill`` of a config.
+        teacher (str): Name of the cached teacher.
+
+    Returns:
+        list[str]: Names of records, each once.
+    """
     found = []
     for name, line in distill.items():
         tap = line.get('teacher_tap', line.get('tap')) if isinstance(line, dict) else None
@@ -126,7 +138,7 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
 def _check_top_k(cache: TeacherCache, distill: Mapping[str, Any], teacher: str) -> None:
     for name, line in distill.items():
         if isinstance(line, dict) and line.get('explainer') is not None:
-            continue  # of the scores it takes the largest alone
+            continue  # it uses only the largest scores
         for tap in names_of({name: line}, teacher):
             k = cache.meta['taps'][tap].get('top_k')
             if k is None:
@@ -145,11 +157,11 @@ def _check_pipeline(cache: TeacherCache, pipeline: Sequence[dict]) -> None:
     asked = {'loading': plain(loading_part(pipeline))}
     if not meta['scale_given']:
         asked['scale'] = plain(training_scale(pipeline))
-    words = dict(loading='loads images', scale='brings images to a scale')
+    phrases = dict(loading='loads images', scale='brings images to a scale')
     for key, value in asked.items():
         if value != meta[key]:
             raise ValueError(
-                f'the train pipeline {words[key]} in another way than that of {cache.path}: '
+                f'the train pipeline {phrases[key]} in another way than that of {cache.path}: '
                 f'{value or "not at all"}; the cache has: {meta[key] or "not at all"}. Write a '
                 'cache with this config: tools/cache_teacher.py'
             )

@@ -1,6 +1,6 @@
 """Taps: read tensors at named modules while a model runs.
 
-Public: :class:`Tap`, :class:`Taps` and :class:`TapReader`, and what belongs to them.
+Public: :class:`Tap`, :class:`Taps` and :class:`TapReader`. The other names are for this package.
 """
 
 from mmkd_plugin.taps.reader import TapError, TapReader

@@ -1,4 +1,4 @@
-"""One small forward at build time: which modules run, and what the taps will see."""
+"""Dry run: one small forward at build time shows which modules run and which maps taps read."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry forward showed.
+    """Results of a dry forward.
 
     Args:
-        values (dict[Tap, Maps]): What each tap read, on the CPU.
-        calls (dict[Tap, int]): How often each place ran, and each tap's module.
+        values (dict[Tap, Maps]): The maps at each tap, on the CPU. Defaults to ``{}``.
+        calls (dict[Tap, int]): How often each place ran; for a ``@pre_relu`` tap 1 if it was read,
+            else 0. Defaults to ``{}``.
         in_place (frozenset[Tap]): Places whose tensor was overwritten later in the forward.
-        places (dict[Tap, tuple[Tap]]): Where the ``@pre_relu`` taps are read.
-        norms (dict[Tap, list[str]]): The batch norm that feeds each map of a tap, ``''`` for none.
-        ran (list[str]): Names of all modules that ran, in the order in which they ended.
-        size (int): Height and width of the image, pixels.
-        samples (list, optional): The made-up data samples.
-        problem (str, optional): Why the training forward could not be tried, if it could not.
+            Defaults to ``frozenset()``.
+        places (dict[Tap, tuple[Tap, ...]]): The inputs of ReLUs at which ``@pre_relu`` taps are
+            read. Defaults to ``{}``.
+        norms (dict[Tap, list[str]]): Name of the batch norm that feeds each map of a tap, ``''`` if
+            none was found. Defaults to ``{}``.
+        ran (list[str]): Names of all modules that ran, in the order in which they finished.
+            Defaults to ``[]``.
+        size (int): Height and width of the image, pixels. Defaults to 128.
+        samples (list, optional): The made-up data samples. Defaults to None.
+        problem (str, optional): The error of a forward that did not work. Defaults to None: there
+            was none.
     """
 
     values: dict[Tap, Maps] = field(default_factory=dict)
@@ -50,25 +56,29 @@ class DryRun:
     problem: str | None = None
 
     def without_maps(self) -> DryRun:
-        """The same, without what takes memory: the maps and the data samples."""
+        """Returns a copy without the maps and the data samples, which take memory."""
         return replace(self, values={}, samples=None)
 
 
 def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.device) -> DryRun:
     """Runs a student's loss once on a made-up image with one made-up label.
 
-    A copy of the student runs, without gradients, so the student itself (its buffers, counters and
-    training flags) stays as it was built. It runs as in training, but for the batch norms, which
-    cannot normalise a single value. Where the made-up labels do not suit the model, its
+    A copy of the student runs, without gradients, so the student keeps its buffers, counters and
+    training flags. The copy runs as in training, except that its batch norms are in eval mode: they
+    cannot normalise a single value. If the model does not take the made-up labels, its
     ``mode='tensor'`` forward is tried instead.
 
     Args:
         student (nn.Module): The model.
-        taps (Sequence[Tap]): What to read.
-        device (torch.device): Where to run.
+        taps (Sequence[Tap]): The taps to read.
+        device (torch.device): The device for the trial.
+
+    Returns:
+        DryRun: The results. ``problem`` is set if only the ``mode='tensor'`` forward ran.
 
     Raises:
-        ValueError: If a tap names no module of the student, or one that does not run.
+        ValueError: If the student does not run on a made-up image, or a tap names a module that the
+            student does not have or does not run.
     """
     for tap in taps:
         find_module(student, tap, 'the student')
@@ -88,17 +98,20 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
 
 
 def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a student that has not been initialised yet, to be tried and thrown away.
+    """Copies a student for a trial before its weights are initialised.
 
     Args:
         student (nn.Module): The model.
-        device (torch.device): Where the copy is to be.
+        device (torch.device): The device of the copy.
+
+    Returns:
+        nn.Module: The copy, in training mode except for its batch norms, with finite weights.
     """
     model = copy.deepcopy(student).to(device).train()
     for module in model.modules():
         if isinstance(module, NORMS):
             module.eval()
-    with torch.no_grad():  # some parameters are raw memory until `init_weights`, after the build
+    with torch.no_grad():  # until `init_weights` some parameters hold arbitrary memory
         for parameter in model.parameters():
             parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
     return model
@@ -107,14 +120,21 @@ def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
 def first_that_works(
     model: nn.Module, taps: Sequence[Tap], device: torch.device, mode: str, owner: str
 ) -> DryRun:
-    """Tries sizes and kinds of made-up labels; ``problem`` is set if none suits the model.
+    """Tries made-up images and labels of several kinds until the model takes one.
 
     Args:
-        model (nn.Module): The model that runs.
-        taps (Sequence[Tap]): What to read.
-        device (torch.device): Where the model is.
+        model (nn.Module): The model to run.
+        taps (Sequence[Tap]): The taps to read.
+        device (torch.device): The device of the model.
         mode (str): ``'loss'`` or ``'tensor'``.
-        owner (str): What the error calls the model.
+        owner (str): Name of the model in the error.
+
+    Returns:
+        DryRun: The results of the first forward that works. If none does, a ``DryRun`` with
+        ``problem`` alone: the error of the first try.
+
+    Raises:
+        TapError: If the module of a tap returns something that cannot be read.
     """
     problem = None
     for size in (*EXAMPLE_SIZES, *crop_size(model.data_preprocessor)):
@@ -124,7 +144,7 @@ def first_that_works(
                 run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023
             except TapError as error:
                 raise TapError(f'{owner}: {error}') from None
-            except Exception as error:  # whatever a foreign model makes of our labels
+            except Exception as error:  # a model may raise anything at made-up labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
                 return replace(run, size=size, samples=samples)
@@ -132,12 +152,18 @@ def first_that_works(
 
 
 def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any]) -> DryRun:
-    """Runs ``forward`` once and notes what ran and what the taps saw.
+    """Runs ``forward`` and reads the taps; ``@pre_relu`` taps need a second run before it.
 
     Args:
         model (nn.Module): The model that ``forward`` runs.
-        taps (Sequence[Tap]): What to read; one that did not run is left out of ``values``.
+        taps (Sequence[Tap]): The taps to read.
         forward (Callable): Runs the model.
+
+    Returns:
+        DryRun: The results. ``values`` has no entry for a tap whose module did not run.
+
+    Raises:
+        TapError: If the module of a tap returns something that cannot be read.
     """
     ran: list[str] = []
     norms: list[tuple[str, Any]] = []
@@ -189,10 +215,11 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
 def _before_relu(
     model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any]
 ) -> dict[Tap, tuple[Tap, ...]]:
-    """Finds the call of a ReLU whose output is what a module gives, for each ``@pre_relu`` tap.
+    """Finds, for each ``@pre_relu`` tap, the call of a ReLU that returned the tapped output.
 
-    In a residual stage this is the last ReLU of the last block, which runs two or three times in a
-    block and mostly in place: neither its name nor its output shows what went into it.
+    In a residual stage this is the last call of the ReLU of the last block. A block calls its ReLU
+    two or three times, mostly in place. So neither the module's name nor its output shows the map
+    before the ReLU.
     """
     asked = [tap for tap in taps if tap.where == 'pre_relu']
     if not asked:
@@ -228,7 +255,7 @@ def _before_relu(
         for position in tap.index:
             value = value[position]
         maps = [value] if isinstance(value, Tensor) else list(value)
-        # the last one, for a ReLU behind a ReLU
+        # an in-place ReLU behind a ReLU returns the same tensor: the last call counts
         places[tap] = tuple(
             next((place for place, output in reversed(relus) if output is tensor), None)
             for tensor in maps
@@ -243,10 +270,11 @@ def _before_relu(
 
 
 def _norm_before(tensor: Tensor, norms: Sequence[tuple[str, Any]], place: Tap) -> str:
-    """The batch norm that gave a tensor, or gave what a residual block then added to.
+    """Finds the batch norm that returned a tensor, before a residual block added to it.
 
-    A residual block adds in place, so its sum is still the object that its last norm returned.
-    Where it is not, the last norm around the tap that gave as many channels is taken.
+    A residual block adds in place, so its sum is the object that its last norm returned. If no norm
+    returned this object, the last norm inside the tapped module with an output of the same shape
+    is taken.
     """
     same = [name for name, output in norms if output is tensor]
     if same:
@@ -267,12 +295,12 @@ def check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) ->
 
     Args:
         model (nn.Module): The model that ran.
-        run (DryRun): What its forward showed.
+        run (DryRun): The results of its forward.
         taps (Sequence[Tap]): The taps.
-        owner (str): What the error calls the model.
+        owner (str): Name of the model in the error.
 
     Raises:
-        ValueError: If one of them did not run.
+        ValueError: If the module of a tap did not run.
     """
     for tap in taps:
         if not run.calls[tap]:
@@ -280,7 +308,7 @@ def check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) ->
 
 
 def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:
-    """The message for a tap whose module exists but did not run."""
+    """Returns the message for a tap whose module exists but did not run."""
     forward = 'a training forward' if owner == 'the student' else 'a forward up to its scores'
     inside = [name for name in run.ran if name.startswith(f'{tap.path}.') and 'loss' not in name]
     message = f"{owner} has a module '{tap.path}', but nothing can be read there"

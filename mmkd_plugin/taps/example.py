@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Pixels of a made-up image. At 128 the coarsest FPN level, stride 128, still has one position; some
-# heads pool over windows that only the larger one holds. A few transformers take neither, but only
-# images as large as their training crops.
+# Height and width of a made-up image, pixels. At 128 the coarsest FPN level, stride 128, has one
+# position. Some heads pool over windows that need 512. A few transformers take neither size: their
+# images have to be as large as their training crops, see `crop_size`.
 EXAMPLE_SIZES = (128, 512)
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Gives Python's, NumPy's and torch's random generators back as they were found.
+    """Restores the random generators of Python, NumPy and torch at the end of the block.
 
-    What the Distiller adds to a run (a teacher, connectors, a dry forward) must not change the
+    The Distiller adds teachers, connectors and dry forwards to a run. They must not change the
     student's initial weights or the order of its data.
     """
     python, numpy = random.getstate(), np.random.get_state()
@@ -36,17 +36,18 @@ def random_state_kept() -> Iterator[None]:
 def example_batch(
     model: nn.Module, device: torch.device, size: int = EXAMPLE_SIZES[0], masks: bool = True
 ) -> tuple[Tensor, list | None]:
-    """A made-up image and the labels for it that the model's library expects.
+    """Makes up an image, and labels for it as the model's library expects them.
 
     Args:
         model (nn.Module): An mmseg segmentor, an mmdet detector, or another model.
-        device (torch.device): Where the model is.
+        device (torch.device): The device of the model.
         size (int): Height and width of the image, pixels. Defaults to 128.
         masks (bool): Whether a detector's labels have instance masks. Defaults to True.
 
     Returns:
-        tuple: The image as the model's data preprocessor gives it, ``(1, C, size, size)``, and a
-        list with one data sample (None for a model of another library).
+        tuple[Tensor, list | None]: The image ``(1, C, size, size)`` as the model's data
+        preprocessor returns it, and a list with one data sample, None for a model of another
+        library.
     """
     image = torch.randint(0, 256, (_channels(model), size, size), dtype=torch.uint8)
     library = library_of(model)
@@ -74,19 +75,27 @@ def example_batch(
 
 
 def _channels(model: nn.Module) -> int:
-    """Channels of the images that a model takes, before its preprocessor: 3, or 1 for grey ones."""
+    """Returns the channels of the images that a model takes: 3, or 1 if they are grey."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
 
 
 def crop_size(preprocessor: nn.Module) -> tuple[int, ...]:
-    """The side of the square images that mmseg's preprocessor pads to in training, if it does."""
+    """Returns the side of the training crops of mmseg, pixels.
+
+    Args:
+        preprocessor (nn.Module): A data preprocessor. One of mmseg may have a ``size`` to which it
+            pads crops.
+
+    Returns:
+        tuple[int, ...]: The side of square crops, or ``()`` if they are not square or not known.
+    """
     size = getattr(preprocessor, 'size', None) or ()
     return (size[0],) if len(size) == 2 and size[0] == size[1] else ()
 
 
 def library_of(model: nn.Module) -> str:
-    """The OpenMMLab library that a model's class comes from, ``'mmseg'`` or ``'mmdet'``, or ''."""
+    """Returns the library that a model's class comes from: ``'mmseg'``, ``'mmdet'`` or ``''``."""
     roots = [base.__module__.split('.')[0] for base in type(model).__mro__]
     return next((root for root in roots if root in ('mmseg', 'mmdet')), '')
 

@@ -13,34 +13,39 @@ from mmkd_plugin.taps.tap import Maps, Tap, describe, find_module, flatten, map_
 
 
 class TapError(ValueError):
-    """A tap that cannot be read from what its module gave."""
+    """The output of a module is not what a tap expects there."""
 
 
 class _AllSeen(BaseException):
-    """Ends a forward once every tap has been read; no ``except Exception`` may swallow it."""
+    """Ends a forward once every tap has been read; ``except Exception`` does not catch it."""
 
 
 class TapReader:
-    """Reads taps during one forward of a model; used as a context manager.
+    """Reads taps during one forward of a model, as a context manager.
 
-    Hooks exist only inside the ``with`` block, so a re-computation in the backward pass of a
-    check-pointed module is not read a second time, and nothing is held once the reader is dropped.
+    Hooks exist only inside the ``with`` block. So activation checkpointing, which runs modules
+    again in the backward pass, adds nothing to the values.
 
     Args:
-        model (nn.Module): The model that is going to run.
-        taps (Iterable[Tap]): What to read.
-        clone (Collection[Tap]): Places whose tensor is changed in place later in the forward (an
-            in-place ReLU behind a batch norm, say) and which are copied for that reason.
+        model (nn.Module): The model to read.
+        taps (Iterable[Tap]): The taps to read.
+        clone (Collection[Tap]): Places whose tensor the model overwrites later in the forward, such
+            as the output of a batch norm before an in-place ReLU. The reader copies these tensors.
+            Defaults to ``()``.
         stop_after (Mapping[Tap, int], optional): How many times each place runs in one forward. If
-            given, the forward ends as soon as all of them have.
-        places (Mapping[Tap, Sequence[Tap]]): Where ``@pre_relu`` taps are read, as
-            :func:`mmkd_plugin.taps.dry_run.read_once` found it. Defaults to ``{}``.
-        on_path (Collection[Tap]): Taps whose tensor the model has to go on with, so that the
-            gradient of its loss with respect to it exists; one that has no graph yet becomes a
-            leaf. Defaults to ``()``.
+            given, the forward ends as soon as all places have run so often. Defaults to None: the
+            forward runs to its end.
+        places (Mapping[Tap, Sequence[Tap]], optional): The inputs of ReLUs at which ``@pre_relu``
+            taps are read, as :func:`mmkd_plugin.taps.dry_run.read_once` finds them. Defaults to
+            None: there are no such taps.
+        on_path (Collection[Tap]): Taps at which gradients of later outputs are needed. The model
+            goes on with the tensor that was read there. A tensor without an autograd graph is
+            replaced by a leaf. Defaults to ``()``.
 
     Examples:
         >>> import torch
+        >>> from torch import nn
+        >>> from mmkd_plugin import Tap, TapReader
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
         >>> tap = Tap.parse('0')
         >>> with TapReader(model, [tap]) as reader:
@@ -106,7 +111,7 @@ class TapReader:
         return self._onward(tap, output)
 
     def _onward(self, tap: Tap, value: Any) -> Any:
-        """What the model goes on with where the tensor that was read is to be on its path."""
+        """Returns the tensors that the model goes on with behind an ``on_path`` tap."""
         return map_tensors(value, Tensor.clone) if tap in self.clone else value
 
     def _keep(self, tap: Tap, value: Any) -> None:
@@ -124,24 +129,44 @@ class TapReader:
                 raise _AllSeen
 
     def calls(self, tap: Tap) -> int:
-        """How often a place has run."""
+        """Returns how often a place has run.
+
+        Args:
+            tap (Tap): The place.
+
+        Returns:
+            int: Number of runs.
+        """
         return self._count[tap]
 
     def changed_in_place(self, tap: Tap) -> bool:
-        """Whether something wrote into the tensor of a place after it was read."""
+        """Returns whether the tensor of a place was overwritten after it was read.
+
+        Args:
+            tap (Tap): The place.
+
+        Returns:
+            bool: True if one of its tensors has changed.
+        """
         return any(tensor._version != version for tensor, version in self._versions[tap])
 
     def forget_versions(self) -> None:
-        """Lets :meth:`read` return tensors that were overwritten; for their shapes only."""
+        """Lets :meth:`read` return tensors that were overwritten; only their shapes are right."""
         self._versions = {tap: [] for tap in self.taps}
 
     def read(self, tap: Tap) -> Maps:
-        """What the tap saw: a tensor, or a list of tensors.
+        """Returns the maps at a tap.
+
+        Args:
+            tap (Tap): One of the taps given to the constructor, or a place of one.
+
+        Returns:
+            Tensor | list[Tensor]: The maps, ``(N, C, H, W)`` for most modules.
 
         Raises:
-            TapError: If the module did not run, has no such element, or gives something that is
+            TapError: If the module did not run, has no such element, or returned something that is
                 neither a tensor nor a sequence of tensors.
-            RuntimeError: If the tensor was changed in place since.
+            RuntimeError: If the tensor was overwritten after it was read.
         """
         places = self._places.get(tap, (tap,))
         if places != (tap,):
@@ -187,7 +212,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def _with_graph(tensor: Tensor) -> Tensor:
-    """A tensor that gradients can be asked for: itself, or a leaf of its values."""
+    """Returns a tensor that has gradients: the tensor itself, or a leaf with its values."""
     if tensor.requires_grad or not tensor.is_floating_point():
         return tensor
     return tensor.detach().requires_grad_()

@@ -1,9 +1,9 @@
-"""Tap: a place in a model, a named module's input or output; Maps: what is read there."""
+"""Tap: a place in a model, the input or output of a named module; Maps: the tensors there."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,18 +17,20 @@ _FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|ou
 
 @dataclass(frozen=True)
 class Tap:
-    """A place in a model: a module, its input or its output, and an element of it.
+    """One place in a model: the output or input of a module, or an element of it.
 
     Args:
         path (str): Dotted name of a module, as in ``model.named_modules()``.
-        index (tuple[int]): Elements to take one after the other, of a module that gives a sequence
-            or runs several times in one forward. Defaults to ``()``, everything.
-        where (str): ``'output'``, ``'input'``, or ``'pre_relu'``: what enters the ReLU whose output
-            the module gives. Defaults to ``'output'``.
-        call (int, optional): Which run of a module that runs several times in one forward, counted
-            from 0; found by a dry forward, never typed. Defaults to None, all of them.
+        index (tuple[int, ...]): Indices, applied one after the other, into the sequence that a
+            module returns, or into the runs of a module that runs several times in one forward.
+            Defaults to ``()``: everything.
+        where (str): ``'output'``, ``'input'``, or ``'pre_relu'``: the input of the ReLU whose
+            output the module returns. Defaults to ``'output'``.
+        call (int, optional): Number of a run of a module that runs several times in one forward,
+            from 0. A dry forward finds it; a config cannot set it. Defaults to None: all runs.
 
     Examples:
+        >>> from mmkd_plugin import Tap
         >>> Tap.parse('neck[2]').index
         (2,)
         >>> str(Tap.parse('backbone.layer4@pre_relu'))
@@ -42,7 +44,13 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """Reads ``'a.b'``, ``'a.b@input'``, ``'a.b@pre_relu'`` or ``'a.b[2]'``.
+        """Parses the text of a tap in a config.
+
+        Args:
+            text (str): ``'a.b'``, ``'a.b@input'``, ``'a.b@pre_relu'`` or ``'a.b[2]'``.
+
+        Returns:
+            Tap: The tap.
 
         Raises:
             ValueError: If the text has another form.
@@ -67,9 +75,10 @@ class Taps:
     """One tap, or several that are read as one list of maps.
 
     Args:
-        taps (tuple[Tap]): The places, in the order of the maps.
+        taps (tuple[Tap, ...]): The taps, in the order of the maps.
 
     Examples:
+        >>> from mmkd_plugin import Taps
         >>> str(Taps.parse(['backbone.layer3', 'neck']))
         'backbone.layer3, neck'
     """
@@ -78,7 +87,13 @@ class Taps:
 
     @classmethod
     def parse(cls, value: Any) -> Taps:
-        """Reads the text of a tap, or a list of such texts.
+        """Parses the text of a tap, or a list of such texts.
+
+        Args:
+            value (str | list[str]): As :meth:`Tap.parse` takes it, or a list of such texts.
+
+        Returns:
+            Taps: The taps.
 
         Raises:
             ValueError: If the list is empty or a text has another form.
@@ -95,10 +110,14 @@ class Taps:
         return ', '.join(map(str, self.taps))
 
     def of(self, values: Mapping[Tap, Maps]) -> Maps:
-        """What these taps read: a tensor, or a list of tensors.
+        """Selects the maps at these taps.
 
         Args:
-            values (Mapping[Tap, Maps]): What each tap read.
+            values (Mapping[Tap, Maps]): The maps at each tap of a model.
+
+        Returns:
+            Tensor | list[Tensor]: The maps of a single tap as they are; those of several taps as
+            one list.
         """
         if len(self.taps) == 1:
             return values[self.taps[0]]
@@ -109,13 +128,16 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     """Returns the module that a tap names.
 
     Args:
-        model (nn.Module): The model to look in.
-        tap (Tap): What to look for.
-        owner (str): What the error calls the model, such as ``'the student'``.
+        model (nn.Module): The model that has the module.
+        tap (Tap): The tap.
+        owner (str): Name of the model in the error, such as ``'the student'``.
+
+    Returns:
+        nn.Module: The module.
 
     Raises:
-        ValueError: If there is no such module; names the closest ones and what the last part of
-            the path that does exist contains.
+        ValueError: If there is no such module. The message names the closest modules, and the
+            children of the last part of the path that exists.
     """
     module, known = model, []
     for part in tap.path.split('.'):
@@ -144,7 +166,7 @@ def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | Non
     """Finds the innermost module around a tap that has an attribute.
 
     Args:
-        model (nn.Module): The model that holds the tapped module.
+        model (nn.Module): The model that has the tapped module.
         tap (Tap): The tap.
         attribute (str): Name of an attribute that is a whole number, such as ``'num_classes'``.
 
@@ -153,7 +175,7 @@ def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | Non
         the attribute.
 
     Raises:
-        ValueError: If the model has no such module as the tap names.
+        ValueError: If the model does not have the module that the tap names.
 
     Examples:
         >>> head = nn.Sequential(nn.Conv2d(8, 5, 1))
@@ -170,26 +192,26 @@ def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | Non
 
 
 def classes_around(model: nn.Module, tap: Tap) -> int | None:
-    """``num_classes`` of the innermost module around a tap that has one.
+    """Returns ``num_classes`` of the innermost module around a tap that has it.
 
     Args:
-        model (nn.Module): The model that holds the tapped module.
+        model (nn.Module): The model that has the tapped module.
         tap (Tap): The tap.
 
     Returns:
-        int | None: The number of classes, or None if no module around the tap has one.
+        int | None: The number of classes, or None if it is not known.
     """
     module = module_around(model, tap, 'num_classes')
     return None if module is None else module.num_classes
 
 
 def as_list(maps: Maps) -> list[Tensor]:
-    """One map or several as a list."""
+    """Returns one map or several as a list."""
     return [maps] if isinstance(maps, Tensor) else list(maps)
 
 
 def describe(value: Any) -> str:
-    """A value in a few words: shapes for tensors, the type otherwise.
+    """Describes a value for a message: tensors by their shape, other values by their type.
 
     Examples:
         >>> import torch
@@ -203,7 +225,8 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-def flatten(value: Any) -> Iterable[Any]:
+def flatten(value: Any) -> Iterator[Any]:
+    """Yields the elements of nested lists and tuples; another value is yielded as it is."""
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from flatten(item)
@@ -212,6 +235,7 @@ def flatten(value: Any) -> Iterable[Any]:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Applies a function to each tensor in nested lists, tuples and dicts."""
     if isinstance(value, (list, tuple)):
         items = [map_tensors(item, function) for item in value]
         return tuple(items) if isinstance(value, tuple) else items

@@ -1,4 +1,4 @@
-"""The task loss of a model: weighted, and its gradients at a tap."""
+"""The task loss of a model: its gradients at taps, and a factor on it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from mmkd_plugin.taps import Maps, as_list
 
 Key = TypeVar('Key', bound=Hashable)
 
-# Half precision has no numbers below 6e-8, and the gradient of a mean over all pixels is of that
-# size. The loss is enlarged on the way back and the maps are brought back to size in float32.
+# Float16 has no numbers below 6e-8, and the gradient of a mean over all pixels is of that size. So
+# the loss is multiplied by this factor, and the gradients are divided by it in float32.
 HALF_PRECISION_SCALE = 2.0**16
 
 
 def task_gradients(loss: Tensor, maps: Mapping[Key, Maps], create_graph: bool) -> dict[Key, Maps]:
-    """The gradients of a task loss with respect to maps, ``dL/dx``, in one backward pass.
+    """Computes the gradients of a task loss with respect to maps in one backward pass.
 
     Args:
-        loss (Tensor): The task loss, a scalar, as it is before any loss scaling.
-        maps (Mapping[Any, Tensor | list[Tensor]]): Maps on the path to it.
-        create_graph (bool): Whether the gradients are to be differentiable themselves.
+        loss (Tensor): The task loss, a scalar, before any loss scaling.
+        maps (Mapping[Any, Tensor | list[Tensor]]): Maps from which the loss was computed.
+        create_graph (bool): Whether the gradients are differentiable.
 
     Returns:
-        dict: For each key a tensor or a list of tensors in the shape of the maps, at least in
-        float32; zeros where the loss does not depend on one.
+        dict[Any, Tensor | list[Tensor]]: ``dL/dx`` for each key, in the shape of the maps. The
+        gradients of maps in half precision are in float32. A map that the loss does not depend on
+        gets zeros.
     """
     tensors = {key: as_list(value) for key, value in maps.items()}
     flat = [tensor for value in tensors.values() for tensor in value]
@@ -55,14 +56,17 @@ def _unscaled(gradient: Tensor, scale: float) -> Tensor:
 
 
 def once_only(loss: Tensor, maps: Maps) -> str | None:
-    """Name of an operation between maps and a loss that cannot be differentiated twice, if any.
+    """Finds an operation between maps and a loss that cannot be differentiated twice.
 
-    Compiled operations of mmcv are such; torch gives no second derivative for them, and in some
-    cases no error either.
+    Compiled operations of mmcv and SyncBatchNorm are such operations. torch has no second
+    derivative of them, and does not always raise an error.
 
     Args:
         loss (Tensor): The task loss.
-        maps (Tensor | list[Tensor]): Maps on the path to it.
+        maps (Tensor | list[Tensor]): Maps from which the loss was computed.
+
+    Returns:
+        str | None: Name of the operation, None if there is none.
     """
     ends = {tensor.grad_fn for tensor in as_list(maps)}
     seen, queue = set(ends), [loss.grad_fn]
@@ -82,13 +86,13 @@ def once_only(loss: Tensor, maps: Maps) -> str | None:
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Makes mmdet's focal losses take their plain PyTorch path while the block runs.
+    """Makes mmdet's focal losses take their plain PyTorch path inside the block.
 
-    On a GPU they call a compiled operation without a second derivative, unless the targets are
-    one-hot already.
+    On a GPU they call a compiled operation without a second derivative, unless their targets are
+    one-hot. So the targets are made one-hot.
 
     Args:
-        model (nn.Module): The model that is going to run its loss.
+        model (nn.Module): The model that computes its loss inside the block.
     """
     handles = [
         module.register_forward_pre_hook(_one_hot, with_kwargs=True)
@@ -121,11 +125,15 @@ def _one_hot(_: nn.Module, args: Sequence, kwargs: dict) -> tuple[tuple, dict] |
 
 
 def scaled_losses(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The losses of a model times a factor; an entry that is not a loss (an accuracy) stays.
+    """Multiplies the losses of a model by a factor.
 
     Args:
-        losses (Mapping[str, Any]): As ``model.loss`` gives them: tensors or lists of tensors.
+        losses (Mapping[str, Any]): The result of ``model.loss``: tensors or lists of tensors.
         factor (float): The factor.
+
+    Returns:
+        dict[str, Any]: The entries whose name contains ``'loss'`` times the factor; all others,
+        such as an accuracy, as they are.
     """
     return {
         key: _scaled(value, factor) if 'loss' in key else value for key, value in losses.items()

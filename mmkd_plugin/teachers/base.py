@@ -1,4 +1,4 @@
-"""Teacher: what every kind of teacher can do, and what it exchanges with the Distiller."""
+"""Teacher: the base class of all kinds of teachers, and the data that they exchange."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Trial(NamedTuple):
-    """What a teacher may know of the student at build time.
+    """The student at build time, as far as a teacher may know it.
 
     Args:
-        config (dict, optional): Its config; None for a student that was given as a module.
-        preprocessor (nn.Module): Its data preprocessor.
-        run (DryRun): What a dry forward showed: maps at the ``student_taps`` of all teachers, the
-            made-up data samples, and the size of the image.
-        sync (bool): Whether its batch norms work over all processes.
+        config (dict, optional): Config of the student, None if it was given as a module.
+        preprocessor (nn.Module): Data preprocessor of the student.
+        run (DryRun): Results of a dry forward of the student: the maps at the ``student_taps`` of
+            all teachers, the made-up data samples, and the size of the image.
+        sync (bool): Whether the student has SyncBatchNorm. Defaults to False.
+
+    Examples:
+        >>> from mmengine.model import BaseDataPreprocessor
+        >>> from mmkd_plugin import Trial
+        >>> from mmkd_plugin.taps.dry_run import DryRun
+        >>> Trial(config=None, preprocessor=BaseDataPreprocessor(), run=DryRun()).run.size
+        128
     """
 
     config: dict | None
@@ -37,13 +44,21 @@ class Trial(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """What a model showed of a made-up image, on the CPU.
+    """Tensors of a model for a made-up image, on the CPU.
 
     Args:
-        maps (dict[Tap, Maps]): What lies at each tap.
-        shown (dict[View, Maps]): What a loss is going to get for each view.
-        scores (dict[View, Scores]): For views of explanations, the kind of the class scores.
+        maps (dict[Tap, Maps]): The maps at each tap, ``(1, C, H, W)``.
+        shown (dict[View, Maps]): For each view, tensors with the shapes that a loss will get.
+        scores (dict[View, Scores]): The kind of the class scores, for each view of explanations.
         size (int): Height and width of the image, pixels.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Preview, Tap, Taps, View
+        >>> maps = torch.rand(1, 8, 16, 16)
+        >>> preview = Preview({Tap('neck'): maps}, {View(Taps.parse('neck')): maps}, {}, size=128)
+        >>> [str(tap) for tap in preview.maps]
+        ['neck']
     """
 
     maps: dict[Tap, Maps]
@@ -58,9 +73,15 @@ class Batch(NamedTuple):
     Args:
         inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
         data_samples (list, optional): Their data samples.
-        step (int): Number of the iteration.
-        student (Mapping[Tap, Maps]): What the student showed at the ``student_taps`` of a teacher
-            that runs after it, with gradient.
+        step (int): Number of the iteration. Defaults to 0.
+        student (Mapping[Tap, Maps]): The student's maps, with gradient, for a teacher that runs
+            after the student. Defaults to ``{}``.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Batch
+        >>> Batch(torch.rand(2, 3, 32, 32), data_samples=None).step
+        0
     """
 
     inputs: Tensor
@@ -70,12 +91,21 @@ class Batch(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What a teacher made of a batch.
+    """Tensors and losses of a teacher for a batch.
 
     Args:
-        shown (Mapping[View, Maps]): What losses get for each view, without gradient to the teacher.
-        chosen (Mapping[View, Chosen]): For views of explanations, which classes it explains where.
-        losses (Mapping[str, Any]): Its own, of a teacher that is trained along.
+        shown (Mapping[View, Maps]): For each view the tensors that a loss gets. They have no
+            gradient to the teacher.
+        chosen (Mapping[View, Chosen]): The classes to explain, for each view of explanations.
+            Defaults to ``{}``.
+        losses (Mapping[str, Any]): Losses of a teacher that is trained along. Defaults to ``{}``.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Lesson, Taps, View
+        >>> view = View(Taps.parse('neck'))
+        >>> Lesson({view: torch.rand(2, 8, 4, 4)}).shown[view].shape
+        torch.Size([2, 8, 4, 4])
     """
 
     shown: Mapping[View, Maps]
@@ -84,27 +114,47 @@ class Lesson(NamedTuple):
 
 
 class Teacher(ABC):
-    """One kind of teacher: a registered class in a file of its own.
+    """Base of all kinds of teachers. A kind is a registered class in a file of its own.
 
-    A config names it by ``type``; its other keys are the arguments of the constructor, which has to
-    take ``name``. One that is trained along is an ``nn.Module`` too and sets ``learns``; its state
-    lies beside the student's. Any other lies outside of the module tree, and copies of the student
-    share it.
+    A config selects the kind by ``type``. The other keys are the arguments of its constructor,
+    which has to take ``name``. A teacher that is trained along sets ``learns``, is an ``nn.Module``
+    too, and has its state saved beside the student's. All other teachers lie outside the module
+    tree, and copies of the student share them.
 
     Attributes:
-        name (str): What terms and messages call it.
-        source (str): Where it comes from, in a few words.
-        student_taps (tuple[Tap, ...]): What it reads in the student; if anything, it runs after the
-            student.
+        name (str): Name in the config and in messages.
+        source (str): Origin of the teacher for the plan, such as the path of its config.
+        student_taps (tuple[Tap, ...]): Taps at which it reads the student. If there are any, it
+            runs after the student. Defaults to ``()``.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Batch, Lesson, Preview, Taps, Teacher, View
+        >>> class Zeros(Teacher):
+        ...     name, source = 'zeros', 'constants'
+        ...
+        ...     def prepare(self, student, views, device):
+        ...         shown = {view: torch.zeros(1, 8, 4, 4) for view in views}
+        ...         return Preview({}, shown, {}, student.run.size)
+        ...
+        ...     def teach(self, batch, views):
+        ...         shape = len(batch.inputs), 8, 4, 4
+        ...         return Lesson({view: torch.zeros(shape) for view in views})
+        ...
+        ...     def work(self):
+        ...         return f"teacher '{self.name}': computes nothing"
+        >>> view = View(Taps.parse('neck'))
+        >>> Zeros().teach(Batch(torch.rand(2, 3, 32, 32), None), [view]).shown[view].shape
+        torch.Size([2, 8, 4, 4])
     """
 
-    #: Whether it is trained along: it takes part in each step, and is a module.
+    #: Whether it is trained along. Such a teacher is a module and takes part in each step.
     learns: ClassVar[bool] = False
-    #: Whether its maps lie in a store and come with the batch.
+    #: Whether its maps are stored on disk and come with the batch.
     stored: ClassVar[bool] = False
-    #: What a config without one of the required keys is told, by the key.
+    #: Hint in the message for a config that lacks a required key, by the key.
     missing: ClassVar[dict[str, str]] = {}
-    #: Keys of another kind that a config may keep when only its ``type`` is changed to this one.
+    #: Keys of another kind that a config may keep when its ``type`` is changed to this kind.
     unused: ClassVar[tuple[str, ...]] = ()
 
     name: str
@@ -113,15 +163,18 @@ class Teacher(ABC):
 
     @abstractmethod
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
-        """Gets ready to show views; called once, before training.
+        """Gets ready to show views. It is called once, before training.
 
         Args:
-            student (Trial): The student that is going to learn from it.
-            views (Sequence[View]): All that will ever be asked for.
-            device (torch.device): Where to try it.
+            student (Trial): The student at build time.
+            views (Sequence[View]): All views that :meth:`teach` may be asked for.
+            device (torch.device): The device for a trial.
+
+        Returns:
+            Preview: Made-up maps for these views.
 
         Raises:
-            ValueError: If it cannot show one of them.
+            ValueError: If it cannot show one of the views.
         """
 
     @abstractmethod
@@ -130,46 +183,72 @@ class Teacher(ABC):
 
         Args:
             batch (Batch): The batch.
-            views (Sequence[View]): A part of those given to :meth:`prepare`.
+            views (Sequence[View]): Some of the views given to :meth:`prepare`.
+
+        Returns:
+            Lesson: The tensors of these views.
         """
 
     @abstractmethod
     def work(self) -> str:
-        """What it is and what it computes, as a line of the plan."""
+        """Describes the teacher and its work.
+
+        Returns:
+            str: A line of the plan.
+        """
 
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
     ) -> list[tuple[str, nn.Module | None]]:
-        """The batch norms that feed the maps of taps, in the order of the maps.
+        """Returns the batch norms that feed the maps of taps, in the order of the maps.
 
         Args:
-            taps (Taps): Some of those given to :meth:`prepare`.
-            names (Sequence[str], optional): Their names. Defaults to None: those that were found.
+            taps (Taps): Some of the taps of the views given to :meth:`prepare`.
+            names (Sequence[str], optional): Names of the batch norms. Defaults to None: those that
+                were found.
 
         Returns:
-            list[tuple]: Name and module (or anything with ``weight`` and ``bias``) of each,
-            ``('', None)`` where none was found.
+            list[tuple[str, nn.Module | None]]: Name and module of each batch norm, ``('', None)``
+            if none was found. An object with ``weight`` and ``bias`` can replace the module.
 
         Raises:
-            ValueError: If there is none of a name.
+            ValueError: If a named batch norm does not exist.
         """
         return [(name, None) for name in names or [''] * len(taps.taps)]
 
     def classes(self, tap: Tap) -> int | None:
-        """The number of classes of the head around a tap, None if that is not known."""
+        """Returns the number of classes of the head around a tap.
+
+        Args:
+            tap (Tap): A tap of the views given to :meth:`prepare`.
+
+        Returns:
+            int | None: The number, None if it is not known.
+        """
         return None
 
     def predictor(self) -> nn.Module | None:
-        """The model that predicts images by itself, None if there is none."""
+        """Returns a model that predicts images by itself.
+
+        Returns:
+            nn.Module | None: The model, None if there is none.
+        """
         return None
 
-    def apply_to_tensors(  # noqa: B027 - most kinds have no tensors outside of the tree
+    def apply_to_tensors(  # noqa: B027 - most kinds have no tensors outside the module tree
         self, function: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> None:
-        """Follows ``.to()``, ``.cuda()``, ``.half()`` of the Distiller, unless it is a module."""
+        """Follows ``.to()``, ``.cuda()`` and ``.half()`` of the Distiller.
+
+        A teacher that is a module does nothing here: the module tree contains its tensors.
+
+        Args:
+            function (Callable): Takes a tensor and returns its replacement.
+            recurse (bool): Whether submodules are included. Defaults to True.
+        """
 
     def __deepcopy__(self, memo: dict) -> Teacher:
-        """A copy of the student (EMA keeps one) shares a teacher that does not learn."""
+        """Returns the teacher itself unless it learns, so copies of the student (EMA) share it."""
         if not self.learns:
             return self
         made = memo[id(self)] = type(self).__new__(type(self))

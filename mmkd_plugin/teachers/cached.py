@@ -1,4 +1,4 @@
-"""CachedTeacher: a teacher that ran before, whose maps are read from disk."""
+"""CachedTeacher: reads the maps of a teacher from disk instead of running it."""
 
 from __future__ import annotations
 
@@ -24,24 +24,30 @@ from mmkd_plugin.views import View, of_kind, taps_of
 
 @MODELS.register_module()
 class CachedTeacher(Teacher):
-    """A teacher whose maps ``tools/cache_teacher.py`` stored: it takes no memory and does not run.
+    """A teacher whose maps ``tools/cache_teacher.py`` has stored. The model itself is not loaded.
 
-    It stands in for an :class:`OnlineTeacher` in a config. The workers of the data loader read the
-    maps and do to them what the pipeline did to the image (:class:`LoadTeacherMaps`, which
-    :func:`wire` adds); here they are put together for the batch.
+    It replaces an :class:`OnlineTeacher` in a config. The workers of the data loader read the maps
+    and warp them as the pipeline warped the image: :func:`wire` adds :class:`LoadTeacherMaps` to
+    the pipeline. The teacher collects the maps of a batch.
 
     Args:
-        path (str): The cache.
-        config (str | dict, optional): That of the teacher; the cache has to be of it. Defaults to
-            None: not checked.
-        checkpoint (str, optional): That of the teacher; the cache has to be of it. Defaults to
-            None: not checked.
-        ignore (Sequence[str]): Types of transforms of your own in the train pipeline that leave
-            each pixel in its place. Defaults to ``()``.
-        name (str): What terms and messages call it. Defaults to ``'teacher'``.
+        path (str): Folder of the cache.
+        config (str | dict, optional): Config of the teacher, compared with that of the cache.
+            Defaults to None: not compared.
+        checkpoint (str, optional): Weights of the teacher, compared with those of the cache.
+            Defaults to None: not compared.
+        ignore (Sequence[str]): Types of your own transforms in the train pipeline that leave each
+            pixel in its place. Defaults to ``()``.
+        name (str): Name in the config and in messages. Defaults to ``'teacher'``.
 
     Raises:
-        ValueError: If there is no such cache, it is not finished, or it is of another teacher.
+        ValueError: If the cache does not exist, is not finished, or is of another teacher.
+
+    Examples:
+        >>> from mmkd_plugin.teachers.configs import teacher_configs
+        >>> teacher = dict(type='mmkd_plugin.CachedTeacher', path='work_dirs/cache')
+        >>> list(teacher_configs(teacher))
+        ['teacher']
     """
 
     stored: ClassVar[bool] = True
@@ -77,11 +83,19 @@ class CachedTeacher(Teacher):
                 )
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
-        """Checks that it holds everything that views show; gives made-up maps of those shapes.
+        """Checks that the cache has the maps and explanations of all views.
+
+        Args:
+            student (Trial): The student at build time.
+            views (Sequence[View]): All views that :meth:`teach` may be asked for.
+            device (torch.device): Not used: nothing runs.
+
+        Returns:
+            Preview: Random maps in the shapes of the stored ones.
 
         Raises:
-            ValueError: If it does not, if gradients are asked for, or the preprocessor mixes
-                images.
+            ValueError: If the cache lacks something, a view asks for gradients, or the student's
+                data preprocessor mixes images.
         """
         owner, meta, size = f"teacher '{self.name}'", self.cache.meta['taps'], student.run.size
         gradient_taps = taps_of(views, 'gradients')
@@ -116,7 +130,7 @@ class CachedTeacher(Teacher):
         return Preview(maps, shown, self._scores, size)
 
     def _example(self, view: View, maps: dict[Tap, Maps]) -> Maps:
-        """Made-up maps, or a corner of made-up explanations ``(1, C, 8, 8)``."""
+        """Returns made-up maps, or a corner of made-up explanations ``(1, C, 8, 8)``."""
         if view.kind == 'maps':
             return view.of(maps)
         about, classes = self.cache.meta['taps'][stored_as(view)], self._scores[view].classes
@@ -124,10 +138,17 @@ class CachedTeacher(Teacher):
             return [torch.rand(1, channels // classes, 8, 8) for channels, *_ in about['maps']]
 
     def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
-        """Puts together the maps and the explanations that the data samples carry.
+        """Collects the maps and explanations from the data samples of a batch.
+
+        Args:
+            batch (Batch): The batch.
+            views (Sequence[View]): Some of the views given to :meth:`prepare`.
+
+        Returns:
+            Lesson: The maps and explanations of these views.
 
         Raises:
-            ValueError: If they carry nothing.
+            ValueError: If the data samples carry no maps of this teacher.
         """
         read: dict[Tap, Maps] = {}
         for tap in stored_taps(views):
@@ -140,7 +161,7 @@ class CachedTeacher(Teacher):
         return Lesson(shown, chosen)
 
     def _explanation(self, batch: Batch, view: View, chosen: Chosen) -> Explanation:
-        """The stored explanations of the chosen classes, cut out as the images were."""
+        """Selects the chosen classes from the explanations that the data samples carry."""
         classes = chosen.classes.clamp(min=0)[:, :, None, None, None]
         maps = []
         for x in self._carried(stored_as(view), batch.inputs, batch.data_samples):
@@ -150,7 +171,7 @@ class CachedTeacher(Teacher):
         return Explanation(chosen, maps)
 
     def _carried(self, name: str, inputs: Tensor, data_samples: list | None) -> list[Tensor]:
-        """The maps of a tap that data samples carry, on the canvas of the batch."""
+        """Collects the maps of a tap from data samples and pads them to the size of the batch."""
         field = field_of(self.name)
         if not data_samples or any(field not in sample for sample in data_samples):
             raise ValueError(
@@ -169,16 +190,16 @@ class CachedTeacher(Teacher):
         return maps
 
     def classes(self, tap: Tap) -> int | None:
-        """The number of classes of the teacher's head around a tap, None if there is none."""
+        """Returns the number of classes of the teacher's head around a tap, None if unknown."""
         return self.cache.meta['taps'][str(tap)]['classes']
 
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
     ) -> list[tuple[str, SimpleNamespace | None]]:
-        """Weight and bias of the batch norms that feed maps; see :meth:`Teacher.norms`.
+        """Returns weight and bias of the batch norms that feed maps; see :meth:`Teacher.norms`.
 
         Raises:
-            ValueError: If one that is named is not in the cache.
+            ValueError: If a named batch norm is not in the cache.
         """
         meta = self.cache.meta
         if names is None:
@@ -193,7 +214,7 @@ class CachedTeacher(Teacher):
         return [(name, _norm(meta['norms'][name]) if name else None) for name in names]
 
     def work(self) -> str:
-        """Which maps it reads, in words."""
+        """Describes the cache and the maps that are read, in a line of the plan."""
         size = human_size(Path(self.cache.path, 'data.mdb').stat().st_size)
         return (
             f"teacher '{self.name}' ({self.source}): cached in {self.cache.path} ({size}), not in "
@@ -202,12 +223,12 @@ class CachedTeacher(Teacher):
 
 
 def stored_as(view: View) -> str:
-    """The name of the records that hold the explanations of a view."""
+    """Returns the name of the records with the explanations of a view."""
     return view.explainer.stored_as(view.taps)
 
 
 def stored_taps(views: Sequence[View]) -> list[Tap]:
-    """The taps whose maps are read; of explanations, those of the class scores."""
+    """Returns the taps whose maps are stored; for explanations, those of the class scores."""
     taps = (view.taps if view.kind == 'maps' else view.scores for view in views)
     return list(dict.fromkeys(tap for one in taps for tap in one))
 
@@ -218,13 +239,13 @@ def _norm(values: Sequence[Sequence[float]]) -> SimpleNamespace:
 
 
 def _batch_augments(preprocessor: nn.Module) -> list:
-    """What a data preprocessor does to whole batches."""
+    """Returns the batch augmentations of a data preprocessor."""
     augments = getattr(preprocessor, 'batch_augments', None) or ()
-    augments = getattr(augments, 'augments', augments)  # our own, which holds several
+    augments = getattr(augments, 'augments', augments)  # `InOrder` of this package has a list
     return list(augments) if isinstance(augments, (Sequence, nn.ModuleList)) else [augments]
 
 
 def _made_up(about: Sequence[int], size: int) -> Tensor:
-    """A map of channels and strides ``[C, h, w]`` for an image of ``size`` pixels."""
+    """Returns a random map with channels and strides ``[C, h, w]`` of a square image."""
     channels, *strides = about
     return torch.randn(1, channels, *(-(-size // stride) for stride in strides))

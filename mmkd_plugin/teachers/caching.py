@@ -1,4 +1,4 @@
-"""Caching: one run of a teacher over whole pictures, and what a cache says of it."""
+"""Caching: runs a teacher on whole images for a cache, and describes it there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -29,17 +30,20 @@ def description(
     views: Sequence[View],
     norms: Sequence[str],
 ) -> dict[str, Any]:
-    """What a cache says of its teacher.
+    """Describes a teacher and its maps for the metadata of a cache.
 
     Args:
         teacher (OnlineTeacher): The teacher, prepared.
-        config (dict): Its config.
-        preview (Preview): What it showed when it was prepared.
-        views (Sequence[View]): What is stored.
+        config (dict): The teacher's dict in the config.
+        preview (Preview): The result of preparing it.
+        views (Sequence[View]): The views to store.
         norms (Sequence[str]): Names of further batch norms that terms ask for.
 
+    Returns:
+        dict[str, Any]: Entries of ``TeacherCache.meta``.
+
     Raises:
-        ValueError: If a tap gives something else than maps.
+        ValueError: If a tap does not return maps ``(N, C, H, W)``.
     """
     about = {str(tap): _about_tap(teacher, tap, preview) for tap in stored_taps(views)}
     about |= {
@@ -93,7 +97,7 @@ def _about_explanations(view: View, preview: Preview) -> dict[str, Any]:
 
 
 def _norms(teacher: OnlineTeacher, names: set[str]) -> dict[str, list[list[float]]]:
-    """Weight and bias of batch norms that have both, by their names."""
+    """Returns weight and bias of the batch norms that have both, by name."""
     modules = {name: find_module(teacher.model, Tap(name), 'the teacher') for name in sorted(names)}
     return {
         name: [module.weight.tolist(), module.bias.tolist()]
@@ -103,7 +107,7 @@ def _norms(teacher: OnlineTeacher, names: set[str]) -> dict[str, list[list[float
 
 
 def _shape(maps: Tensor, size: int) -> list[int]:
-    """Channels and strides of a map, ``[C, h, w]``."""
+    """Returns channels and strides of a map, ``[C, h, w]``."""
     return [maps.shape[1], *(-(-size // side) for side in maps.shape[2:])]
 
 
@@ -121,12 +125,12 @@ def whole_picture(
         teacher (OnlineTeacher): The teacher, prepared.
         preprocessor (nn.Module): The student's data preprocessor.
         image (Tensor): ``(C, H, W)``, pixel values.
-        loaded (tuple[int, int]): Its height and width before it was scaled.
-        about (Mapping): What :func:`description` says of the taps.
-        views (Sequence[View]): What is stored.
+        loaded (tuple[int, int]): Height and width of the image before it was scaled, pixels.
+        about (Mapping): The ``taps`` of :func:`description`.
+        views (Sequence[View]): The views to store.
 
     Returns:
-        dict[str, Record]: What each tap gave, and the explanations.
+        dict[str, Record]: The maps of each tap and the explanations, by their name in the cache.
 
     Raises:
         ValueError: If a map is not finite, or its size does not follow that of the image.
@@ -161,8 +165,8 @@ def _checked(
     maps: Sequence[Tensor],
     about: Mapping[str, Any],
     size: Sequence[int],
-) -> list:
-    """The maps of one image as arrays, if crops of them mean something."""
+) -> list[np.ndarray]:
+    """Returns the maps of one image as arrays, if their size follows that of the image."""
     maps = [x[0].detach().float().cpu() for x in maps]
     for x, (_, *strides) in zip(maps, about['maps']):
         expected = [-(-side // stride) for side, stride in zip(size, strides)]
@@ -179,15 +183,15 @@ def _checked(
 
 
 def explain_all(view: View, read: Mapping[Tap, Maps], kind: Scores) -> list[Tensor]:
-    """A teacher's explanations of every class that it sees in one image.
+    """Explains every class that a teacher sees in one image.
 
     Args:
-        view (View): What is explained by what.
-        read (Mapping): What the teacher's taps gave, with a graph.
-        kind (Scores): How its class scores are to be read.
+        view (View): A view of explanations.
+        read (Mapping[Tap, Maps]): The maps at the teacher's taps, with an autograd graph.
+        kind (Scores): How to read the class scores.
 
     Returns:
-        list[Tensor]: ``(1, classes · C, h, w)`` for each map that explains, 0 for absent classes.
+        list[Tensor]: ``(1, classes · C, h, w)`` for each tapped map, 0 for absent classes.
     """
     scores = view.scores.of(read)
     every = choose_classes(scores, kind, kind.classes, view.explainer.score_thr)
@@ -197,7 +201,7 @@ def explain_all(view: View, read: Mapping[Tap, Maps], kind: Scores) -> list[Tens
             every.classes[:, row : row + 1], [x[:, row : row + 1] for x in every.positions]
         )
         if number < 0 and maps:
-            break  # those that follow are absent too
+            break  # absent classes come last
         explained = view.explain(read, one, kind, None, False).maps
         maps = maps or [x.new_zeros(1, kind.classes, *x.shape[2:]) for x in explained]
         for whole, x in zip(maps, explained):
@@ -209,13 +213,16 @@ def explain_all(view: View, read: Mapping[Tap, Maps], kind: Scores) -> list[Tens
 def padding_values(
     teacher: OnlineTeacher, preprocessor: nn.Module, views: Sequence[View], size: int
 ) -> dict[str, list[list[float]]]:
-    """What each channel of each map holds where the teacher sees nothing but padding.
+    """Measures the values of a teacher's maps in padding: runs it on an image of padding alone.
 
     Args:
         teacher (OnlineTeacher): The teacher, prepared.
         preprocessor (nn.Module): The student's data preprocessor.
-        views (Sequence[View]): What is stored.
-        size (int): Height and width of the image to try, pixels.
+        views (Sequence[View]): The views to store.
+        size (int): Height and width of the image, pixels.
+
+    Returns:
+        dict[str, list[list[float]]]: For each tap, for each of its maps, a value for each channel.
     """
     device = next(teacher.model.parameters()).device
     images, _ = example_batch(teacher.model, device, size)
@@ -234,7 +241,7 @@ def padding_values(
 
 
 def _sample(model: nn.Module) -> BaseDataElement:
-    """An empty data sample of the library that a model is of."""
+    """Returns an empty data sample of the library that a model comes from."""
     library = library_of(model)
     if library == 'mmdet':
         from mmdet.structures import DetDataSample

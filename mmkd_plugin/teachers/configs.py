@@ -1,4 +1,4 @@
-"""The ``teacher`` of a config: one or several, each of some kind."""
+"""The ``teacher`` of a config: one dict or several, each of one kind."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from mmkd_plugin.words import did_you_mean
 
 
 def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
-    """The teachers of a config by their names.
+    """Checks the teachers of a config and returns their dicts by name.
+
+    Args:
+        teacher (dict | list[dict]): The ``teacher`` of a config.
+
+    Returns:
+        dict[str, dict]: The dict of each teacher, with ``name`` filled in.
 
     Raises:
-        ValueError: If there is no such kind of teacher, a key is unknown or missing, or names are
-            not distinct.
+        ValueError: If a kind of teacher does not exist, a key is unknown or missing, or two names
+            are equal.
     """
     several = not isinstance(teacher, dict)
     configs: dict[str, dict] = {}
@@ -36,10 +42,16 @@ def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
 
 
 def kind_of_teacher(config: dict) -> type[Teacher]:
-    """The class of a teacher by its config.
+    """Returns the class of a teacher by its dict.
+
+    Args:
+        config (dict): The dict. Without ``type`` the class is :class:`OnlineTeacher`.
+
+    Returns:
+        type[Teacher]: The class.
 
     Raises:
-        ValueError: If its ``type`` does not name one.
+        ValueError: If ``type`` is not a kind of teacher.
     """
     if 'type' not in config:
         return OnlineTeacher
@@ -63,7 +75,7 @@ def _is_teacher(kind: Any) -> bool:
 
 
 def build_teacher(config: dict) -> Teacher:
-    """Builds a teacher from one of the :func:`teacher_configs`."""
+    """Builds a teacher from a dict that :func:`teacher_configs` returned."""
     kind = kind_of_teacher(config)
     return kind(**{k: v for k, v in config.items() if k != 'type' and k not in kind.unused})
 

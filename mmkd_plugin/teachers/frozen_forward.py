@@ -1,4 +1,4 @@
-"""FrozenForward: reads taps of a frozen model, in the fastest way that keeps its maps."""
+"""FrozenForward: reads taps of a frozen model, as fast as its maps allow."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from mmkd_plugin.teachers.inference import (
 )
 from mmkd_plugin.words import first_line
 
-#: As the teacher was built.
-EXACT = Inference('fp32', False, False, False)
+#: The model computes as it was built.
+EXACT = Inference('fp32', channels_last=False, fuse_conv_bn=False, compile=False)
 
 
 class FrozenForward:
-    """Reads taps of a frozen model, no further than the last one that is asked for.
+    """Reads taps of a frozen model, which stops after the last tap.
 
-    Each option of ``asked`` is tried on a made-up image and given up where it would change the
-    maps.
+    Each option of ``asked`` is tried on a made-up image and switched off if it changes the maps.
 
     Args:
         model (nn.Module): A model in eval mode whose weights get no gradient.
-        taps (Sequence[Tap]): All taps that will ever be read.
-        asked (Inference): How it is to compute.
-        preprocessor (nn.Module): The student's data preprocessor, for the size of its crops.
-        device (torch.device): Where the model is.
-        size (int): Size of the image to try it on, pixels; where that does not suit the model, the
-            size of the student's training crops is tried.
-        owner (str): What messages call the model.
+        taps (Sequence[Tap]): All taps that later calls may read.
+        asked (Inference): Options of the computation.
+        preprocessor (nn.Module): The student's data preprocessor, which knows the size of crops.
+        device (torch.device): The device of the model.
+        size (int): Height and width of the made-up image, pixels. If the model does not take it,
+            the size of the student's training crops is tried.
+        owner (str): Name of the model in messages.
 
     Raises:
-        ValueError: If a tap does not run, or a precision was asked for and does not run.
+        ValueError: If a tap does not run, or the model does not run in the precision that the
+            config asks for.
 
     Attributes:
-        run (DryRun): What the trial showed.
-        inference (Inference): How it computes.
-        how (str): The same in words.
-        compiled (dict[nn.Module, Callable]): Compiled forwards, by the module.
+        run (DryRun): Results of the trial.
+        inference (Inference): The options in use.
+        how (str): The options in use, for the plan.
+        compiled (dict[nn.Module, Callable]): Compiled forwards by module.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FrozenForward:
             return self._try(device, size)
         except TapError as error:
             raise TapError(f'{self._owner}: {error}') from None
-        except Exception:  # a transformer that takes images of its own training size alone
+        except Exception:  # some transformers take only images of their training size
             crop = crop_size(preprocessor)
             if crop in ((), (size,)):
                 raise
@@ -99,7 +99,7 @@ class FrozenForward:
         return replace(run, size=size), example
 
     def _settle(self, inputs: Tensor, data_samples: list | None) -> None:
-        """Chooses how to compute, and tries it on the image that the model was tried on."""
+        """Chooses the options and tries them on a made-up image."""
         device = inputs.device
         self.inference, why = self._asked.on(device)
         exact = self._maps(inputs, data_samples, self.taps, EXACT)
@@ -116,12 +116,12 @@ class FrozenForward:
             also.append(self._compile(gap, device))
         if self.inference.channels_last:
             also.insert(0, 'channels_last')
-            if device.type == 'cuda':  # a CPU arranges weights anew in any case
+            if device.type == 'cuda':  # CPU kernels reorder the weights themselves
                 self.model.to(memory_format=torch.channels_last)
         self.how = ', '.join(filter(None, [f'in {self.inference.precision} ({why})', *also]))
 
     def _fuse(self, gap: Callable[[], float], inputs: Tensor, data_samples: list | None) -> str:
-        """Fuses convolutions and batch norms, and says how many."""
+        """Fuses batch norms into convolutions and describes the result."""
 
         def read() -> list[Tensor]:
             maps = self._maps(inputs, data_samples, self.taps, EXACT)
@@ -135,16 +135,16 @@ class FrozenForward:
         return f'{len(pairs)} batch norms fused into their convolutions' if pairs else ''
 
     def _try_half(self, gap: Callable[[Inference], float], device: torch.device) -> str:
-        """Goes back to fp32 where half precision does not do, and says why.
+        """Goes back to fp32 if half precision fails, and returns the reason.
 
         Raises:
-            ValueError: If it was asked for and does not run.
+            ValueError: If the config asks for half precision and the model does not run in it.
         """
         half, error = self.inference.precision, float('inf')
         try:
             error = gap(replace(self.inference, compile=False))
             said = 'its maps are not finite' if error == float('inf') else ''
-        except Exception as caught:  # an operation of a foreign model that takes no such type
+        except Exception as caught:  # some operations do not take this type
             said = first_line(caught)
         asked = self._asked.precision != 'auto'
         if said and asked:
@@ -155,7 +155,7 @@ class FrozenForward:
         return f'not in {half}: {said or f"its maps would change by {error:.0%}"}'
 
     def _compile(self, gap: Callable[[Inference], float], device: torch.device) -> str:
-        """Compiles what lies between the taps, if that works, and says how much."""
+        """Compiles the parts between the taps if that works, and describes the result."""
         places = [place for tap in self.taps for place in self.run.places.get(tap, (tap,))]
         self.compiled = compile_between(self.model, places, self.run.ran, device)
         try:
@@ -178,18 +178,18 @@ class FrozenForward:
         taps: Sequence[Tap],
         on_path: Sequence[Tap] = (),
     ) -> dict[Tap, Maps]:
-        """Reads taps in images that are normalised for the model.
+        """Runs the model and reads taps.
 
         Args:
-            inputs (Tensor): Images ``(N, C, H, W)``.
+            inputs (Tensor): Images ``(N, C, H, W)``, normalised for the model.
             data_samples (list, optional): Their data samples.
-            taps (Sequence[Tap]): A part of those given at the start.
-            on_path (Sequence[Tap]): A part of ``taps`` from which there is to be a graph to those
-                behind it; none for the weights. Defaults to ``()``.
+            taps (Sequence[Tap]): Some of the taps given to the constructor.
+            on_path (Sequence[Tap]): Some of ``taps``. There is an autograd graph from them to later
+                taps, but not from the weights. Defaults to ``()``.
 
         Returns:
-            dict[Tap, Maps]: A tensor or a list of tensors for each tap, contiguous, and in float32
-            unless the run itself uses automatic mixed precision.
+            dict[Tap, Tensor | list[Tensor]]: The maps at each tap. Without ``on_path`` they are
+            contiguous, and in float32 unless the run itself uses automatic mixed precision.
         """
         if on_path:
             inference, _ = self._asked.where_differentiated.on(inputs.device)
@@ -221,7 +221,7 @@ class FrozenForward:
         return {tap: reader.read(tap) for tap in taps}
 
     def work(self) -> str:
-        """Which parts of the model run, and how, in words."""
+        """Describes the parts of the model that run, and the options, for the plan."""
         last = max(self.run.ran.index(tap.path) for tap in self.taps)
         roots = {name.split('.')[0] for name in self.run.ran[: last + 1]}
         parts = [name for name, _ in self.model.named_children() if name in roots]
@@ -229,7 +229,7 @@ class FrozenForward:
 
 
 def _plain(tensor: Tensor, widen: bool) -> Tensor:
-    """A contiguous tensor, in float32 if it is to be widened and is in half precision."""
+    """Returns a contiguous tensor; ``widen`` converts half precision to float32."""
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.float32 if widen and half else tensor.dtype
     return tensor.to(dtype, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Inference: how a frozen teacher computes, in which precision and in which layout."""
+"""Inference: the precision, the memory layout and the compilation of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mmkd_plugin.words import did_you_mean
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 Switch = bool | str
 
-#: How far, relatively, a map may be from that of the same teacher in fp32 as it was built: one
-#: whose batch norms are folded, and one in half precision.
+#: Largest relative distance of a map from that of the same teacher in fp32 as it was built, if its
+#: batch norms are folded, and if it computes in half precision.
 FOLDED_ERROR, HALF_ERROR = 1e-4, 5e-2
 
-#: What is folded: exactly these types, and batch norms that compute as these do.
+#: Convolutions of exactly these types are folded, with batch norms that have one of these forwards.
 CONVS = (nn.Conv2d, wrappers.Conv2d)
 NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
-#: How many modules a part of a model has at least that is compiled: a stage, but no single layer.
+#: Smallest number of modules in a part that is compiled: a stage is, a single layer is not.
 WORTH_COMPILING = 8
 
 #: Flags of ``/proc/cpuinfo`` of CPUs that multiply in bf16.
@@ -39,20 +39,20 @@ BF16_FLAGS = {'avx512_bf16', 'amx_bf16'}
 
 @dataclass(frozen=True)
 class Inference:
-    """How a frozen teacher computes; each option may be ``'auto'``, the fastest for the device.
+    """Options of a frozen teacher's computation. ``'auto'`` is the fastest on the device.
 
     Args:
-        precision (str): ``'fp32'``, ``'bf16'`` or ``'fp16'``: what convolutions and products of
-            matrices are computed in. Defaults to ``'auto'``.
-        channels_last (bool | str): Whether maps lie in memory as ``(N, H, W, C)``; their shape
+        precision (str): ``'fp32'``, ``'bf16'`` or ``'fp16'``: precision of convolutions and matrix
+            products. Defaults to ``'auto'``.
+        channels_last (bool | str): Whether maps lie in memory as ``(N, H, W, C)``. Their shape
             stays ``(N, C, H, W)``. Defaults to ``'auto'``.
-        fuse_conv_bn (bool | str): Whether convolutions take over the factors and the shifts of the
-            batch norms that follow them. Defaults to ``'auto'``.
-        compile (bool | str): Whether ``torch.compile`` compiles what lies between the taps.
+        fuse_conv_bn (bool | str): Whether batch norms are folded into the convolutions before them.
+            Defaults to ``'auto'``.
+        compile (bool | str): Whether ``torch.compile`` compiles the parts between the taps.
             Defaults to ``'auto'``.
 
     Raises:
-        ValueError: If an option is none of these.
+        ValueError: If an option has another value.
 
     Examples:
         >>> Inference(precision='fp32').precision
@@ -78,10 +78,16 @@ class Inference:
 
     @classmethod
     def from_config(cls, config: dict | None) -> Inference:
-        """Reads the ``inference`` of a teacher.
+        """Reads the ``inference`` of a teacher's config.
+
+        Args:
+            config (dict, optional): The options. None leaves all of them at ``'auto'``.
+
+        Returns:
+            Inference: The options.
 
         Raises:
-            ValueError: If it is no dict, a key is unknown, or a value is.
+            ValueError: If it is not a dict, or a key or a value is unknown.
         """
         if config is None:
             return cls()
@@ -91,10 +97,13 @@ class Inference:
         return cls(**config)
 
     def on(self, device: torch.device) -> tuple[Inference, str]:
-        """These options with nothing left open, and why the precision is what it is.
+        """Replaces each ``'auto'`` by the best value for a device.
 
         Args:
-            device (torch.device): Where the teacher is going to run.
+            device (torch.device): The device of the teacher.
+
+        Returns:
+            tuple[Inference, str]: The options, and the reason for the precision.
         """
         best, why = best_for(device)
         if self.precision != 'auto':
@@ -104,12 +113,12 @@ class Inference:
 
     @property
     def where_differentiated(self) -> Inference:
-        """The same for a forward pass that has a backward pass, before :meth:`on`."""
+        """The options for a forward pass with a backward pass; :meth:`on` comes after it."""
         precision = 'fp32' if self.precision == 'auto' else self.precision
         return replace(self, precision=precision, channels_last=False, compile=False)
 
     def context(self, device: torch.device) -> AbstractContextManager:
-        """What a forward pass runs in: its own autocast, whatever that of the run is."""
+        """Returns the autocast of a forward pass, which replaces that of the run."""
         try:
             if self.precision == 'fp32':
                 return torch.autocast(device.type, enabled=False)
@@ -118,16 +127,19 @@ class Inference:
             return nullcontext()
 
     def laid_out(self, inputs: Tensor) -> Tensor:
-        """The images in the layout that the maps are to have."""
+        """Returns the images in the memory layout of the maps."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return inputs.contiguous(memory_format=layout)
 
 
 def best_for(device: torch.device) -> tuple[Inference, str]:
-    """The fastest options on a device, and why the precision is what it is.
+    """Returns the fastest options on a device, and the reason for the precision.
 
     Args:
-        device (torch.device): Where the teacher is going to run.
+        device (torch.device): The device of the teacher.
+
+    Returns:
+        tuple[Inference, str]: The options without ``'auto'``, and the reason.
     """
     if device.type == 'cpu':
         if cpu_flags() & BF16_FLAGS and torch.backends.mkldnn.is_available():
@@ -145,11 +157,12 @@ def best_for(device: torch.device) -> tuple[Inference, str]:
 
 
 def _options(precision: str, device: torch.device) -> Inference:
-    return Inference(precision, precision != 'fp32' or device.type == 'cpu', True, False)
+    channels_last = precision != 'fp32' or device.type == 'cpu'
+    return Inference(precision, channels_last, fuse_conv_bn=True, compile=False)
 
 
 def amp_is_on(device: torch.device) -> bool:
-    """Whether the run uses automatic mixed precision just now."""
+    """Returns whether automatic mixed precision is on at this moment."""
     try:
         return torch.is_autocast_enabled(device.type)
     except RuntimeError:  # a device without autocast
@@ -160,7 +173,7 @@ def amp_is_on(device: torch.device) -> bool:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in the words of Linux; nothing on other systems."""
+    """Returns the CPU's flags in ``/proc/cpuinfo``, an empty set on other systems than Linux."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
@@ -174,14 +187,15 @@ def cpu_flags() -> frozenset[str]:
 def foldable(
     model: nn.Module, forward: Callable[[], Sequence[Tensor]]
 ) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """The convolutions of a model whose output is that of a batch norm's input and nothing else.
+    """Finds the convolutions of a model whose output goes into a batch norm and is not tapped.
 
     Args:
         model (nn.Module): A model in eval mode.
-        forward (Callable): Runs it and gives the maps that are read.
+        forward (Callable): Runs the model and returns the tapped maps.
 
     Returns:
-        list[tuple]: Convolution and batch norm, each in one pair only.
+        list[tuple[nn.Conv2d, nn.Module]]: Pairs of convolution and batch norm. A module is in one
+        pair only.
     """
     made: list[tuple[nn.Module, Tensor]] = []
     calls, links = Counter(), Counter()
@@ -216,19 +230,19 @@ def foldable(
 
 def _computes_a_norm(module: nn.Module) -> bool:
     known = type(module).forward in NORMS and module.running_mean is not None
-    return known and 'forward' not in vars(module)  # where it has been folded before
+    return known and 'forward' not in vars(module)  # `fold` sets a forward
 
 
 def fold(pairs: Sequence[tuple[nn.Conv2d, nn.Module]]) -> Callable[[], None]:
-    """Lets convolutions do what the batch norms behind them do, which then do nothing.
+    """Folds batch norms into the convolutions before them, in place.
 
-    The batch norms keep their place and their parameters.
+    The batch norms keep their place and their parameters, and return their input.
 
     Args:
-        pairs (Sequence[tuple]): What :func:`foldable` found.
+        pairs (Sequence[tuple[nn.Conv2d, nn.Module]]): The pairs that :func:`foldable` found.
 
     Returns:
-        Callable: Undoes it.
+        Callable: Undoes the folding.
     """
     before = [(conv, conv.weight, conv.bias) for conv, _ in pairs]
     for conv, norm in pairs:
@@ -265,20 +279,20 @@ def _as_it_is(x: Tensor) -> Tensor:
 def compile_between(
     model: nn.Module, taps: Collection[Tap], ran: Collection[str], device: torch.device
 ) -> dict[nn.Module, Callable]:
-    """Compiled forwards for the largest parts of a model that hold no tap.
+    """Compiles the largest parts of a model that contain no tap.
 
-    Taps are hooks, which would cut a graph in pieces or be traced into it.
+    Taps are hooks. Inside a compiled part they would break its graph or be traced into it.
 
     Args:
         model (nn.Module): A model in eval mode.
-        taps (Collection[Tap]): Where it is read.
+        taps (Collection[Tap]): The taps to read.
         ran (Collection[str]): Names of the modules that run.
-        device (torch.device): Where it runs.
+        device (torch.device): The device of the model.
 
     Returns:
-        dict: By the module; to be given to :func:`replaced_forwards`.
+        dict[nn.Module, Callable]: Compiled forwards by module, for :func:`replaced_forwards`.
     """
-    # Weights that are known to stay are laid out for oneDNN once; without that a CPU gains nothing.
+    # Frozen weights are laid out for oneDNN once. Without that a CPU gains nothing.
     options = {'freezing': True} if device.type == 'cpu' else None
     names = {module: name for name, module in model.named_modules()}
     found, queue = {}, list(model.children())
@@ -293,7 +307,7 @@ def compile_between(
 
 
 def _own_code(function: Callable, name: str) -> Callable:
-    """The same with code of its own, by which torch counts how often it compiles something."""
+    """Wraps a function in a code object of its own: torch limits recompilations of each object."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -304,7 +318,11 @@ def _own_code(function: Callable, name: str) -> Callable:
 
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    """Lets modules run other forwards while the block runs."""
+    """Replaces the forwards of modules inside the block.
+
+    Args:
+        forwards (Mapping[nn.Module, Callable]): New forwards by module.
+    """
     for module, forward in forwards.items():
         module.forward = forward
     try:
@@ -315,11 +333,14 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 
 def distance(maps: Mapping[Any, Maps], exact: Mapping[Any, Maps]) -> float:
-    """The largest relative distance ``|a - b| / |b|`` of any map, infinite if one is not finite.
+    """Computes the largest relative distance ``|a - b| / |b|`` of a map.
 
     Args:
-        maps (Mapping): By their taps.
-        exact (Mapping): The same in full precision.
+        maps (Mapping[Any, Tensor | list[Tensor]]): Maps by tap.
+        exact (Mapping[Any, Tensor | list[Tensor]]): The same maps in full precision.
+
+    Returns:
+        float: The distance, infinite if a map is not finite.
     """
     gaps = []
     for tap, value in exact.items():

@@ -1,4 +1,4 @@
-"""The model of a teacher: built from its config, and hashes that tell it from another one."""
+"""The model of a teacher: builds it from its config, and hashes config and weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.registry import MODELS
 
-stack.prepare()  # `mmseg::` paths on either stack
+stack.prepare()  # `mmseg::` paths work with both stacks of OpenMMLab
 
 
 def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
-    """The model dict in the config of a teacher, and the scope in which it is built.
+    """Reads the model dict in the config of a teacher.
 
     Args:
-        config (str | dict): As of a :class:`Teacher`.
-        name (str): What messages call the teacher.
+        config (str | dict): Path of a config file, a ``pkg::`` path, or a model dict.
+        name (str): Name of the teacher in messages.
+
+    Returns:
+        tuple[dict, str | None]: The model dict, without pretrained weights, and the scope in which
+        it is built. The model of a distilled run is its student.
 
     Raises:
-        ValueError: If there is no model in it.
-        FileNotFoundError: If there is no such file.
+        ValueError: If the config has no model.
+        FileNotFoundError: If the file does not exist.
     """
     if isinstance(config, str):
         cfg = _read_config(config, name)
@@ -39,7 +43,7 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
     else:
         model, scope = Config(dict(model=config)).model, None
-    if model.get('type', '').endswith('Distiller'):  # a distilled student teaches the next one
+    if model.get('type', '').endswith('Distiller'):  # the student of that run teaches here
         model = model.student
     model = without_pretraining(model)
     scope = model.pop('_scope_', scope)
@@ -47,6 +51,19 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
 
 
 def build_model(config: str | dict, name: str) -> nn.Module:
+    """Builds the model of a teacher.
+
+    Args:
+        config (str | dict): As for :func:`model_config`.
+        name (str): Name of the teacher in messages.
+
+    Returns:
+        nn.Module: The model, with its initial weights.
+
+    Raises:
+        ValueError: If the config has no model, or the model is not an mmengine ``BaseModel``.
+        FileNotFoundError: If the file does not exist.
+    """
     model, scope = model_config(config, name)
     with DefaultScope.overwrite_default_scope(scope):
         built = MODELS.build(model)
@@ -56,7 +73,7 @@ def build_model(config: str | dict, name: str) -> nn.Module:
 
 
 def without_pretraining(model: dict) -> dict:
-    """A copy of a model dict that asks for no pretrained weights; the checkpoint brings them."""
+    """Copies a model dict without ``pretrained`` and ``init_cfg``: a checkpoint has the weights."""
     if isinstance(model, dict):
         return type(model)(
             {
@@ -80,18 +97,18 @@ def _read_config(path: str, name: str) -> Config:
 
 
 def config_hash(config: str | dict, name: str) -> str:
-    """A hash of the model in the config of a teacher."""
+    """Returns a hash of the model in the config of a teacher."""
     model, _ = model_config(config, name)
     return hashlib.sha256(json.dumps(model, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def checkpoint_hash(checkpoint: str) -> str:
-    """A hash of the weights in a checkpoint."""
+    """Returns a hash of the weights in a checkpoint."""
     return state_hash(state_dict_of(read_checkpoint(checkpoint), checkpoint))
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
-    """A hash of names, types, shapes and values of weights."""
+    """Returns a hash of the names, types, shapes and values of weights."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""OnlineTeacher: a frozen model outside the module tree, fed as it was trained."""
+"""OnlineTeacher: a frozen model outside the module tree, with its own normalisation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import (
-    Maps,
-    Tap,
-    TapReader,
-    Taps,
-    classes_around,
-    find_module,
-)
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, classes_around, find_module
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
@@ -36,21 +29,46 @@ from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 class OnlineTeacher(Teacher):
     """A frozen, pretrained model that runs beside the student.
 
-    Not an ``nn.Module``: it takes no part in ``parameters()``, ``state_dict()``, DDP or EMA. It is
-    always in eval mode, runs without gradients, and no further than the last tap.
+    It is not an ``nn.Module``, so it is left out of ``parameters()``, ``state_dict()``, DDP and
+    EMA. The model is always in eval mode, its weights get no gradients, and it stops after the last
+    tap.
 
     Args:
         config (str | dict): Path of a config file, a ``pkg::`` path, or a model dict.
-        checkpoint (str, optional): Weights, in any form that mmengine reads. None leaves the
-            weights random, for tests.
+        checkpoint (str, optional): File or URL of the weights, in each form that mmengine reads.
+            None leaves the weights random, for tests.
         strict (bool): Whether the checkpoint has to cover all weights. Defaults to True.
-        name (str): What terms and messages call it. Defaults to ``'teacher'``.
+        name (str): Name in the config and in messages. Defaults to ``'teacher'``.
         inference (dict, optional): ``precision``, ``channels_last``, ``fuse_conv_bn`` and
             ``compile`` of an :class:`Inference`. Defaults to None: the fastest for the device.
 
     Raises:
-        ValueError: If the config, the checkpoint or ``inference`` is not usable.
-        FileNotFoundError: If one of them does not exist.
+        ValueError: If the config, the checkpoint or ``inference`` cannot be used.
+        FileNotFoundError: If the config or the checkpoint does not exist.
+
+    Attributes:
+        model (nn.Module): The model.
+        forward (FrozenForward, optional): Reads maps. None before :meth:`prepare`, and if the views
+            ask only for gradients.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Batch, OnlineTeacher, Taps, Trial, View
+        >>> from mmkd_plugin.taps.dry_run import DryRun
+        >>> head = dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_classes=5)
+        >>> config = dict(
+        ...     _scope_='mmseg',
+        ...     type='EncoderDecoder',
+        ...     data_preprocessor=dict(type='SegDataPreProcessor'),
+        ...     backbone=dict(type='ResNet', depth=18, stem_channels=8, base_channels=8),
+        ...     decode_head=head)
+        >>> teacher = OnlineTeacher(config, checkpoint=None)
+        >>> view = View(Taps.parse('decode_head.conv_seg'))
+        >>> trial = Trial(config, teacher.model.data_preprocessor, DryRun())
+        >>> preview = teacher.prepare(trial, [view], torch.device('cpu'))
+        >>> lesson = teacher.teach(Batch(torch.rand(2, 3, 64, 64), None), [view])
+        >>> lesson.shown[view].shape
+        torch.Size([2, 5, 2, 2])
     """
 
     missing: ClassVar[dict[str, str]] = dict(
@@ -85,21 +103,28 @@ class OnlineTeacher(Teacher):
             label = name if name == 'teacher' else f"teacher '{name}'"
             load_weights(self.model, checkpoint, strict=strict, name=label)
         self.model.requires_grad_(False).eval()
-        #: Reads maps; None before it is prepared, and where only gradients are asked for.
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
         self._loss_run: DryRun | None = None
         self._scores: dict[View, Scores] = {}
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
-        """Gets ready to show views of batches made by the student's preprocessor.
+        """Gets ready to show views of batches from the student's data preprocessor.
 
-        A forward on a made-up image of the size that suits the student is tried; where that does
-        not suit the teacher, the size of the student's training crops is.
+        The model runs on a made-up image of the size that the student took. If it does not take
+        this size, the size of the student's training crops is tried.
+
+        Args:
+            student (Trial): The student at build time.
+            views (Sequence[View]): All views that :meth:`teach` may be asked for.
+            device (torch.device): The device for the trial. The model is moved there and back.
+
+        Returns:
+            Preview: The results of the trial.
 
         Raises:
-            ValueError: If a tap names no module, or one that does not run, or the class scores
-                cannot be explained.
+            ValueError: If a tap names a module that the model does not have or does not run, or the
+                class scores cannot be explained.
         """
         owner = f"teacher '{self.name}'"
         taps, gradient_taps = taps_of(views, 'maps', 'explanations'), taps_of(views, 'gradients')
@@ -111,9 +136,14 @@ class OnlineTeacher(Teacher):
         self.model.to(device)
         run = None
         if taps:
-            size = student.run.size
             self.forward = FrozenForward(
-                self.model, taps, self._asked, student.preprocessor, device, size, owner
+                self.model,
+                taps,
+                self._asked,
+                preprocessor=student.preprocessor,
+                device=device,
+                size=student.run.size,
+                owner=owner,
             )
             run = self.forward.run
             self.forward.run = run.without_maps()
@@ -138,10 +168,18 @@ class OnlineTeacher(Teacher):
         return run
 
     def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
-        """Runs the model no further than the last tap; for gradients, its task loss."""
+        """Runs the model up to the last tap; for views of gradients it runs the task loss.
+
+        Args:
+            batch (Batch): The batch.
+            views (Sequence[View]): Some of the views given to :meth:`prepare`.
+
+        Returns:
+            Lesson: The tensors of these views.
+        """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
         read, slopes, left = {}, {}, views
-        if gradients:  # the backward pass of the task loss uses its graph up
+        if gradients:  # the backward pass frees the graph, so explanations need another run
             read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
             left = explaining
         chosen, shown = {}, {}
@@ -155,7 +193,7 @@ class OnlineTeacher(Teacher):
                 kind, size = self._scores[view], batch.inputs.shape[2:]
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
-        read = {tap: _detached(maps) for tap, maps in read.items()}  # no graph is needed any more
+        read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         return Lesson(shown, chosen)
@@ -167,17 +205,17 @@ class OnlineTeacher(Teacher):
         taps: Sequence[Tap],
         on_path: Sequence[Tap] = (),
     ) -> dict[Tap, Maps]:
-        """Reads taps for a batch that the student's preprocessor made.
+        """Runs the model on a batch from the student's data preprocessor and reads taps.
 
         Args:
             inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
-            data_samples (list, optional): Their data samples; tells padding from picture.
-            taps (Sequence[Tap]): A part of those that the views given to :meth:`prepare` read.
-            on_path (Sequence[Tap]): A part of ``taps`` from which there is to be a graph to those
-                behind it. Defaults to ``()``.
+            data_samples (list, optional): Their data samples, which know the size without padding.
+            taps (Sequence[Tap]): Some of the taps of the views given to :meth:`prepare`.
+            on_path (Sequence[Tap]): Some of ``taps``. There is an autograd graph from them to later
+                taps. Defaults to ``()``.
 
         Returns:
-            dict[Tap, Maps]: As :class:`FrozenForward` gives them.
+            dict[Tap, Tensor | list[Tensor]]: The maps, as :class:`FrozenForward` returns them.
         """
         with torch.no_grad():
             inputs = self._convert(inputs, data_samples)
@@ -187,9 +225,9 @@ class OnlineTeacher(Teacher):
     def _with_gradients(
         self, batch: Batch, taps: Sequence[Tap], views: Sequence[View]
     ) -> tuple[dict[Tap, Maps], dict[Tap, Maps]]:
-        """The maps of taps, and the gradients of the task loss for views, in one run of the loss.
+        """Runs the task loss once; returns the maps at taps and the gradients of views.
 
-        There is a graph from the first of the views' taps on, and none for the weights.
+        There is an autograd graph from the first tap of the views on, but not from the weights.
         """
         gradient_taps = taps_of(views, 'gradients')
         inputs, run = self._convert(batch.inputs, batch.data_samples), self._loss_run
@@ -209,7 +247,7 @@ class OnlineTeacher(Teacher):
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
     ) -> list[tuple[str, nn.Module | None]]:
-        """The batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
+        """Returns the batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
         owner = f"teacher '{self.name}'"
         if names is None:
             run = self._loss_run if self.forward is None else self.forward.run
@@ -217,19 +255,19 @@ class OnlineTeacher(Teacher):
         return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
     def classes(self, tap: Tap) -> int | None:
-        """The number of classes of the head around a tap."""
+        """Returns the number of classes of the head around a tap, None if it is not known."""
         return classes_around(self.model, tap)
 
     def predictor(self) -> nn.Module:
-        """The model itself."""
+        """Returns the model."""
         return self.model
 
     def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
-        """Follows ``.to()``, ``.cuda()``, ``.half()`` of the model that it teaches."""
+        """Follows ``.to()``, ``.cuda()`` and ``.half()`` of the Distiller."""
         self.model._apply(function, recurse)
 
     def work(self) -> str:
-        """What the model computes for the taps that are read, in words."""
+        """Describes the model and its work in a line of the plan."""
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         text = f"teacher '{self.name}' ({self.source}): {type(self.model).__name__}, "
         text += f'{millions:.1f} M parameters'

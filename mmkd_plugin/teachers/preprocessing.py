@@ -1,4 +1,4 @@
-"""Feed a teacher what it was trained on, from what the student is fed."""
+"""Preprocessing: converts images from the student's normalisation to the teacher's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Normalization:
-    """How a data preprocessor turns pixels into input.
+    """How a data preprocessor turns pixel values into the input of a network.
 
     Args:
-        mean (tuple[float]): Per channel, in the order after ``flip``.
-        std (tuple[float]): Per channel.
-        flip (bool): Whether the channels are reversed (BGR to RGB or back) first.
-        pad_value (float): What the normalised image is padded with.
+        mean (tuple[float, ...]): Mean of each channel, in the order after ``flip``.
+        std (tuple[float, ...]): Standard deviation of each channel, in the order after ``flip``.
+        flip (bool): Whether the channels are reversed first, BGR to RGB or back.
+        pad_value (float): Value of padding in the normalised image.
     """
 
     mean: tuple[float, ...]
@@ -27,7 +27,7 @@ class Normalization:
 
     @classmethod
     def of(cls, preprocessor: nn.Module) -> Normalization:
-        """Reads a preprocessor of mmengine, mmseg or mmdet; others count as the identity."""
+        """Reads a preprocessor of mmengine, mmseg or mmdet; any other one is the identity."""
         mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
         return cls(
             mean=(0.0,) if mean is None else tuple(mean.double().flatten().tolist()),
@@ -38,7 +38,7 @@ class Normalization:
 
 
 def _first(preprocessor: nn.Module, *names: str) -> Any:
-    """The first attribute that there is; upstream mmseg's names differ from the others'."""
+    """Returns the first attribute that exists: names differ between mmengine and mmseg."""
     return next(
         (getattr(preprocessor, name) for name in names if hasattr(preprocessor, name)), None
     )
@@ -48,8 +48,8 @@ class InputConverter:
     """Undoes the student's normalisation and applies the teacher's, in one pass.
 
     Args:
-        source (Normalization): The student's.
-        target (Normalization): The teacher's.
+        source (Normalization): Normalisation of the student.
+        target (Normalization): Normalisation of the teacher.
     """
 
     def __init__(self, source: Normalization, target: Normalization) -> None:
@@ -65,24 +65,24 @@ class InputConverter:
 
     @classmethod
     def between(cls, student: nn.Module, teacher: nn.Module) -> InputConverter:
-        """The converter between two data preprocessors."""
+        """Returns the converter between two data preprocessors."""
         return cls(Normalization.of(student), Normalization.of(teacher))
 
     def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Tensor:
         """Converts a batch.
 
         Args:
-            inputs (Tensor): ``(N, C, H, W)`` as the student gets it.
-            data_samples (list, optional): Data samples with ``img_shape``: what lies beyond it was
-                padded by the student's preprocessor and gets the teacher's padding value.
+            inputs (Tensor): Images ``(N, C, H, W)``, normalised for the student.
+            data_samples (list, optional): Data samples with ``img_shape``. Positions beyond it are
+                padding and get the teacher's padding value. Defaults to None.
 
         Returns:
-            Tensor: ``(N, C, H, W)`` as the teacher's own preprocessor would have made it; the same
-            tensor if both do the same.
+            Tensor: ``(N, C, H, W)`` as the teacher's own preprocessor would return it. It is
+            ``inputs`` if the two normalisations are equal.
         """
         if self.identity:
             return inputs
-        # In float32 whatever the images are in: half precision has too few digits for the shift.
+        # always in float32: half precision has too few digits for the shift
         scale, shift = (
             v.to(inputs.device, torch.float32, non_blocking=True) for v in (self.scale, self.shift)
         )

@@ -1,4 +1,4 @@
-"""SelfTeacher: a teacher that is trained along, on the student's own maps."""
+"""SelfTeacher: a teacher on the student's own maps that is trained along with the student."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ from mmkd_plugin.views import View, of_kind, taps_of
 
 @MODELS.register_module()
 class StudentMaps(BaseModule):
-    """Takes the place of a backbone: hands on the maps that it is given.
+    """Takes the place of a backbone and returns the maps that it gets.
 
     Examples:
         >>> import torch
+        >>> from mmkd_plugin.teachers.self_teacher import StudentMaps
         >>> maps = torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2)
         >>> StudentMaps()(maps) is maps
         True
     """
 
     def forward(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Returns its argument."""
+        """Returns the maps as they are.
+
+        Args:
+            maps (Sequence[Tensor]): Maps ``(N, C, H, W)``.
+
+        Returns:
+            Sequence[Tensor]: The same maps.
+        """
         return maps
 
 
@@ -42,20 +50,32 @@ class StudentMaps(BaseModule):
 class SelfTeacher(nn.Module, Teacher):
     """A network on the student's maps that learns the student's task and teaches the student.
 
-    It is a model of the student's own class, in which the student's maps take the place of a
-    backbone, a neck refines them, and heads like the student's learn from the labels. So its taps
-    have the student's names. Its task loss trains it and, through the maps, the student. What terms
-    read from it is a target and gets no gradient. It is trained along, saved beside the student and
-    gone at inference.
+    It is a model of the student's own class. The student's maps take the place of its backbone, a
+    neck refines them, and heads like the student's learn from the labels. So its taps have the
+    same names as in the student. Its task loss trains it and, through the maps, the student. Terms
+    read its maps as targets, without gradient. It is saved beside the student and not used at
+    inference.
 
     Args:
-        tap (str | list[str]): What it reads in the student.
-        neck (dict): A module that takes a list of maps and returns one; ``in_channels``,
-            ``channels`` and ``num_levels`` are filled in where it has them.
+        tap (str | list[str]): Taps at which it reads the student.
+        neck (dict): A module that takes a list of maps and returns a list of maps.
+            ``in_channels``, ``channels`` and ``num_levels`` are filled in if it takes them.
         head (dict, optional): Settings of its heads that differ from the student's: of
             ``decode_head`` for a segmentor, of ``bbox_head`` for a detector. Defaults to None.
         loss_weight (float): Factor on its task loss. Defaults to 1.0.
-        name (str): What terms and messages call it. Defaults to ``'self_teacher'``.
+        name (str): Name in the config and in messages. Defaults to ``'self_teacher'``.
+
+    Attributes:
+        model (nn.Module): The network, built by :meth:`prepare`.
+        costs (list[str]): Parameters and multiply-adds of its parts, for the plan.
+
+    Examples:
+        >>> from mmkd_plugin import SelfTeacher
+        >>> teacher = SelfTeacher(
+        ...     tap=['backbone.layer3', 'backbone.layer4'],
+        ...     neck=dict(type='mmkd_plugin.BiFPNSelfTeacher'))
+        >>> [str(tap) for tap in teacher.student_taps]
+        ['backbone.layer3', 'backbone.layer4']
     """
 
     learns: ClassVar[bool] = True
@@ -86,10 +106,19 @@ class SelfTeacher(nn.Module, Teacher):
         self.costs: list[str] = []
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
-        """Builds it for what a dry forward of the student has shown, and tries it.
+        """Builds the network for the student's maps and tries it.
+
+        Args:
+            student (Trial): The student at build time.
+            views (Sequence[View]): All views that :meth:`teach` may be asked for.
+            device (torch.device): Not used: the trial runs on the CPU.
+
+        Returns:
+            Preview: The results of the trial.
 
         Raises:
-            ValueError: If it cannot be built, does not run on these maps, or a view is not of maps.
+            ValueError: If the network cannot be built or does not run on these maps, or a view is
+                not of maps.
         """
         here = f"self-teacher '{self.name}'"
         if not isinstance(student.config, dict):
@@ -97,7 +126,7 @@ class SelfTeacher(nn.Module, Teacher):
         for view in of_kind(views, 'gradients', 'explanations'):
             what = 'gradients of task losses' if view.kind == 'gradients' else view.kind
             raise ValueError(
-                f'{view.term}: {view.loss} compares {what}, for which a self-teacher is no teacher'
+                f'{view.term}: {view.loss} compares {what}, which a self-teacher cannot show'
             )
         maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
         samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
@@ -117,7 +146,7 @@ class SelfTeacher(nn.Module, Teacher):
         return Preview(run.values, shown, {}, self._size)
 
     def _try_neck(self, maps: tuple[Tensor, ...], here: str) -> tuple[nn.Module, Sequence[Tensor]]:
-        """The neck, and what it makes of the student's maps."""
+        """Builds the neck and runs it on the student's maps."""
         widths = [x.shape[1] for x in maps]
         defaults = dict(in_channels=widths, channels=widths[0], num_levels=len(maps))
         neck = build_module(self._neck, f'{here}: neck', defaults)
@@ -139,17 +168,17 @@ class SelfTeacher(nn.Module, Teacher):
         levels: int,
         here: str,
     ) -> DryRun:
-        """One training forward of a copy, in which its multiply-adds are counted."""
+        """Runs a training forward of a copy and counts its multiply-adds."""
         trial = copy.deepcopy(self.model).eval()
         counter = FlopCounterMode(display=False)
 
         def forward() -> None:
-            with counter:  # counts afresh: for some taps there are two forwards
+            with counter:  # starts from 0: `@pre_relu` taps need two forwards
                 trial(maps, samples, mode='loss')
 
         try:
             run = read_once(trial, taps, forward)
-        except Exception as error:  # whatever a foreign head makes of these maps
+        except Exception as error:  # a head may raise anything at these maps
             raise ValueError(
                 f'{here}: its heads do not work on the {levels} maps of its neck '
                 f'({type(error).__name__}: {error}). Tap in the student what its own heads read, '
@@ -160,7 +189,7 @@ class SelfTeacher(nn.Module, Teacher):
         return run
 
     def _config(self, student: dict, widths: list[int], here: str) -> ConfigDict:
-        """The student's config with our own neck, and heads for as many channels."""
+        """Returns the student's config without backbone and neck, with heads for these widths."""
         config = Config(dict(model=without_pretraining(student))).model
         config.pop('auxiliary_head', None)
         config.backbone, config.neck = dict(type='mmkd_plugin.StudentMaps'), None
@@ -186,7 +215,15 @@ class SelfTeacher(nn.Module, Teacher):
         return config
 
     def teach(self, batch: Batch, views: Sequence[View]) -> Lesson:
-        """Runs on the student's maps, with gradient; its losses are named ``<name>.<loss>``."""
+        """Runs the network and its task loss on the student's maps, with gradient.
+
+        Args:
+            batch (Batch): The batch, with the student's maps.
+            views (Sequence[View]): Some of the views given to :meth:`prepare`.
+
+        Returns:
+            Lesson: The maps of these views, and the losses, named ``<name>.<loss>``.
+        """
         run, maps, taps = self._run, self.tap.of(batch.student), taps_of(views)
         with TapReader(self.model, taps, run.in_place, places=run.places) as reader:
             losses = self.model(tuple(as_list(maps)), batch.data_samples, mode='loss')
@@ -198,22 +235,22 @@ class SelfTeacher(nn.Module, Teacher):
     def norms(
         self, taps: Taps, names: Sequence[str] | None = None
     ) -> list[tuple[str, nn.Module | None]]:
-        """The batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
+        """Returns the batch norms that feed the maps of taps; see :meth:`Teacher.norms`."""
         if names is None:
             names = [name for tap in taps for name in self._run.norms[tap]]
         owner = f"self-teacher '{self.name}'"
         return [(n, find_module(self.model, Tap(n), owner) if n else None) for n in names]
 
     def classes(self, tap: Tap) -> int | None:
-        """The number of classes of the head around a tap."""
+        """Returns the number of classes of the head around a tap, None if it is not known."""
         return classes_around(self.model, tap)
 
     def init_weights(self) -> None:
-        """Initialises its heads as the student's are."""
+        """Initialises its neck and heads."""
         self.model.init_weights()
 
     def work(self) -> str:
-        """What it costs in training, in words."""
+        """Describes the network and its cost in training, in a line of the plan."""
         return (
             f"self-teacher '{self.name}' on '{self.tap}' of the student, trained along and gone at "
             f'inference: {"; ".join(self.costs)} (multiply-adds for an image of '
@@ -222,7 +259,7 @@ class SelfTeacher(nn.Module, Teacher):
 
 
 def _merged(head: Any, changes: dict) -> Any:
-    """A head's config with changes; with another type, nothing of it but the task."""
+    """Returns a head's config with changes; of a head of another type only the task is kept."""
     if isinstance(head, (list, tuple)):
         return [_merged(one, changes) for one in head]
     if 'type' in changes and changes['type'] != head.type:
@@ -234,7 +271,7 @@ def _merged(head: Any, changes: dict) -> Any:
 
 
 def _picked(widths: list[int], index: Any, here: str) -> Any:
-    """The channels of the maps that a decode head picks."""
+    """Returns the channels of the maps that a decode head reads."""
     several = isinstance(index, (list, tuple))
     for position in index if several else [index]:
         if not -len(widths) <= position < len(widths):
@@ -247,9 +284,9 @@ def _picked(widths: list[int], index: Any, here: str) -> Any:
 
 
 def _costs(model: nn.Module, counter: FlopCounterMode) -> list[str]:
-    """Parameters and multiply-adds of its parts."""
-    # The counter names modules by the class of the outermost one and the path. A part whose methods
-    # are called instead of the module has no entry of its own: the innermost ones are added up.
+    """Returns a text on the parameters and multiply-adds of each part of a model."""
+    # The counter names a module by the class of the model and the path. A part whose methods are
+    # called, instead of the module itself, has no entry. So the innermost entries are added up.
     counted = {
         name.partition('.')[2]: sum(flops.values())
         for name, flops in counter.get_flop_counts().items()

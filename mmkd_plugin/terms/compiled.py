@@ -1,4 +1,4 @@
-"""A loss run through torch.compile, and as it is where that does not work."""
+"""Compiled: runs a loss through torch.compile, or as it is if that fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 class Compiled:
-    """Calls a loss through torch.compile, one graph for all sizes of the maps.
+    """Calls a loss through torch.compile, with one graph for all sizes of the maps.
 
-    It compiles in the first call. Where there is no compiler, or the loss cannot be compiled, it
-    says so once and calls the loss itself from then on. A copy or a pickle of it compiles anew.
+    The first call compiles. If there is no compiler, or the loss cannot be compiled, it warns once
+    and calls the loss itself from then on. A copy or an unpickled object compiles again.
 
     Args:
-        here (str): What the warning calls the place in the config.
-        backend (str | Callable): What compiles the graph. Defaults to ``'inductor'``.
+        here (str): Place in the config, for messages.
+        backend (str | Callable): Backend of ``torch.compile``. Defaults to ``'inductor'``.
 
     Examples:
         >>> import torch
@@ -37,22 +37,25 @@ class Compiled:
         self._call: Callable[..., Tensor] | None = None
 
     def __call__(self, loss: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of what it is given.
+        """Computes the loss.
 
         Args:
-            loss (nn.Module): The same one in each call.
-            args (Any): What it takes.
-            kwargs (Any): What it takes by name.
+            loss (nn.Module): The loss, the same one in each call.
+            args (Any): Positional arguments of the loss.
+            kwargs (Any): Keyword arguments of the loss.
+
+        Returns:
+            Tensor: The value of the loss.
 
         Raises:
-            Exception: What the loss itself raises.
+            Exception: If the loss itself raises one.
         """
         try:
             if self._call is None:
                 self._call = compiled(loss, self.backend)
             return self._call(*args, **kwargs)
         except Exception as error:
-            value = loss(*args, **kwargs)  # what is wrong with the maps is said here
+            value = loss(*args, **kwargs)  # raises the error if the maps are the reason
             self._call = loss
             print_log(
                 f'{self.here}: {type(loss).__name__} is not compiled, it runs as it is. '
@@ -67,28 +70,34 @@ class Compiled:
 
 
 def compiled(loss: nn.Module, backend: str | Callable = 'inductor') -> Callable[..., Tensor]:
-    """A loss as one graph for all sizes, compiled when it is called for the first time.
+    """Wraps a loss in torch.compile, as one graph for all sizes. The first call compiles.
 
     Args:
         loss (nn.Module): The loss.
-        backend (str | Callable): What compiles the graph. Defaults to ``'inductor'``.
+        backend (str | Callable): Backend of ``torch.compile``. Defaults to ``'inductor'``.
+
+    Returns:
+        Callable: Takes the arguments of the loss and returns its value.
     """
     traced = torch.compile(loss, backend=backend, fullgraph=True, dynamic=True)
 
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        with _no_size_stands_for_another():
+        with _without_duck_shapes():
             return traced(*args, **kwargs)
 
     return call
 
 
-def _no_size_stands_for_another() -> AbstractContextManager:
-    """Keeps torch.compile from taking two sizes for one because they are equal at first."""
+def _without_duck_shapes() -> AbstractContextManager:
+    """Returns a context in which torch.compile gives equal sizes separate symbols.
+
+    Otherwise two sizes that are equal in the first call count as one.
+    """
     try:
         from torch.fx.experimental import _config
 
         return _config.patch(use_duck_shape=False)
-    except (ImportError, AttributeError):  # older ones compile again when the two differ
+    except (ImportError, AttributeError):  # an older torch compiles again when the sizes differ
         return nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Connecting: student maps of other channels and other sizes, brought to those of the teacher."""
+"""Connecting: converts the student's maps to the channels and the size of the teacher's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from mmkd_plugin.losses.traits import LossTraits
 def build_connectors(
     config: Any, pairs: Sequence[tuple[Tensor, Tensor]], traits: LossTraits, here: str
 ) -> nn.ModuleList:
-    """What converts the student's maps, one module for each pair of maps.
+    """Builds the connectors of the student's maps, one module for each pair of maps.
 
     Args:
-        config (dict | list | None | 'auto'): As of a :class:`~mmkd_plugin.terms.Term`.
+        config (dict | list | None | 'auto'): The ``connector`` of a
+            :class:`~mmkd_plugin.terms.Term`.
         pairs (Sequence[tuple[Tensor, Tensor]]): Maps ``(N, C, H, W)`` of student and teacher.
-        traits (LossTraits): What the loss compares.
-        here (str): What messages call the term.
+        traits (LossTraits): Traits of the loss.
+        here (str): Name of the term in messages.
+
+    Returns:
+        nn.ModuleList: The connectors; ``nn.Identity`` where a map stays as it is.
 
     Raises:
-        ValueError: If a list has another length, or a connector cannot be built.
+        ValueError: If a list has another length than the maps, or a connector cannot be built.
     """
     configs = config if isinstance(config, (list, tuple)) else [config] * len(pairs)
     if len(configs) != len(pairs):
@@ -51,20 +55,20 @@ def _build_one(
 
 
 def fit(connector: nn.Module, student: Tensor, teacher: Tensor, same_size: bool) -> Tensor:
-    """A student's map behind its connector and, with ``same_size``, in the size of the teacher's.
+    """Converts a student's map with its connector and, if needed, resizes it.
 
     Args:
         connector (nn.Module): The connector.
-        student (Tensor): ``(N, C_s, H_s, W_s)``.
-        teacher (Tensor): ``(N, C_t, H_t, W_t)``.
-        same_size (bool): Whether the loss needs equal sizes.
+        student (Tensor): Map of the student, ``(N, C_s, H_s, W_s)``.
+        teacher (Tensor): Map of the teacher, ``(N, C_t, H_t, W_t)``.
+        same_size (bool): Whether the loss needs the size of the teacher's map.
 
     Returns:
         Tensor: ``(N, C, H, W)``.
     """
     size = teacher.shape[2:]
     resize = student.ndim == teacher.ndim == 4 and student.shape[2:] != size and same_size
-    if resize and student.shape[2:].numel() > size.numel():  # the cheaper order of the two
+    if resize and student.shape[2:].numel() > size.numel():  # cheaper than resizing last
         return connector(_resize(student, size))
     student = connector(student)
     return _resize(student, size) if resize else student
@@ -75,11 +79,14 @@ def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def describe(connectors: Sequence[nn.Module], of_teacher: Sequence[nn.Module]) -> str:
-    """The connectors of a term in words.
+    """Describes the connectors of a term for the plan.
 
     Args:
-        connectors (Sequence[nn.Module]): Those of the student; identities are left out.
-        of_teacher (Sequence[nn.Module]): Those of the teacher.
+        connectors (Sequence[nn.Module]): Connectors of the student's maps. Identities are left out.
+        of_teacher (Sequence[nn.Module]): Connectors of the teacher's maps.
+
+    Returns:
+        str: Such as ``'1×1 conv 8→16 (×2), Paraphraser (teacher)'``, ``''`` if there are none.
     """
     texts = [
         str(getattr(connector, 'summary', type(connector).__name__))

@@ -1,4 +1,4 @@
-"""Needs: what a loss can get beside the maps; it names the keyword arguments in its ``needs``."""
+"""Needs: further arguments of a loss, which it names in its ``needs``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmkd_plugin.losses.overhaul import margin_from_norm
 
 @dataclass(frozen=True)
 class FromBatch:
-    """One thing that a batch holds.
+    """One argument of a loss that is read from the batch.
 
     Args:
-        read (Callable): Takes the images ``(N, C, H, W)`` and the data samples of a batch; gives
-            the value that the loss wants, or None if the batch has nothing of the kind.
-        words (str): What messages call it.
+        read (Callable): Takes the images ``(N, C, H, W)`` and the data samples of a batch. Returns
+            the argument, or None if the batch does not have it.
+        words (str): Name of the argument in messages.
     """
 
     read: Callable[[Tensor, list], Any]
@@ -27,11 +27,14 @@ class FromBatch:
 
 
 def segmentation_labels(inputs: Tensor, data_samples: list) -> Tensor | None:
-    """The label maps of a batch, ``(N, H, W)``.
+    """Reads the label maps of a batch.
 
     Args:
-        inputs (Tensor): Images ``(N, C, H, W)``.
+        inputs (Tensor): Images ``(N, C, H, W)``. They are not read.
         data_samples (list): Data samples of mmseg, or of mmdet with a semantic segmentation.
+
+    Returns:
+        Tensor | None: ``(N, H, W)``, None if the batch has no label maps.
     """
     if 'gt_sem_seg' not in data_samples[0]:
         return None
@@ -40,13 +43,15 @@ def segmentation_labels(inputs: Tensor, data_samples: list) -> Tensor | None:
 
 
 def ground_truth_boxes(inputs: Tensor, data_samples: list) -> list[Tensor] | None:
-    """The boxes of each image, ``(n, 4)``: x1, y1, x2, y2 in pixels of the network's input.
-
-    An image without objects has ``(0, 4)``.
+    """Reads the ground-truth boxes of each image.
 
     Args:
         inputs (Tensor): Images ``(N, C, H, W)``.
         data_samples (list): Data samples of mmdet.
+
+    Returns:
+        list[Tensor] | None: ``(n, 4)`` for each image: x1, y1, x2, y2 in pixels of the network's
+        input, ``(0, 4)`` for an image without objects. None if the batch has no boxes.
     """
     if 'gt_instances' not in data_samples[0]:
         return None
@@ -55,24 +60,27 @@ def ground_truth_boxes(inputs: Tensor, data_samples: list) -> list[Tensor] | Non
 
 
 def image_size(inputs: Tensor, data_samples: list) -> tuple[int, int]:
-    """Height and width of the network's input, pixels: the images and their padding.
+    """Returns the size of the network's input: the images and their padding.
 
     Args:
         inputs (Tensor): Images ``(N, C, H, W)``.
-        data_samples (list): Their data samples; not read.
+        data_samples (list): Their data samples. They are not read.
+
+    Returns:
+        tuple[int, int]: Height and width, pixels.
     """
     return tuple(inputs.shape[2:])
 
 
-#: What comes from the batch, by the name of the keyword argument.
+#: Arguments of losses that are read from each batch, by their name.
 FROM_BATCH = {
     'labels': FromBatch(segmentation_labels, 'segmentation labels'),
     'boxes': FromBatch(ground_truth_boxes, 'ground-truth boxes'),
     'image_size': FromBatch(image_size, 'the size of the images'),
 }
 
-#: What comes once and for all from the weight and the bias of the batch norm that feeds the
-#: teacher's map, by the name of the keyword argument.
+#: Arguments of losses that are computed from the weight and the bias of the batch norm that feeds
+#: the teacher's map, by their name.
 FROM_NORM = {'margin': margin_from_norm}
 
 
@@ -82,19 +90,20 @@ def from_batch(
     asking: Sequence[tuple[str, Sequence[str]]],
     batch: str = 'this batch',
 ) -> dict[str, Any]:
-    """Reads from a batch what losses need.
+    """Reads the arguments that losses need from a batch.
 
     Args:
         inputs (Tensor): Images ``(N, C, H, W)``.
         data_samples (list, optional): Their data samples.
-        asking (Sequence[tuple]): For each loss its name in messages, and what it needs.
-        batch (str): What messages call the batch. Defaults to ``'this batch'``.
+        asking (Sequence[tuple[str, Sequence[str]]]): The name in messages and the ``needs`` of each
+            loss. Needs that do not come from a batch are skipped.
+        batch (str): Name of the batch in messages. Defaults to ``'this batch'``.
 
     Returns:
-        dict[str, Any]: By the name of the keyword argument.
+        dict[str, Any]: The arguments by name.
 
     Raises:
-        ValueError: If the batch lacks something.
+        ValueError: If the batch does not have one of them.
     """
     given: dict[str, Any] = {}
     for here, needs in asking:

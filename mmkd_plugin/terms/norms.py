@@ -1,4 +1,4 @@
-"""What a loss needs from the teacher's batch norms, as constants or read in each step."""
+"""Arguments of a loss that come from the teacher's batch norms."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from mmkd_plugin.terms.outside import Outside
 
 
 class NormConstants(nn.Module):
-    """Keyword arguments of a loss that come from the batch norms that feed the teacher's maps.
+    """Computes arguments of a loss from the batch norms that feed the teacher's maps.
 
     Args:
-        needs (Sequence[str]): Names of the arguments; others than those in ``FROM_NORM`` are left
-            alone.
-        norms (Sequence[tuple]): Name and module for each map, in their order; the module is None
-            where none was found.
-        live (bool): Whether the norms are trained, so that they are read in every step. Defaults
-            to False.
+        needs (Sequence[str]): The ``needs`` of the loss. Those that are not in ``FROM_NORM`` are
+            skipped.
+        norms (Sequence[tuple[str, Any]]): Name and module of the norm of each map, in the order of
+            the maps. The module is None if no norm was found.
+        live (bool): Whether the norms are trained along and read in each step. Else the arguments
+            are constants. Defaults to False.
 
     Raises:
-        ValueError: If there is no norm, or it has no weight and bias. The message goes on from
-            "the batch norm that feeds this tap".
+        ValueError: If a norm is None, or has no weight and bias. The message is a clause about "the
+            batch norm that feeds this tap".
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class NormConstants(nn.Module):
                 self.register_buffer(f'{need}_{position}', value, persistent=False)
 
     def forward(self) -> dict[str, Any]:
-        """The arguments by name: a value, or a list of one for each map."""
+        """Computes the arguments by name: a value for a single map, else a list of values."""
         found = {}
         for need in self.needs:
             values = [FROM_NORM[need](n.weight.detach(), n.bias.detach()) for n in self._live]

@@ -1,4 +1,4 @@
-"""When a term of the distillation is on, and how strongly."""
+"""Schedule: when a term of the distillation is on, and with which factor."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from mmkd_plugin.building import check_keys
 CURVES = {
     'linear': lambda t: t,
     'cosine': lambda t: 0.5 - 0.5 * math.cos(math.pi * t),
-    'exp': lambda t: math.exp(-5 * (1 - t) ** 2),  # of FRSKD and of mean teachers; 0.0067 at 0
+    'exp': lambda t: math.exp(-5 * (1 - t) ** 2),  # FRSKD and mean teachers; 0.0067 at 0
 }
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The factor of a term's loss as training goes on: 0, a ramp, 1, and 0 again.
+    """The factor of a term's loss during training: 0, a ramp, 1, and 0 again.
 
-    A function of the run's own counters and nothing else, so a resumed run goes on where it was.
+    It depends on the counters of the runner alone, so a resumed run has the same factors.
 
     Args:
         start (int): First iteration (or epoch) at which the term is on. Defaults to 0.
-        stop (int, optional): First iteration (or epoch) at which it is off again. Defaults to
-            None, never.
-        ramp (int): Number of iterations (or epochs) from ``start`` until the full weight.
-            Defaults to 0, at once.
+        stop (int, optional): First iteration (or epoch) at which the term is off again. Defaults to
+            None: it stays on.
+        ramp (int): Number of iterations (or epochs) from ``start`` until the factor is 1. Defaults
+            to 0: the factor is 1 from ``start`` on.
         curve (str): Shape of the ramp: ``'linear'``, ``'cosine'``, or ``'exp'`` for
             ``exp(-5 (1 - t)^2)`` with t from 0 to 1 (Laine and Aila, 2017). Defaults to
             ``'linear'``.
-        by_epoch (bool): Whether the numbers are epochs. Defaults to False, iterations.
+        by_epoch (bool): Whether the numbers are epochs. Defaults to False: iterations.
 
     Raises:
         ValueError: If the numbers contradict each other or the curve is unknown.
 
     Examples:
+        >>> from mmkd_plugin import Schedule
         >>> schedule = Schedule(start=100, ramp=200)
         >>> [schedule.factor(n) for n in (0, 100, 200, 300, 5000)]
         [0.0, 0.0, 0.5, 1.0, 1.0]
@@ -58,11 +59,14 @@ class Schedule:
 
     @classmethod
     def from_config(cls, here: str, config: Any) -> Schedule:
-        """Builds a schedule from a dict of its arguments, None or ``{}`` for always.
+        """Builds a schedule from a dict of its arguments.
 
         Args:
-            here (str): What messages call the place in the config.
-            config (dict, optional): The arguments.
+            here (str): Place in the config, for messages.
+            config (dict, optional): The arguments. None and ``{}`` mean always on.
+
+        Returns:
+            Schedule: The schedule.
 
         Raises:
             ValueError: If a key is unknown or a value cannot be used.
@@ -74,10 +78,10 @@ class Schedule:
         return cls(**config)
 
     def factor(self, position: int) -> float:
-        """The factor at an iteration (or epoch), counted from 0.
+        """Returns the factor at an iteration, or at an epoch if ``by_epoch``.
 
         Args:
-            position (int): Current iteration, or epoch if ``by_epoch``.
+            position (int): Current iteration (or epoch), counted from 0.
 
         Returns:
             float: Between 0 (off) and 1.
@@ -90,15 +94,29 @@ class Schedule:
 
     @property
     def counter(self) -> str:
-        """The counter of the runner that it goes by, ``'iter'`` or ``'epoch'``."""
+        """The counter of the runner that it depends on, ``'iter'`` or ``'epoch'``."""
         return 'epoch' if self.by_epoch else 'iter'
 
     def is_over(self, position: int) -> bool:
-        """Whether it was on and is off for good at an iteration (or epoch)."""
+        """Returns whether the term stays off from a position on.
+
+        Args:
+            position (int): Iteration (or epoch), counted from 0.
+
+        Returns:
+            bool: True from ``stop`` on.
+        """
         return self.stop is not None and position >= self.stop
 
     def never_on(self, length: int) -> bool:
-        """Whether a run of ``length`` iterations (or epochs) ends before the term is ever on."""
+        """Returns whether a run ends before the term starts.
+
+        Args:
+            length (int): Number of iterations (or epochs) of the run.
+
+        Returns:
+            bool: True if the run does not reach ``start``.
+        """
         return length <= self.start
 
     def __str__(self) -> str:

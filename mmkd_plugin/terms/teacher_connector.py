@@ -1,4 +1,4 @@
-"""Teacher connectors: trained before, frozen, and loaded for a term."""
+"""Teacher connectors: frozen modules on the teacher's maps, trained before the student."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 
 
 def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> list[nn.Module]:
-    """What converts the teacher's maps, one frozen module for each map, with trained weights.
+    """Builds the frozen connectors of the teacher's maps and loads their trained weights.
 
     Args:
-        config (dict): ``dict(type=..., checkpoint=...)``.
+        config (dict): ``dict(type=..., checkpoint=...)``. With ``checkpoint=None`` the weights stay
+            random.
         maps (Sequence[Tensor]): The teacher's maps ``(N, C, H, W)``.
         term (str): Name of the term.
 
+    Returns:
+        list[nn.Module]: One module for each map, in eval mode.
+
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If the checkpoint does not exist.
         ValueError: If the config cannot be built, or the weights do not fit.
     """
     here = f'distill.{term}.teacher_connector'
@@ -48,15 +52,17 @@ def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> 
 
 
 def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) -> None:
-    """Loads what ``tools/train.py --paraphraser`` saved: ``<term>.<number of the map>.<weight>``.
+    """Loads the weights that ``tools/train.py --paraphraser`` saved.
+
+    Their names in the file are ``<term>.<number of the map>.<weight>``.
 
     Args:
-        modules (Sequence[nn.Module]): One for each map.
+        modules (Sequence[nn.Module]): One module for each map.
         path (str): The file.
-        term (str): Name of the term; a file with one other term is taken for it too.
+        term (str): Name of the term. If the file has a single term, its name does not matter.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the weights do not fit.
     """
     here = f'distill.{term}.teacher_connector'
@@ -77,12 +83,12 @@ def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) 
     wrong = [key for key in wanted if key not in held or held[key].shape != wanted[key].shape]
     wrong += [key for key in held if key not in wanted]
     if wrong:
-        there, here_ = (
+        saved, expected = (
             tuple(x[wrong[0]].shape) if wrong[0] in x else 'nothing' for x in (held, wanted)
         )
         raise ValueError(
-            f'{here}: {path} was trained for another teacher, tap or ratio: {wrong[0]} is {there} '
-            f'in the file and {here_} in this config. Train it again with '
+            f'{here}: {path} was trained for another teacher, tap or ratio: {wrong[0]} is {saved} '
+            f'in the file and {expected} in this config. Train it again with '
             'tools/train.py CONFIG --paraphraser'
         )
     for number, module in enumerate(modules):

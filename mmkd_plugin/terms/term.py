@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,32 +38,42 @@ KEYS = (
 
 
 class Term(nn.Module):
-    """What the student learns from one place of one teacher.
+    """One loss between a place in the student and a place in a teacher.
 
     Args:
-        name (str): Its key in the ``distill`` config; the log shows ``distill.<name>.loss``.
-        student_tap (Taps): What to read in the student.
-        teacher_tap (Taps): What to read in the teacher.
-        loss (nn.Module): Called with the student's and the teacher's map or list of maps; gives a
-            scalar that is already weighted. :class:`LossTraits` says what it may declare. If it has
-            ``setup(student_channels, teacher_channels)``, this is called once, when the maps are
-            known, with the channels of each map as the loss is going to get it.
+        name (str): Key in the ``distill`` config. The log shows ``distill.<name>.loss``.
+        student_tap (Taps): Taps in the student.
+        teacher_tap (Taps): Taps in the teacher.
+        loss (nn.Module): Takes the student's and the teacher's map, or two lists of maps, and
+            returns a weighted scalar. :class:`LossTraits` describes its declarations. A method
+            ``setup(student_channels, teacher_channels)`` is called once at build time, with the
+            channels of each map as the loss gets it.
         teacher (str): Name of the teacher. Defaults to ``'teacher'``.
-        explainer (Explainer, optional): Explains class scores by the maps; the loss compares these
+        explainer (Explainer, optional): Explains class scores by the maps. The loss compares these
             explanations instead of the maps. Defaults to None.
         connector (dict | list[dict] | None | 'auto'): Converts the student's maps. ``'auto'`` adds
-            a 1×1 convolution where the loss compares channels and the counts differ; a dict is
-            built once per map with ``in_channels`` and ``out_channels`` filled in; None is none.
-            Defaults to ``'auto'``.
-        teacher_connector (dict, optional): Converts the teacher's maps: a module that was trained
-            before and is frozen, with the file of its weights as ``checkpoint``. Defaults to None.
-        norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps,
-            for a loss that needs them. Defaults to None, which finds them.
-        schedule (Schedule): When it is on. Defaults to always.
+            a 1×1 convolution if the loss compares channels and their numbers differ. A dict is
+            built once for each map, with ``in_channels`` and ``out_channels`` filled in. None adds
+            nothing. Defaults to ``'auto'``.
+        teacher_connector (dict, optional): Converts the teacher's maps: a frozen module, with the
+            file of its trained weights as ``checkpoint``. Defaults to None.
+        norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps, for
+            a loss that needs them. Defaults to None: they are found.
+        schedule (Schedule, optional): When the term is on. Defaults to None: always.
         compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
 
     Raises:
         ValueError: If loss, explainer and connectors do not go together.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Term
+        >>> config = dict(tap='backbone.layer4', loss=dict(type='mmkd_plugin.HintLoss'))
+        >>> term = Term.from_config('hint', config, teachers=['teacher'])
+        >>> student, teacher = torch.rand(2, 8, 4, 4), torch.rand(2, 16, 4, 4)
+        >>> term.connect(student, teacher)
+        >>> term(student, teacher).shape
+        torch.Size([])
     """
 
     def __init__(
@@ -111,12 +121,12 @@ class Term(nn.Module):
 
     @property
     def student_tap(self) -> Taps:
-        """What it reads in the student."""
+        """The taps in the student."""
         return self.student_view.taps
 
     @property
     def teacher_tap(self) -> Taps:
-        """What it reads in the teacher."""
+        """The taps in the teacher."""
         return self.teacher_view.taps
 
     @classmethod
@@ -128,9 +138,12 @@ class Term(nn.Module):
         Args:
             name (str): Key of the line.
             config (dict): The line.
-            teachers (Sequence[str]): Names of the teachers there are.
-            compile (bool): Whether its loss is compiled where the line does not say. Defaults to
+            teachers (Sequence[str]): Names of all teachers.
+            compile (bool): Whether the loss is compiled if the line has no ``compile``. Defaults to
                 False.
+
+        Returns:
+            Term: The term. It has no connectors until :meth:`connect`.
 
         Raises:
             ValueError: If a key is unknown or missing, or a value cannot be used.
@@ -168,15 +181,17 @@ class Term(nn.Module):
         source: Teacher | None = None,
         classes: int | None = None,
     ) -> None:
-        """Builds the connectors and tries the loss, with what a dry forward has shown.
+        """Builds the connectors and tries the loss on the maps of a dry forward.
 
         Args:
-            student (Maps): What the student showed of ``student_view``.
-            teacher (Maps): What the teacher showed of ``teacher_view``.
-            given (dict, optional): What the loss needs from a batch, of the same images.
-            source (Teacher, optional): Asked for the batch norms that feed its maps and for its
-                number of classes. Defaults to None.
-            classes (int, optional): The number of classes of the student's head around the tap.
+            student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student for
+                ``student_view``.
+            teacher (Tensor | list[Tensor]): Maps of the teacher for ``teacher_view``.
+            given (dict, optional): Arguments of the loss from the batch of the same images, by
+                name. Defaults to None.
+            source (Teacher, optional): The teacher. It knows the batch norms that feed its maps and
+                the number of its classes. Defaults to None.
+            classes (int, optional): Number of classes of the student's head around the tap.
                 Defaults to None: not known.
 
         Raises:
@@ -197,7 +212,7 @@ class Term(nn.Module):
             pairs = list(zip(students, self._convert_teacher(teachers)))
         self.connectors = build_connectors(self._connector, pairs, self.traits, self.here)
         training = self.training
-        try:  # in eval mode, for connectors with a norm and maps of one position
+        try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
                 self.eval()._set_up(pairs)
                 self.eval()(student, teacher, given)
@@ -231,7 +246,7 @@ class Term(nn.Module):
     def _check_classes(
         self, student: Tensor, teacher: Tensor, source: Teacher, ours: int | None
     ) -> None:
-        """A 1×1 convolution cannot match scores of different numbers of classes."""
+        """Refuses scores of different numbers of classes: a 1×1 convolution cannot match them."""
         if self._connector != 'auto' or not self.traits.needs_same_channels or self.explainer:
             return
         theirs = source.classes(self.teacher_tap.taps[0])
@@ -247,7 +262,7 @@ class Term(nn.Module):
             )
 
     def _take_norms(self, source: Teacher | None, count: int) -> None:
-        """Takes what the loss needs from the batch norms that feed the teacher's maps."""
+        """Computes the arguments of the loss from the batch norms that feed the teacher's maps."""
         norms = source.norms(self.teacher_tap, self.norm_names) if source else [('', None)]
         try:
             self.norms = NormConstants(self.traits.needs, norms, bool(source and source.learns))
@@ -263,7 +278,7 @@ class Term(nn.Module):
             )
 
     def _set_up(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Lets the loss build modules of its own, for maps as they are behind the connectors."""
+        """Lets the loss build its own modules for the channels behind the connectors."""
         if not hasattr(self.loss, 'setup'):
             return
         students = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
@@ -275,22 +290,26 @@ class Term(nn.Module):
         with torch.no_grad():
             return [connect(x) for connect, x in zip(self.teacher_connectors, maps)]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Term:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Term:
         for module in self.teacher_connectors:
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def forward(self, student: Maps, teacher: Maps, given: dict[str, Any] | None = None) -> Tensor:
-        """The weighted loss, before the schedule.
+        """Computes the weighted loss, without the factor of the schedule.
 
         Args:
-            student (Maps): Maps ``(N, C, H, W)`` of the student, with gradient.
-            teacher (Maps): Maps of the teacher.
-            given (dict, optional): What the loss needs from the batch, by name. Other entries are
-                left alone.
+            student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student, with gradient.
+            teacher (Tensor | list[Tensor]): Maps of the teacher.
+            given (dict, optional): Arguments of the loss from the batch, by name. Entries that the
+                loss does not need are ignored. Defaults to None.
 
         Returns:
             Tensor: A scalar.
+
+        Raises:
+            ValueError: If the number of maps differs from that of the dry forward, or the loss
+                cannot compare the maps.
         """
         students, teachers = as_list(student), as_list(teacher)
         if not len(students) == len(teachers) == len(self.connectors):
@@ -313,16 +332,16 @@ class Term(nn.Module):
         return self.loss(students, teachers, **arguments)
 
     def describe_connectors(self) -> str:
-        """The connectors in words."""
+        """Describes the connectors for the plan."""
         return describe(self.connectors, self.teacher_connectors)
 
     def check_scores(self, ours: Scores | None, theirs: Scores | None) -> None:
         """Refuses to compare explanations of different classes.
 
         Args:
-            ours (Scores, optional): The kind of the student's class scores; None for a term that
-                explains nothing.
-            theirs (Scores, optional): That of the teacher's.
+            ours (Scores, optional): The kind of the student's class scores, None for a term
+                without explainer.
+            theirs (Scores, optional): The kind of the teacher's class scores.
 
         Raises:
             ValueError: If they differ.
@@ -331,7 +350,7 @@ class Term(nn.Module):
             return
         raise ValueError(
             f'{self.here}: the student has {ours.classes} classes and the teacher '
-            f'{theirs.classes}; explained are the same classes in both'
+            f'{theirs.classes}; the same classes are explained in both'
             if ours.classes != theirs.classes
             else f'{self.here}: the classes of one model are independent, those of the other are '
             'not'
@@ -339,7 +358,7 @@ class Term(nn.Module):
 
 
 def _check_explainer(term: Term, converts: Any) -> None:
-    """Refuses an explainer that does not go with the loss or with a connector."""
+    """Refuses an explainer that does not fit the loss or a connector."""
     if not isinstance(term.explainer, Explainer):
         raise ValueError(
             f'{term.here}.explainer: {type(term.explainer).__name__} is not an explainer; '
@@ -358,18 +377,18 @@ def _check_explainer(term: Term, converts: Any) -> None:
 
 
 def _check_needs(term: Term) -> None:
-    """Refuses a loss that needs something unknown."""
+    """Refuses a loss with an unknown need."""
     known = [*FROM_BATCH, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(
-                f"{term.here}: {type(term.loss).__name__} needs '{need}'; what there is: "
-                f'{", ".join(known)}'
+                f"{term.here}: {type(term.loss).__name__} needs '{need}', which is not known "
+                f'(known: {", ".join(known)})'
             )
 
 
 def _check_line(here: str, name: str, config: Any) -> None:
-    """Refuses a line of ``distill`` with a name, a form or keys that cannot be used."""
+    """Refuses a line of ``distill`` with a wrong name, form or key."""
     if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
         raise ValueError(
             f"{here}: '{name}' cannot name a term; take another word of letters, digits and '_'"
@@ -389,7 +408,7 @@ def _check_line(here: str, name: str, config: Any) -> None:
 
 
 def _teacher_of(here: str, config: dict, teachers: Sequence[str]) -> str:
-    """The name of the teacher that a line of ``distill`` learns from."""
+    """Returns the name of the teacher in a line of ``distill``."""
     teacher = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
     if teacher not in teachers:
         said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"

@@ -424,7 +424,7 @@ REFUSALS = [
     ([transform('RandomFilp')], 'no transform `RandomFilp` is registered; did you mean `RandomFl'),
     (
         [transform('RandomResize', scale=(8, 8), resize_type='GeometryTestHalves')],
-        r'^pipeline\[0\]\.resize_type: `GeometryTestHalves` is no resize that can be replayed',
+        r'^pipeline\[0\]\.resize_type: `GeometryTestHalves` is not a resize that can be replayed',
     ),
     ([transform('KeyMapper', transforms=[])], 'does not find the image where other transforms do'),
 ]  # fmt: skip

@@ -371,7 +371,7 @@ def test_more_mistakes():
     gradients = dict(
         tap='decode_head.conv_seg', loss=dict(type='mmkd_plugin.GradientAttentionLoss')
     )
-    with pytest.raises(ValueError, match='for which a self-teacher is no teacher'):
+    with pytest.raises(ValueError, match='which a self-teacher cannot show'):
         segmentor(dict(g=gradients))
     with pytest.raises(ValueError, match=r"self-teacher 'self_teacher' has no module 'nekc'"):
         segmentor(dict(features=dict(FEATURES, teacher_tap='nekc')))
