@@ -57,6 +57,7 @@ _PUBLIC = {
         'Trial',
     ],
     'terms': ['Schedule', 'Term'],
+    'training_data': ['CheckTrainingData'],
     'views': ['View'],
     'visualization': ['DistillVisualizationHook'],
 }

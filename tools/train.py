@@ -28,6 +28,7 @@ from mmkd_plugin.cli import (
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
+from mmkd_plugin.training_data import watch_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +75,7 @@ def main() -> None:
         wire(cfg)
         with classes_of_the_student(classes_of_config(cfg)):
             runner = build_runner(cfg)
+        watch_data(runner)
         runner.train()
         if args.paraphraser:
             save_paraphraser(runner, saved)
