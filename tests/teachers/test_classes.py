@@ -24,7 +24,7 @@ from tests.runs import SEG_CLASSES, Record, config, make_data, train
 from tests.stock_models import batch, build, distiller
 from tests.teachers.test_cached import model_of, recipe, scenes  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures('own_globals')
+pytestmark = pytest.mark.usefixtures('own_globals', 'counters')  # no data set of another run
 
 STILL = dict(type='Resize', scale=(128, 128), keep_ratio=True)
 OURS = ('sky', 'road', 'car', 'tree')
