@@ -66,10 +66,8 @@ def test_nothing_is_overwritten(whole, segmentation, trained, fails, tmp_path):
     assert said.endswith('exists already; nothing is overwritten, give a new --out')
     assert {file: file.read_bytes() for file in before} == before
     (tmp_path / 'file').write_text('mine')
-    assert 'is a file; a folder is needed' in fails(
-        'visualize', 'a.py', 'a.pth', '--out', tmp_path / 'file'
-    )
-    assert 'cannot write' in fails('visualize', 'a.py', 'a.pth', '--out', tmp_path / 'file' / 'x')
+    for out in (tmp_path / 'file', tmp_path / 'file' / 'x'):
+        assert 'is a file; a folder is needed' in fails('visualize', 'a.py', 'a.pth', '--out', out)
 
 
 @needs_ops
