@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,6 +229,7 @@ def _names(meta: Any) -> Names | None:
     return tuple(names) if names and len(plain) == len(names) else None
 
 
+@functools.cache  # asked for in each iteration
 def _plain(name: str) -> str:
     """A name without what differs between spellings of it."""
     return re.sub(r'[\s_-]+', ' ', name.strip().lower())
