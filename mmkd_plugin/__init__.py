@@ -58,6 +58,7 @@ _PUBLIC = {
         'Trial',
     ],
     'terms': ['Schedule', 'Term'],
+    'training_data': ['CheckTrainingData'],
     'views': ['View'],
     'visualization': ['DistillVisualizationHook'],
 }

@@ -178,7 +178,7 @@ def checked_state(saved: Any, name: str | Path = 'the checkpoint') -> dict[str, 
 
 def load_weights(
     model: nn.Module, path: str | Path, strict: bool = True, name: str = 'teacher'
-) -> None:
+) -> dict[str, Any]:
     """Loads a checkpoint into a model and checks that it fits.
 
     The model's own ``load_state_dict`` loads the weights, so it converts checkpoints of older
@@ -192,12 +192,17 @@ def load_weights(
             ...). If False, the same facts are logged as a warning. Defaults to True.
         name (str): Name of the model in messages. Defaults to ``'teacher'``.
 
+    Returns:
+        dict[str, Any]: What the file holds.
+
     Raises:
         FileNotFoundError: If a local file is missing.
         ValueError: If the file cannot be read, if none of its tensors fits, or, with ``strict``, if
             one does not fit.
     """
-    load_state(model, state_dict_of(read_checkpoint(path), path), path, strict, name)
+    checkpoint = read_checkpoint(path)
+    load_state(model, state_dict_of(checkpoint, path), path, strict, name)
+    return checkpoint
 
 
 def load_state(
@@ -261,16 +266,18 @@ def check_student_weights(
         distilled (bool): Whether they come from a distilled checkpoint.
 
     Raises:
-        ValueError: If the weights cover less than a tenth of the student's tensors, or, with
-            ``distilled``, less than half of the student's tensors or of the file's.
+        ValueError: If the weights cover less than a tenth of the student's tensors and some do not
+            fit, or, with ``distilled``, if they cover less than half of the student's tensors or of
+            the file's.
     """
     expected = {key: shape for key, shape in expected.items() if not _is_counter(key)}
     given = {key: value.shape for key, value in state_dict.items() if not _is_counter(key)}
     matched = sum(given.get(key) == shape for key, shape in expected.items())
     # A deep and a shallow sibling share most names of the shallow one, so both sides count.
     too_few = matched < max(len(expected), len(given)) / 2
-    # A classifier of the same width fits many other models: a few matches count as none.
-    nothing = matched < len(expected) / 10
+    # A classifier of the same width fits many other models: a few matches among others count as
+    # none. A few that are all there is are a part that somebody chose.
+    nothing = matched < len(expected) / 10 and not 0 < matched == len(given)
     if not expected or not (nothing or (distilled and too_few)):
         return
     facts = (

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,12 +57,34 @@ def plain_errors() -> Iterator[None]:
     raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
+class Settings(DictAction):
+    """Reads ``KEY=VALUE`` pairs, and says in one line which of them is none."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for text in values:
+            key, equals, value = text.partition('=')
+            if not equals or not all(key.split('.')):
+                raise UsageError(
+                    f'{option_string} takes KEY=VALUE, such as model.key=1, not {text}'
+                )
+            try:
+                super().__call__(parser, namespace, [text], option_string)
+            except (AssertionError, SyntaxError, ValueError) as error:
+                raise UsageError(f'{option_string} {key}: cannot read {value} ({error})') from error
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--cfg-options``, as OpenMMLab's tools have it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         metavar='KEY=VALUE',
         help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
     )
@@ -84,6 +108,116 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def apply_options(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Changes a config as ``--cfg-options`` says.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        options (dict, optional): Values by dotted keys, or None.
+
+    Raises:
+        UsageError: If a key leads through something that has no keys.
+    """
+    for key, value in (options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = ' '.join(str(error.args[0] if error.args else error).split())
+            raise UsageError(f'--cfg-options: `{key}` cannot be set: {reason}') from error
+
+
+def check_folder(path: str | Path, key: str) -> None:
+    """Refuses a folder in which nothing can be written; it is not made here.
+
+    Args:
+        path (str | Path): The folder, which need not exist yet.
+        key (str): What the message calls it, such as ``'--work-dir'``.
+
+    Raises:
+        UsageError: If it is a file or lies in one, or is read-only.
+    """
+    if not str(path):
+        raise UsageError(f'{key} is empty; it takes a folder')
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        if folder.is_symlink():
+            raise UsageError(f'{key} {path}: {folder} is a link that leads nowhere')
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f'{key} {path}: {folder} is a file; a folder is needed')
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f'{key} {path}: cannot write in {folder}: {error.strerror}') from error
+
+
+def check_file(path: str | Path, key: str) -> None:
+    """Refuses a file that cannot be written; an older one will be replaced.
+
+    Args:
+        path (str | Path): The file.
+        key (str): What the message calls it, such as ``'--out'``.
+
+    Raises:
+        UsageError: If it is a folder, or its folder cannot be written.
+    """
+    if Path(path).is_dir():
+        raise UsageError(f'{key} {path} is a folder; a file is needed')
+    check_folder(Path(path).absolute().parent, key)
+
+
+def check_number(value: float | None, key: str, low: float, high: float = math.inf) -> None:
+    """Refuses a number beyond its limits, or none.
+
+    Args:
+        value (float, optional): The number; None is always accepted.
+        key (str): What the message calls it, such as ``'--workers'``.
+        low (float): The smallest.
+        high (float): The largest. Defaults to infinity.
+
+    Raises:
+        UsageError: If it is beyond, or NaN.
+    """
+    if value is None or (low <= value <= high and value != math.inf):
+        return
+    limits = f'at least {low:g}' if high == math.inf else f'from {low:g} to {high:g}'
+    raise UsageError(f'{key} must be {limits}, not {value:g}')
+
+
+def check_has(cfg: Config, name: str, *keys: str) -> None:
+    """Refuses a config that lacks what a tool needs.
+
+    Args:
+        cfg (Config): The config.
+        name (str): What the message calls it.
+        *keys (str): What it needs at its top.
+
+    Raises:
+        UsageError: If a key is missing or None.
+    """
+    missing = [key for key in keys if cfg.get(key) is None]
+    if missing:
+        raise UsageError(f'{name} has no `{"`, no `".join(missing)}`, which this tool needs')
+
+
+#: What each launcher sets for the processes that it starts.
+_LAUNCHED = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE'),
+}
+
+
+def _check_launched(launcher: str) -> None:
+    missing = [name for name in _LAUNCHED.get(launcher, ()) if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f'--launcher {launcher}, but no such launcher started this process ({missing[0]} is '
+            'not set): use tools/dist_train.sh or tools/slurm_train.sh, or leave it out'
+        )
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config that the arguments name, and applies their settings.
 
@@ -94,17 +228,21 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: The config with ``launcher`` and ``work_dir`` set.
 
     Raises:
-        UsageError: If there is no such config; see :func:`read_config`.
+        UsageError: If there is no such config, see :func:`read_config`, or an argument cannot be
+            used.
     """
+    _check_launched(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.work_dir is not None:
+        check_folder(args.work_dir, '--work-dir')
     cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    apply_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('./work_dirs', Path(cfg.filename).stem))
+    check_folder(cfg.work_dir, '--work-dir' if args.work_dir is not None else 'work_dir')
     return cfg
 
 
@@ -126,10 +264,16 @@ def read_config(name: str) -> Config:
     path = shipped_config(name) if '::' in name else Path(name)
     if not path.is_file():
         raise UsageError(f'no config at {name}{nearest_names(path, [".py"])}')
+    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise UsageError(f'{name} is no config: it must end with .py, .json, .yaml or .yml')
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UsageError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
+    check_has(cfg, name, 'model')
+    return cfg
 
 
 def build_runner(cfg: Config) -> Runner:

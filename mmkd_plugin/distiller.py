@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.device import get_device
 from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import MessageHub, print_log
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkd_plugin.building import check_compile, check_keys
@@ -18,10 +17,24 @@ from mmkd_plugin.losses.numerics.checks import finite_number
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import StudentForward
-from mmkd_plugin.student_state import put_student_in_front, take_student_from_front
+from mmkd_plugin.student_names import NamedAsStudent
+from mmkd_plugin.student_state import (
+    name_as_the_student,
+    put_student_in_front,
+    take_student_from_front,
+)
 from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Teacher, Trial
+from mmkd_plugin.teachers.classes import (
+    ClassOrder,
+    Names,
+    ScoresOfTaps,
+    arranged_preview,
+    classes_at_build,
+    classes_of_run,
+    orders_of,
+)
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.needs import from_batch
 from mmkd_plugin.terms.schedule import Schedule
@@ -30,7 +43,7 @@ from mmkd_plugin.views import View
 
 
 @MODELS.register_module()
-class Distiller(BaseModel):
+class Distiller(NamedAsStudent):
     """Trains a student with terms that compare it to teachers.
 
     ``mode='loss'`` returns the student's own losses and one ``distill.<term>.loss`` for each term
@@ -108,6 +121,8 @@ class Distiller(BaseModel):
             self._run_student = self._connect(config)
         self._checked_schedules = False
         self._register_state_dict_hook(put_student_in_front)
+        self.register_load_state_dict_post_hook(name_as_the_student)
+        self.names_in_front()
 
     def _connect(self, config: dict | None) -> StudentForward:
         """Tries student and teachers once, connects the terms, and logs the plan."""
@@ -121,6 +136,9 @@ class Distiller(BaseModel):
             for name, teacher in self.teachers.items()
         }
         student = forward.preview(self.student, views, device)
+        self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
+        orders = self._arrange_classes(student.classes, classes_at_build())
+        previews = {name: arranged_preview(one, orders[name]) for name, one in previews.items()}
         inputs = torch.zeros(1, 3, student.size, student.size)
         for term in terms:
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
@@ -139,6 +157,25 @@ class Distiller(BaseModel):
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
+
+    def _arrange_classes(
+        self, student: ScoresOfTaps, names: Names | None
+    ) -> dict[str, dict[Tap, ClassOrder]]:
+        """Brings class scores of teachers into the student's order; says how, by the teacher."""
+        orders = {}
+        for name, teacher in self.teachers.items():
+            terms = [term.compared for term in self.distill.values() if term.teacher == name]
+            orders[name] = orders_of(
+                [one for one in terms if one is not None],
+                student,
+                self._class_scores[name],
+                (names, teacher.class_names),
+                f"teacher '{name}'",
+            )
+            if teacher.class_names is not None:
+                teacher.arrange(orders[name])
+        self._classes = names
+        return orders
 
     def _student_taps(self) -> list[Tap]:
         """Returns the taps at which teachers read the student."""
@@ -165,6 +202,7 @@ class Distiller(BaseModel):
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
+        self._meet_classes()
         factors, task = self._factors()
         active = [term for name, term in self.distill.items() if factors[name] > 0]
         self._check_not_idle(active, task)
@@ -245,6 +283,12 @@ class Distiller(BaseModel):
                 losses['distill.idle_loss'] = sum(p.sum() for p in idle) * 0
         return losses
 
+    def _meet_classes(self) -> None:
+        """Arranges class scores by the data set of the run, if other classes were known before."""
+        names = classes_of_run()
+        if names is not None and names != self._classes:
+            self._arrange_classes(self._run_student.run.scores, names)
+
     def _check_not_idle(self, active: Sequence[Term], task: float) -> None:
         if not active and task == 0 and not self.self_teachers:
             raise ValueError(
@@ -276,49 +320,27 @@ class Distiller(BaseModel):
         for value in self.self_teachers.state_dict().values():
             broadcast(value)
 
-    def named_parameters(
-        self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields the student's parameters under its own names, and all others.
-
-        Optimizer constructors of OpenMMLab set learning rates by names such as
-        ``backbone.stages.0``.
-
-        Args:
-            prefix (str): Text before each name. Defaults to ``''``.
-            recurse (bool): Whether submodules are included. Defaults to True.
-            remove_duplicate (bool): Whether a shared parameter is returned once. Defaults to True.
-
-        Yields:
-            tuple[str, nn.Parameter]: Name and parameter.
-        """
-        start = f'{prefix}.student.' if prefix else 'student.'
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            if name.startswith(start):
-                name = f'{prefix}.{name[len(start) :]}' if prefix else name[len(start) :]
-            yield name, parameter
-
-    def __getattr__(self, name: str) -> Any:
-        """Falls back on the student, for hooks that read ``model.bbox_head`` and the like."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            modules = self.__dict__.get('_modules', {})
-            if 'student' not in modules:
-                raise
-            return getattr(modules['student'], name)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         for teacher in self.teachers.values():
             teacher.apply_to_tensors(fn, recurse)
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """Loads a student's state dict, and the state of terms and self-teachers beside it."""
         take_student_from_front(self, state_dict, prefix, local_metadata)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        self.__dict__['_loading'] = prefix, error_msgs  # for name_as_the_student
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def _terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[str, Term]:

@@ -86,7 +86,7 @@ class StudentForward:
             copy = trial_copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
             self._scores[view], shown[view] = tried
-        return Preview(values, shown, self._scores, self.run.size)
+        return Preview(values, shown, self._scores, self.run.size, self.run.scores)
 
     def forget(self) -> None:
         """Drops the maps and the data samples of the trial."""

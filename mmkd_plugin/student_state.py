@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -63,25 +64,48 @@ def take_student_from_front(
     Raises:
         ValueError: If the weights are not the student's.
     """
-    found = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
+    expected = module.student.state_dict()
+    given = {key[len(prefix) :]: key for key in state_dict if key.startswith(prefix)}
+    # A hook that loads by the names of modules gives the parts beside the student too.
+    found = {key: full for key, full in given.items() if key in expected or not _is_beside(key)}
     saved = checked_state(local_metadata.get(METADATA_KEY))
-    own = module.student.state_dict()
-    given = {key: state_dict[full] for key, full in found.items()}
-    check_student_weights(
-        {key: value.shape for key, value in own.items()}, given, distilled=saved is not None
-    )
-    check_values(own, given, 'the checkpoint of the student')
+    if found or not given:
+        held = {key: state_dict[full] for key, full in found.items()}
+        shapes = {key: value.shape for key, value in expected.items()}
+        check_student_weights(shapes, held, distilled=saved is not None)
+        check_values(expected, held, 'the checkpoint of the student')
     for key, full in found.items():
         state_dict[f'{prefix}student.{key}'] = state_dict.pop(full)
     metadata = getattr(state_dict, '_metadata', None)
     if metadata is not None:  # the student's modules read their version there
-        for key in [key for key in metadata if not key.startswith('student')]:
-            metadata.setdefault(f'student.{key}'.rstrip('.'), metadata[key])
+        start = f'{prefix}student'
+        for key in [key for key in metadata if f'{key}.'.startswith(prefix)]:
+            if not key.startswith(start):
+                metadata.setdefault(f'{start}.{key[len(prefix) :]}'.rstrip('.'), metadata[key])
     for key in module.data_preprocessor.state_dict():
         value = state_dict.get(f'{prefix}student.data_preprocessor.{key}')
         if value is not None:
             state_dict[f'{prefix}data_preprocessor.{key}'] = value
     _take_beside(module, state_dict, prefix, None if saved is None else saved['state'])
+
+
+def _is_beside(key: str) -> bool:
+    return key.startswith(tuple(f'{part}.' for part in BESIDE))
+
+
+def name_as_the_student(module: nn.Module, incompatible: Any) -> None:
+    """Hook after loading: messages name the student's keys as the file does.
+
+    Args:
+        module (nn.Module): The Distiller; it noted where it lies and the list of its errors.
+        incompatible (Any): Its missing and unexpected keys, changed in place.
+    """
+    prefix, errors = module.__dict__.pop('_loading', ('', []))
+    start = f'{prefix}student.'
+    for keys in (incompatible.missing_keys, incompatible.unexpected_keys):
+        named = [prefix + key[len(start) :] if key.startswith(start) else key for key in keys]
+        keys[:] = dict.fromkeys(named)
+    errors[:] = [error.replace(f' for {start}', f' for {prefix}') for error in errors]
 
 
 def _take_beside(
@@ -95,6 +119,8 @@ def _take_beside(
     }
     missing = []
     for key, value in own.items():
+        if prefix + key in state_dict:
+            continue
         if saved is not None:
             if key in saved and saved[key].shape == value.shape:
                 value = saved[key]

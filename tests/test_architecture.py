@@ -15,13 +15,13 @@ LAYERS = (
     ('version', 'words', 'registry', 'saving', 'taps'),
     ('building', 'losses', 'stack'),
     ('cache', 'checkpoint', 'connectors', 'models'),
-    ('explanations', 'running', 'student_state'),
+    ('explanations', 'running', 'student_names', 'student_state'),
     ('views',),
     ('teachers',),
     ('cli', 'student', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
-    ('metrics', 'visualization'),
+    ('metrics', 'training_data', 'visualization'),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 

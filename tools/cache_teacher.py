@@ -55,7 +55,17 @@ from mmkd_plugin.cache.store import (
     stored_size,
 )
 from mmkd_plugin.cache.wiring import is_cached
-from mmkd_plugin.cli import UsageError, add_cfg_options, is_distilled, plain_errors, read_config
+from mmkd_plugin.cli import (
+    UsageError,
+    add_cfg_options,
+    apply_options,
+    check_folder,
+    check_has,
+    check_number,
+    is_distilled,
+    plain_errors,
+    read_config,
+)
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.taps.dry_run import DryRun
@@ -119,10 +129,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     with safe_loading(), plain_errors():
         args = parse_args()
+        check(args)
         libraries()
         cfg = read_config(args.config)
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+        apply_options(cfg, args.cfg_options)
+        check_has(cfg, args.config, 'train_dataloader')
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
         init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -131,6 +142,27 @@ def main() -> None:
             verify(args.out, cfg)
         else:
             write_cache(cfg, config, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse wrong arguments before anything is loaded."""
+    check_number(args.workers, '--workers', 0)
+    check_number(args.top_k, '--top-k', 1)
+    if args.scale is not None:
+        read_scale(args.scale)
+    if args.out is not None and not args.verify:
+        check_folder(args.out, '--out')
+
+
+def read_scale(given: str) -> tuple[int, int]:
+    """Read WIDTH,HEIGHT."""
+    try:
+        width, height = (int(side) for side in given.split(','))
+    except ValueError:
+        width = height = 0
+    if min(width, height) < 1:
+        raise UsageError(f'--scale is WIDTH,HEIGHT in pixels, not {given}')
+    return width, height
 
 
 def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
@@ -143,13 +175,15 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f'{said}; those that can be cached: {", ".join(configs) or "none"}')
     config = configs[name]
     if is_cached(config):
-        args.out = args.out or config['path']
+        args.out = args.out or config.get('path')
         runs = inspect.signature(OnlineTeacher).parameters
         config = {key: value for key, value in config.items() if key in runs}
         if not args.verify and 'config' not in config:
             raise UsageError(f"teacher '{name}' has no `config` and no `checkpoint` to run it")
     if args.out is None:
         raise UsageError('say where: --out PATH')
+    if not args.verify:
+        check_folder(args.out, '--out')
     return config
 
 
@@ -240,11 +274,7 @@ def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dic
                 '--scale WIDTH,HEIGHT'
             )
         return loading[0], scales[0]
-    try:
-        width, height = (int(side) for side in given.split(','))
-    except ValueError:
-        raise UsageError(f'--scale is WIDTH,HEIGHT in pixels, not {given}') from None
-    return loading[0], dict(type='Resize', scale=(width, height), keep_ratio=True)
+    return loading[0], dict(type='Resize', scale=read_scale(given), keep_ratio=True)
 
 
 def ignored(cfg: Config) -> list[str]:

@@ -84,10 +84,16 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo[-detection]')
     parser.add_argument('--seed', type=int, default=0, help='seed of all three runs (0)')
     args = parser.parse_args()
+    if not 0 <= args.seed < 2**32:
+        parser.error(f'--seed must be from 0 to {2**32 - 1}, not {args.seed}')
     folder = args.work_dir or Path(
         'work_dirs', 'demo' if args.task == 'segmentation' else f'demo-{args.task}'
     )
     console = Console()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f'demo: --work-dir {folder} cannot be made: {error.strerror}') from None
     try:
         run_demo(args.task, folder, args.seed, console)
     except DemoError as error:

@@ -20,6 +20,10 @@ from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
     build_runner,
+    check_file,
+    check_folder,
+    check_has,
+    check_number,
     complete_metrics,
     is_distilled,
     is_own,
@@ -55,7 +59,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     with safe_loading(), plain_errors():
         args = parse_args()
+        check_outputs(args)
         cfg = load_config(args)
+        check_has(cfg, args.config, 'test_dataloader', 'test_cfg', 'test_evaluator')
         distilled = cfg.model if is_distilled(cfg) else None
         use_student(cfg)
         complete_metrics(cfg, distilled)
@@ -72,6 +78,17 @@ def main() -> None:
         if args.out is not None and is_pickle(args.out):
             dump_predictions(runner.test_evaluator, cfg, args.out)
         runner.test()
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written, before anything is loaded."""
+    check_number(args.wait_time, '--wait-time', 0)
+    if args.show_dir is not None:
+        check_folder(args.show_dir, '--show-dir')
+    if args.out is not None and is_pickle(args.out):
+        check_file(args.out, '--out')
+    elif args.out is not None:
+        check_folder(args.out, '--out')
 
 
 def check_fit(runner: Runner, args: argparse.Namespace) -> None:

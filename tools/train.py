@@ -25,6 +25,7 @@ from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
     build_runner,
+    check_has,
     is_distilled,
     load_config,
     plain_errors,
@@ -34,6 +35,11 @@ from mmkd_plugin.running.hook import SafeCheckpoints
 from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
+from mmkd_plugin.training_data import watch_data
+
+WITHOUT_AMP = ('cpu', 'mps')
+"""Devices on which mmengine does not train in mixed precision."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,8 +73,10 @@ def main() -> None:
     with safe_loading(), plain_errors():
         args = parse_args()
         cfg = load_config(args)
+        check_has(cfg, args.config, 'train_dataloader', 'train_cfg', 'optim_wrapper')
         if args.amp:
             use_amp(cfg)
+        check_amp(cfg)
         if args.auto_scale_lr:
             use_auto_scale_lr(cfg)
         saved = find_paraphraser(cfg, args.paraphraser)
@@ -76,24 +84,40 @@ def main() -> None:
         find_start(cfg, args.resume)
         wire(cfg)
         with plain_disk_errors():
-            runner = build_runner(cfg)
+            with classes_of_the_student(classes_of_config(cfg)):
+                runner = build_runner(cfg)
             add_hook(runner)
+            watch_data(runner)
             runner.train()
             if args.paraphraser:
                 save_paraphraser(runner, saved)
 
 
 def use_amp(cfg: Config) -> None:
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = optim_wrapper_of(cfg)
     if wrapper == 'AmpOptimWrapper':
         print_log('--amp: the config trains in mixed precision already.', logger='current')
     elif wrapper != 'OptimWrapper':
         raise UsageError(f'--amp works with the optim wrapper `OptimWrapper`, not with `{wrapper}`')
-    elif get_device() == 'cpu':
+    elif get_device() in WITHOUT_AMP:
         raise UsageError('--amp needs an accelerator, and there is none')
     else:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def check_amp(cfg: Config) -> None:
+    """Refuse mixed precision where mmengine has none."""
+    if optim_wrapper_of(cfg) == 'AmpOptimWrapper' and get_device() in WITHOUT_AMP:
+        raise UsageError(
+            'optim_wrapper.type=AmpOptimWrapper trains in mixed precision, which needs an '
+            'accelerator, and there is none: --cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def optim_wrapper_of(cfg: Config) -> str:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
 
 
 def use_auto_scale_lr(cfg: Config) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,6 +30,9 @@ from mmkd_plugin.checkpoint import load_weights, nearest_names, read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
     add_cfg_options,
+    apply_options,
+    check_folder,
+    check_number,
     is_distilled,
     plain_errors,
     read_config,
@@ -42,6 +44,7 @@ from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.teachers.model import without_pretraining
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.training_data import CheckedPipeline, Expected
 from mmkd_plugin.visualization import (
     PANELS,
     Gallery,
@@ -54,6 +57,7 @@ from mmkd_plugin.visualization import (
     places_of,
 )
 from mmkd_plugin.visualization.gallery import check_panels
+from mmkd_plugin.words import first_line
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
@@ -107,8 +111,7 @@ def main() -> None:
         args = parse_args()
         check(args)
         cfg = read_config(args.config)
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+        apply_options(cfg, args.cfg_options)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         console = Console()
         with torch.device('cpu'):
@@ -145,19 +148,21 @@ def main() -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments before anything is loaded."""
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UsageError(f'{args.out} exists already; nothing is overwritten, give a new --out')
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f'cannot write {args.out}: {error.strerror}') from error
-    if not os.access(args.out, os.W_OK):
-        raise UsageError(f'cannot write {args.out}')
+    check_number(args.count, '--count', 1)
+    check_number(args.channels, '--channels', 1)
+    check_number(args.score_thr, '--score-thr', 0, 1)
     if args.panels is not None:
         check_panels(args.panels)
-    for name in ('count', 'channels'):
-        if getattr(args, name) < 1:
-            raise UsageError(f'--{name} must be above 0, got {getattr(args, name)}')
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        reason = first_line(error)
+        raise UsageError(f'--device {args.device} cannot be used: {reason}') from error
+    if args.images is not None:
+        files_of(args.images)
+    if args.out.is_dir() and any(args.out.iterdir()):
+        raise UsageError(f'{args.out} exists already; nothing is overwritten, give a new --out')
+    check_folder(args.out, '--out')
     for checkpoint in filter(None, (args.student, args.against)):
         read_checkpoint(checkpoint)
 
@@ -226,13 +231,12 @@ def items_of(cfg: Config, dataset: Any, args: argparse.Namespace) -> tuple[Itera
         chosen = evenly(args.count, len(dataset))
         return (dataset[n] for n in chosen), len(chosen)
     files = files_of(args.images)
-    pipeline = Compose(
-        [
-            step
-            for step in pipeline_of(cfg)
-            if not str(step['type']).rpartition('.')[2].startswith('LoadAnnotations')
-        ]
-    )
+    steps = [
+        step
+        for step in pipeline_of(cfg)
+        if not str(step['type']).rpartition('.')[2].startswith('LoadAnnotations')
+    ]
+    pipeline = CheckedPipeline(Compose(steps).transforms, Expected())
     return (pipeline(dict(img_path=str(f), img_id=n)) for n, f in enumerate(files)), len(files)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.teachers.classes import order_between
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.teachers.online import OnlineTeacher
 
@@ -41,18 +42,19 @@ class FrozenTeacher:
             )
         (config,) = teacher_configs(teacher).values()
         with random_state_kept():
-            self.model = OnlineTeacher(**config).model
+            teacher = OnlineTeacher(**config)
+        self.model, self.class_names = teacher.model, teacher.class_names
         self.owner = owner
 
     def check_classes(self, classes: tuple[str, ...]) -> None:
-        """Refuses a teacher with another number of classes than the data set.
+        """Refuses a teacher with another number of classes than the data set, or another order.
 
         Args:
             classes (tuple[str, ...]): The classes of the data set.
 
         Raises:
             ValueError: If modules of the teacher have ``num_classes``, but none has the number of
-                the data set.
+                the data set; or if it is known to have other classes, or another order of them.
         """
         known = {getattr(module, 'num_classes', None) for module in self.model.modules()}
         known = sorted(number for number in known if isinstance(number, int))
@@ -60,6 +62,15 @@ class FrozenTeacher:
             raise ValueError(
                 f'{self.owner}: the teacher predicts {known[-1]} classes and the data set has '
                 f'{len(classes)} ({", ".join(classes[:4])}, ...); take a teacher of this data set'
+            )
+        if self.class_names is None or len(self.class_names) != len(classes):
+            return
+        order = order_between(tuple(classes), self.class_names)
+        if order is None or not order.identity:
+            kind = 'other classes than' if order is None else 'another order of the classes of'
+            raise ValueError(
+                f'{self.owner}: the teacher was trained on {kind} this data set '
+                f'({", ".join(self.class_names[:4])}, ...); take a teacher of this data set'
             )
 
     @torch.no_grad()

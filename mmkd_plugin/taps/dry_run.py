@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watched
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
 from mmkd_plugin.taps.tap import Maps, Tap, find_module
@@ -37,6 +38,8 @@ class DryRun:
             read. Defaults to ``{}``.
         norms (dict[Tap, list[str]]): Name of the batch norm that feeds each map of a tap, ``''`` if
             none was found. Defaults to ``{}``.
+        scores (dict[Tap, tuple]): Position of class scores in each map of a tap, None for other
+            maps. Defaults to ``{}``.
         ran (list[str]): Names of all modules that ran, in the order in which they finished.
             Defaults to ``[]``.
         size (int): Height and width of the image, pixels. Defaults to 128.
@@ -50,6 +53,7 @@ class DryRun:
     in_place: frozenset[Tap] = frozenset()
     places: dict[Tap, tuple[Tap, ...]] = field(default_factory=dict)
     norms: dict[Tap, list[str]] = field(default_factory=dict)
+    scores: dict[Tap, tuple[ClassScores | None, ...]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     size: int = EXAMPLE_SIZES[0]
     samples: list | None = None
@@ -184,14 +188,17 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
             places = _before_relu(model, taps, forward)
             del ran[:], norms[:]
             found = [tap for tap in taps if tap.where != 'pre_relu' or tap in places]
-            with TapReader(model, found, places=places) as reader:
+            with (
+                TapReader(model, found, places=places) as reader,
+                heads_watched(model, found) as given,
+            ):
                 forward()
     finally:
         for handle in handles:
             handle.remove()
     in_place = frozenset(tap for tap in reader.taps if reader.changed_in_place(tap))
     reader.forget_versions()
-    values, fed_by = {}, {}
+    values, fed_by, scores = {}, {}, {}
     for tap in found:
         if all(reader.calls(place) for place in places.get(tap, (tap,))):
             maps = reader.read(tap)
@@ -200,6 +207,7 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
                 _norm_before(tensor, norms, around)
                 for tensor in ([maps] if isinstance(maps, Tensor) else maps)
             ]
+            scores[tap] = class_scores(model, tap, maps, given)
             values[tap] = _cpu(maps)
     return DryRun(
         values=values,
@@ -208,6 +216,7 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         in_place=in_place,
         places=places,
         norms=fed_by,
+        scores=scores,
         ran=list(dict.fromkeys(ran)),
     )
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.taps import Maps, Tap, Taps
+from mmkd_plugin.taps.class_scores import ClassScores
 from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers.classes import ClassOrder, Names
 from mmkd_plugin.views import View
 
 NOTHING: Mapping[Any, Any] = MappingProxyType({})
@@ -51,6 +53,8 @@ class Preview(NamedTuple):
         shown (dict[View, Maps]): For each view, tensors with the shapes that a loss will get.
         scores (dict[View, Scores]): The kind of the class scores, for each view of explanations.
         size (int): Height and width of the image, pixels.
+        classes (Mapping): Position of class scores in each map of a tap, None for other maps.
+            Defaults to nothing.
 
     Examples:
         >>> import torch
@@ -65,6 +69,7 @@ class Preview(NamedTuple):
     shown: dict[View, Maps]
     scores: dict[View, Scores]
     size: int
+    classes: Mapping[Tap, Sequence[ClassScores | None]] = NOTHING
 
 
 class Batch(NamedTuple):
@@ -126,6 +131,8 @@ class Teacher(ABC):
         source (str): Origin of the teacher for the plan, such as the path of its config.
         student_taps (tuple[Tap, ...]): Taps at which it reads the student. If there are any, it
             runs after the student. Defaults to ``()``.
+        class_names (tuple[str, ...], optional): Its classes in the order of its scores. Defaults to
+            None: not known.
 
     Examples:
         >>> import torch
@@ -160,6 +167,7 @@ class Teacher(ABC):
     name: str
     source: str
     student_taps: tuple[Tap, ...] = ()
+    class_names: Names | None = None
 
     @abstractmethod
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
@@ -226,6 +234,15 @@ class Teacher(ABC):
             int | None: The number, None if it is not known.
         """
         return None
+
+    def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:  # noqa: B027 - named classes only
+        """From now on shows the class scores of taps in the student's order.
+
+        Asked only of a teacher with ``class_names``.
+
+        Args:
+            orders (Mapping[Tap, ClassOrder]): By the tap; scores of other taps stay as they are.
+        """
 
     def predictor(self) -> nn.Module | None:
         """Returns a model that predicts images by itself.

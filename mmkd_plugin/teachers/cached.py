@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -16,8 +16,16 @@ from mmkd_plugin.cache.wiring import WIRING
 from mmkd_plugin.explanations import Chosen, Explanation, Scores, resized
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, Taps
+from mmkd_plugin.taps.class_scores import ClassScores
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.classes import (
+    ClassOrder,
+    ScoresOfTaps,
+    arranged,
+    arranged_kind,
+    check_names,
+)
 from mmkd_plugin.teachers.model import checkpoint_hash, config_hash
 from mmkd_plugin.views import View, of_kind, taps_of
 
@@ -39,6 +47,8 @@ class CachedTeacher(Teacher):
         ignore (Sequence[str]): Types of your own transforms in the train pipeline that leave each
             pixel in its place. Defaults to ``()``.
         name (str): Name in the config and in messages. Defaults to ``'teacher'``.
+        classes (Sequence[str], optional): Names of the teacher's classes, in the order of its
+            scores. Defaults to None: those in the cache.
 
     Raises:
         ValueError: If the cache does not exist, is not finished, or is of another teacher.
@@ -61,12 +71,15 @@ class CachedTeacher(Teacher):
         checkpoint: str | None = None,
         ignore: Sequence[str] = (),
         name: str = 'teacher',
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.name = name
         self.cache = TeacherCache(path)
         self._reads: list[Tap] = []
         self._scores: dict[View, Scores] = {}
+        self._orders: Mapping[Tap, ClassOrder] = {}
         meta = self.cache.meta
+        self.class_names = check_names(classes or meta.get('classes'), name)
         self.source = meta['source']
         self.checkpoint = meta['checkpoint']
         for what, key, given, hashed in (
@@ -127,7 +140,19 @@ class CachedTeacher(Teacher):
                 made = [_made_up(next(features), size) for _ in range(count or 1)]
                 maps[tap] = made if count else made[0]
         shown = {view: self._example(view, maps) for view in of_kind(views)}
-        return Preview(maps, shown, self._scores, size)
+        return Preview(maps, shown, self._scores, size, self._class_scores(maps))
+
+    def _class_scores(self, taps: Iterable[Tap]) -> ScoresOfTaps:
+        """How class scores lie in the maps; nothing in a cache that was written without it."""
+        about = self.cache.meta['taps']
+        noted = {tap: about[str(tap)].get('class_scores') for tap in taps if str(tap) in about}
+        return {
+            tap: [one and ClassScores(*one) for one in maps] for tap, maps in noted.items() if maps
+        }
+
+    def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:
+        """From now on shows class scores in the student's order."""
+        self._orders = dict(orders)
 
     def _example(self, view: View, maps: dict[Tap, Maps]) -> Maps:
         """Returns made-up maps, or a corner of made-up explanations ``(1, C, 8, 8)``."""
@@ -154,15 +179,21 @@ class CachedTeacher(Teacher):
         for tap in stored_taps(views):
             maps = self._carried(str(tap), batch.inputs, batch.data_samples)
             read[tap] = maps if self.cache.meta['taps'][str(tap)]['several'] else maps[0]
+        read = arranged(read, self._orders, self._class_scores(read))
         shown, chosen = {view: view.of(read) for view in of_kind(views, 'maps')}, {}
         for view in of_kind(views, 'explanations'):
-            chosen[view] = view.choose(read, self._scores[view], batch.step)
+            kind = arranged_kind(self._scores[view], view.scores, self._orders)
+            chosen[view] = view.choose(read, kind, batch.step)
             shown[view] = self._explanation(batch, view, chosen[view]).pairs()
         return Lesson(shown, chosen)
 
     def _explanation(self, batch: Batch, view: View, chosen: Chosen) -> Explanation:
         """Selects the chosen classes from the explanations that the data samples carry."""
-        classes = chosen.classes.clamp(min=0)[:, :, None, None, None]
+        classes = chosen.classes.clamp(min=0)
+        order = self._orders.get(view.scores.taps[0])
+        if order is not None:  # the stored ones have the teacher's numbers
+            classes = torch.tensor(order.numbers, device=classes.device)[classes]
+        classes = classes[:, :, None, None, None]
         maps = []
         for x in self._carried(stored_as(view), batch.inputs, batch.data_samples):
             x = x.unflatten(1, (self._scores[view].classes, -1))
@@ -191,6 +222,8 @@ class CachedTeacher(Teacher):
 
     def classes(self, tap: Tap) -> int | None:
         """Returns the number of classes of the teacher's head around a tap, None if unknown."""
+        if tap in self._orders:  # the student's
+            return len(self._orders[tap].numbers)
         return self.cache.meta['taps'][str(tap)]['classes']
 
     def norms(

@@ -52,6 +52,7 @@ def description(
     }
     return dict(
         source=str(teacher.source),
+        classes=list(teacher.class_names or ()) or None,
         checkpoint=str(teacher.checkpoint or 'random weights'),
         config=config_hash(config['config'], teacher.name),
         weights=checkpoint_hash(teacher.checkpoint)
@@ -73,6 +74,7 @@ def _about_tap(teacher: OnlineTeacher, tap: Tap, preview: Preview) -> dict[str, 
         maps=[_shape(x, preview.size) for x in as_list(maps)],
         several=not isinstance(maps, Tensor),
         classes=teacher.classes(tap),
+        class_scores=[one and list(one) for one in preview.classes.get(tap, ())],
         norms=[name for name, _ in teacher.norms(Taps((tap,)))],
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.teachers.classes import Names, classes_of_config
 
 stack.prepare()  # `mmseg::` paths work with both stacks of OpenMMLab
 
@@ -48,6 +49,11 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
     model = without_pretraining(model)
     scope = model.pop('_scope_', scope)
     return model, scope
+
+
+def classes_in_config(config: str | dict, name: str) -> Names | None:
+    """The classes of the data set in the config of a teacher; None of a model dict."""
+    return classes_of_config(_read_config(config, name)) if isinstance(config, str) else None
 
 
 def build_model(config: str | dict, name: str) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar
 
@@ -18,9 +18,17 @@ from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, classes_around, find_mo
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.classes import (
+    ClassOrder,
+    ScoresOfTaps,
+    arranged,
+    arranged_kind,
+    check_names,
+    classes_of_checkpoint,
+)
 from mmkd_plugin.teachers.frozen_forward import FrozenForward
 from mmkd_plugin.teachers.inference import Inference
-from mmkd_plugin.teachers.model import build_model
+from mmkd_plugin.teachers.model import build_model, classes_in_config
 from mmkd_plugin.teachers.preprocessing import InputConverter
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 
@@ -41,6 +49,8 @@ class OnlineTeacher(Teacher):
         name (str): Name in the config and in messages. Defaults to ``'teacher'``.
         inference (dict, optional): ``precision``, ``channels_last``, ``fuse_conv_bn`` and
             ``compile`` of an :class:`Inference`. Defaults to None: the fastest for the device.
+        classes (Sequence[str], optional): The names of its classes, in the order of its scores.
+            Defaults to None: those that its checkpoint, or else its config, says.
 
     Raises:
         ValueError: If the config, the checkpoint or ``inference`` cannot be used.
@@ -84,8 +94,10 @@ class OnlineTeacher(Teacher):
         strict: bool = True,
         name: str = 'teacher',
         inference: dict | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.name = name
+        self.class_names = check_names(classes, name)
         try:
             self._asked = Inference.from_config(inference)
         except ValueError as error:
@@ -101,12 +113,16 @@ class OnlineTeacher(Teacher):
             )
         else:
             label = name if name == 'teacher' else f"teacher '{name}'"
-            load_weights(self.model, checkpoint, strict=strict, name=label)
+            loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
+            said = classes_of_checkpoint(loaded)
+            self.class_names = self.class_names or said or classes_in_config(config, name)
         self.model.requires_grad_(False).eval()
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
         self._loss_run: DryRun | None = None
         self._scores: dict[View, Scores] = {}
+        self._class_scores: ScoresOfTaps = {}
+        self._orders: Mapping[Tap, ClassOrder] = {}
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
         """Gets ready to show views of batches from the student's data preprocessor.
@@ -155,7 +171,15 @@ class OnlineTeacher(Teacher):
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
-        return Preview(run.values, shown, self._scores, run.size)
+        self._class_scores = run.scores
+        return Preview(run.values, shown, self._scores, run.size, run.scores)
+
+    def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:
+        """From now on shows class scores in the student's order."""
+        self._orders = dict(orders)
+
+    def _arranged(self, read: Mapping[Tap, Maps]) -> dict[Tap, Maps]:
+        return arranged(read, self._orders, self._class_scores)
 
     def _try_loss(self, taps: Sequence[Tap], device: torch.device, owner: str) -> DryRun:
         run = first_that_works(self.model, taps, device, 'loss', owner)
@@ -189,8 +213,10 @@ class OnlineTeacher(Teacher):
                 for view in explaining:
                     stack.enter_context(view.context(self.model))
                 read |= self.read(batch.inputs, batch.data_samples, taps_of(left), on_path)
+            read = self._arranged(read)
             for view in explaining:
-                kind, size = self._scores[view], batch.inputs.shape[2:]
+                kind = arranged_kind(self._scores[view], view.scores, self._orders)
+                size = batch.inputs.shape[2:]
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
@@ -256,6 +282,8 @@ class OnlineTeacher(Teacher):
 
     def classes(self, tap: Tap) -> int | None:
         """Returns the number of classes of the head around a tap, None if it is not known."""
+        if tap in self._orders:  # the student's
+            return len(self._orders[tap].numbers)
         return classes_around(self.model, tap)
 
     def predictor(self) -> nn.Module:

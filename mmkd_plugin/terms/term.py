@@ -13,6 +13,7 @@ from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Teacher
+from mmkd_plugin.teachers.classes import Compared
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, describe, fit
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
@@ -128,6 +129,22 @@ class Term(nn.Module):
     def teacher_tap(self) -> Taps:
         """The taps in the teacher."""
         return self.teacher_view.taps
+
+    @property
+    def compared(self) -> Compared | None:
+        """What it compares class by class if these are class scores; None if nothing.
+
+        Of explanations, these are the class scores.
+        """
+        if self.explainer is not None:
+            return Compared(self.here, self.student_view.scores, self.teacher_view.scores)
+        if self.traits.compares == 'gradients':
+            return Compared(self.here, self.student_tap, self.teacher_tap, gradients=True)
+        as_they_are = self._connector in ('auto', None) and self._teacher_connector is None
+        if not (as_they_are and self.traits.needs_same_channels):
+            return None
+        taps = self.student_tap, self.teacher_tap
+        return Compared(self.here, *taps, self.traits.compares_probabilities)
 
     @classmethod
     def from_config(

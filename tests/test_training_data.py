@@ -1,0 +1,303 @@
+"""Training data: what cannot be learned from is found in time, and the message names the file."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DATASETS, DefaultScope
+from torch.utils.data import DataLoader
+
+from mmkd_plugin import training_data
+from mmkd_plugin.training_data import CheckedPipeline, DataError, Expected, check_data
+from tests import stock_models
+from tests.runs import assert_same, config, dataset_of, train
+from tests.stock_models import build, cwd, distiller
+
+THREE = Expected(3, 255, 'decode_head', label_map=True)
+TWO = Expected(2, None, 'bbox_head')
+
+
+def pixels(file: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes an image on disk."""
+    cv2.imwrite(str(file), change(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))
+
+
+def with_id(number: int) -> Callable[[np.ndarray], np.ndarray]:
+    def change(labels: np.ndarray) -> np.ndarray:
+        labels[3:6, 3:6] = number
+        return labels
+
+    return change
+
+
+def list_all(folder: Path) -> None:
+    """Lists six images in a file, as data sets that come with a split have it."""
+    (folder / 'list.txt').write_text(''.join(f'{i}\n' for i in range(6)))
+
+
+def break_link(folder: Path) -> None:
+    (folder / 'images/0.png').unlink()
+    (folder / 'images/0.png').symlink_to('nowhere')
+    list_all(folder)
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+SEG = {
+    'image missing': (lambda d: (d / 'images/3.png').unlink() or list_all(d),
+                      'there is no {d}/images/3.png; 1 of 6 images are missing'),
+    'image a broken link': (break_link, 'there is no {d}/images/0.png'),
+    'image empty': (lambda d: (d / 'images/0.png').write_bytes(b''),
+                    'images/0.png: the file is empty'),
+    'image cut': (lambda d: (d / 'images/0.png').write_bytes(b'\x89PNG' + bytes(30)),
+                  'images/0.png: the file cannot be read as an image'),
+    'image is text': (lambda d: (d / 'images/0.png').write_text('<html>'),
+                      'images/0.png: the file cannot be read as an image'),
+    'label map missing': (lambda d: (d / 'masks/3.png').unlink(),
+                          'there is no {d}/masks/3.png; 1 of 6 label maps are missing'),
+    'label maps missing': (lambda d: shutil.rmtree(d / 'masks'), '6 of 6 label maps are missing'),
+    'label map empty': (lambda d: (d / 'masks/0.png').write_bytes(b''),
+                        'masks/0.png: the file is empty'),
+    'label map is text': (lambda d: (d / 'masks/0.png').write_text('<html>'),
+                          'masks/0.png: the file cannot be read as an image'),
+    'label map in colour': (lambda d: pixels(d / 'masks/0.png', lambda x: np.dstack([x] * 3)),
+                            'masks/0.png: an array (64, 64, 3) is not a label map'),
+    'label map larger': (lambda d: pixels(d / 'masks/0.png', lambda x: np.kron(x, [[1, 1]])),
+                         'masks/0.png has 128×64 pixels (width×height), and its image'),
+    'label map turned': (lambda d: pixels(d / 'images/0.png', lambda x: x[:40]),
+                         'masks/0.png has 64×64 pixels'),
+    'id 200': (lambda d: pixels(d / 'masks/0.png', with_id(200)),
+               'masks/0.png has the id 200, and `decode_head` knows 0 to 2 (num_classes=3, '
+               'and ignore_index=255)'),
+    'id of the next class': (lambda d: pixels(d / 'masks/5.png', with_id(3)),
+                             'masks/5.png has the id 3, and'),
+    '1x1 image': (lambda d: pixels(d / 'images/0.png', lambda x: x[:1, :1]),
+                  'images/0.png: an image of 1×1 pixels'),
+    'empty folder': (lambda d: empty(d / 'images'),
+                     'train_dataloader.dataset has no images: no file in {d}/images ends with '
+                     '.png (img_suffix)'),
+    'empty list': (lambda d: (d / 'list.txt').touch(),
+                   'train_dataloader.dataset has no images: {d}/list.txt lists no image'),
+    'missing folder': (lambda d: shutil.rmtree(d / 'images'),
+                       'train_dataloader.dataset (BaseSegDataset): there is no {d}/images'),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(data: Path, tmp_path: Path) -> Path:
+    """A copy of the data, to be spoiled."""
+    shutil.copytree(data, tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+def loaded(scope: str, folder: Path, **changes: Any) -> Any:
+    """The training set of a folder, built as a runner builds it."""
+    settings = dict(data_root=str(folder), **{**dataset_of(scope), **changes})
+    if (folder / 'list.txt').exists():
+        settings['ann_file'] = 'list.txt'
+    runner = SimpleNamespace(
+        build_dataloader=lambda cfg, **_: SimpleNamespace(dataset=DATASETS.build(cfg['dataset'])),
+        seed=0,
+        _randomness_cfg={},
+    )
+    with DefaultScope.overwrite_default_scope(scope):
+        return training_data._build(runner, dict(dataset=settings), 'train').dataset
+
+
+@pytest.mark.parametrize(('spoil', 'message'), SEG.values(), ids=list(SEG))
+def test_a_bad_segmentation_set_is_refused_by_the_name_of_the_file(spoil, message, folder):
+    spoil(folder)
+    with pytest.raises(DataError) as caught:
+        check_data(loaded('mmseg', folder), THREE)
+    assert message.format(d=folder) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def boxes(change: Callable[[dict], Any]) -> Callable[[Path], None]:
+    """Changes the annotations of a detection set."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / 'boxes.json'
+        coco = json.loads(file.read_text())
+        change(coco)
+        file.write_text(json.dumps(coco))
+
+    return spoil
+
+
+def own_format(box: list[float], label: int) -> Callable[[Path], None]:
+    """Annotations in OpenMMLab's own format, which no data set filters."""
+
+    def spoil(folder: Path) -> None:
+        instances = [dict(bbox=box, bbox_label=label, ignore_flag=0)]
+        image = dict(img_path='0.png', img_id=0, height=64, width=64, instances=instances)
+        meta = dict(classes=['box', 'disc'])
+        (folder / 'own.json').write_text(json.dumps(dict(metainfo=meta, data_list=[image])))
+
+    return spoil
+
+
+DET = {
+    'image missing': (lambda d: (d / 'images/4.png').unlink(),
+                      'there is no {d}/images/4.png; 1 of 6 images are missing'),
+    'image empty': (lambda d: (d / 'images/0.png').write_bytes(b''),
+                    'images/0.png: the file is empty'),
+    '1x1 image': (lambda d: pixels(d / 'images/0.png', lambda x: x[:1, :1]),
+                  'images/0.png: an image of 1×1 pixels'),
+    'other names of classes': (boxes(lambda c: [k.update(name='x') for k in c['categories']]),
+                               'none of its 6 images has a box of a class that is trained'),
+    'no boxes': (boxes(lambda c: c['annotations'].clear()), 'none of its 6 images has a box'),
+    'no images': (boxes(lambda c: c.update(images=[], annotations=[])),
+                  'train_dataloader.dataset has no images: {d}/boxes.json lists no image'),
+    'no annotation file': (lambda d: (d / 'boxes.json').unlink(),
+                           'train_dataloader.dataset (CocoDataset): there is no {d}/boxes.json'),
+    'annotation file cut': (lambda d: (d / 'boxes.json').write_text('{{'),
+                            'train_dataloader.dataset (CocoDataset) cannot be built: '
+                            'JSONDecodeError'),
+    'a key is missing': (boxes(lambda c: c['images'][0].pop('height')),
+                         "cannot be built: KeyError: 'height'"),
+    'box without area': (own_format([5, 5, 5, 9], 0),
+                         'images/0.png: the box [5, 5, 5, 9] (x1, y1, x2, y2) has no area'),
+    'box outside': (own_format([70, 5, 80, 9], 0),
+                    'the box [70, 5, 80, 9] (x1, y1, x2, y2) lies outside the image of 64×64'),
+    'label beyond': (own_format([5, 5, 9, 9], 2),
+                     'images/0.png: a box has the label 2, and `bbox_head` knows 0 to 1 '
+                     '(num_classes=2)'),
+    'label below': (own_format([5, 5, 9, 9], -1), 'images/0.png: a box has the label -1'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('spoil', 'message'), DET.values(), ids=list(DET))
+def test_a_bad_detection_set_is_refused_by_the_name_of_the_file(spoil, message, folder):
+    spoil(folder)
+    changes = {}
+    if (folder / 'own.json').exists():
+        prefix = dict(img_path='images/')
+        changes = dict(type='BaseDetDataset', ann_file='own.json', data_prefix=prefix)
+    with pytest.raises(DataError) as caught:
+        check_data(loaded('mmdet', folder, **changes), TWO)
+    assert message.format(d=folder) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('scope', 'changes', 'message'),
+    [
+        ('mmseg', dict(data_prefix=dict(img_path='images')), 'it has no label map; the data set'),
+        ('mmseg', dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]),
+         "it has no label map; the train pipeline needs a dict(type='LoadAnnotations')"),
+        ('mmseg', dict(reduce_zero_label=True), None),
+        ('mmseg', dict(img_suffix='.jpg'), 'ends with .jpg (img_suffix)'),
+        ('mmdet', dict(filter_cfg=dict(min_size=100)), 'lists no image that is left after filter'),
+        ('mmseg', {}, None),
+        ('mmdet', {}, None),
+    ],
+)  # fmt: skip
+def test_settings_of_the_data_set(scope, changes, message, data):
+    expected = THREE if scope == 'mmseg' else TWO
+    if message is None:
+        check_data(loaded(scope, data, **changes), expected)
+        return
+    with pytest.raises(DataError) as caught:
+        check_data(loaded(scope, data, **changes), expected)
+    assert message in str(caught.value)
+
+
+def test_wrappers_are_looked_into(folder):
+    (folder / 'masks/5.png').write_bytes(b'')
+    part = dict(data_root=str(folder), **dataset_of('mmseg'))
+    wrapper = dict(type='RepeatDataset', times=3, dataset=part)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        dataset = DATASETS.build(dict(type='ConcatDataset', datasets=[wrapper, wrapper]))
+    with pytest.raises(DataError, match=r'masks/5\.png: the file is empty'):
+        check_data(dataset, THREE)
+
+
+def test_the_check_takes_no_random_numbers_and_leaves_the_transforms_alone(data):
+    pipeline = dataset_of('mmdet')['pipeline']
+    pipeline[2:2] = [
+        dict(type='CachedMosaic', img_scale=(64, 64)),
+        dict(type='RandomFlip', prob=0.5),
+    ]
+    dataset = loaded('mmdet', data, pipeline=pipeline)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    check_data(dataset, TWO)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert_same(after, before)
+    assert dataset.pipeline.transforms[2].results_cache == []
+
+
+def test_what_a_model_knows_is_read_from_its_head():
+    segmentor, detector = stock_models.pspnet(), stock_models.faster_rcnn()
+    assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True)
+    assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
+    assert Expected.by(torch.nn.ReLU()) == Expected()
+    terms = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd()))
+    model = distiller(segmentor, stock_models.pspnet(16), terms)
+    assert Expected.by(model) == Expected(5, 255, 'decode_head', True)
+    model.task_weight = 0.0  # images without labels will do
+    assert not Expected.by(model).label_map
+    head = model.student.decode_head
+    head.out_channels, head.num_classes = 1, 1
+    assert Expected.by(model).classes == 2
+
+
+def test_a_custom_transform_may_change_the_ids_first(folder):
+    pixels(folder / 'masks/0.png', with_id(200))
+
+    def remap(results: dict) -> dict:
+        results['gt_seg_map'][results['gt_seg_map'] == 200] = 255
+        return results
+
+    dataset = loaded('mmseg', folder)
+    dataset.pipeline.transforms.insert(2, remap)
+    check_data(dataset, THREE)
+
+
+# In training --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda d: (d / 'masks/2.png').write_bytes(b''), 'masks/2.png: the file is empty'),
+        (lambda d: pixels(d / 'masks/2.png', with_id(9)), 'masks/2.png has the id 9, and'),
+    ],
+)
+def test_a_later_image_is_named_too(spoil, message, workers, folder):
+    dataset = loaded('mmseg', folder)
+    dataset.pipeline = CheckedPipeline(dataset.pipeline.transforms, THREE)
+    spoil(folder)
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=list)
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(str(folder)) and message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):
+    pixels(folder / 'masks/0.png', with_id(200))
+    hooks = [dict(type='mmkd_plugin.CheckTrainingData')]
+    model = stock_models.pspnet(classes=3)
+    with pytest.raises(DataError, match=r'masks/0\.png has the id 200'):
+        train(config(model, folder, tmp_path / 'run', 1, custom_hooks=hooks))
+
+
+@pytest.mark.parametrize('samples', [0, 1.5, True, 'a'])
+def test_the_hook_refuses_a_number_of_samples(samples):
+    with pytest.raises(ValueError, match='samples: expected a whole number above 0'):
+        training_data.CheckTrainingData(samples)
