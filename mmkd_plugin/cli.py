@@ -19,10 +19,11 @@ from mmengine.runner import Runner
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
+from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.words import did_you_mean
+from mmkd_plugin.words import did_you_mean, first_line
 
 
 class UsageError(Exception):
@@ -33,7 +34,8 @@ class UsageError(Exception):
 def plain_errors() -> Iterator[None]:
     """Ends the program with one line instead of a traceback, if an error is meant for the user.
 
-    Such errors are :class:`UsageError`, and the ``ValueError`` and ``OSError`` of this package.
+    Such errors are :class:`UsageError`, and the ``ValueError``, ``OSError`` and
+    ``FloatingPointError`` of this package.
 
     Raises:
         SystemExit: With the message of such an error. Other errors pass.
@@ -42,12 +44,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except UsageError as error:
         message = str(error)
-    except (OSError, ValueError) as error:
-        traceback = error.__traceback__
-        while traceback is not None and traceback.tb_next is not None:
-            traceback = traceback.tb_next
-        module = '' if traceback is None else traceback.tb_frame.f_globals.get('__name__', '')
-        if not module.startswith('mmkd_plugin'):
+    except (FloatingPointError, OSError, ValueError) as error:
+        if not is_ours(error):
             raise
         message = str(error)
     else:
@@ -55,12 +53,27 @@ def plain_errors() -> Iterator[None]:
     raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
 
 
+class _Options(DictAction):
+    """Reads ``KEY=VALUE``, and says what it got where that is something else."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *args: Any) -> None:
+        for value in values:
+            try:
+                super().__call__(parser, argparse.Namespace(), [value], *args)
+            except Exception as error:
+                words = f'expected KEY=VALUE, got {value!r}'
+                if '=' in value:
+                    words += f' ({first_line(error)})'
+                raise argparse.ArgumentError(self, words) from error
+        super().__call__(parser, namespace, values, *args)
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--cfg-options``, as OpenMMLab's tools have it."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         metavar='KEY=VALUE',
         help='change settings of the config: key.sub=1 list="[a,b]" (no white space inside)',
     )
@@ -98,8 +111,14 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    for key, value in (args.cfg_options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except Exception as error:  # whatever lies on the way to that key
+            raise UsageError(
+                f'--cfg-options {key}={value}: there is no such place in the config '
+                f'({first_line(error)})'
+            ) from error
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -130,6 +149,8 @@ def read_config(name: str) -> Config:
         return Config.fromfile(path)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
+    except Exception as error:  # whatever Python makes of what stands there
+        raise UsageError(f'{name} cannot be read as a config: {first_line(error)}') from error
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -26,6 +26,7 @@ from mmkd_plugin.cli import (
     plain_errors,
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
 
 
@@ -60,6 +61,7 @@ def main() -> None:
     with safe_loading(), plain_errors():
         args = parse_args()
         cfg = load_config(args)
+        check_run(cfg)
         if args.amp:
             use_amp(cfg)
         if args.auto_scale_lr:
