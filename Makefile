@@ -12,7 +12,7 @@ OPS_detection = required
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint clean python
+.PHONY: help demo install test fuzz lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -37,6 +37,9 @@ install: python  ## Environment for development: both libraries, compiled ops, t
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
 	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+
+fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
+	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz
 
 lint:  ## Style only, in an environment that exists
 	'$(VENV)/bin/python' -m ruff check .

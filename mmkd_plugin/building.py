@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
 
+from mmkd_plugin.annotations import check_arguments
+from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.words import did_you_mean
+from mmkd_plugin.words import did_you_mean, short
+
+#: What other tools call a key, and ours of the same meaning; the first that is known is proposed.
+HABITS = {
+    'architecture': ('student',),
+    'model': ('student', 'config'),
+    'distill_losses': ('distill',),
+    'cfg': ('config',),
+    'cfg_path': ('config',),
+    'ckpt': ('checkpoint',),
+    'ckpt_path': ('checkpoint',),
+    'init_cfg': ('checkpoint',),
+    'load_from': ('checkpoint',),
+    'pretrained': ('checkpoint',),
+    'weights': ('checkpoint',),
+    'T': ('tau',),
+    'temperature': ('tau',),
+    'alpha': ('loss_weight',),
+    'weight': ('loss_weight',),
+    'source': ('tap',),
+    'begin': ('start',),
+    'end': ('stop',),
+    'warmup': ('ramp',),
+}
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def check_keys(here: str, config: dict, known: Collection[str]) -> None:
+def check_keys(here: str, config: Mapping, known: Collection[str]) -> None:
     """Raises an error that names an unknown key and the closest known one.
 
     Args:
         here (str): Place in the config, for messages.
-        config (dict): The dict to check.
+        config (Mapping): The dict to check.
         known (Collection[str]): The keys that it may have.
 
     Raises:
@@ -25,8 +53,46 @@ def check_keys(here: str, config: dict, known: Collection[str]) -> None:
     """
     for key in config:
         if key not in known:
+            usual = next((ours for ours in HABITS.get(key, ()) if ours in known), None)
             hint = did_you_mean(str(key), known, cutoff=0.5)
+            hint = f'; did you mean `{usual}`?' if usual else hint
             raise ValueError(f'{here} has an unknown key `{key}`{hint} (known: {", ".join(known)})')
+
+
+def named_arguments(here: str, missing: Mapping[str, str]) -> Callable[[Callable], Callable]:
+    """Makes a constructor say what is wrong with the keys of the config that it is built from.
+
+    Args:
+        here (str): What messages call the config.
+        missing (Mapping[str, str]): What a config without one of the required keys is told.
+
+    Raises:
+        ValueError: In the constructor, if a key is unknown or missing.
+
+    Examples:
+        >>> class Model:
+        ...     @named_arguments('model', dict(student='the model that trains'))
+        ...     def __init__(self, student): ...
+        >>> Model(studnet=None)
+        Traceback (most recent call last):
+        ValueError: model has an unknown key `studnet`; did you mean `student`? (known: student)
+    """
+
+    def decorate(init: Callable) -> Callable:
+        parameters = dict(list(inspect.signature(init).parameters.items())[1:])
+
+        @functools.wraps(init)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+            check_keys(here, kwargs, parameters)
+            given = {*list(parameters)[: len(args)], *kwargs}
+            for name, parameter in parameters.items():
+                if parameter.default is parameter.empty and name not in given:
+                    raise ValueError(f'{here} has no `{name}`: {missing[name]}')
+            init(self, *args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def check_compile(value: Any, here: str = '') -> bool:
@@ -66,21 +132,51 @@ def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Mod
     if isinstance(config, nn.Module):
         return config
     if not isinstance(config, dict) or 'type' not in config:
-        raise ValueError(f"{here}: expected dict(type='mmkd_plugin....'), got {config!r}")
-    kind = MODELS.get(config['type']) if isinstance(config['type'], str) else config['type']
-    if kind is None:
-        names = [f'mmkd_plugin.{name}' for name in MODELS.module_dict]
-        hint = did_you_mean(config['type'], names, '{}', cutoff=0.4, count=3)
-        raise ValueError(f"{here}: there is no '{config['type']}'{hint}")
+        raise ValueError(f"{here}: expected dict(type='mmkd_plugin....'), got {short(config)}")
+    kind = kind_of(config['type'], here)
     arguments = {key: value for key, value in config.items() if key not in ('type', '_scope_')}
-    parameters = inspect.signature(kind).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    try:
+        parameters = inspect.signature(kind).parameters
+    except (TypeError, ValueError):  # some that are written in C say nothing
+        parameters = {}
+    if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         check_keys(here, arguments, parameters)
         defaults = {key: value for key, value in (defaults or {}).items() if key in parameters}
-    try:
-        return kind(**{**(defaults or {}), **arguments})
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{here}: {error}') from error
+    if is_own(kind):
+        check_arguments(kind, arguments, here)
+    for name, parameter in parameters.items():
+        given = name in arguments or name in (defaults or {})
+        if not given and parameter.default is parameter.empty and parameter.kind in NAMED:
+            raise ValueError(f'{here} has no `{name}`, which {kind.__name__} needs')
+    with errors_named(here, config):
+        try:
+            return kind(**{**(defaults or {}), **arguments})
+        except (TypeError, ValueError) as error:
+            if str(error).partition(' ')[0] in arguments:  # it begins with the key
+                raise ValueError(f'{here}.{error}') from error
+            raise ValueError(prefixed(here, error)) from error
+
+
+def kind_of(given: Any, here: str) -> Callable:
+    """The class, or the function, behind the ``type`` of a config.
+
+    Raises:
+        ValueError: If there is none of this name. The message names close ones.
+    """
+    kind = given
+    if isinstance(given, str) and given.strip():
+        with errors_named(here):
+            kind = MODELS.get(given)
+    if callable(kind):
+        return kind
+    name = given.rpartition('.')[2] if isinstance(given, str) else ''
+    hint = did_you_mean(name, MODELS.module_dict, 'mmkd_plugin.{}', cutoff=0.5, count=3)
+    raise ValueError(f'{here}: there is no {short(given)}{hint}')
+
+
+def is_own(kind: Any) -> bool:
+    """Whether a class is one of this package, whose type hints say what it takes."""
+    return str(getattr(kind, '__module__', '')).split('.')[0] == 'mmkd_plugin'
 
 
 def prefixed(here: str, error: Exception) -> str:

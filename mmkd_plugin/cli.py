@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
+from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
@@ -35,7 +36,8 @@ class UsageError(Exception):
 def plain_errors() -> Iterator[None]:
     """Ends the program with one line instead of a traceback, if an error is meant for the user.
 
-    Such errors are :class:`UsageError`, and the ``ValueError`` and ``OSError`` of this package.
+    Such errors are :class:`UsageError`, and the ``ValueError``, ``OSError`` and
+    ``FloatingPointError`` of this package.
 
     Raises:
         SystemExit: With the message of such an error. Other errors pass.
@@ -44,12 +46,8 @@ def plain_errors() -> Iterator[None]:
         yield
     except UsageError as error:
         message = str(error)
-    except (OSError, ValueError) as error:
-        traceback = error.__traceback__
-        while traceback is not None and traceback.tb_next is not None:
-            traceback = traceback.tb_next
-        module = '' if traceback is None else traceback.tb_frame.f_globals.get('__name__', '')
-        if not module.startswith('mmkd_plugin'):
+    except (FloatingPointError, OSError, ValueError) as error:
+        if not is_ours(error):
             raise
         message = str(error)
     else:

@@ -12,8 +12,10 @@ from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.building import check_compile, check_keys
-from mmkd_plugin.losses.numerics.checks import finite_number
+from mmkd_plugin.building import check_compile, check_keys, named_arguments
+from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.health import as_number, first_unusable
+from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import StudentForward
@@ -24,7 +26,7 @@ from mmkd_plugin.student_state import (
     take_student_from_front,
 )
 from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
-from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
     ClassOrder,
@@ -37,9 +39,17 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.needs import from_batch
-from mmkd_plugin.terms.schedule import Schedule
+from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import View
+from mmkd_plugin.words import short
+
+#: What a config without one of the required keys is told.
+MISSING = dict(
+    student="the model that trains: student=dict(type='EncoderDecoder', ...)",
+    teacher="what it learns from: teacher=dict(config='...', checkpoint='...')",
+    distill='the terms: distill=dict(cwd=dict(tap=..., loss=dict(type=...)))',
+)
 
 
 @MODELS.register_module()
@@ -93,6 +103,7 @@ class Distiller(NamedAsStudent):
         ...             loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=3))))
     """
 
+    @named_arguments('model', MISSING)
     def __init__(
         self,
         student: dict | nn.Module,
@@ -103,12 +114,8 @@ class Distiller(NamedAsStudent):
         compile: bool = False,
     ) -> None:
         config = student if isinstance(student, dict) else None
-        if isinstance(student, dict):
-            student = dict(student)
-            if data_preprocessor is not None:
-                student.setdefault('data_preprocessor', data_preprocessor)
-            student = MODELS.build(student)
-        with random_state_kept():  # the student gets the same initial weights as alone
+        student = _student(student, data_preprocessor)
+        with random_state_kept():  # the student starts as it would alone
             super().__init__(data_preprocessor=student.data_preprocessor)
             self.student = student
             configs = teacher_configs(teacher)
@@ -117,7 +124,7 @@ class Distiller(NamedAsStudent):
             self.self_teachers = nn.ModuleDict(
                 {name: one for name, one in self.teachers.items() if one.learns}
             )
-            self.task_weight, self.task_schedule = _task(task)
+            self.task_weight, self.task_schedule = task_of(task)
             self._run_student = self._connect(config)
         self._checked_schedules = False
         self._register_state_dict_hook(put_student_in_front)
@@ -227,7 +234,12 @@ class Distiller(NamedAsStudent):
         losses = dict(seen.losses)
         for lesson in lessons.values():
             losses |= lesson.losses
-        losses |= self._compared(batch, active, factors, seen.shown, lessons)
+        compared = self._compared(batch, active, factors, seen.shown, lessons)
+        culprit = first_unusable(compared | losses)  # of a term more can be told
+        losses |= compared
+        if culprit is not None:
+            told = _not_finite(culprit, losses[culprit], active, seen.shown, lessons)
+            raise FloatingPointError(told)
         return losses | self._of_idle_terms(inputs, active, task)
 
     def _taught(
@@ -251,17 +263,13 @@ class Distiller(NamedAsStudent):
     ) -> dict[str, Tensor]:
         """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
-        losses, values, pairs = {}, {}, {}
+        losses = {}
         for term in active:
             student = shown[term.student_view]
             teacher = lessons[term.teacher].shown[term.teacher_view]
             if torch.is_grad_enabled():
                 _check_gradient(term, student)
-            values[term], pairs[term] = term(student, teacher, given), (student, teacher)
-            losses[f'distill.{term.name}.loss'] = values[term] * factors[term.name]
-        if values and not torch.isfinite(torch.stack([*values.values()]).detach()).all():
-            term = next(term for term, loss in values.items() if not torch.isfinite(loss))
-            raise FloatingPointError(_not_finite(term, values[term], *pairs[term]))
+            losses[f'distill.{term.name}.loss'] = term(student, teacher, given) * factors[term.name]
         return losses
 
     def _of_idle_terms(
@@ -301,7 +309,7 @@ class Distiller(NamedAsStudent):
         schedules = {f'distill.{name}': term.schedule for name, term in self.distill.items()}
         schedules['task'] = self.task_schedule
         if not self._checked_schedules:
-            _check_schedules(schedules)
+            check_come_on(schedules, MessageHub.get_current_instance().runtime_info)
             self._checked_schedules = True
         now = {name: one.factor(_position(one.counter)) for name, one in schedules.items()}
         task = self.task_weight * now.pop('task')
@@ -343,7 +351,43 @@ class Distiller(NamedAsStudent):
         )
 
 
+def _student(config: Any, data_preprocessor: Any) -> nn.Module:
+    """The student: a model as it is, or one built from its config."""
+    student = config
+    if not isinstance(config, nn.Module):
+        if not isinstance(config, dict):
+            expected = "dict(type='EncoderDecoder', ...)"
+            raise ValueError(f'student: expected {expected}, got {short(config)}')
+        if 'type' not in config:
+            raise ValueError(
+                'student has no `type`: it is the config of a model, such as the `model` of a '
+                "config of mmseg or mmdet, dict(type='EncoderDecoder', ...)"
+            )
+        config = dict(config)
+        if data_preprocessor is not None:
+            config.setdefault('data_preprocessor', data_preprocessor)
+        with errors_named('student', config):
+            student = MODELS.build(config)
+    if not hasattr(student, 'data_preprocessor'):
+        raise ValueError(
+            f'student: {type(student).__name__} is not a model that trains by itself (an mmengine '
+            'BaseModel), such as an EncoderDecoder or a RetinaNet'
+        )
+    if isinstance(config, dict) and not config.get('data_preprocessor') and library_of(student):
+        raise ValueError(
+            'student has no `data_preprocessor`, neither in its own config nor at the top: add '
+            "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"
+        )
+    return student
+
+
 def _terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[str, Term]:
+    check_distill(distill)
+    return {n: Term.from_config(n, config, teachers, compile) for n, config in distill.items()}
+
+
+def check_distill(distill: Any) -> None:
+    """Refuses a ``distill`` that is no dict of named terms."""
     if not isinstance(distill, dict) or not distill:
         raise ValueError(
             'distill has no term: add one, such as '
@@ -351,7 +395,6 @@ def _terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[str, Te
         )
     if 'loss' in distill and ('tap' in distill or 'student_tap' in distill):
         raise ValueError('distill is a dict of named terms: write distill=dict(cwd=dict(tap=...))')
-    return {n: Term.from_config(n, config, teachers, compile) for n, config in distill.items()}
 
 
 def _teachers(configs: Mapping[str, dict], used: set[str]) -> dict[str, Teacher]:
@@ -376,38 +419,22 @@ def _views(teacher: str, terms: Sequence[Term]) -> list[View]:
     return [term.teacher_view for term in terms if term.teacher == teacher]
 
 
-def _task(config: Any) -> tuple[float, Schedule]:
-    """Returns the weight and the schedule of the student's own losses."""
+def task_of(config: Any) -> tuple[float, Schedule]:
+    """Weight and schedule of the student's own losses."""
     config = {} if config is None else config
     if not isinstance(config, dict):
-        raise ValueError(f'task: expected dict(loss_weight=..., schedule=...), got {config!r}')
+        raise ValueError(f'task: expected dict(loss_weight=..., schedule=...), got {short(config)}')
     check_keys('task', config, ('loss_weight', 'schedule'))
     try:
-        weight = finite_number('loss_weight', config.get('loss_weight', 1.0))
-        if weight < 0:
-            raise ValueError(f'loss_weight cannot be negative, got {weight}')
-        return weight, Schedule.from_config('schedule', config.get('schedule'))
+        factor = weight('loss_weight', config.get('loss_weight', 1.0))
     except (TypeError, ValueError) as error:
-        raise ValueError(f'task: {error}') from error
+        raise ValueError(f'task.{error}') from error
+    return factor, Schedule.from_config('task.schedule', config.get('schedule'))
 
 
 def _position(counter: str) -> int:
     """Returns a counter of mmengine's runner, ``'iter'`` or ``'epoch'``."""
     return MessageHub.get_current_instance().runtime_info.get(counter, 0)
-
-
-def _check_schedules(schedules: Mapping[str, Schedule]) -> None:
-    """Refuses schedules that start after the end of the run."""
-    info = MessageHub.get_current_instance().runtime_info
-    for name, schedule in schedules.items():
-        unit = f'{schedule.counter}s'
-        length = info.get(f'max_{unit}')
-        if length is not None and schedule.never_on(length):
-            raise ValueError(
-                f'{name} never comes on: its schedule is "{schedule}" and the '
-                f'run has {length} {unit}'
-                + ('; a run by iterations has one epoch' if unit == 'epochs' else '')
-            )
 
 
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
@@ -424,12 +451,30 @@ def _check_gradient(term: Term, student: Maps) -> None:
         )
 
 
-def _not_finite(term: Term, loss: Tensor, student: Maps, teacher: Maps) -> str:
+def _not_finite(
+    key: str,
+    loss: Any,
+    active: Sequence[Term],
+    shown: Mapping[View, Maps],
+    lessons: Mapping[str, Lesson],
+) -> str:
+    """What is said of a loss that is not finite, or far too large."""
+    when = f'{as_number(loss):.4g} at iteration {_position("iter")}'
+    term = next((one for one in active if key == f'{one.here}.loss'), None)
+    if term is not None:
+        student = shown[term.student_view]
+        teacher = lessons[term.teacher].shown[term.teacher_view]
+        return (
+            f'{term.here}: the loss is {when}. '
+            f"'{term.student_tap}' of the student: {_ranges(student)}. "
+            f"'{term.teacher_tap}' of the teacher: {_ranges(teacher)}. "
+            'Lower the learning rate or `loss_weight`, add gradient clipping, or train without AMP'
+        )
+    owner = next((name for name, one in lessons.items() if key in one.losses), None)
+    whose = "the student's own loss" if owner is None else f"a loss of teacher '{owner}'"
     return (
-        f'distill.{term.name}: the loss is {loss.item()} at iteration {_position("iter")}. '
-        f"'{term.student_tap}' of the student: {_ranges(student)}. "
-        f"'{term.teacher_tap}' of the teacher: {_ranges(teacher)}. "
-        'Lower the learning rate or `loss_weight`, add gradient clipping, or train without AMP'
+        f'`{key}`, {whose}, is {when}. Lower the learning rate, add gradient clipping, look at the '
+        'images and labels of this iteration, or train without AMP'
     )
 
 

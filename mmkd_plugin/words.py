@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +78,24 @@ def first_line(error: Exception, prefer: str | None = None) -> str:
         lines.sort(key=lambda line: not line.startswith(prefer))
     text = re.sub(r'\x1b\[\d*m', '', lines[0])[:200] if lines else ''
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """A value as one line of a message.
+
+    Args:
+        value (Any): The value.
+        limit (int): Characters at most. Defaults to 80.
+
+    Examples:
+        >>> short('a' * 100, limit=9)
+        "'aaaaa..."
+    """
+    try:
+        text = ' '.join(repr(value).split())
+    except Exception:
+        text = f'a {type(value).__name__}'
+    return text if len(text) <= limit else f'{text[: limit - 3]}...'
 
 
 def table_text(table: Table, width: int) -> str:

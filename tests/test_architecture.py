@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words', 'registry', 'saving', 'taps'),
+    ('version', 'words', 'registry', 'saving', 'taps', 'health'),
+    ('annotations', 'foreign'),
     ('building', 'losses', 'stack'),
     ('cache', 'checkpoint', 'connectors', 'models'),
     ('explanations', 'running', 'student_names', 'student_state'),
@@ -21,7 +22,7 @@ LAYERS = (
     ('cli', 'student', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
-    ('metrics', 'training_data', 'visualization'),
+    ('metrics', 'run_config', 'training_data', 'visualization'),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 

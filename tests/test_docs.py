@@ -24,9 +24,10 @@ from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.self_teacher import SelfTeacher
+from mmkd_plugin.terms.lines import KEYS
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.terms.schedule import CURVES, Schedule
-from mmkd_plugin.terms.term import KEYS, Term
+from mmkd_plugin.terms.term import Term
 from tests import stock_models
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,6 +31,7 @@ from mmkd_plugin.cli import (
     plain_errors,
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.running.hook import SafeCheckpoints
 from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
 from mmkd_plugin.saving import replacing
@@ -74,6 +75,7 @@ def main() -> None:
         args = parse_args()
         cfg = load_config(args)
         check_has(cfg, args.config, 'train_dataloader', 'train_cfg', 'optim_wrapper')
+        check_run(cfg)
         if args.amp:
             use_amp(cfg)
         check_amp(cfg)

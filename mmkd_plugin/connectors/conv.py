@@ -27,7 +27,7 @@ class ConvConnector(nn.Conv2d):
         - output: ``(N, out_channels, H, W)``.
 
     Raises:
-        ValueError: If ``kernel_size`` is even.
+        ValueError: If ``kernel_size`` is even or not positive.
 
     Examples:
         >>> import torch
@@ -48,6 +48,8 @@ class ConvConnector(nn.Conv2d):
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd to keep the map size, got {kernel_size}')
+        if kernel_size < 1:
+            raise ValueError(f'kernel_size must be at least 1, got {kernel_size}')
         super().__init__(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
         )

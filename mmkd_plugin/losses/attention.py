@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -104,6 +105,14 @@ class AttentionLoss(nn.Module):
         super().__init__()
         self.p = positive_number('p', p)
         self.loss_weight = loss_weights(loss_weight)
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a single position holds all of the energy."""
+        if size is None or math.prod(size) > 1:
+            return None
+        return 'a single position always holds all of the energy; tap larger maps'
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""

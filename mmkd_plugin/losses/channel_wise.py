@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import channel_wise as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, temperature
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -80,8 +81,16 @@ class ChannelWiseLoss(nn.Module):
 
     def __init__(self, tau: float = 4.0, loss_weight: Weight = 1.0) -> None:
         super().__init__()
-        self.tau = positive_number('tau', tau)
+        self.tau = temperature('tau', tau)
         self.loss_weight = loss_weights(loss_weight)
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a softmax over a single position is always 1."""
+        if size is None or math.prod(size) > 1:
+            return None
+        return 'the softmax over the single position of these maps is always 1; tap larger maps'
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""

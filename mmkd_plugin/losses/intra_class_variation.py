@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -124,6 +125,14 @@ class IntraClassVariationLoss(nn.Module):
             raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
         self.ignore_index = ignore_index
         self.loss_weight = loss_weights(loss_weight)
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a single position is the centre of its class."""
+        if size is None or math.prod(size) > 1:
+            return None
+        return 'a single position always is the centre of its class; tap larger maps'
 
     def forward(self, student: Maps, teacher: Maps, labels: Tensor) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""

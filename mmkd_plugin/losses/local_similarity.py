@@ -118,6 +118,14 @@ class LocalSimilarityLoss(nn.Module):
         self.similarity = one_of('similarity', similarity, SIMILARITIES)
         self.loss_weight = loss_weights(loss_weight)
 
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: no position has eight neighbours."""
+        if size is None or min(size) > 2:
+            return None
+        return 'no position has eight neighbours, the maps have a side below 3; tap larger maps'
+
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
         compare = partial(local_similarity, similarity=self.similarity)

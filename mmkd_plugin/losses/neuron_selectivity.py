@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar
 
@@ -133,6 +134,14 @@ class NeuronSelectivityLoss(nn.Module):
         super().__init__()
         self.kernel = one_of('kernel', kernel, KERNELS)
         self.loss_weight = loss_weights(loss_weight)
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: all channels have the same single position."""
+        if size is None or math.prod(size) > 1:
+            return None
+        return 'all channels are selective to the single position of these maps; tap larger maps'
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""

@@ -117,6 +117,17 @@ class PairWiseLoss(nn.Module):
         """Whether heights and widths must be equal: not if ``pool`` is a fraction of the map."""
         return not isinstance(self.pool, float)
 
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a single node is always equal to itself."""
+        if size is None or any(_nodes(side, self.pool) > 1 for side in size):
+            return None
+        return (
+            f'pool={self.pool} leaves one node of maps of {"x".join(map(str, size))} positions, '
+            'which has nothing to be compared with; lower `pool`, or tap larger maps'
+        )
+
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
         compare = partial(pair_wise, pool=self.pool, detach_norm=self.detach_norm)
@@ -124,3 +135,9 @@ class PairWiseLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f'pool={self.pool}, detach_norm={self.detach_norm}, loss_weight={self.loss_weight}'
+
+
+def _nodes(side: int, pool: int | float | None) -> int:
+    """How many nodes are left of a side."""
+    kernel = max(int(pool * side), 1) if isinstance(pool, float) else pool or 1
+    return -(-side // kernel)

@@ -13,12 +13,12 @@ from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     kept_positions,
     loss_weights,
-    positive_number,
+    temperature,
 )
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
-from mmkd_plugin.losses.soft_target import check_sigmoid, yes_or_no_divergence
+from mmkd_plugin.losses.soft_target import ONE_CLASS, check_sigmoid, yes_or_no_divergence
 from mmkd_plugin.registry import MODELS
 
 
@@ -118,7 +118,7 @@ class PixelWiseLoss(nn.Module):
         super().__init__()
         if ignore_index is not None and type(ignore_index) is not int:
             raise TypeError(f'ignore_index must be an int or None, got {ignore_index!r}')
-        self.tau = positive_number('tau', tau)
+        self.tau = temperature('tau', tau)
         self.ignore_index = ignore_index
         self.sigmoid = check_sigmoid(sigmoid)
         self.loss_weight = loss_weights(loss_weight)
@@ -132,6 +132,12 @@ class PixelWiseLoss(nn.Module):
     def needs(self) -> tuple[str, ...]:
         """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
         return () if self.ignore_index is None else ('labels',)
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a softmax over a single class is always 1."""
+        return None if self.sigmoid or channels > 1 else ONE_CLASS
 
     def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mmkd_plugin.losses.numerics import relational as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
-from mmkd_plugin.losses.numerics.gathering import gathered
+from mmkd_plugin.losses.numerics.gathering import gathered, world_size
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
 from mmkd_plugin.losses.numerics.vectors import unit_vectors
@@ -188,6 +189,21 @@ class RelationalLoss(nn.Module):
     def needs_same_size(self) -> bool:
         """Whether heights and widths must be equal: only if positions are compared."""
         return self.embed == 'positions'
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: the relations of two points are always the same."""
+        if self.embed == 'positions':
+            few = size is not None and math.prod(size) < 3
+            return 'fewer than 3 positions have no relations; tap larger maps' if few else None
+        together = world_size() if self.gather else 1
+        if images is None or images * together > 2:
+            return None
+        return (
+            f'it compares 3 images or more with each other, and a process has {images}; '
+            "take a larger batch, gather=True with several processes, or embed='positions'"
+        )
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import soft_target as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, temperature
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -74,6 +74,9 @@ def check_sigmoid(value: bool) -> bool:
     return value
 
 
+ONE_CLASS = 'the softmax over a single class is always 1; set sigmoid=True'
+
+
 @MODELS.register_module()
 class SoftTargetLoss(nn.Module):
     """Match the teacher's softened class distribution (Hinton's KD).
@@ -118,7 +121,7 @@ class SoftTargetLoss(nn.Module):
 
     def __init__(self, tau: float = 4.0, sigmoid: bool = False, loss_weight: Weight = 1.0) -> None:
         super().__init__()
-        self.tau = positive_number('tau', tau)
+        self.tau = temperature('tau', tau)
         self.sigmoid = check_sigmoid(sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
@@ -126,6 +129,12 @@ class SoftTargetLoss(nn.Module):
     def compares_probabilities(self) -> bool:
         """Whether it compares nothing but the probabilities of classes."""
         return not self.sigmoid
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a softmax over a single class is always 1."""
+        return None if self.sigmoid or channels > 1 else ONE_CLASS
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""

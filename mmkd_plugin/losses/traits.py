@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
+
+
+def always_teaches(
+    channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+) -> str | None:
+    """The answer of a loss that can teach whatever it is given."""
+    return None
 
 
 class LossTraits(NamedTuple):
@@ -21,6 +29,9 @@ class LossTraits(NamedTuple):
             student's maps are resized where they differ. Defaults to True.
         compares_probabilities (bool): Whether it compares the probabilities of classes and nothing
             else, so that the largest scores are enough. Defaults to False.
+        teaches_nothing (Callable): For maps of that many ``channels``, of that ``size`` and of that
+            many ``images``, the reason why the loss is always 0, or None if it is not. Size and
+            images are None where they are not known yet. Defaults to never.
     """
 
     needs: tuple[str, ...] = ()
@@ -28,6 +39,7 @@ class LossTraits(NamedTuple):
     needs_same_channels: bool = True
     needs_same_size: bool = True
     compares_probabilities: bool = False
+    teaches_nothing: Callable[..., str | None] = always_teaches
 
     @classmethod
     def of(cls, loss: nn.Module) -> LossTraits:

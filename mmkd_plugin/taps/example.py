@@ -90,8 +90,9 @@ def crop_size(preprocessor: nn.Module) -> tuple[int, ...]:
     Returns:
         tuple[int, ...]: The side of square crops, or ``()`` if they are not square or not known.
     """
-    size = getattr(preprocessor, 'size', None) or ()
-    return (size[0],) if len(size) == 2 and size[0] == size[1] else ()
+    size = getattr(preprocessor, 'size', None)
+    square = isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]
+    return (size[0],) if square else ()
 
 
 def library_of(model: nn.Module) -> str:

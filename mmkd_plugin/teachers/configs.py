@@ -6,11 +6,15 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from mmkd_plugin.building import check_keys
+from torch import nn
+
+from mmkd_plugin.annotations import check_arguments
+from mmkd_plugin.building import check_keys, is_own
+from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.online import OnlineTeacher
-from mmkd_plugin.words import did_you_mean
+from mmkd_plugin.words import did_you_mean, short
 
 
 def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
@@ -26,11 +30,22 @@ def teacher_configs(teacher: dict | Sequence[dict]) -> dict[str, dict]:
         ValueError: If a kind of teacher does not exist, a key is unknown or missing, or two names
             are equal.
     """
+    if not isinstance(teacher, (dict, list, tuple)):
+        as_config = f'config={teacher!r}' if isinstance(teacher, str) else "config='...'"
+        raise ValueError(
+            f'teacher: expected dict({as_config}, checkpoint=...) or a list of such, got '
+            f'{short(teacher)}'
+        )
     several = not isinstance(teacher, dict)
     configs: dict[str, dict] = {}
-    for config in teacher if several else [teacher]:
+    for number, config in enumerate(teacher if several else [teacher]):
+        here = f'teacher[{number}]' if several else 'teacher'
+        if not isinstance(config, dict):
+            raise ValueError(
+                f"{here}: expected dict(config='...', checkpoint=...), got {short(config)}"
+            )
         kind = kind_of_teacher(config)
-        _check(config, kind)
+        _check(config, kind, here)
         default = inspect.signature(kind).parameters['name'].default
         name = config.get('name', None if several else default)
         if name is None or name in configs:
@@ -56,7 +71,10 @@ def kind_of_teacher(config: dict) -> type[Teacher]:
     if 'type' not in config:
         return OnlineTeacher
     given: Any = config['type']
-    kind = MODELS.get(given) if isinstance(given, str) else given
+    kind = given
+    if isinstance(given, str):
+        with errors_named('teacher'):
+            kind = MODELS.get(given)
     if _is_teacher(kind):
         return kind
     names = [name for name, one in MODELS.module_dict.items() if _is_teacher(one)]
@@ -77,15 +95,29 @@ def _is_teacher(kind: Any) -> bool:
 def build_teacher(config: dict) -> Teacher:
     """Builds a teacher from a dict that :func:`teacher_configs` returned."""
     kind = kind_of_teacher(config)
-    return kind(**{k: v for k, v in config.items() if k != 'type' and k not in kind.unused})
+    arguments = {k: v for k, v in config.items() if k != 'type' and k not in kind.unused}
+    with errors_named(f"teacher '{config['name']}'", config):
+        return kind(**arguments)
 
 
-def _check(config: dict, kind: type[Teacher]) -> None:
+def _check(config: dict, kind: type[Teacher], here: str) -> None:
     """Compares the keys of a config with the arguments of the constructor."""
     parameters = inspect.signature(kind).parameters
     known = ('type', *parameters) if 'type' in config else parameters
-    check_keys('teacher', {k: v for k, v in config.items() if k not in kind.unused}, known)
+    check_keys(here, {k: v for k, v in config.items() if k not in kind.unused}, known)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in config:
             words = f': {kind.missing[key]}' if key in kind.missing else ''
-            raise ValueError(f'teacher has no `{key}`{words}')
+            raise ValueError(f'{here} has no `{key}`{words}')
+    if is_own(kind):
+        check_arguments(kind, {k: v for k, v in config.items() if k in parameters}, here)
+    name = config.get('name')
+    if kind.learns and name is not None and not _can_name_a_module(name):
+        raise ValueError(
+            f"{here}: '{name}' cannot name a teacher that is trained along; take another word of "
+            "letters, digits and '_'"
+        )
+
+
+def _can_name_a_module(name: Any) -> bool:
+    return str(name).isidentifier() and not hasattr(nn.ModuleDict(), str(name))

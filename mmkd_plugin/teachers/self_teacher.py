@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd_plugin.building import build_module
+from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap, TapReader, Taps, as_list, classes_around, find_module
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
@@ -98,7 +100,7 @@ class SelfTeacher(nn.Module, Teacher):
         self.source = f"'{tap}' of the student" if isinstance(tap, str) else 'the student'
         self.tap = Taps.parse(tap)
         self.student_taps = self.tap.taps
-        self.loss_weight = loss_weight
+        self.loss_weight = weight('loss_weight', loss_weight)
         self._neck = neck
         self._head = head or {}
         self._run: DryRun | None = None
@@ -131,8 +133,10 @@ class SelfTeacher(nn.Module, Teacher):
         maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
         samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
         neck, refined = self._try_neck(maps, here)
-        config = self._config(student.config, [x.shape[1] for x in refined], here)
-        self.model = MODELS.build(config)
+        with errors_named(f'{here}: head'):
+            config = self._config(student.config, [x.shape[1] for x in refined], here)
+        with errors_named(f'{here}: model', config):
+            self.model = MODELS.build(config)
         self.model.neck = neck
         for tap in taps:
             find_module(self.model, tap, here)
@@ -152,8 +156,10 @@ class SelfTeacher(nn.Module, Teacher):
         neck = build_module(self._neck, f'{here}: neck', defaults)
         try:
             with torch.no_grad():
-                return neck, neck.eval()(maps)
-        except (ValueError, RuntimeError) as error:
+                refined = neck.eval()(maps)
+                [x.shape[1] for x in refined]  # it gives one map or several
+                return neck, refined
+        except Exception as error:  # whatever is no neck makes of these maps
             shapes = ', '.join(str(tuple(x.shape)) for x in maps)
             raise ValueError(
                 f"{here}: {type(neck).__name__} does not take what '{self.tap}' gives (in a trial: "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmkd_plugin.building import build_module
 from mmkd_plugin.connectors import ConvConnector
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.terms.lines import takes
 
 
 def build_connectors(
@@ -47,7 +48,9 @@ def _build_one(
         return nn.Identity()
     channels = dict(in_channels=student.shape[1], out_channels=teacher.shape[1])
     if config != 'auto':
-        return build_module(config, f'{here}.connector', channels)
+        module = build_module(config, f'{here}.connector', channels)
+        takes(module, ('map',), f'{here}.connector', 'a connector')
+        return module
     differ = student.shape[1] != teacher.shape[1]
     if differ and student.ndim == 4 and traits.needs_same_channels:
         return ConvConnector(**channels)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmkd_plugin.annotations import check_arguments
 from mmkd_plugin.building import check_keys
+from mmkd_plugin.words import short
 
 CURVES = {
     'linear': lambda t: t,
@@ -50,6 +53,7 @@ class Schedule:
     by_epoch: bool = False
 
     def __post_init__(self) -> None:
+        check_arguments(type(self), vars(self), 'schedule')
         if self.start < 0 or self.ramp < 0:
             raise ValueError(f'start and ramp cannot be negative, got {self.start} and {self.ramp}')
         if self.stop is not None and self.stop <= self.start:
@@ -71,11 +75,15 @@ class Schedule:
         Raises:
             ValueError: If a key is unknown or a value cannot be used.
         """
-        config = config or {}
+        config = {} if config is None else config
         if not isinstance(config, dict):
-            raise ValueError(f'schedule: expected dict(start=..., ramp=...), got {config!r}')
+            raise ValueError(f'{here}: expected dict(start=..., ramp=...), got {short(config)}')
         check_keys(here, config, inspect.signature(cls).parameters)
-        return cls(**config)
+        check_arguments(cls, config, here)
+        try:
+            return cls(**config)
+        except ValueError as error:
+            raise ValueError(f'{here}: {error}') from error
 
     def factor(self, position: int) -> float:
         """Returns the factor at an iteration, or at an epoch if ``by_epoch``.
@@ -127,3 +135,25 @@ class Schedule:
         if self.stop is not None:
             text += f' to {self.stop}'
         return text + (f', {self.curve} ramp over {self.ramp}' if self.ramp else '')
+
+
+def check_come_on(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any]) -> None:
+    """Refuses schedules that do not begin before the run ends.
+
+    Args:
+        schedules (Mapping[str, Schedule]): By what messages call them.
+        lengths (Mapping[str, Any]): ``max_iters`` and ``max_epochs`` of the run; one that is
+            missing or None is not known.
+
+    Raises:
+        ValueError: If one of them never comes on.
+    """
+    for name, schedule in schedules.items():
+        unit = f'{schedule.counter}s'
+        length = lengths.get(f'max_{unit}')
+        if length is not None and schedule.never_on(length):
+            raise ValueError(
+                f'{name} never comes on: its schedule is "{schedule}" and the '
+                f'run has {length} {unit}'
+                + ('; a run by iterations has one epoch' if unit == 'epochs' else '')
+            )

@@ -9,8 +9,11 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import build_module
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
+from mmkd_plugin.terms.lines import takes
+from mmkd_plugin.words import short
 
 
 def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> list[nn.Module]:
@@ -31,15 +34,21 @@ def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> 
     """
     here = f'distill.{term}.teacher_connector'
     if not isinstance(config, dict) or 'type' not in config:
-        raise ValueError(f"{here}: expected dict(type='mmkd_plugin.Paraphraser'), got {config}")
+        raise ValueError(
+            f"{here}: expected dict(type='mmkd_plugin.Paraphraser'), got {short(config)}"
+        )
     if 'checkpoint' not in config:
         raise ValueError(
             f'{here} has no `checkpoint`: it is trained before the student. Train it with '
             'tools/train.py CONFIG --paraphraser, which says where its weights are'
         )
     path = config['checkpoint']
+    if not fits(path, str | None):
+        raise ValueError(f'{here}.checkpoint must be {expected(str | None)}, got {short(path)}')
     config = {key: value for key, value in config.items() if key != 'checkpoint'}
     modules = [build_module(config, here, dict(in_channels=x.shape[1])) for x in maps]
+    for module in modules:
+        takes(module, ('map',), here, 'a connector')
     if path is None:
         print_log(f'{here} has no checkpoint: its weights are random.', 'current', logging.WARNING)
     else:

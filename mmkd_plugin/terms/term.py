@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.building import build_module, check_compile, check_keys, prefixed
+from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.taps import Maps, Taps, as_list
@@ -16,26 +16,15 @@ from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.classes import Compared
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, describe, fit
+from mmkd_plugin.terms.lines import check_line, check_weight, takes
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
+from mmkd_plugin.terms.trial import problem_of
+from mmkd_plugin.terms.watch import Watch
 from mmkd_plugin.views import View
-
-KEYS = (
-    'tap',
-    'student_tap',
-    'teacher_tap',
-    'teacher',
-    'loss',
-    'explainer',
-    'connector',
-    'teacher_connector',
-    'norm',
-    'schedule',
-    'compile',
-)
 
 
 class Term(nn.Module):
@@ -105,6 +94,7 @@ class Term(nn.Module):
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.norms: NormConstants | None = None
         self.compiled = Compiled(self.here) if compile else None
+        self.watch = Watch(self.here, type(loss).__name__, self.traits)
         self._connector = connector
         self._teacher_connector = teacher_connector
         _check_needs(self)
@@ -166,7 +156,7 @@ class Term(nn.Module):
             ValueError: If a key is unknown or missing, or a value cannot be used.
         """
         here = f'distill.{name}'
-        _check_line(here, name, config)
+        check_line(here, name, config)
         teacher = _teacher_of(here, config, teachers)
         compile = check_compile(config.get('compile', compile), f'{here}.')
         explainer = config.get('explainer')
@@ -177,7 +167,7 @@ class Term(nn.Module):
                 name,
                 Taps.parse(config.get('student_tap', config.get('tap'))),
                 Taps.parse(config.get('teacher_tap', config.get('tap'))),
-                build_module(config['loss'], f'{here}.loss'),
+                _loss(config['loss'], f'{here}.loss'),
                 teacher=teacher,
                 explainer=explainer,
                 connector=config.get('connector', 'auto'),
@@ -233,15 +223,23 @@ class Term(nn.Module):
             with torch.no_grad():
                 self.eval()._set_up(pairs)
                 self.eval()(student, teacher, given)
-        except (ValueError, RuntimeError) as error:
+                behind = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+            problem = problem_of(lambda s, t: self(s, t, given), student, teacher)
+        except Exception as error:  # whatever a foreign loss or connector makes of these maps
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             raise ValueError(
                 f'{self.here}: {type(self.loss).__name__} cannot compare '
                 f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher "
-                f'(in a trial: {shapes}). {error}'
+                f'(in a trial: {shapes}). {_words(error)}'
             ) from error
         finally:
             self.train(training)
+        if problem is not None:
+            raise ValueError(
+                f'{self.here}: {type(self.loss).__name__} {problem} in a trial, so it cannot teach;'
+                f' look at its arguments: {self.loss.extra_repr()}'
+            )
+        self.watch.channels(behind)
 
     def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
         if len(students) != len(teachers):
@@ -341,12 +339,19 @@ class Term(nn.Module):
         ]
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
+        if self.training:
+            self.watch.maps(as_list(students))
         arguments = {need: (given or {}).get(need) for need in self.traits.needs}
         if self.norms is not None:
             arguments |= self.norms()
-        if self.compiled is not None and self.training:
-            return self.compiled(self.loss, students, teachers, **arguments)
-        return self.loss(students, teachers, **arguments)
+        if not self.training:
+            return self.loss(students, teachers, **arguments)
+        if self.compiled is not None:
+            loss = self.compiled(self.loss, students, teachers, **arguments)
+        else:
+            loss = self.loss(students, teachers, **arguments)
+        self.watch.value(loss)
+        return loss
 
     def describe_connectors(self) -> str:
         """Describes the connectors for the plan."""
@@ -402,26 +407,24 @@ def _check_needs(term: Term) -> None:
                 f"{term.here}: {type(term.loss).__name__} needs '{need}', which is not known "
                 f'(known: {", ".join(known)})'
             )
+    if term.norm_names is not None and not any(n in FROM_NORM for n in term.traits.needs):
+        raise ValueError(
+            f'{term.here}.norm: {type(term.loss).__name__} needs no batch norm of the teacher; '
+            'leave it out'
+        )
 
 
-def _check_line(here: str, name: str, config: Any) -> None:
-    """Refuses a line of ``distill`` with a wrong name, form or key."""
-    if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
-        raise ValueError(
-            f"{here}: '{name}' cannot name a term; take another word of letters, digits and '_'"
-        )
-    if not isinstance(config, dict):
-        raise ValueError(f'{here}: expected dict(tap=..., loss=dict(type=...)), got {config!r}')
-    check_keys(here, config, KEYS)
-    if 'loss' not in config:
-        raise ValueError(
-            f"{here} has no `loss`: add loss=dict(type='mmkd_plugin.ChannelWiseLoss'), say"
-        )
-    if any(config.get(key, config.get('tap')) is None for key in ('student_tap', 'teacher_tap')):
-        raise ValueError(
-            f"{here} has no tap: add tap='module.path', or `student_tap` and `teacher_tap` "
-            'where the models differ'
-        )
+def _words(error: Exception) -> str:
+    ours = isinstance(error, (ValueError, RuntimeError))
+    return str(error) if ours else f'{type(error).__name__}: {error}'
+
+
+def _loss(config: Any, here: str) -> nn.Module:
+    loss = build_module(config, here)
+    needs = dict.fromkeys(LossTraits.of(loss).needs)
+    takes(loss, ('student', 'teacher'), here, 'a loss', **needs)
+    check_weight(loss, here)
+    return loss
 
 
 def _teacher_of(here: str, config: dict, teachers: Sequence[str]) -> str:

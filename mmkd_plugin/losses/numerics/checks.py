@@ -12,6 +12,13 @@ from torch import Tensor
 
 from mmkd_plugin.losses.numerics.maps import Weight
 
+#: The least and the largest temperature of a softmax. Beyond them float32 rounds to one class, or
+#: cannot tell the classes apart.
+TEMPERATURES = (0.001, 1000)
+
+#: The largest factor on a loss; the gradient of a larger one is soon infinite in float32.
+LARGEST_WEIGHT = 1e12
+
 ADD_CONV = 'leave `connector` out so that a 1x1 conv is added, or name one'
 ADD_RESIZE = 'leave `connector` out so that a bilinear resize is added, or name one'
 
@@ -150,15 +157,44 @@ def positive_number(name: str, value: float) -> float:
     return value
 
 
+def temperature(name: str, value: float) -> float:
+    """Return ``value`` if it is a temperature at which float32 tells logits apart.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite, or not from 0.001 to 1000.
+    """
+    low, high = TEMPERATURES
+    if not low <= positive_number(name, value) <= high:
+        raise ValueError(f'{name} must be from {low} to {high}, got {value!r}')
+    return value
+
+
+def weight(name: str, value: float) -> float:
+    """Return ``value`` if it can be the factor on a loss.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite, negative, or above 1e12.
+    """
+    if not 0 <= finite_number(name, value) <= LARGEST_WEIGHT:
+        raise ValueError(
+            f'{name} cannot be negative, got {value!r}'
+            if value < 0
+            else f'{name} must be at most {LARGEST_WEIGHT:g}, got {value!r}'
+        )
+    return value
+
+
 def loss_weights(value: Weight) -> Weight:
-    """Return a ``loss_weight`` if it is a finite number or a sequence of them, as a tuple.
+    """Return a ``loss_weight`` if it is a number from 0 on or a sequence of them, as a tuple.
 
     Raises:
         TypeError: If it, or an entry, is not a number.
-        ValueError: If it is empty, or one is infinite or NaN.
+        ValueError: If it is empty, or one is infinite, NaN, negative or above 1e12.
     """
     if isinstance(value, (list, tuple)):
         if not value:
             raise ValueError('loss_weight must be a number or one number per map, got none')
-        return tuple(finite_number('loss_weight', entry) for entry in value)
-    return finite_number('loss_weight', value)
+        return tuple(weight('loss_weight', entry) for entry in value)
+    return weight('loss_weight', value)

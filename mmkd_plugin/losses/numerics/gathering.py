@@ -9,6 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def world_size() -> int:
+    """The number of processes of a distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gathered(x: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; those of this one keep the gradient.
 
@@ -23,8 +28,7 @@ def gathered(x: Tensor) -> Tensor:
     Raises:
         ValueError: If D differs between the processes.
     """
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    return x if alone or not torch.is_grad_enabled() else Gather.apply(x)
+    return x if world_size() == 1 or not torch.is_grad_enabled() else Gather.apply(x)
 
 
 class Gather(torch.autograd.Function):

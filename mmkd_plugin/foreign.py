@@ -1,0 +1,108 @@
+"""Errors of the libraries that build a model, as one line that names the key in the config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from mmkd_plugin.words import did_you_mean, first_line, short
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a line of this package."""
+    frames = _frames(error)
+    return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('mmkd_plugin')
+
+
+@contextmanager
+def errors_named(here: str, config: Any = None) -> Iterator[None]:
+    """Turns the errors of other libraries into a ValueError that begins with a place in the config.
+
+    Args:
+        here (str): What messages call the place.
+        config (dict, optional): What is built; the message then names the part of it that could
+            not be. Defaults to None.
+
+    Raises:
+        ValueError: In place of an error of another library.
+        Exception: A ``ValueError`` or an ``OSError`` of this package, as it is.
+
+    Examples:
+        >>> with errors_named('student'):
+        ...     dict(depth=18)['width']
+        Traceback (most recent call last):
+        ValueError: student: KeyError: 'width'
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (OSError, ValueError)) and is_ours(error):
+            raise
+        raise ValueError(_explained(error, here, config)) from error
+
+
+def _explained(error: Exception, here: str, config: Any) -> str:
+    """What was wrong with which part of a config."""
+    building = [f.f_locals for f in _frames(error) if f.f_code.co_name == 'build_from_cfg']
+    part = building[-1].get('cfg') if building else None
+    if not building or not isinstance(part, dict):
+        return f'{here}: {first_line(error)}'
+    path = _path_of(part, config)
+    place = f'{here}{path}' if path is not None else f'{here}: {part.get("type")}'
+    kind = part.get('type')
+    if isinstance(error, KeyError) and 'is not in the' in str(error):
+        return f'{place}: there is no {short(kind)}{_similar(kind, building[-1].get("registry"))}'
+    if 'type' not in part:
+        return f'{place} has no `type`'
+    made = building[-1].get('obj_cls')
+    name = getattr(made, '__name__', short(kind))
+    _, _, unknown = str(error).partition('unexpected keyword argument ')
+    if isinstance(error, TypeError) and unknown and inspect.isclass(made):
+        unknown = unknown.strip('\'". ')
+        known = [key for base in made.__mro__ for key in _keys(base)]
+        return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
+    return f'{place}: {name}: {first_line(error)}'
+
+
+def _similar(name: Any, registry: Any) -> str:
+    """The registered names that are close to one that does not exist."""
+    known: dict[str, Any] = {}
+    while registry is not None:
+        known |= registry.module_dict
+        registry = registry.parent
+    return did_you_mean(str(name).rpartition('.')[2], known, "'{}'", count=3)
+
+
+def _keys(kind: type) -> list[str]:
+    try:
+        return list(inspect.signature(kind.__init__).parameters)[1:]
+    except (TypeError, ValueError):
+        return []
+
+
+def _path_of(part: dict, config: Any, path: str = '') -> str | None:
+    """Where a part of a config lies in it, as ``.backbone`` or ``.heads[1]``."""
+    if isinstance(config, dict):
+        if config is part or config == part:
+            return path
+        inner = [(f'{path}.{key}', value) for key, value in config.items()]
+    elif isinstance(config, (list, tuple)):
+        inner = [(f'{path}[{number}]', value) for number, value in enumerate(config)]
+    else:
+        return None
+    found = (_path_of(part, value, where) for where, value in inner)
+    exact = next((where for where in found if where is not None), None)
+    if exact is None and isinstance(config, dict) and config.get('type') == part.get('type'):
+        return path  # what is around it filled in some of its keys
+    return exact
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    traceback, frames = error.__traceback__, []
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    return frames

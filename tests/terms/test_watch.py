@@ -1,0 +1,92 @@
+"""Terms that teach nothing: said before training or in the first iterations, without alarms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.terms.watch import PATIENCE, Watch
+from tests.stock_models import build
+
+
+def watch(kind: str, **arguments) -> Watch:
+    loss = build(dict(type=f'mmkd_plugin.{kind}', **arguments))
+    return Watch('distill.t', kind, LossTraits.of(loss))
+
+
+NOTHING = [
+    ('PixelWiseLoss', dict(), (2, 1, 8, 8), 'sigmoid=True'),
+    ('SoftTargetLoss', dict(), (2, 1, 8, 8), 'sigmoid=True'),
+    ('RKDDistanceLoss', dict(), (2, 8, 4, 4), 'larger batch'),
+    ('RKDAngleLoss', dict(), (1, 8, 4, 4), 'larger batch'),
+]
+SMALL = [
+    ('ChannelWiseLoss', dict(), (2, 8, 1, 1)),
+    ('AttentionLoss', dict(), (2, 8, 1, 1)),
+    ('NeuronSelectivityLoss', dict(), (2, 8, 1, 1)),
+    ('LocalSimilarityLoss', dict(), (2, 8, 2, 5)),
+    ('PairWiseLoss', dict(pool=0.5), (2, 8, 1, 1)),
+    ('PairWiseLoss', dict(pool=8), (2, 8, 8, 8)),
+    ('RKDDistanceLoss', dict(embed='positions'), (3, 8, 1, 2)),
+]
+TEACHING = [
+    ('PixelWiseLoss', dict(sigmoid=True), (2, 1, 8, 8)),
+    ('PixelWiseLoss', dict(), (1, 2, 1, 1)),
+    ('RKDDistanceLoss', dict(embed='positions'), (1, 8, 2, 2)),
+    ('RKDAngleLoss', dict(), (3, 8, 1, 1)),
+    ('ChannelWiseLoss', dict(), (1, 1, 1, 2)),
+    ('PairWiseLoss', dict(pool=0.5), (1, 8, 2, 2)),
+    ('LocalSimilarityLoss', dict(), (1, 1, 3, 3)),
+    ('HintLoss', dict(), (1, 1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(('kind', 'arguments', 'shape', 'advice'), NOTHING)
+def test_maps_that_can_teach_nothing_are_refused(kind, arguments, shape, advice):
+    with pytest.raises(ValueError, match=rf'^distill\.t: {kind} teaches nothing: .*{advice}'):
+        watch(kind, **arguments).maps([torch.randn(shape)])
+
+
+@pytest.mark.parametrize(('kind', 'arguments', 'shape'), SMALL)
+def test_maps_that_are_too_small_are_said_once(kind, arguments, shape, log):
+    one = watch(kind, **arguments)
+    one.maps([torch.randn(shape)])
+    one.maps([torch.randn(shape)])
+    (text,) = log.warnings
+    assert text.startswith(f'distill.t: {kind} teaches nothing: ')
+
+
+@pytest.mark.parametrize(('kind', 'arguments', 'shape'), [case[:3] for case in NOTHING] + SMALL)
+def test_what_is_said_is_true(kind, arguments, shape):
+    loss = build(dict(type=f'mmkd_plugin.{kind}', **arguments))
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    assert loss(student, teacher).abs().item() < 1e-6
+
+
+@pytest.mark.parametrize(('kind', 'arguments', 'shape'), TEACHING)
+def test_maps_that_teach(kind, arguments, shape, log):
+    one = watch(kind, **arguments)
+    one.channels([torch.randn(shape)])
+    one.maps([torch.randn(shape)])
+    assert log.warnings == []
+
+
+def test_one_map_of_several_is_enough(log):
+    watch('ChannelWiseLoss').maps([torch.randn(2, 8, 1, 1), torch.randn(2, 8, 4, 4)])
+    assert log.warnings == []
+
+
+@pytest.mark.parametrize(
+    ('values', 'warned'),
+    [
+        ([0.0] * PATIENCE, True),
+        ([0.0] * (PATIENCE - 1), False),
+        ([0.0] * (PATIENCE - 1) + [1e-9] + [0.0] * PATIENCE, False),
+    ],
+)
+def test_a_loss_that_stays_0(values, warned, log):
+    one = watch('HintLoss')
+    for value in values:
+        one.value(torch.tensor(value))
+    assert len(log.warnings) == warned

@@ -1,0 +1,88 @@
+"""Configs of runs that are refused before anything is built."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from mmengine.config import Config
+
+from mmkd_plugin.run_config import check_run
+from tests.stock_models import cwd
+
+MODEL = dict(
+    type='mmkd_plugin.Distiller',
+    student=dict(type='EncoderDecoder'),
+    teacher=dict(config='teacher.py', checkpoint=None),
+    distill=dict(cwd=dict(tap='neck', loss=cwd(tau=4))),
+)
+
+
+def run(work_dir, train_cfg=None, **model) -> Config:
+    changed = {k: v for k, v in {**copy.deepcopy(MODEL), **model}.items() if v != 'left out'}
+    return Config(dict(model=changed, train_cfg=train_cfg, work_dir=str(work_dir)))
+
+
+def line(**changes) -> dict:
+    return dict(distill=dict(cwd={**MODEL['distill']['cwd'], **changes}))
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (dict(type='left out'), r'model has no `type`'),
+        (dict(student='left out'), r'model has no `student`: the model that trains'),
+        (dict(teacher='left out'), r'model has no `teacher`: what it learns from'),
+        (dict(distill='left out'), r'model has no `distill`: the terms'),
+        (dict(techer=1), r'model has an unknown key `techer`; did you mean `teacher`\?'),
+        (dict(architecture=1), r'model has an unknown key `architecture`; did you mean `student`'),
+        (dict(teacher='t.py'), r"teacher: expected dict\(config='t.py', checkpoint=\.\.\.\)"),
+        (dict(teacher=[None]), r'teacher\[0\]: expected dict\(config='),
+        (dict(teacher=dict(config='t.py', ckpt='x')), r'key `ckpt`; did you mean `checkpoint`'),
+        (
+            dict(teacher=dict(config='t.py', checkpoint=None, strict=1)),
+            r'teacher\.strict must be True or False',
+        ),
+        (dict(distill=[1]), r'distill has no term'),
+        (dict(distill={'class': 1}), r"distill\.class.*'class' "),
+        (line(schedule=0), r'distill\.cwd\.schedule: expected dict'),
+        (line(schedule=dict(start=0.5)), r'distill\.cwd\.schedule\.start must be a whole number'),
+        (line(schedule=dict(stop='a')), r'distill\.cwd\.schedule\.stop must be a whole number or'),
+        (line(schedule=dict(by_epoch='no')), r'distill\.cwd\.schedule\.by_epoch must be True'),
+        (line(schedule=dict(start=100)), r'distill\.cwd never comes on: .* run has 100 iters'),
+        (line(tap=['neck', 'neck']), r"distill\.cwd compares 'neck' of the student .* twice"),
+        (line(student_tap='a', teacher_tap='b'), r'distill\.cwd has `tap` beside `student_tap`'),
+        (line(norm=5), r'distill\.cwd\.norm must be the name of a batch norm'),
+        (dict(task=dict(loss_weight=1e308)), r'task\.loss_weight must be at most 1e\+12'),
+        (dict(task=dict(loss_weight=float('nan'))), r'task\.loss_weight'),
+    ],
+)
+def test_mistakes_in_a_model(model, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        check_run(run(tmp_path / 'run', dict(max_iters=100), **model))
+
+
+@pytest.mark.parametrize('key', ['max_iters', 'max_epochs'])
+@pytest.mark.parametrize('value', [0, -1, 2.5, 'a', True])
+def test_lengths_of_a_run(key, value, tmp_path):
+    with pytest.raises(ValueError, match=rf'^train_cfg\.{key} must be a whole number from 1 on'):
+        check_run(run(tmp_path, {key: value}))
+
+
+@pytest.mark.parametrize(
+    ('model', 'train_cfg'),
+    [
+        ({}, dict(max_iters=100)),
+        ({}, None),
+        (line(schedule=dict(start=99, ramp=50)), dict(max_iters=100)),
+        (line(schedule=dict(start=3, by_epoch=True)), dict(by_epoch=True, max_epochs=4)),
+    ],
+)
+def test_correct_configs_pass(model, train_cfg, tmp_path):
+    check_run(run(tmp_path / 'new' / 'run', train_cfg, **model))
+
+
+def test_a_work_dir_that_is_a_file(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError, match='is a file'):
+        check_run(run(tmp_path / 'file' / 'run'))
