@@ -438,7 +438,7 @@ def test_the_plan_names_what_is_explained(log):
     'change, message',
     [
         (dict(max_classes=0), 'max_classes must be a whole number from 1 on, got 0'),
-        (dict(max_classes=True), 'max_classes must be a whole number from 1 on, got True'),
+        (dict(max_classes=True), 'max_classes must be a whole number, got True'),
         (dict(score_thr=1), 'score_thr must be between 0 and 1, got 1'),
         (dict(score='x'), 'explainer has an unknown key `score`; did you mean `scores`'),
         (

@@ -62,7 +62,9 @@ def distilled(checkpoints):
 
     def make(scope: str = 'mmseg', model: dict | None = None, **changes: Any) -> dict:
         tap = 'decode_head.bottleneck' if scope == 'mmseg' else 'neck'
-        term = dict(tap=tap, loss=stock_models.cwd(tau=2, loss_weight=5))
+        term = dict(loss=stock_models.cwd(tau=2, loss_weight=5))
+        if 'student_tap' not in changes or 'teacher_tap' not in changes:
+            term['tap'] = tap
         return dict(
             _scope_=scope,
             type='mmkd_plugin.Distiller',

@@ -42,7 +42,7 @@ def with_norms() -> nn.Module:
     term = dict(
         tap='decode_head.bottleneck',
         loss=cwd(),
-        connector=dict(type='mmkd_plugin.ConvConnector', norm='bn'),
+        connector=dict(type='mmkd_plugin.ConvConnector', norm=True),
     )
     return distiller(stock_models.pspnet(), stock_models.pspnet(16), dict(cwd=term))
 
@@ -381,7 +381,7 @@ def test_yolox_averages_its_norms_over_two_processes(data, tmp_path):
     """The hooks are those of the stock config: mmdet's SyncNormHook and an average of weights."""
     student, teacher = (yolox(width, len(DET_CLASSES)) for width in (0.125, 0.25))
     model = distilled(student, teacher, tmp_path, 'neck', 'mmdet')
-    model['distill']['cwd']['connector'] = dict(type='mmkd_plugin.ConvConnector', norm='bn')
+    model['distill']['cwd']['connector'] = dict(type='mmkd_plugin.ConvConnector', norm=True)
     hooks = [
         dict(type='SyncNormHook', priority=48),
         dict(

@@ -617,7 +617,7 @@ def test_gradients_need_the_teacher_itself(caches):
 @pytest.mark.parametrize(
     ('teacher', 'words'),
     [
-        ([dict(type='CachedTeacher', name='a')], 'teacher has no `path`'),
+        ([dict(type='CachedTeacher', name='a')], 'teacher[0] has no `path`'),
         (dict(type='CachedTeacher', path='x', chekpoint='y'), 'did you mean `checkpoint`'),
         (dict(type='mmkd_plugin.CachedTeacher', path='none'), 'no teacher cache at none; write it'),
         (dict(type='Cached', path='x'), "teacher; did you mean 'mmkd_plugin.CachedTeacher'?"),
