@@ -18,7 +18,7 @@ from mmkd_plugin.health import as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.student import StudentForward
+from mmkd_plugin.student import Seen, StudentForward
 from mmkd_plugin.student_names import NamedAsStudent
 from mmkd_plugin.student_state import (
     name_as_the_student,
@@ -38,6 +38,7 @@ from mmkd_plugin.teachers.classes import (
     orders_of,
 )
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
+from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
 from mmkd_plugin.terms.needs import from_batch
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
@@ -125,6 +126,7 @@ class Distiller(NamedAsStudent):
                 {name: one for name, one in self.teachers.items() if one.learns}
             )
             self.task_weight, self.task_schedule = task_of(task)
+            check_task_for(self.distill.values(), self.task_weight)
             self._run_student = self._connect(config)
         self._checked_schedules = False
         self._register_state_dict_hook(put_student_in_front)
@@ -234,7 +236,7 @@ class Distiller(NamedAsStudent):
         losses = dict(seen.losses)
         for lesson in lessons.values():
             losses |= lesson.losses
-        compared = self._compared(batch, active, factors, seen.shown, lessons)
+        compared = self._compared(batch, active, factors, seen, lessons)
         culprit = first_unusable(compared | losses)  # of a term more can be told
         losses |= compared
         if culprit is not None:
@@ -258,19 +260,35 @@ class Distiller(NamedAsStudent):
         batch: Batch,
         active: Sequence[Term],
         factors: Mapping[str, float],
-        shown: Mapping[View, Maps],
+        seen: Seen,
         lessons: Mapping[str, Lesson],
     ) -> dict[str, Tensor]:
         """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
-        losses = {}
-        for term in active:
-            student = shown[term.student_view]
-            teacher = lessons[term.teacher].shown[term.teacher_view]
-            if torch.is_grad_enabled():
-                _check_gradient(term, student)
-            losses[f'distill.{term.name}.loss'] = term(student, teacher, given) * factors[term.name]
-        return losses
+        pairs = {
+            term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
+            for term in active
+        }
+        learning = torch.is_grad_enabled()
+        for term, (student, _) in pairs.items() if learning else ():
+            _check_gradient(term, student)
+        due = [term for term in active if learning and self.training and term.due()]
+        pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
+        values = {
+            term: term(*maps, given, measuring=term in due and term.auto is not None)
+            for term, maps in pairs.items()
+        }
+        if due:
+            task = self.student.parse_losses(seen.losses)[0] if seen.losses else None
+            measured = {term: values[term] for term in due}
+            measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
+            values |= {term: term(*pairs[term], given) for term in due if term.auto is not None}
+        for term, value in values.items() if learning and self.training else ():
+            term.passed(value)
+        return {
+            f'distill.{term.name}.loss': value * factors[term.name]
+            for term, value in values.items()
+        }
 
     def _of_idle_terms(
         self, inputs: Tensor, active: Sequence[Term], task: float

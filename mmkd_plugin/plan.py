@@ -64,6 +64,8 @@ def plan(
 
 def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
+    if term.auto is not None:
+        text += f"\nso that it has {term.auto.share:g} of the task's gradient"
     if term.traits.compares == 'gradients':
         text += '\non gradients of the task loss'
     if term.explainer is not None:

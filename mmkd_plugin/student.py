@@ -150,7 +150,7 @@ class StudentForward:
         shown |= {view: view.of(slopes) for view in gradients}
         if task != 1:
             losses = scaled_losses(losses, task) if task else {}
-        return Seen(losses, {tap: read[tap] for tap in every}, shown)
+        return Seen(losses, read, shown)
 
     def _reader(
         self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool

@@ -30,7 +30,7 @@ class TapReader:
         model (nn.Module): The model to read.
         taps (Iterable[Tap]): The taps to read.
         clone (Collection[Tap]): Places whose tensor the model overwrites later in the forward, such
-            as the output of a batch norm before an in-place ReLU. The reader copies these tensors.
+            as the output of a batch norm before an in-place ReLU. The model goes on with a copy.
             Defaults to ``()``.
         stop_after (Mapping[Tap, int], optional): How many times each place runs in one forward. If
             given, the forward ends as soon as all places have run so often. Defaults to None: the
@@ -99,29 +99,23 @@ class TapReader:
         if tap in self.on_path:
             args, kwargs = map_tensors(args, _with_graph), map_tensors(kwargs, _with_graph)
         self._keep(tap, _only(args, kwargs))
-        if tap not in self.on_path:
-            return None
-        return self._onward(tap, args), self._onward(tap, kwargs)
+        if tap in self.clone:
+            return map_tensors(args, Tensor.clone), map_tensors(kwargs, Tensor.clone)
+        return (args, kwargs) if tap in self.on_path else None
 
     def _after(self, tap: Tap, _: nn.Module, __: tuple, output: Any) -> Any:
-        if tap not in self.on_path:
-            return self._keep(tap, output)
-        output = map_tensors(output, _with_graph)
+        if tap in self.on_path:
+            output = map_tensors(output, _with_graph)
         self._keep(tap, output)
-        return self._onward(tap, output)
-
-    def _onward(self, tap: Tap, value: Any) -> Any:
-        """Returns the tensors that the model goes on with behind an ``on_path`` tap."""
-        return map_tensors(value, Tensor.clone) if tap in self.clone else value
+        if tap in self.clone:
+            return map_tensors(output, Tensor.clone)
+        return output if tap in self.on_path else None
 
     def _keep(self, tap: Tap, value: Any) -> None:
         call = self._count[tap]
         self._count[tap] += 1
         if tap.call in (None, call):
-            if tap in self.clone and tap not in self.on_path:
-                value = map_tensors(value, Tensor.clone)
-            else:
-                self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
+            self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
             self._values[tap].append(value)
         if self._missing is not None:
             self._missing[tap] -= 1

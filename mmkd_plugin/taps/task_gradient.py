@@ -34,19 +34,52 @@ def task_gradients(loss: Tensor, maps: Mapping[Key, Maps], create_graph: bool) -
     """
     tensors = {key: as_list(value) for key, value in maps.items()}
     flat = [tensor for value in tensors.values() for tensor in value]
-    half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in flat)
-    scale = HALF_PRECISION_SCALE if half else 1.0
-    gradients = torch.autograd.grad(
-        loss * scale, flat, create_graph=create_graph, allow_unused=True
-    )
-    scaled_back = iter(
-        torch.zeros_like(tensor) if gradient is None else _unscaled(gradient, scale)
+    gradients = gradients_of(loss, flat, create_graph)
+    given = iter(
+        torch.zeros_like(tensor) if gradient is None else gradient
         for gradient, tensor in zip(gradients, flat)
     )
-    results = {key: [next(scaled_back) for _ in value] for key, value in tensors.items()}
+    results = {key: [next(given) for _ in value] for key, value in tensors.items()}
     return {
         key: value[0] if isinstance(maps[key], Tensor) else value for key, value in results.items()
     }
+
+
+def gradients_of(
+    loss: Tensor,
+    tensors: Sequence[Tensor],
+    create_graph: bool = False,
+    keep_graph: bool = False,
+    scale: float = HALF_PRECISION_SCALE,
+) -> list[Tensor | None]:
+    """Computes the gradients of a loss with respect to tensors, also of half precision.
+
+    Args:
+        loss (Tensor): A scalar, before any loss scaling.
+        tensors (Sequence[Tensor]): Tensors with an autograd graph.
+        create_graph (bool): Whether the gradients are differentiable. Defaults to False.
+        keep_graph (bool): Whether the loss is differentiated again later. Defaults to False.
+        scale (float): Factor on the loss, divided out again, if a tensor is in half precision.
+            Defaults to 65536.
+
+    Returns:
+        list[Tensor | None]: The gradients; those of tensors in half precision are in float32. None
+        for a tensor that the loss does not depend on.
+    """
+    scale = scale if any(is_half(tensor) for tensor in tensors) else 1.0
+    gradients = torch.autograd.grad(
+        loss * scale,
+        tensors,
+        create_graph=create_graph,
+        retain_graph=create_graph or keep_graph,
+        allow_unused=True,
+    )
+    return [None if gradient is None else _unscaled(gradient, scale) for gradient in gradients]
+
+
+def is_half(tensor: Tensor) -> bool:
+    """Whether a tensor is in half precision."""
+    return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
 def _unscaled(gradient: Tensor, scale: float) -> Tensor:

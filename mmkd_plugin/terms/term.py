@@ -14,8 +14,10 @@ from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.classes import Compared
+from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, describe, fit
+from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
 from mmkd_plugin.terms.norms import NormConstants
@@ -51,6 +53,8 @@ class Term(nn.Module):
             a loss that needs them. Defaults to None: they are found.
         schedule (Schedule, optional): When the term is on. Defaults to None: always.
         compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
+        auto (AutoWeight, optional): Finds the ``loss_weight`` of the loss during training. Defaults
+            to None: it is what it is.
 
     Raises:
         ValueError: If loss, explainer and connectors do not go together.
@@ -80,6 +84,7 @@ class Term(nn.Module):
         norm: str | Sequence[str] | None = None,
         schedule: Schedule | None = None,
         compile: bool = False,
+        auto: AutoWeight | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -94,7 +99,8 @@ class Term(nn.Module):
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.norms: NormConstants | None = None
         self.compiled = Compiled(self.here) if compile else None
-        self.watch = Watch(self.here, type(loss).__name__, self.traits)
+        self.auto = auto
+        self.watch = Watch(self.here, type(loss).__name__, self.traits, f"'{student_tap}'")
         self._connector = connector
         self._teacher_connector = teacher_connector
         _check_needs(self)
@@ -163,11 +169,14 @@ class Term(nn.Module):
         if explainer is not None:
             explainer = build_module(explainer, f'{here}.explainer')
         try:
+            student_tap = Taps.parse(config.get('student_tap', config.get('tap')))
+            teacher_tap = Taps.parse(config.get('teacher_tap', config.get('tap')))
+            loss, share = _loss(config['loss'], f'{here}.loss')
             return cls(
                 name,
-                Taps.parse(config.get('student_tap', config.get('tap'))),
-                Taps.parse(config.get('teacher_tap', config.get('tap'))),
-                _loss(config['loss'], f'{here}.loss'),
+                student_tap,
+                teacher_tap,
+                loss,
                 teacher=teacher,
                 explainer=explainer,
                 connector=config.get('connector', 'auto'),
@@ -175,6 +184,7 @@ class Term(nn.Module):
                 norm=config.get('norm'),
                 schedule=Schedule.from_config(f'{here}.schedule', config.get('schedule')),
                 compile=compile,
+                auto=None if share is None else AutoWeight(share),
             )
         except ValueError as error:
             raise ValueError(prefixed(here, error)) from error
@@ -240,6 +250,40 @@ class Term(nn.Module):
                 f' look at its arguments: {self.loss.extra_repr()}'
             )
         self.watch.channels(behind)
+        if self.auto is not None:
+            self._prepare_auto(student, teacher, given, len(pairs))
+
+    def _prepare_auto(
+        self, student: Maps, teacher: Maps, given: dict[str, Any] | None, maps: int
+    ) -> None:
+        """Finds out how many weights the loss takes: one for each map where that is possible."""
+        training = self.training
+        try:
+            with torch.no_grad():
+                once = self.eval()(student, teacher, given)
+                twice, weights = self._doubled(student, teacher, given, maps)
+        finally:
+            self.train(training)
+        if not torch.isclose(2 * once, twice, rtol=1e-3):
+            raise ValueError(
+                f'{self.here}.loss.loss_weight: {type(self.loss).__name__} does not read its '
+                '`loss_weight` in `forward`, so it cannot be found during training; give a number'
+            )
+        self.auto.for_maps(weights)
+        self.loss.loss_weight = 'auto'  # for the plan
+
+    def _doubled(
+        self, student: Maps, teacher: Maps, given: dict[str, Any] | None, maps: int
+    ) -> tuple[Tensor, int]:
+        """The loss with a weight of 2 for each map, or for all; and the number of weights."""
+        if maps > 1:
+            self.loss.loss_weight = (2.0,) * maps
+            try:
+                return self(student, teacher, given), maps
+            except (TypeError, ValueError):  # it compares the maps together
+                pass
+        self.loss.loss_weight = 2.0
+        return self(student, teacher, given), 1
 
     def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
         if len(students) != len(teachers):
@@ -310,7 +354,17 @@ class Term(nn.Module):
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def forward(self, student: Maps, teacher: Maps, given: dict[str, Any] | None = None) -> Tensor:
+    def due(self) -> bool:
+        """Whether the gradients of this term are measured in this iteration."""
+        return self.watch.due() or (self.auto is not None and self.auto.due())
+
+    def forward(
+        self,
+        student: Maps,
+        teacher: Maps,
+        given: dict[str, Any] | None = None,
+        measuring: bool = False,
+    ) -> Tensor:
         """Computes the weighted loss, without the factor of the schedule.
 
         Args:
@@ -318,6 +372,8 @@ class Term(nn.Module):
             teacher (Tensor | list[Tensor]): Maps of the teacher.
             given (dict, optional): Arguments of the loss from the batch, by name. Entries that the
                 loss does not need are ignored. Defaults to None.
+            measuring (bool): Whether it is for a measurement of the weight, and not trained on.
+                Defaults to False.
 
         Returns:
             Tensor: A scalar.
@@ -344,14 +400,32 @@ class Term(nn.Module):
         arguments = {need: (given or {}).get(need) for need in self.traits.needs}
         if self.norms is not None:
             arguments |= self.norms()
-        if not self.training:
-            return self.loss(students, teachers, **arguments)
-        if self.compiled is not None:
-            loss = self.compiled(self.loss, students, teachers, **arguments)
-        else:
-            loss = self.loss(students, teachers, **arguments)
+        if self.auto is not None and self.auto.ready:
+            self.loss.loss_weight = self.auto.current(measuring)
+        if self.compiled is not None and self.training:
+            return self.compiled(self.loss, students, teachers, **arguments)
+        return self.loss(students, teachers, **arguments)
+
+    def passed(self, loss: Tensor) -> None:
+        """Notes that an iteration is trained with this loss."""
         self.watch.value(loss)
-        return loss
+        if self.auto is not None:
+            self.auto.steps += 1
+
+    def take(self, sizes: Sizes) -> Sizes:
+        """Takes a measurement of gradients: for the weight, and to see if the term teaches.
+
+        Args:
+            sizes (Sizes): The sizes of the gradients.
+
+        Returns:
+            Sizes: The sizes with the weight that was found.
+        """
+        if self.auto is not None:
+            sizes = self.auto.update(sizes)
+        if self.watch.due():
+            self.watch.gradient(sizes)
+        return sizes
 
     def describe_connectors(self) -> str:
         """Describes the connectors for the plan."""
@@ -419,12 +493,17 @@ def _words(error: Exception) -> str:
     return str(error) if ours else f'{type(error).__name__}: {error}'
 
 
-def _loss(config: Any, here: str) -> nn.Module:
+def _loss(config: Any, here: str) -> tuple[nn.Module, float | None]:
+    """A loss, and the share by which its weight is found, if it is."""
+    share = None
+    if isinstance(config, dict) and 'loss_weight' in config:
+        share = auto_share(config['loss_weight'], f'{here}.loss_weight')
+        config = config if share is None else {**config, 'loss_weight': 1.0}
     loss = build_module(config, here)
     needs = dict.fromkeys(LossTraits.of(loss).needs)
     takes(loss, ('student', 'teacher'), here, 'a loss', **needs)
     check_weight(loss, here)
-    return loss
+    return loss, share
 
 
 def _teacher_of(here: str, config: dict, teachers: Sequence[str]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.watch import PATIENCE, Watch
-from tests.stock_models import build
+from tests import stock_models
+from tests.stock_models import batch, build, distiller
 
 
 def watch(kind: str, **arguments) -> Watch:
@@ -90,3 +94,50 @@ def test_a_loss_that_stays_0(values, warned, log):
     for value in values:
         one.value(torch.tensor(value))
     assert len(log.warnings) == warned
+
+
+def sizes(term: float, task: float | None, connector: float = 0.0) -> Sizes:
+    of_task = None if task is None else torch.tensor([task])
+    return Sizes(torch.tensor([term]), of_task, [True], torch.tensor(connector))
+
+
+def looked(term: float, task: float | None, connector: float = 0.0) -> Watch:
+    one = watch('HintLoss')
+    for _ in range(50):
+        if one.due():
+            one.gradient(sizes(term, task, connector))
+        one.value(torch.tensor(1.0))
+    return one
+
+
+USELESS = [
+    (0.0, 1.0, 0.0, 'teaches nothing so far: HintLoss gave its tap of the student no gradient'),
+    (0.0, 1.0, 2.0, 'and only its connector learns'),
+    (0.0, None, 0.0, 'teaches nothing so far'),
+    (1e-5, 1.0, 0.0, 'teaches next to nothing: .* 1.0e-05 of the task .* by about 3e[+]04, or'),
+    (300.0, 1.0, 0.0, 'drowns the task loss: .* 300 times .* Divide its loss_weight by about 1e'),
+]
+
+
+@pytest.mark.parametrize(('term', 'task', 'connector', 'message'), USELESS)
+def test_a_gradient_of_no_use_is_said_within_fifty_iterations(term, task, connector, message, log):
+    looked(term, task, connector)
+    (text,) = log.warnings
+    assert text.startswith('distill.t ') and re.search(message, text)
+
+
+@pytest.mark.parametrize(('term', 'task'), [(0.3, 1.0), (99.0, 1.0), (1e-3, 1.0), (1.0, None)])
+def test_a_gradient_of_use_is_not_said(term, task, log):
+    looked(term, task)
+    assert log.warnings == []
+
+
+def test_a_run_says_that_a_weight_is_far_too_large(log):
+    term = dict(tap='decode_head.conv_seg', loss=dict(type='mmkd_plugin.HintLoss', loss_weight=1e6))
+    model = distiller(stock_models.fcn(), stock_models.fcn(16), dict(hint=term)).train()
+    inputs, samples = batch(model)
+    for _ in range(50):
+        model(inputs, samples, mode='loss')
+    (text,) = [text for text in log.warnings if 'distill.hint' in text]
+    assert text.startswith('distill.hint drowns the task loss: the gradient of HintLoss at ')
+    assert "'decode_head.conv_seg' of the student" in text
