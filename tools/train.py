@@ -32,7 +32,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.run_config import check_run
-from mmkd_plugin.running.hook import SafeCheckpoints
+from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
@@ -88,8 +88,8 @@ def main() -> None:
         with plain_disk_errors():
             with classes_of_the_student(classes_of_config(cfg)):
                 runner = build_runner(cfg)
-            add_hook(runner)
             watch_data(runner)
+            make_resumable(runner)
             runner.train()
             if args.paraphraser:
                 save_paraphraser(runner, saved)
@@ -204,12 +204,6 @@ def resume_latest(cfg: Config) -> Found | None:
     elif is_main_process():
         point_to(found, cfg.work_dir)
     return found
-
-
-def add_hook(runner: Runner) -> None:
-    """Have the run save whole checkpoints."""
-    if not any(isinstance(hook, SafeCheckpoints) for hook in runner.hooks):
-        runner.register_hook(SafeCheckpoints())
 
 
 #: Errors of the disk, not of the program.
