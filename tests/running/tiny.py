@@ -76,7 +76,7 @@ def tiny_run(
     workers: int = 0,
     persistent: bool = False,
     by_epoch: bool = False,
-    sampler: str | None = None,
+    sampler: str | type | None = None,
     custom_hooks: list | None = None,
     load_from: str | None = None,
     resume: bool = False,
