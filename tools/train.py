@@ -35,7 +35,14 @@ from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_con
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
-from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
+from mmkd_plugin.running.resuming import (
+    Found,
+    check_run_state,
+    check_unfinished,
+    newest_checkpoint,
+    point_to,
+    use_seed,
+)
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
@@ -195,6 +202,8 @@ def find_start(cfg: Config, resume: str | None) -> None:
             read_checkpoint(cfg.load_from)
     else:
         check_run_state(found.content, found.path)
+        check_unfinished(found.content, found.path, cfg.train_cfg)
+        use_seed(found.content, cfg)
         cfg.resume, cfg.load_from = True, found.path
 
 

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.running.checkpointing import save_whole
+from mmkd_plugin.running.identity import SameRun
 from mmkd_plugin.running.randomness import SeedIterations, seed_batches
 
 
@@ -31,6 +32,8 @@ class SafeCheckpoints(Hook):
 def make_resumable(runner: Runner) -> None:
     """Has a run save whole checkpoints, and go on from one as if it had never ended.
 
+    A resumed run that is another run says so.
+
     ``tools/train.py`` calls it. Other programs do so between building a runner and training.
 
     Args:
@@ -45,3 +48,4 @@ def make_resumable(runner: Runner) -> None:
         )
         runner._train_dataloader = loader
         runner.register_hook(SeedIterations(seed_batches(loader, runner.seed)))
+        runner.register_hook(SameRun(runner))
