@@ -207,6 +207,19 @@ _LAUNCHED = {
 }
 
 
+#: Where each launcher says the number of a process.
+_RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the first process of a run, asked before the processes know each other.
+
+    Args:
+        launcher (str): What started them, ``'none'`` for a single process.
+    """
+    return int(os.environ.get(_RANK.get(launcher, ''), 0)) == 0
+
+
 def _check_launched(launcher: str) -> None:
     missing = [name for name in _LAUNCHED.get(launcher, ()) if name not in os.environ]
     if missing:

@@ -6,7 +6,7 @@ import argparse
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -27,13 +27,22 @@ from mmkd_plugin.cli import (
     build_runner,
     check_has,
     is_distilled,
+    is_first_process,
     load_config,
     plain_errors,
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.run_config import check_run
-from mmkd_plugin.running.hook import SafeCheckpoints
-from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
+from mmkd_plugin.running.hook import make_resumable
+from mmkd_plugin.running.locking import alone_in
+from mmkd_plugin.running.resuming import (
+    Found,
+    check_run_state,
+    check_unfinished,
+    newest_checkpoint,
+    point_to,
+    use_seed,
+)
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
@@ -82,17 +91,17 @@ def main() -> None:
         if args.auto_scale_lr:
             use_auto_scale_lr(cfg)
         saved = find_paraphraser(cfg, args.paraphraser)
-        check_work_dir(cfg)
-        find_start(cfg, args.resume)
-        wire(cfg)
-        with plain_disk_errors():
-            with classes_of_the_student(classes_of_config(cfg)):
-                runner = build_runner(cfg)
-            add_hook(runner)
-            watch_data(runner)
-            runner.train()
-            if args.paraphraser:
-                save_paraphraser(runner, saved)
+        with work_dir_of_our_own(cfg):
+            find_start(cfg, args.resume)
+            wire(cfg)
+            with plain_disk_errors():
+                with classes_of_the_student(classes_of_config(cfg)):
+                    runner = build_runner(cfg)
+                watch_data(runner)
+                make_resumable(runner)
+                runner.train()
+                if args.paraphraser:
+                    save_paraphraser(runner, saved)
 
 
 def use_amp(cfg: Config) -> None:
@@ -158,8 +167,9 @@ def save_paraphraser(runner: Runner, path: Path) -> None:
         print_log(f'The paraphraser is at {path}; train the student now.', logger='current')
 
 
-def check_work_dir(cfg: Config) -> None:
-    """Refuse a work dir that cannot be written."""
+@contextmanager
+def work_dir_of_our_own(cfg: Config) -> Iterator[None]:
+    """Refuse a work dir that cannot be written, or in which another process trains."""
     try:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=cfg.work_dir):
@@ -168,6 +178,8 @@ def check_work_dir(cfg: Config) -> None:
         raise UsageError(
             f'cannot write into --work-dir {cfg.work_dir}: {error.strerror}'
         ) from error
+    with alone_in(cfg.work_dir) if is_first_process(cfg.launcher) else nullcontext():
+        yield
 
 
 def find_start(cfg: Config, resume: str | None) -> None:
@@ -190,6 +202,8 @@ def find_start(cfg: Config, resume: str | None) -> None:
             read_checkpoint(cfg.load_from)
     else:
         check_run_state(found.content, found.path)
+        check_unfinished(found.content, found.path, cfg.train_cfg)
+        use_seed(found.content, cfg)
         cfg.resume, cfg.load_from = True, found.path
 
 
@@ -201,15 +215,9 @@ def resume_latest(cfg: Config) -> Found | None:
     if found is None:
         print_log(f'--resume: nothing in {cfg.work_dir} yet, starting anew.', logger='current')
         cfg.resume = False
-    elif is_main_process():
+    elif is_first_process(cfg.launcher):
         point_to(found, cfg.work_dir)
     return found
-
-
-def add_hook(runner: Runner) -> None:
-    """Have the run save whole checkpoints."""
-    if not any(isinstance(hook, SafeCheckpoints) for hook in runner.hooks):
-        runner.register_hook(SafeCheckpoints())
 
 
 #: Errors of the disk, not of the program.

@@ -1,4 +1,4 @@
-"""SafeCheckpoints: checkpoints that are whole."""
+"""SafeCheckpoints: checkpoints that are whole; and all that a run needs to be resumed exactly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from mmengine.runner import Runner
 
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.running.checkpointing import save_whole
+from mmkd_plugin.running.identity import SameRun
+from mmkd_plugin.running.randomness import SeedIterations, seed_batches
 
 
 @HOOKS.register_module()
@@ -25,3 +27,25 @@ class SafeCheckpoints(Hook):
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 save_whole(hook, runner, lambda: None)
+
+
+def make_resumable(runner: Runner) -> None:
+    """Has a run save whole checkpoints, and go on from one as if it had never ended.
+
+    A resumed run that is another run says so.
+
+    ``tools/train.py`` calls it. Other programs do so between building a runner and training.
+
+    Args:
+        runner (Runner): A runner whose training has not started; its training data are built here.
+    """
+    if not any(isinstance(hook, SafeCheckpoints) for hook in runner.hooks):
+        runner.register_hook(SafeCheckpoints())
+    if not any(isinstance(hook, SeedIterations) for hook in runner.hooks):
+        different = runner._randomness_cfg.get('diff_rank_seed', False)
+        loader = runner.build_dataloader(
+            runner._train_dataloader, seed=runner.seed, diff_rank_seed=different
+        )
+        runner._train_dataloader = loader
+        runner.register_hook(SeedIterations(seed_batches(loader, runner.seed)))
+        runner.register_hook(SameRun(runner))

@@ -159,6 +159,40 @@ def check_run_state(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         )
 
 
+def check_unfinished(
+    checkpoint: Mapping[str, Any], path: str | Path, train_cfg: Mapping[str, Any]
+) -> None:
+    """Checks that something is left to train.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As :func:`check_run_state` accepts it.
+        path (str | Path): Its name in errors.
+        train_cfg (Mapping[str, Any]): ``train_cfg`` of the config.
+
+    Raises:
+        ValueError: If the run is as long as it shall be already.
+    """
+    for key, counter in (('max_iters', 'iter'), ('max_epochs', 'epoch')):
+        length, done = train_cfg.get(key), checkpoint['meta'][counter]
+        if isinstance(length, int) and done >= length:
+            raise CheckpointError(
+                f'--resume: nothing is left to train: {path} has {counter} {done}, and '
+                f'`train_cfg.{key}` is {length}; a larger one goes on'
+            )
+
+
+def use_seed(checkpoint: Mapping[str, Any], cfg: Any) -> None:
+    """Has a run without a seed of its own take that of its checkpoint, for the order of images.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As :func:`check_run_state` accepts it.
+        cfg (Config): The config of the run, changed in place.
+    """
+    seed, randomness = checkpoint['meta'].get('seed'), cfg.get('randomness') or {}
+    if type(seed) is int and randomness.get('seed') is None:
+        cfg.randomness = {**randomness, 'seed': seed}
+
+
 def _wrong_parts(checkpoint: Mapping[str, Any]) -> list[str]:
     wrong = []
     meta, hub = checkpoint['meta'], checkpoint['message_hub']
@@ -166,6 +200,8 @@ def _wrong_parts(checkpoint: Mapping[str, Any]) -> list[str]:
         value = meta.get(key) if isinstance(meta, Mapping) else None
         if type(value) is not int or value < 0:
             wrong.append(f'`meta.{key}` is {_short(value)}')
+    if isinstance(meta, Mapping) and 'config' in meta:  # mmengine would run it
+        wrong.append('`meta.config` is code')
     for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
         value = hub.get(key) if isinstance(hub, Mapping) else None
         if not isinstance(value, Mapping):

@@ -244,6 +244,14 @@ class Teacher(ABC):
             orders (Mapping[Tap, ClassOrder]): By the tap; scores of other taps stay as they are.
         """
 
+    def weights_hash(self) -> str | None:
+        """Returns a hash of the weights behind what it shows.
+
+        Returns:
+            str | None: The hash, None if there are no weights that stay as they are.
+        """
+        return None
+
     def predictor(self) -> nn.Module | None:
         """Returns a model that predicts images by itself.
 

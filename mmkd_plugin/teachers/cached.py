@@ -220,6 +220,10 @@ class CachedTeacher(Teacher):
             maps.append(out)
         return maps
 
+    def weights_hash(self) -> str:
+        """Returns the hash of the weights with which the cache was written."""
+        return self.cache.meta['weights']
+
     def classes(self, tap: Tap) -> int | None:
         """Returns the number of classes of the teacher's head around a tap, None if unknown."""
         if tap in self._orders:  # the student's

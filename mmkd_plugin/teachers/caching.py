@@ -17,7 +17,7 @@ from mmkd_plugin.taps import Maps, Tap, Taps, as_list, describe, find_module
 from mmkd_plugin.taps.example import example_batch, library_of
 from mmkd_plugin.teachers.base import Preview
 from mmkd_plugin.teachers.cached import stored_as, stored_taps
-from mmkd_plugin.teachers.model import checkpoint_hash, config_hash, state_hash
+from mmkd_plugin.teachers.model import config_hash
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.preprocessing import Normalization
 from mmkd_plugin.views import View, of_kind
@@ -55,9 +55,7 @@ def description(
         classes=list(teacher.class_names or ()) or None,
         checkpoint=str(teacher.checkpoint or 'random weights'),
         config=config_hash(config['config'], teacher.name),
-        weights=checkpoint_hash(teacher.checkpoint)
-        if teacher.checkpoint
-        else state_hash(teacher.model.state_dict()),
+        weights=teacher.weights_hash(),
         taps=about,
         norms=_norms(teacher, {*norms, *(n for one in about.values() for n in one['norms'] if n)}),
     )

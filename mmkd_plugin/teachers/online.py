@@ -28,7 +28,7 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.frozen_forward import FrozenForward
 from mmkd_plugin.teachers.inference import Inference
-from mmkd_plugin.teachers.model import build_model, classes_in_config
+from mmkd_plugin.teachers.model import build_model, checkpoint_hash, classes_in_config, state_hash
 from mmkd_plugin.teachers.preprocessing import InputConverter
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 
@@ -285,6 +285,12 @@ class OnlineTeacher(Teacher):
         if tap in self._orders:  # the student's
             return len(self._orders[tap].numbers)
         return classes_around(self.model, tap)
+
+    def weights_hash(self) -> str:
+        """Returns a hash of the weights in the checkpoint, or of the random ones."""
+        if self.checkpoint:
+            return checkpoint_hash(self.checkpoint)
+        return state_hash(self.model.state_dict())
 
     def predictor(self) -> nn.Module:
         """Returns the model."""

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmkd_plugin.running.hook import SafeCheckpoints
+from mmkd_plugin.running.hook import make_resumable
 
 _numbers = itertools.count()
 
@@ -76,12 +76,14 @@ def tiny_run(
     workers: int = 0,
     persistent: bool = False,
     by_epoch: bool = False,
-    sampler: str | None = None,
+    sampler: str | type | None = None,
     custom_hooks: list | None = None,
     load_from: str | None = None,
     resume: bool = False,
     length: int = 6,
     ema: bool = False,
+    save_iterations: bool = False,
+    resumable: bool = True,
     **hook: Any,
 ) -> Runner:
     """A run of six iterations (or three epochs of two) that saves every two of them."""
@@ -115,7 +117,7 @@ def tiny_run(
             default_hooks=dict(
                 checkpoint=dict(
                     type=CheckpointHook,
-                    by_epoch=by_epoch,
+                    by_epoch=by_epoch and not save_iterations,
                     **{'interval': 1 if by_epoch else 2, 'rule': 'greater', **hook},
                 ),
             ),
@@ -128,6 +130,6 @@ def tiny_run(
             default_scope='mmengine',
             cfg=dict(),
         )
-    if not any(isinstance(one, SafeCheckpoints) for one in runner.hooks):
-        runner.register_hook(SafeCheckpoints())
+    if resumable:
+        make_resumable(runner)
     return runner

@@ -1,0 +1,215 @@
+"""``--resume`` with something else: refused if it cannot work, and else named key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
+from mmkd_plugin.running.hook import make_resumable
+from mmkd_plugin.running.identity import differences
+from mmkd_plugin.running.resuming import check_run_state, check_unfinished, use_seed
+from tests.runs import config, make_data, save_weights
+from tests.stock_models import cwd, fcn
+
+pytestmark = pytest.mark.usefixtures('own_globals')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """Data, two teachers, and one run of two iterations."""
+    folder = tmp_path_factory.mktemp('run')
+    make_data(folder)
+    for name, seed in (('teacher', 7), ('other', 8)):
+        save_weights(fcn(16, classes=3), folder / f'{name}.pth', seed)
+    (folder / 'moved').mkdir()
+    (folder / 'moved/same.pth').write_bytes((folder / 'teacher.pth').read_bytes())
+    start(settings(folder, folder / 'whole'))
+    return folder
+
+
+def settings(folder: Path, work_dir: Path, length: int = 2) -> Config:
+    """A run of two terms; one of them has a connector."""
+    model = dict(
+        _scope_='mmseg',
+        type='mmkd_plugin.Distiller',
+        student=fcn(classes=3),
+        teacher=dict(config=fcn(16, classes=3), checkpoint=str(folder / 'teacher.pth')),
+        distill=dict(
+            cwd=dict(tap='backbone.layer4', loss=cwd(tau=2, loss_weight=5)),
+            logits=dict(tap='decode_head.conv_seg', loss=cwd(tau=1, loss_weight=1)),
+        ),
+    )
+    cfg = config(model, folder, work_dir, length)
+    cfg.param_scheduler[0].end = 5
+    return cfg
+
+
+def start(cfg: Config) -> Runner:
+    runner = Runner.from_cfg(cfg)
+    make_resumable(runner)
+    runner.train()
+    return runner
+
+
+def resume(folder: Path, work_dir: Path, change: Callable[[Config], Any]) -> Runner:
+    cfg = settings(folder, work_dir, length=3)
+    change(cfg)
+    cfg.load_from, cfg.resume = str(folder / 'whole/iter_2.pth'), True
+    return start(cfg)
+
+
+def said(runner: Runner, level: str) -> list[str]:
+    """What the log of a run says of resuming."""
+    lines = Path(runner.log_dir, f'{runner.timestamp}.log').read_text().splitlines()
+    return [line for line in lines if f' {level} - --resume: ' in line]
+
+
+def heads(model: Any) -> list[Any]:
+    """The heads of student and teacher."""
+    model.teacher.checkpoint = None
+    return [model.student.decode_head, model.teacher.config.decode_head]
+
+
+def at(key: str, value: Any) -> Callable[[Config], Any]:
+    return lambda cfg: cfg.merge_from_dict({key: value})
+
+
+IMPOSSIBLE = {
+    'a term was removed': (
+        lambda cfg: cfg.model.distill.pop('cwd'),
+        r'trained \d+ parameters, and this run trains \d+ \(gone: distill\.cwd\..*'
+        r'model\.distill\.cwd: \{.* → not there',
+    ),
+    'a term was added': (
+        at('model.distill.hint', dict(tap='backbone.layer3', loss=cwd(tau=1, loss_weight=1))),
+        r'new: distill\.hint\..*model\.distill\.hint: not there → ',
+    ),
+    'another teacher width': (
+        lambda cfg: cfg.model.teacher.update(config=fcn(24, classes=3), checkpoint=None),
+        r'distill\.cwd.*is \(128, .* is needed|connectors.*model\.teacher\.config',
+    ),
+    'another student width': (
+        lambda cfg: cfg.model.update(student=fcn(16, classes=3)),
+        r'backbone\.\S+ is \(.*\) in it, and \(.*\) here.*model\.student\.backbone\.base_channels',
+    ),
+    'other classes': (
+        lambda cfg: [head.update(num_classes=4) for head in heads(cfg.model)],
+        r'conv_seg\.weight is \(3, .* in it, and \(4, .*decode_head\.num_classes: 3 → 4',
+    ),
+    'another optimizer': (
+        lambda cfg: setattr(cfg.optim_wrapper, 'optimizer', dict(type='AdamW', lr=0.01)),
+        r"optimizer has momentum, and the one of this run betas.*type: 'SGD' → 'AdamW'",
+    ),
+}
+
+
+@pytest.mark.parametrize(('change', 'message'), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_cannot_work_is_refused(change, message, folder, tmp_path):
+    with pytest.raises(CheckpointError, match=message) as info:
+        resume(folder, tmp_path, change)
+    assert '\n' not in str(info.value) and 'load_from=' in str(info.value)
+
+
+ANOTHER = {
+    'weight': (at('model.distill.cwd.loss.loss_weight', 6), 'loss.loss_weight: 5 → 6'),
+    'tau': (at('model.distill.cwd.loss.tau', 3), 'model.distill.cwd.loss.tau: 2 → 3'),
+    'schedule': (
+        at('model.distill.cwd.schedule', dict(start=2)),
+        "model.distill.cwd.schedule: not there → {'start': 2}",
+    ),
+    'teacher': (
+        lambda cfg: cfg.model.teacher.update(
+            checkpoint=cfg.model.teacher.checkpoint.replace('teacher.pth', 'other.pth')
+        ),
+        "weights of teacher 'teacher': ",
+    ),
+    'data': (
+        lambda cfg: cfg.train_dataloader.dataset.update(indices=4),
+        'train_dataloader.dataset.indices: not there → 4',
+    ),
+    'pipeline': (
+        lambda cfg: cfg.train_dataloader.dataset.pipeline.insert(
+            2, dict(type='RandomFlip', prob=0.5)
+        ),
+        'train_dataloader.dataset.pipeline: [LoadImageFromFile, LoadAnnotations, PackSegInputs] → ',
+    ),
+    'seed': (at('randomness.seed', 1), 'randomness.seed: 0 → 1'),
+}
+
+
+@pytest.mark.parametrize(('change', 'message'), ANOTHER.values(), ids=ANOTHER)
+def test_another_run_is_named_key_by_key(change, message, folder, tmp_path):
+    (line,) = said(resume(folder, tmp_path, change), 'WARNING')
+    assert 'this run is not the run of ' in line and message in line
+
+
+def test_a_change_without_effect_says_so(folder, tmp_path):
+    runner = resume(folder, tmp_path, at('optim_wrapper.optimizer.lr', 0.5))
+    (line,) = said(runner, 'WARNING')
+    assert 'optim_wrapper.optimizer.lr: 0.01 → 0.5' in line and 'no effect' in line
+    assert runner.optim_wrapper.param_groups[0]['lr'] < 0.02
+
+
+def test_what_may_change_is_said_without_a_warning(folder, tmp_path):
+    def change(cfg: Config) -> None:
+        cfg.train_dataloader.batch_size = 3
+        cfg.model.teacher.checkpoint = str(folder / 'moved/same.pth')
+
+    runner = resume(folder, tmp_path, change)
+    assert not said(runner, 'WARNING')
+    (line,) = said(runner, 'INFO')
+    assert 'train_dataloader.batch_size: 2 → 3' in line and 'max_iters: 2 → 3' in line
+
+
+def test_a_checkpoint_without_an_identity_goes_on(folder, tmp_path):
+    content = read_checkpoint(folder / 'whole/iter_2.pth')
+    del content['meta']['mmkd_run']
+    torch.save(content, tmp_path / 'iter_2.pth')
+    cfg = settings(folder, tmp_path, length=3)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
+    assert start(cfg).iter == 3
+    cfg.model.distill.pop('cwd')
+    with pytest.raises(CheckpointError, match=r'it trained \d+ parameters, and this run trains'):
+        start(cfg)
+
+
+def test_lists_of_another_length_are_one_difference():
+    old, new = [dict(type='A'), dict(type='B')], [dict(type='A')]
+    assert [str(one) for one in differences(dict(x=old), dict(x=new))] == ['x: [A, B] → [A]']
+    assert [one.key for one in differences([1, 2], [1, 3], 'x')] == ['x']
+
+
+@pytest.mark.parametrize(
+    ('train_cfg', 'meta', 'message'),
+    [
+        (dict(max_iters=4), dict(iter=4, epoch=0), r'has iter 4, and `train_cfg\.max_iters` is 4'),
+        (dict(max_iters=4), dict(iter=10**12, epoch=0), 'nothing is left to train'),
+        (dict(max_epochs=2), dict(iter=50, epoch=2), r'has epoch 2, and `train_cfg\.max_epochs`'),
+    ],
+)
+def test_a_finished_run_is_not_resumed(train_cfg, meta, message):
+    with pytest.raises(CheckpointError, match=message):
+        check_unfinished(dict(meta=meta), 'iter.pth', train_cfg)
+    check_unfinished(dict(meta=dict(iter=3, epoch=1)), 'iter.pth', train_cfg)
+
+
+def test_a_run_without_a_seed_takes_the_one_of_its_checkpoint():
+    cfg = Config(dict(randomness=dict(deterministic=True)))
+    use_seed(dict(meta=dict(seed=5)), cfg)
+    assert cfg.randomness == dict(deterministic=True, seed=5)
+    use_seed(dict(meta=dict(seed=6)), cfg)
+    assert cfg.randomness.seed == 5
+
+
+def test_a_config_in_the_state_is_not_run(folder):
+    content = read_checkpoint(folder / 'whole/iter_2.pth')
+    content['meta']['config'] = 'import os'
+    with pytest.raises(CheckpointError, match=r'`meta\.config` is code'):
+        check_run_state(content, 'iter_2.pth')
