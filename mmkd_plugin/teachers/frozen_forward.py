@@ -96,7 +96,7 @@ class FrozenForward:
         run = read_once(
             self.model, self.taps, lambda: dense_forward(self.model, *example, self._heads)
         )
-        return replace(run, size=size), example
+        return replace(run, size=size, channels=example[0].shape[1]), example
 
     def _settle(self, inputs: Tensor, data_samples: list | None) -> None:
         """Chooses the options and tries them on a made-up image."""

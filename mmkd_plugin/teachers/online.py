@@ -16,6 +16,7 @@ from mmkd_plugin.explanations import Scores
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, classes_around, find_module
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
+from mmkd_plugin.taps.example import image_channels
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -147,6 +148,7 @@ class OnlineTeacher(Teacher):
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
+        self._check_channels(student.run.channels)
         self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device
         self.model.to(device)
@@ -173,6 +175,15 @@ class OnlineTeacher(Teacher):
             self._scores[view], shown[view] = tried
         self._class_scores = run.scores
         return Preview(run.values, shown, self._scores, run.size, run.scores)
+
+    def _check_channels(self, student: int | None) -> None:
+        """Refuses a model for images with other channels than the student's."""
+        own = image_channels(self.model)
+        if student not in (None, own):
+            raise ValueError(
+                f"teacher '{self.name}' takes images of {own} channels, and those of the student "
+                f'have {student}: both see the same images, so take a teacher for such images'
+            )
 
     def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:
         """From now on shows class scores in the student's order."""

@@ -29,10 +29,12 @@ class Normalization:
     def of(cls, preprocessor: nn.Module) -> Normalization:
         """Reads a preprocessor of mmengine, mmseg or mmdet; any other one is the identity."""
         mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+        mean = (0.0,) if mean is None else tuple(mean.double().flatten().tolist())
+        flip = bool(_first(preprocessor, '_channel_conversion', 'channel_conversion'))
         return cls(
-            mean=(0.0,) if mean is None else tuple(mean.double().flatten().tolist()),
+            mean=mean,
             std=(1.0,) if std is None else tuple(std.double().flatten().tolist()),
-            flip=bool(_first(preprocessor, '_channel_conversion', 'channel_conversion')),
+            flip=flip and len(mean) in (1, 3),  # only images of three channels are flipped
             pad_value=float(_first(preprocessor, 'pad_value', 'pad_val') or 0),
         )
 
