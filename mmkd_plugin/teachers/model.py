@@ -16,6 +16,7 @@ from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.classes import Names, classes_of_config
+from mmkd_plugin.words import type_name
 
 stack.prepare()  # `mmseg::` paths work with both stacks of OpenMMLab
 
@@ -44,7 +45,7 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
     else:
         model, scope = Config(dict(model=config)).model, None
-    if model.get('type', '').endswith('Distiller'):  # the student of that run teaches here
+    if type_name(model.get('type')).endswith('Distiller'):  # the student of that run teaches here
         model = model.student
     model = without_pretraining(model)
     scope = model.pop('_scope_', scope)

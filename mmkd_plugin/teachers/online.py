@@ -32,6 +32,7 @@ from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model, classes_in_config
 from mmkd_plugin.teachers.preprocessing import InputConverter
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
+from mmkd_plugin.words import as_written
 
 
 @MODELS.register_module()
@@ -103,7 +104,9 @@ class OnlineTeacher(Teacher):
             self._asked = Inference.from_config(inference)
         except ValueError as error:
             raise ValueError(f"teacher '{name}': inference: {error}") from None
-        self.source = config if isinstance(config, str) else config.get('type', 'model dict')
+        self.source = (
+            config if isinstance(config, str) else as_written(config.get('type', 'model dict'))
+        )
         self.checkpoint = checkpoint
         self.model = build_model(config, name)
         if checkpoint is None:
