@@ -381,9 +381,11 @@ def _check_boxes_are_as_loaded(cfg: Config) -> None:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    steps = [as_written(step.type) for step in dataset.get('pipeline') or []]
+    types = [step.type for step in dataset.get('pipeline') or []]
+    steps = [type_name(kind) for kind in types]
     if cfg.get('default_scope') == 'mmdet' and 'LoadAnnotations' in steps:
-        resized = [step for step in steps[steps.index('LoadAnnotations') :] if 'Resize' in step]
+        after = types[steps.index('LoadAnnotations') :]
+        resized = [as_written(kind) for kind in after if 'Resize' in type_name(kind)]
         if resized:
             raise UsageError(
                 'mmkd_plugin.ExplanationLocalization needs boxes in pixels of the original image: '
