@@ -67,6 +67,49 @@ def fcn(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
     return _seg(resnet(width), head, classes, **preprocessor)
 
 
+def _cascade(kind: str, width: int, classes: int) -> dict:
+    """A cascade of two decode heads on a plain ResNet-18."""
+    head = dict(
+        in_channels=8 * width,
+        in_index=3,
+        channels=2 * width,
+        num_classes=classes,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+        dropout_ratio=0.0,
+        loss_decode=dict(type='CrossEntropyLoss'),
+    )
+    config = fcn(width, classes)
+    config.update(type='CascadeEncoderDecoder', num_stages=2)
+    second = (
+        dict(head, type='OCRHead', ocr_channels=width)
+        if kind == 'OCRHead'
+        else {
+            **{key: value for key, value in head.items() if key != 'norm_cfg'},
+            'type': 'PointHead',
+            'num_fcs': 1,
+            'coarse_pred_each_layer': True,
+            'in_channels': [8 * width],
+            'in_index': [3],
+        }
+    )
+    config['decode_head'] = [dict(head, type='FCNHead', num_convs=1), second]
+    points = dict(num_points=16, oversample_ratio=3, importance_sample_ratio=0.75)
+    config['train_cfg'] = points
+    config['test_cfg'].update(subdivision_steps=1, subdivision_num_points=16, scale_factor=2)
+    return config
+
+
+def ocrnet(width: int = 8, classes: int = 5) -> dict:
+    """OCRNet: its second head reads the features and the scores of the first."""
+    return _cascade('OCRHead', width, classes)
+
+
+def pointrend(width: int = 8, classes: int = 5) -> dict:
+    """PointRend: its second head reads points that it chooses by the scores of the first."""
+    return _cascade('PointHead', width, classes)
+
+
 def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
     """SegFormer, a transformer, stride 4."""
     backbone = dict(

@@ -10,7 +10,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, as_list
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, as_list, find_module
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
 from mmkd_plugin.taps.example import crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
@@ -71,7 +71,7 @@ class FrozenForward:
         self.taps = list(taps)
         self._asked = asked
         self._owner = owner
-        self._heads = heads_of(model, taps, owner)
+        self._whole = heads_of(model, taps, owner) is None
         self.compiled: dict[nn.Module, Callable] = {}
         self.run, example = self._try_sizes(preprocessor, device, size)
         check_ran(model, self.run, taps, owner)
@@ -81,22 +81,51 @@ class FrozenForward:
     def _try_sizes(
         self, preprocessor: nn.Module, device: torch.device, size: int
     ) -> tuple[DryRun, tuple[Tensor, list | None]]:
-        try:
-            return self._try(device, size)
-        except TapError as error:
-            raise TapError(f'{self._owner}: {error}') from None
-        except Exception:  # some transformers take only images of their training size
-            crop = crop_size(preprocessor)
-            if crop in ((), (size,)):
-                raise
-            return self._try(device, *crop)
+        problem: Exception | None = None
+        # Some transformers take only images of their training size.
+        for side in dict.fromkeys((size, *crop_size(preprocessor))):
+            example = example_batch(self.model, device, side)
+            try:
+                run = read_once(
+                    self.model,
+                    self.taps,
+                    lambda: dense_forward(self.model, *example, self._heads(self.taps)),  # noqa: B023
+                )
+            except TapError as error:
+                raise TapError(f'{self._owner}: {error}') from None
+            except Exception as error:  # a model may raise anything
+                problem = problem or error
+            else:
+                return replace(run, size=side, channels=example[0].shape[1]), example
+        raise ValueError(self._cannot_run(problem, example)) from problem
 
-    def _try(self, device: torch.device, size: int) -> tuple[DryRun, tuple[Tensor, list | None]]:
-        example = example_batch(self.model, device, size)
-        run = read_once(
-            self.model, self.taps, lambda: dense_forward(self.model, *example, self._heads)
+    def _heads(self, taps: Sequence[Tap]) -> list[str] | None:
+        """The heads to run for some taps, None for the whole model."""
+        return None if self._whole else heads_of(self.model, taps, self._owner)
+
+    def _cannot_run(self, problem: Exception, example: tuple[Tensor, list | None]) -> str:
+        """Says which part of the model did not run on a made-up image."""
+        tried = f'could not be tried on a made-up image: {first_line(problem)}'
+        head = next(
+            (one for one in self._heads(self.taps) or () if not self._runs(one, example)), ''
         )
-        return replace(run, size=size, channels=example[0].shape[1]), example
+        if not head or not self._runs(None, example):
+            return f'{self._owner} {tried}'
+        kind = type(find_module(self.model, Tap(head), self._owner)).__name__
+        return (
+            f"{self._owner}: its '{head}' ({kind}) {tried}. A teacher's heads are called on the "
+            'features alone, which this one does not take, so nothing inside it can be read; tap '
+            'what comes before it'
+        )
+
+    def _runs(self, head: str | None, example: tuple[Tensor, list | None]) -> bool:
+        """Whether the features of the model, or one of its heads on them, can be computed."""
+        try:
+            with torch.no_grad():
+                dense_forward(self.model, *example, [] if head is None else [head])
+        except Exception:  # a model may raise anything
+            return False
+        return True
 
     def _settle(self, inputs: Tensor, data_samples: list | None) -> None:
         """Chooses the options and tries them on a made-up image."""
@@ -209,9 +238,7 @@ class FrozenForward:
         inference: Inference,
         on_path: Sequence[Tap] = (),
     ) -> dict[Tap, Maps]:
-        run, heads = self.run, self._heads
-        if heads is not None:
-            heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
+        run, heads = self.run, self._heads(taps)
         reader = TapReader(self.model, taps, run.in_place, run.calls, run.places, on_path=on_path)
         inputs = inference.laid_out(inputs)
         compiled = replaced_forwards(self.compiled if inference.compile else {})

@@ -224,3 +224,47 @@ def test_checkpoint_of_another_architecture(tmp_path):
     with pytest.raises((ValueError, CheckpointError), match='strict=False'):
         OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'))
     OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'), strict=False)
+
+
+# Heads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['ocrnet', 'pointrend'])
+def test_a_cascade_runs_up_to_the_last_head_that_is_tapped(name):
+    teacher, (tap,) = prepared(getattr(stock_models, name)(), 'decode_head.0.conv_seg')
+    x = torch.randn(2, 3, 64, 64)
+    with Ran(teacher.model) as ran:
+        read = teacher.read(x, None, [tap])[tap]
+    assert not any(one.startswith('decode_head.1') for one in ran)
+    assert torch.equal(read, teacher.model.decode_head[0](teacher.model.extract_feat(x)))
+
+
+def test_a_later_head_of_a_cascade_reads_the_earlier_one():
+    teacher, taps = prepared(
+        stock_models.ocrnet(), 'decode_head.0.conv_seg', 'decode_head.1.conv_seg'
+    )
+    x, (first, second) = torch.randn(2, 3, 64, 64), taps
+    read = teacher.read(x, None, taps)
+    coarse, fine = teacher.model.decode_head
+    features = teacher.model.extract_feat(x)
+    assert torch.equal(read[first], coarse(features))
+    assert torch.equal(read[second], fine(features, coarse(features)))
+
+
+def test_a_head_that_takes_more_than_features_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match=r"'decode_head.1' \(PointHead\) could not be tried"):
+        prepared(stock_models.pointrend(), 'decode_head.0.conv_seg', 'decode_head.1.fc_seg')
+
+
+@pytest.mark.parametrize('name', ['ocrnet', 'pointrend'])
+def test_a_cascade_learns_from_one_of_its_kind(name):
+    config = getattr(stock_models, name)()
+    term = dict(  # a student runs the first head again, for the second
+        student_tap='decode_head.0.conv_seg[0]',
+        teacher_tap='decode_head.0.conv_seg',
+        loss=stock_models.cwd(),
+    )
+    model = stock_models.distiller(config, config, dict(cwd=term))
+    inputs, samples = stock_models.batch(model)
+    losses = model(inputs, samples, mode='loss')
+    assert losses['distill.cwd.loss'] > 0 and losses['distill.cwd.loss'].requires_grad
