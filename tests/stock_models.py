@@ -237,6 +237,16 @@ def gfl(width: int = 8, classes: int = 4) -> dict:
     return _det('GFL', width, model)
 
 
+def ld(width: int = 8, classes: int = 4, **kwargs: Any) -> dict:
+    """mmdetection's own localization distillation: a GFL student with a teacher inside."""
+    config, teacher = gfl(width, classes), gfl(width, classes)
+    config.update(type='KnowledgeDistillationSingleStageDetector', **kwargs)
+    config['teacher_config'] = dict(model={k: v for k, v in teacher.items() if k != '_scope_'})
+    soft = dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)
+    config['bbox_head'].update(type='LDHead', loss_ld=soft)
+    return config
+
+
 def _trained_by_boxes(pos: float, neg: float, low: float, share: float, add_gt: bool) -> dict:
     """Assigner and sampler of one stage of a two-stage detector."""
     return dict(

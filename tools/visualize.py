@@ -120,7 +120,8 @@ def main() -> None:
             if args.against:
                 models['baseline'] = student_of(cfg, args.against, 'baseline')
         for model in models.values():
-            model.to(args.device).eval()
+            model.to(args.device)
+            model.eval()
         preprocessor = models['student'].data_preprocessor
         dataset = dataset_of(cfg, lazy=args.images is not None)
         items, count = items_of(cfg, dataset, args)

@@ -113,7 +113,9 @@ def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
     Returns:
         nn.Module: The copy, in training mode except for its batch norms, with finite weights.
     """
-    model = copy.deepcopy(student).to(device).train()
+    model = copy.deepcopy(student)
+    model.to(device)  # a model may override these, and return nothing
+    model.train()
     for module in model.modules():
         if isinstance(module, NORMS):
             module.eval()

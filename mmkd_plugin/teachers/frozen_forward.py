@@ -146,7 +146,7 @@ class FrozenForward:
         if self.inference.channels_last:
             also.insert(0, 'channels_last')
             if device.type == 'cuda':  # CPU kernels reorder the weights themselves
-                self.model.to(memory_format=torch.channels_last)
+                nn.Module.to(self.model, memory_format=torch.channels_last)
         self.how = ', '.join(filter(None, [f'in {self.inference.precision} ({why})', *also]))
 
     def _fuse(self, gap: Callable[[], float], inputs: Tensor, data_samples: list | None) -> str:

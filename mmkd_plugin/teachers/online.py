@@ -120,7 +120,8 @@ class OnlineTeacher(Teacher):
             loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
             said = classes_of_checkpoint(loaded)
             self.class_names = self.class_names or said or classes_in_config(config, name)
-        self.model.requires_grad_(False).eval()
+        self.model.requires_grad_(False)
+        self.model.eval()
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
         self._loss_run: DryRun | None = None

@@ -157,7 +157,8 @@ class SelfTeacher(nn.Module, Teacher):
         neck = build_module(self._neck, f'{here}: neck', defaults)
         try:
             with torch.no_grad():
-                refined = neck.eval()(maps)
+                neck.eval()
+                refined = neck(maps)
                 [x.shape[1] for x in refined]  # it gives one map or several
                 return neck, refined
         except Exception as error:  # whatever is no neck makes of these maps

@@ -13,6 +13,7 @@ from mmkd_plugin.teachers.model import without_pretraining
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.preprocessing import Normalization
 from tests import stock_models
+from tests.runs import needs_ops
 from tests.teaching import prepare
 
 CPU = torch.device('cpu')
@@ -268,3 +269,12 @@ def test_a_cascade_learns_from_one_of_its_kind(name):
     inputs, samples = stock_models.batch(model)
     losses = model(inputs, samples, mode='loss')
     assert losses['distill.cwd.loss'] > 0 and losses['distill.cwd.loss'].requires_grad
+
+
+@needs_ops
+def test_of_a_model_with_a_teacher_of_its_own_the_student_teaches():
+    config = stock_models.ld(teacher_ckpt='https://nowhere.invalid/teacher.pth')  # is not fetched
+    teacher, (tap,) = prepared(config, 'bbox_head.gfl_reg', student=stock_models.gfl())
+    assert type(teacher.model).__name__ == 'SingleStageDetector'
+    assert not hasattr(teacher.model, 'teacher_model')
+    assert len(teacher.read(torch.randn(2, 3, 64, 64), None, [tap])[tap]) == 5
