@@ -139,14 +139,17 @@ class FrozenForward:
         also = []
         if self.inference.fuse_conv_bn:
             also.append(self._fuse(lambda: gap(EXACT), inputs, data_samples))
+        if self.inference.channels_last:
+            also.insert(0, self._try_channels_last(gap, device))
         if self.inference.precision != 'fp32':
             why = self._try_half(gap, device) or why
         if self.inference.compile:
             also.append(self._compile(gap, device))
-        if self.inference.channels_last:
-            also.insert(0, 'channels_last')
-            if device.type == 'cuda':  # CPU kernels reorder the weights themselves
-                nn.Module.to(self.model, memory_format=torch.channels_last)
+        if self.inference.channels_last and device.type == 'cuda':
+            # CPU kernels reorder the weights themselves
+            nn.Module.to(self.model, memory_format=torch.channels_last)
+        elif not self.inference.channels_last and also[:1] == ['channels_last']:
+            del also[0]  # fp32 after all, which gains nothing from it here
         self.how = ', '.join(filter(None, [f'in {self.inference.precision} ({why})', *also]))
 
     def _fuse(self, gap: Callable[[], float], inputs: Tensor, data_samples: list | None) -> str:
@@ -162,6 +165,25 @@ class FrozenForward:
             undo()
             return 'batch norms not fused, which would change its maps'
         return f'{len(pairs)} batch norms fused into their convolutions' if pairs else ''
+
+    def _try_channels_last(self, gap: Callable[[Inference], float], device: torch.device) -> str:
+        """Gives the layout up if an operation does not take it, and describes the result.
+
+        Raises:
+            ValueError: If the config asks for it and the model does not run in it.
+        """
+        try:
+            wrong = gap(replace(EXACT, channels_last=True)) > HALF_ERROR
+            said = 'its maps would change' if wrong else ''
+        except Exception as caught:  # some operations want contiguous tensors
+            said = first_line(caught)
+        if not said:
+            return 'channels_last'
+        if self._asked.channels_last is True:
+            raise ValueError(f'{self._owner} does not run with channels_last=True: {said}')
+        self._asked = replace(self._asked, channels_last=False)
+        self.inference, _ = self._asked.on(device)
+        return f'not channels_last: {said}'
 
     def _try_half(self, gap: Callable[[Inference], float], device: torch.device) -> str:
         """Goes back to fp32 if half precision fails, and returns the reason.
