@@ -118,6 +118,17 @@ class FrozenForward:
             'what comes before it'
         )
 
+    def takes(self, side: int, device: torch.device) -> bool:
+        """Whether the model runs on an image of this height and width, pixels."""
+        try:
+            inputs, samples = example_batch(self.model, device, side)
+            for sample in samples or ():
+                sample.set_metainfo(dict(batch_input_shape=(side, side), pad_shape=(side, side)))
+            self(inputs[..., :side, :side], samples, self.taps)  # without its own padding
+        except Exception:  # a model may raise anything
+            return False
+        return True
+
     def _runs(self, head: str | None, example: tuple[Tensor, list | None]) -> bool:
         """Whether the features of the model, or one of its heads on them, can be computed."""
         try:

@@ -30,7 +30,7 @@ from mmkd_plugin.teachers.classes import (
 from mmkd_plugin.teachers.frozen_forward import FrozenForward
 from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model, classes_in_config
-from mmkd_plugin.teachers.preprocessing import InputConverter
+from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 from mmkd_plugin.words import as_written
 
@@ -124,6 +124,7 @@ class OnlineTeacher(Teacher):
         self.model.eval()
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
+        self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
@@ -169,6 +170,7 @@ class OnlineTeacher(Teacher):
             )
             run = self.forward.run
             self.forward.run = run.without_maps()
+            self._padding = self._needed_padding(device, run.size)
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
@@ -195,6 +197,16 @@ class OnlineTeacher(Teacher):
 
     def _arranged(self, read: Mapping[Tap, Maps]) -> dict[Tap, Maps]:
         return arranged(read, self._orders, self._class_scores)
+
+    def _needed_padding(self, device: torch.device, size: int) -> Padding:
+        """Returns the padding of its own preprocessor if it does not take images without it."""
+        divisor = Padding.of(self.model.data_preprocessor)
+        value = self._convert.target.pad_value
+        # sizes between two multiples, which halvings that round up or down bring to odd ones
+        sides = {size - part - 1 for part in (0, divisor // 4, divisor // 2)}
+        if divisor == 1 or all(self.forward.takes(side, device) for side in sides if side > 0):
+            return Padding(1, value)
+        return Padding(divisor, value)
 
     def _try_loss(self, taps: Sequence[Tap], device: torch.device, owner: str) -> DryRun:
         run = first_that_works(self.model, taps, device, 'loss', owner)
@@ -260,7 +272,24 @@ class OnlineTeacher(Teacher):
         """
         with torch.no_grad():
             inputs = self._convert(inputs, data_samples)
-        return self.forward(inputs, data_samples, taps, on_path)
+            images, data_samples = self._padding(inputs, data_samples)
+        if images is inputs:
+            return self.forward(inputs, data_samples, taps, on_path)
+        if on_path:
+            self._check_size(inputs, 'explanations')
+        read = self.forward(images, data_samples, taps)
+        size, padded = tuple(inputs.shape[-2:]), tuple(images.shape[-2:])
+        return {tap: self._padding.cut(maps, size, padded) for tap, maps in read.items()}
+
+    def _check_size(self, inputs: Tensor, what: str) -> None:
+        """Refuses a batch that would have to be padded where maps cannot be cut back."""
+        if any(self._padding.missing(inputs)):
+            divisor, (height, width) = self._padding.divisor, inputs.shape[-2:]
+            raise ValueError(
+                f"teacher '{self.name}' needs images padded to multiples of {divisor}, and those "
+                f'of this batch have {height}×{width} pixels: for {what}, let the data '
+                f'preprocessor of the student pad to {divisor} too'
+            )
 
     @torch.no_grad()
     def _with_gradients(
@@ -272,6 +301,7 @@ class OnlineTeacher(Teacher):
         """
         gradient_taps = taps_of(views, 'gradients')
         inputs, run = self._convert(batch.inputs, batch.data_samples), self._loss_run
+        self._check_size(inputs, 'a loss on gradients')
         inference, _ = self._asked.where_differentiated.on(inputs.device)
         every = [*taps, *gradient_taps]
         reader = TapReader(

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from torch import nn
 
 from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers.model import without_pretraining
 from mmkd_plugin.teachers.online import OnlineTeacher
@@ -278,3 +280,45 @@ def test_of_a_model_with_a_teacher_of_its_own_the_student_teaches():
     assert type(teacher.model).__name__ == 'SingleStageDetector'
     assert not hasattr(teacher.model, 'teacher_model')
     assert len(teacher.read(torch.randn(2, 3, 64, 64), None, [tap])[tap]) == 5
+
+
+# Padding ------------------------------------------------------------------------------------------
+
+
+class Skip(BaseModel):
+    """It adds an upsampled map to a finer one, so it takes only multiples of two strides."""
+
+    def __init__(self, pad_size_divisor: int = 8) -> None:
+        super().__init__(
+            dict(type='ImgDataPreprocessor', pad_size_divisor=pad_size_divisor, pad_value=7)
+        )
+        self.fine, self.coarse = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 2, 2)
+        self.end = nn.Identity()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        fine = self.fine(inputs)
+        coarse = self.coarse(fine)
+        return self.end([fine + coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), coarse])
+
+
+def test_a_teacher_that_needs_it_gets_its_own_padding_and_its_maps_are_cut_back():
+    MODELS.register_module(module=Skip, force=True)
+    student = dict(_scope_='mmengine', type='ImgDataPreprocessor', pad_value=7)
+    teacher, tap = OnlineTeacher(dict(type='mmkd_plugin.Skip'), None), Tap.parse('end')
+    prepare(teacher, stock_models.build(student), [tap])
+    x = torch.randn(2, 3, 30, 35)
+    fine, coarse = teacher.read(x, None, [tap])[tap]
+    assert fine.shape == (2, 4, 8, 9) and coarse.shape == (2, 4, 4, 5)
+    padded = nn.functional.pad(x, (0, 5, 0, 2), value=7)
+    expected = teacher.model(padded)
+    assert torch.equal(fine, expected[0][:, :, :8, :9])
+    assert torch.equal(coarse, expected[1])
+
+
+def test_a_teacher_that_takes_any_size_is_left_alone():
+    teacher, (tap,) = prepared(
+        stock_models.retinanet(), 'neck', student=stock_models.retinanet()
+    )  # it pads to 32 when it runs alone
+    x = torch.randn(2, 3, 72, 90)
+    for ours, alone in zip(teacher.read(x, None, [tap])[tap], teacher.model.extract_feat(x)):
+        assert torch.equal(ours, alone)
