@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import pickle
 import re
@@ -20,6 +21,7 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmkd_plugin.prefixes import behind, is_counter, parts, unwrapped
 from mmkd_plugin.stack import UNPICKLING_ERRORS, safe_load, safe_loading
 from mmkd_plugin.words import first_line, some
 
@@ -130,12 +132,8 @@ def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> Order
         if value.layout != torch.strided or value.is_meta:
             raise CheckpointError(f'{name} is damaged: {key} in it is not an ordinary tensor')
     metadata = _metadata_of(weights, name)
-    if all(key.startswith('module.') for key in tensors):
-        tensors = OrderedDict((key[7:], value) for key, value in tensors.items())
-        inner = {k[7:]: v for k, v in metadata.items() if f'{k}.'.startswith('module.')}
-        metadata = OrderedDict(inner) if inner else metadata
     tensors._metadata = metadata
-    return tensors
+    return behind(tensors, 'module.') if all(k.startswith('module.') for k in tensors) else tensors
 
 
 def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -224,21 +222,23 @@ def load_state(
     Raises:
         ValueError: If none of the tensors fits, or, with ``strict``, if one does not fit.
     """
-    check_values(model.state_dict(), state_dict, path, name)
+    own = model.state_dict()
+    state_dict, where = _part_for(own, state_dict, path, name)
+    check_values(own, state_dict, path, name)
     fit = _load(model, state_dict)
     if fit.matched == 0:
         raise CheckpointError(
             f'{path} has nothing in common with the {name}: none of its {len(state_dict)} tensors '
             f'fits one of its {fit.expected}.\n{fit.describe(path)}'
-            f'{_hint(model, state_dict, fit)}'
+            f'{_hint(model, state_dict, fit, path)}'
         )
     if fit.is_complete:
-        loaded = f'Loaded the {name} from {path}: all {fit.expected} tensors.'
+        loaded = f'Loaded the {name} from {path}: all {fit.expected} tensors{where}.'
         if fit.other_components:
             loaded += f' The {name} has no {some(fit.other_components)}; left out.'
         print_log(loaded, logger='current')
         return
-    report = f'{fit.describe(path)}{_hint(model, state_dict, fit)}'
+    report = f'{fit.describe(path)}{_hint(model, state_dict, fit, path)}'
     if strict:
         raise CheckpointError(
             f'{path} does not fit the {name}.\n{report}\n'
@@ -249,6 +249,24 @@ def load_state(
         logger='current',
         level=logging.WARNING,
     )
+
+
+def _part_for(
+    own: Mapping[str, Tensor], state_dict: OrderedDict[str, Tensor], path: str | Path, name: str
+) -> tuple[OrderedDict[str, Tensor], str]:
+    """The part of a file that is a model, and words on where it was; all of it if none is."""
+    expected = {key: value.shape for key, value in own.items()}
+    state_dict = unwrapped(state_dict, expected)
+    whole = [part.prefix for part in parts(expected, state_dict) if part.whole]
+    if not whole or '' in whole:
+        return state_dict, ''
+    if len(whole) > 1:
+        raise CheckpointError(
+            f'{path} holds {len(whole)} models that fit the {name}, behind the prefixes '
+            f'{some(f"`{prefix}`" for prefix in whole)}. Say which one it is by saving it alone: '
+            f'{_program(path, whole[0])}'
+        )
+    return behind(state_dict, whole[0]), f', behind the prefix `{whole[0]}`'
 
 
 def check_student_weights(
@@ -270,8 +288,8 @@ def check_student_weights(
             fit, or, with ``distilled``, if they cover less than half of the student's tensors or of
             the file's.
     """
-    expected = {key: shape for key, shape in expected.items() if not _is_counter(key)}
-    given = {key: value.shape for key, value in state_dict.items() if not _is_counter(key)}
+    expected = {key: shape for key, shape in expected.items() if not is_counter(key)}
+    given = {key: value.shape for key, value in state_dict.items() if not is_counter(key)}
     matched = sum(given.get(key) == shape for key, shape in expected.items())
     # A deep and a shallow sibling share most names of the shallow one, so both sides count.
     too_few = matched < max(len(expected), len(given)) / 2
@@ -411,9 +429,9 @@ def _load(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> _Fit:
     finally:
         handle.remove()
 
-    own_keys = [key for key in model.state_dict() if not _is_counter(key)]
+    own_keys = [key for key in model.state_dict() if not is_counter(key)]
     components = {key.partition('.')[0] for key in own_keys}
-    unexpected = [key for key in unexpected if not _is_counter(key)]
+    unexpected = [key for key in unexpected if not is_counter(key)]
     others = dict.fromkeys(
         f'{key.partition(".")[0]}.*'
         for key in unexpected
@@ -421,16 +439,12 @@ def _load(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> _Fit:
     )
     return _Fit(
         expected=len(own_keys),
-        missing=[key for key in missing if not _is_counter(key)],
+        missing=[key for key in missing if not is_counter(key)],
         mismatched=mismatched,
         foreign=[key for key in unexpected if key.partition('.')[0] in components],
         other_components=list(others),
         errors=errors,
     )
-
-
-def _is_counter(key: str) -> bool:
-    return key.endswith('num_batches_tracked')
 
 
 _USE_OF_A_BACKBONE = (
@@ -439,26 +453,37 @@ _USE_OF_A_BACKBONE = (
 )
 
 
-def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit) -> str:
+def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit, path: str | Path) -> str:
     expected = {key: value.shape for key, value in model.state_dict().items()}
     only_backbone = all(key.startswith('backbone.') for key in state_dict)
     if fit.matched and fit.missing and only_backbone:
         return f'\n  The file holds a backbone alone; {_USE_OF_A_BACKBONE}'
-    return _prefix_hint(expected, state_dict)
+    return _prefix_hint(expected, state_dict, path)
 
 
-def _prefix_hint(expected: Mapping[str, torch.Size], state_dict: Mapping[str, Tensor]) -> str:
+def _program(path: str | Path, prefix: str) -> str:
+    """The line to type that saves the part of a file behind a prefix."""
+    program = (
+        f'import torch; ckpt = torch.load({json.dumps(str(path))}, map_location="cpu"); '
+        f'state = ckpt.get("state_dict", ckpt); start = {json.dumps(prefix)}; '
+        'part = {k[len(start):]: v for k, v in state.items() if k.startswith(start)}; '
+        'torch.save({"state_dict": part}, "weights.pth")'
+    )
+    return f'python -c {shlex.quote(program)}'
+
+
+def _prefix_hint(
+    expected: Mapping[str, torch.Size],
+    state_dict: Mapping[str, Tensor],
+    path: str | Path = 'CHECKPOINT',
+) -> str:
     """Says what to do about keys that have a prefix too many, or lack one."""
-    for prefix in ('architecture.', 'student.', 'teacher.', 'model.', 'module.'):
-        stripped = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
-        found = len(stripped & set(expected))
-        if found:
-            source = ' as MMRazor writes them' if prefix not in ('model.', 'module.') else ''
-            return (
-                f'\n  {found} of its keys fit behind the prefix `{prefix}`{source}: save '
-                f'`{{k[{len(prefix)}:]: v for k, v in state_dict.items() '
-                f'if k.startswith({prefix!r})}}` and load that.'
-            )
+    best = next(iter(parts(expected, state_dict)), None)
+    if best is not None and best.prefix:
+        return (
+            f'\n  {best.matched} of its tensors fit behind the prefix `{best.prefix}`. To save '
+            f'that part: {_program(path, best.prefix)}'
+        )
     if sum(f'backbone.{key}' in expected for key in state_dict) > len(state_dict) // 2:
         return f'\n  Its keys are those of a backbone alone; {_USE_OF_A_BACKBONE}'
     return ''

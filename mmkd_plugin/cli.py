@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -25,7 +26,7 @@ from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.words import did_you_mean
+from mmkd_plugin.words import as_written, did_you_mean, type_name
 
 
 class UsageError(Exception):
@@ -283,8 +284,27 @@ def read_config(name: str) -> Config:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
     except (SyntaxError, UnicodeDecodeError) as error:
         raise UsageError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
+    for value in cfg.values():
+        _write_types(value)
     check_has(cfg, name, 'model')
     return cfg
+
+
+def _write_types(value: Any) -> None:
+    """Puts text in place of each class under a ``type``, in place.
+
+    A pure-Python config has classes there. mmengine writes such a config as text only as long as
+    nobody has rebuilt its dicts.
+    """
+    if isinstance(value, dict):
+        for key, inner in list(dict.items(value)):  # which leaves objects of mmengine as they are
+            if key == 'type' and isinstance(inner, (LazyAttr, LazyObject)):
+                value[key] = f'{inner.module}.{inner}'
+            else:
+                _write_types(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _write_types(inner)
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -302,9 +322,7 @@ def is_distilled(cfg: Config) -> bool:
     Args:
         cfg (Config): A config with ``model``.
     """
-    kind = cfg.model.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == 'Distiller' and 'student' in cfg.model
+    return type_name(cfg.model.get('type')) == 'Distiller' and 'student' in cfg.model
 
 
 def use_student(cfg: Config) -> None:
@@ -355,13 +373,13 @@ def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
     """
     own = [metric for metric in metrics_of(cfg) if is_own(metric)]
     for metric in own:
-        kind = METRICS.get(metric.type)
+        kind = METRICS.get(metric.type) if isinstance(metric.type, str) else metric.type
         if kind is None:
             known = METRICS.module_dict
             hint = did_you_mean(metric.type.partition('.')[2], known, 'mmkd_plugin.{}')
             raise UsageError(f'there is no metric {metric.type}{hint} (known: {", ".join(known)})')
         keys = inspect.signature(kind).parameters
-        check_keys(f'the metric {metric.type}', metric, ('type', *keys))
+        check_keys(f'the metric {as_written(metric.type)}', metric, ('type', *keys))
         if 'teacher' in keys and not isinstance(metric.get('teacher'), dict):
             metric.teacher = _teacher_of(distilled, metric)
         if kind.__name__ == 'ExplanationLocalization':
@@ -376,9 +394,11 @@ def _check_boxes_are_as_loaded(cfg: Config) -> None:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    steps = [str(step.type) for step in dataset.get('pipeline') or []]
+    types = [step.type for step in dataset.get('pipeline') or []]
+    steps = [type_name(kind) for kind in types]
     if cfg.get('default_scope') == 'mmdet' and 'LoadAnnotations' in steps:
-        resized = [step for step in steps[steps.index('LoadAnnotations') :] if 'Resize' in step]
+        after = types[steps.index('LoadAnnotations') :]
+        resized = [as_written(kind) for kind in after if 'Resize' in type_name(kind)]
         if resized:
             raise UsageError(
                 'mmkd_plugin.ExplanationLocalization needs boxes in pixels of the original image: '
@@ -392,8 +412,8 @@ def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:
     name = metric.get('teacher')
     if distilled is None:
         raise UsageError(
-            f"{metric.type} needs a teacher: teacher=dict(config='...', checkpoint='...'), or a "
-            'config that distils'
+            f"{as_written(metric.type)} needs a teacher: teacher=dict(config='...', "
+            "checkpoint='...'), or a config that distils"
         )
     every = {n: c for n, c in teacher_configs(distilled.teacher).items() if 'type' not in c}
     if name is None and len(every) == 1:
@@ -404,7 +424,7 @@ def _teacher_of(distilled: ConfigDict | None, metric: ConfigDict) -> dict:
     if every:
         example = f'teacher={next(iter(every))!r} (there are {", ".join(every)})'
     raise UsageError(
-        f'{metric.type} needs one teacher that is trained and can run alone: {example}'
+        f'{as_written(metric.type)} needs one teacher that is trained and can run alone: {example}'
     )
 
 
@@ -414,4 +434,5 @@ def is_own(config: ConfigDict | Any) -> bool:
     Args:
         config (ConfigDict | Any): The config of a hook or a metric.
     """
-    return isinstance(config, dict) and str(config.get('type')).startswith('mmkd_plugin.')
+    kind = config.get('type') if isinstance(config, dict) else None
+    return str(getattr(kind, '__module__', kind)).startswith('mmkd_plugin.')

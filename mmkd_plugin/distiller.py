@@ -148,7 +148,7 @@ class Distiller(NamedAsStudent):
         self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
         orders = self._arrange_classes(student.classes, classes_at_build())
         previews = {name: arranged_preview(one, orders[name]) for name, one in previews.items()}
-        inputs = torch.zeros(1, 3, student.size, student.size)
+        inputs = torch.zeros(1, forward.run.channels, student.size, student.size)
         for term in terms:
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
             ours, theirs = term.student_view, term.teacher_view

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from mmkd_plugin.words import did_you_mean, first_line, short
+from mmkd_plugin.words import as_written, did_you_mean, first_line, short
 
 
 def is_ours(error: BaseException) -> bool:
@@ -51,7 +51,7 @@ def _explained(error: Exception, here: str, config: Any) -> str:
     if not building or not isinstance(part, dict):
         return f'{here}: {first_line(error)}'
     path = _path_of(part, config)
-    place = f'{here}{path}' if path is not None else f'{here}: {part.get("type")}'
+    place = f'{here}{path}' if path is not None else f'{here}: {as_written(part.get("type"))}'
     kind = part.get('type')
     if isinstance(error, KeyError) and 'is not in the' in str(error):
         return f'{place}: there is no {short(kind)}{_similar(kind, building[-1].get("registry"))}'

@@ -20,7 +20,7 @@ from mmkd_plugin.distiller import MISSING, Distiller, check_distill, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
-from mmkd_plugin.words import did_you_mean, short
+from mmkd_plugin.words import did_you_mean, short, type_name
 
 #: Keys at the top of a config that a runner reads; a config may have variables beside them.
 KNOWN = (
@@ -57,7 +57,7 @@ def check_run(cfg: Config) -> None:
     _check_work_dir(cfg.work_dir)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
-    if _is_distiller(cfg.model):
+    if type_name(cfg.model.type) == 'Distiller':
         check_model(cfg.model, lengths)
 
 
@@ -86,12 +86,6 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
         schedules[here] = Schedule.from_config(f'{here}.schedule', line.get('schedule'))
     _, schedules['task'] = task_of(model.get('task'))
     check_come_on(schedules, lengths or {})
-
-
-def _is_distiller(model: dict) -> bool:
-    kind = model.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == 'Distiller'
 
 
 def _lengths(train_cfg: Any) -> dict[str, int]:

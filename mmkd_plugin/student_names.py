@@ -31,6 +31,16 @@ class NamedAsStudent(BaseModel):
         """From now on the student's attributes are set in the student."""
         self.__dict__['_named_as_student'] = True
 
+    def to(self, *args: Any, **kwargs: Any) -> NamedAsStudent:
+        """Moves this model, and the student by its own ``to``: it may hold more than modules."""
+        self.student.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    def cuda(self, device: Any = None) -> NamedAsStudent:
+        """Moves this model to a GPU, and the student by its own ``cuda``."""
+        self.student.cuda(device)
+        return super().cuda(device)
+
     def _beside(self) -> list[tuple[str, nn.Module]]:
         """The children that are not the student and that the student does not hold itself."""
         held = self.student._modules

@@ -163,7 +163,8 @@ def try_explaining(
     kind = scores_of(model, view.scores, here)
     home = next(model.parameters()).device
     with random_state_kept():  # connectors start alike with and without explanations
-        inputs, samples = example_batch(model.to(device), device, size)
+        model.to(device)
+        inputs, samples = example_batch(model, device, size)
     try:
         found = explain(model, inputs, samples, view.explainer, view.taps, side=view.side)
     except (RuntimeError, ValueError) as error:

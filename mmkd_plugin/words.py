@@ -80,6 +80,21 @@ def first_line(error: Exception, prefer: str | None = None) -> str:
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
+def as_written(kind: Any) -> str:
+    """The ``type`` of a dict as text: a pure-Python config has the class itself there."""
+    return str(getattr(kind, '__name__', kind))
+
+
+def type_name(kind: Any) -> str:
+    """The name of the class that the ``type`` of a dict is, without its scope or module.
+
+    Examples:
+        >>> type_name('mmseg.FCNHead'), type_name(dict)
+        ('FCNHead', 'dict')
+    """
+    return as_written(kind).rpartition('.')[2]
+
+
 def short(value: Any, limit: int = 80) -> str:
     """A value as one line of a message.
 

@@ -67,6 +67,49 @@ def fcn(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
     return _seg(resnet(width), head, classes, **preprocessor)
 
 
+def _cascade(kind: str, width: int, classes: int) -> dict:
+    """A cascade of two decode heads on a plain ResNet-18."""
+    head = dict(
+        in_channels=8 * width,
+        in_index=3,
+        channels=2 * width,
+        num_classes=classes,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+        dropout_ratio=0.0,
+        loss_decode=dict(type='CrossEntropyLoss'),
+    )
+    config = fcn(width, classes)
+    config.update(type='CascadeEncoderDecoder', num_stages=2)
+    second = (
+        dict(head, type='OCRHead', ocr_channels=width)
+        if kind == 'OCRHead'
+        else {
+            **{key: value for key, value in head.items() if key != 'norm_cfg'},
+            'type': 'PointHead',
+            'num_fcs': 1,
+            'coarse_pred_each_layer': True,
+            'in_channels': [8 * width],
+            'in_index': [3],
+        }
+    )
+    config['decode_head'] = [dict(head, type='FCNHead', num_convs=1), second]
+    points = dict(num_points=16, oversample_ratio=3, importance_sample_ratio=0.75)
+    config['train_cfg'] = points
+    config['test_cfg'].update(subdivision_steps=1, subdivision_num_points=16, scale_factor=2)
+    return config
+
+
+def ocrnet(width: int = 8, classes: int = 5) -> dict:
+    """OCRNet: its second head reads the features and the scores of the first."""
+    return _cascade('OCRHead', width, classes)
+
+
+def pointrend(width: int = 8, classes: int = 5) -> dict:
+    """PointRend: its second head reads points that it chooses by the scores of the first."""
+    return _cascade('PointHead', width, classes)
+
+
 def segformer(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
     """SegFormer, a transformer, stride 4."""
     backbone = dict(
@@ -192,6 +235,16 @@ def gfl(width: int = 8, classes: int = 4) -> dict:
     model = _single_stage(head, width, classes)
     model['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=9)
     return _det('GFL', width, model)
+
+
+def ld(width: int = 8, classes: int = 4, **kwargs: Any) -> dict:
+    """mmdetection's own localization distillation: a GFL student with a teacher inside."""
+    config, teacher = gfl(width, classes), gfl(width, classes)
+    config.update(type='KnowledgeDistillationSingleStageDetector', **kwargs)
+    config['teacher_config'] = dict(model={k: v for k, v in teacher.items() if k != '_scope_'})
+    soft = dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)
+    config['bbox_head'].update(type='LDHead', loss_ld=soft)
+    return config
 
 
 def _trained_by_boxes(pos: float, neg: float, low: float, share: float, add_gt: bool) -> dict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -337,15 +339,43 @@ def test_long_lists_are_cut(save):
 
 @pytest.mark.parametrize('strict', [True, False])
 def test_nothing_in_common_is_always_an_error(strict, save):
-    weights = {f'other.{k}': v for k, v in Model().state_dict().items()}
+    weights = {f'other.{k}': v.new_ones(7) for k, v in Model().state_dict().items()}
     with pytest.raises(ValueError, match=r'(?s)nothing in common with the teacher.*other\.\*'):
         load_weights(Model(), save(dict(state_dict=weights)), strict=strict)
 
 
-@pytest.mark.parametrize('prefix', ['architecture.', 'student.', 'teacher.'])
-def test_the_keys_of_mmrazor_are_recognised(prefix, save):
-    weights = {prefix + k: v for k, v in Model().state_dict().items()}
-    with pytest.raises(ValueError, match=rf'behind the prefix `{prefix}` as MMRazor'):
+@pytest.mark.parametrize(
+    'prefix',
+    ['architecture.', 'architecture.model.', 'distiller.teacher.', 'model.', 'ema_', '_orig_mod.'],
+)
+def test_a_model_is_found_behind_any_prefix(prefix, save, log):
+    teacher, other = Model(), Model(depth=3)
+    weights = {f'other.{k}': v for k, v in other.state_dict().items()}
+    weights |= {prefix + k: v for k, v in teacher.state_dict().items()}
+    model = Model()
+    load_weights(model, save(dict(state_dict=weights)))
+    assert equal(model, teacher)
+    place = '' if prefix == '_orig_mod.' else f', behind the prefix `{prefix}`'
+    assert f'all 16 tensors{place}.' in log.messages[0]
+
+
+def test_of_two_models_that_fit_one_has_to_be_chosen(save, tmp_path):
+    teacher, student = Model(), Model()
+    weights = {f'teacher.{k}': v for k, v in teacher.state_dict().items()}
+    weights |= {f'student.{k}': v for k, v in student.state_dict().items()}
+    path = save(dict(state_dict=weights))
+    with pytest.raises(CheckpointError, match='holds 2 models that fit the teacher') as error:
+        load_weights(Model(), path)
+    line = str(error.value).partition('saving it alone: ')[2]
+    subprocess.run(line.replace('python', sys.executable, 1), shell=True, cwd=tmp_path, check=True)
+    model = Model()
+    load_weights(model, tmp_path / 'weights.pth')
+    assert equal(model, teacher)
+
+
+def test_the_nearest_part_of_another_model_is_named(save):
+    weights = {f'net.{k}': v for k, v in Model(depth=3).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r'of its tensors fit behind the prefix `net\.`'):
         load_weights(Model(), save(dict(state_dict=weights)))
 
 
@@ -432,7 +462,7 @@ def test_nothing_of_the_student(distilled):
     weights = {f'architecture.{k}': v for k, v in Model().state_dict().items()}
     with pytest.raises(ValueError, match='0 of the student') as error:
         check_student_weights(shapes(Model()), weights, distilled)
-    assert distilled or '`architecture.` as MMRazor' in str(error.value)
+    assert distilled or 'prefix `architecture.`' in str(error.value)
 
 
 def test_messages_reach_the_logger(save, capsys):

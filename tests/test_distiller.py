@@ -16,6 +16,7 @@ from torch import Tensor
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
 from tests import stock_models
+from tests.runs import needs_ops
 from tests.stock_models import batch, build, calls_of, cwd, distiller
 
 LOGITS = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3)))
@@ -120,6 +121,17 @@ def test_channels_that_differ_get_a_convolution_that_is_trained():
     before = connector.weight.clone()
     step(model, *batch(model))
     assert not torch.equal(connector.weight, before)
+
+
+@needs_ops
+def test_a_student_that_overrides_the_methods_of_modules():
+    model = distiller(stock_models.ld(), stock_models.gfl(), NECK)  # its `train` returns nothing
+    inputs, samples = batch(model)
+    losses, _ = step(model.train(), inputs, samples)
+    assert losses['loss_ld'] and losses['distill.cwd.loss'] > 0
+    assert not model.student.teacher_model.training
+    model.to('meta')  # the student's own `to` takes its teacher along, which is no module of it
+    assert next(model.student.teacher_model.parameters()).is_meta
 
 
 def test_predictions_are_the_students():

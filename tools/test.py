@@ -33,6 +33,7 @@ from mmkd_plugin.cli import (
     use_student,
 )
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.words import as_written, type_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -111,7 +112,7 @@ def visualize(cfg: Config, args: argparse.Namespace) -> None:
         hook.show, hook.wait_time = True, args.wait_time
     if not args.show_dir:
         return
-    if 'Det' in str(hook.type):
+    if 'Det' in type_name(hook.type):
         hook.test_out_dir = args.show_dir
     else:
         cfg.visualizer.save_dir = args.show_dir
@@ -120,7 +121,9 @@ def visualize(cfg: Config, args: argparse.Namespace) -> None:
 def use_tta(cfg: Config) -> None:
     for metric in metrics_of(cfg):
         if is_own(metric):
-            raise UsageError(f'--tta: {metric.type} measures predictions for one view of an image')
+            raise UsageError(
+                f'--tta: {as_written(metric.type)} measures predictions for one view of an image'
+            )
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -155,8 +158,10 @@ def keep_label_maps(cfg: Config, folder: str) -> None:
     for metric in metrics_of(cfg):
         if is_own(metric):
             continue
-        if cfg.get('default_scope') == 'mmdet' or 'IoU' not in str(metric.type):
-            raise UsageError(f'--out takes a .pkl file with the metric {metric.type}, not {folder}')
+        if cfg.get('default_scope') == 'mmdet' or 'IoU' not in type_name(metric.type):
+            raise UsageError(
+                f'--out takes a .pkl file with the metric {as_written(metric.type)}, not {folder}'
+            )
         metric.output_dir, metric.keep_results = folder, True
 
 

@@ -47,6 +47,7 @@ from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 from mmkd_plugin.training_data import watch_data
+from mmkd_plugin.words import type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
 """Devices on which mmengine does not train in mixed precision."""
@@ -127,8 +128,7 @@ def check_amp(cfg: Config) -> None:
 
 
 def optim_wrapper_of(cfg: Config) -> str:
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
+    return type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
 
 
 def use_auto_scale_lr(cfg: Config) -> None:

@@ -57,7 +57,7 @@ from mmkd_plugin.visualization import (
     places_of,
 )
 from mmkd_plugin.visualization.gallery import check_panels
-from mmkd_plugin.words import first_line
+from mmkd_plugin.words import first_line, type_name
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
@@ -120,7 +120,8 @@ def main() -> None:
             if args.against:
                 models['baseline'] = student_of(cfg, args.against, 'baseline')
         for model in models.values():
-            model.to(args.device).eval()
+            model.to(args.device)
+            model.eval()
         preprocessor = models['student'].data_preprocessor
         dataset = dataset_of(cfg, lazy=args.images is not None)
         items, count = items_of(cfg, dataset, args)
@@ -179,7 +180,7 @@ def teachers_of(cfg: Config, args: argparse.Namespace, console: Console) -> dict
     found = {}
     for name, config in teacher_configs(cfg.model.teacher).items():
         if 'type' in config:
-            kind = config['type'].rpartition('.')[2]
+            kind = type_name(config['type'])
             console.print(
                 f"Teacher '{name}' is a {kind} and has no model that could be drawn; --teacher "
                 'CONFIG CHECKPOINT gives one.'
@@ -234,7 +235,7 @@ def items_of(cfg: Config, dataset: Any, args: argparse.Namespace) -> tuple[Itera
     steps = [
         step
         for step in pipeline_of(cfg)
-        if not str(step['type']).rpartition('.')[2].startswith('LoadAnnotations')
+        if not type_name(step['type']).startswith('LoadAnnotations')
     ]
     pipeline = CheckedPipeline(Compose(steps).transforms, Expected())
     return (pipeline(dict(img_path=str(f), img_id=n)) for n, f in enumerate(files)), len(files)

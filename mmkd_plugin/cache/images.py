@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmkd_plugin.registry import TRANSFORMS
+from mmkd_plugin.words import type_name
 
 #: Settings of a transform about the place of files, not about their content.
 _WHERE = ('backend_args', 'file_client_args')
@@ -21,8 +22,7 @@ _WHERE = ('backend_args', 'file_client_args')
 
 def kind_of(transform: dict) -> str:
     """Returns the name of a transform's class in a config, without its scope."""
-    kind = transform['type']
-    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
+    return type_name(transform['type'])
 
 
 def common_root(datasets: Sequence[Any]) -> str:
@@ -237,7 +237,8 @@ def _fixed(transform: dict) -> dict | None:
     scope = name.rpartition('.')[0] + '.' if isinstance(name, str) and '.' in name else ''
     if kind in ('Resize', 'ResizeShortestEdge', 'ResizeToMultiple', 'FixScaleResize'):
         return dict(transform)
-    inner = scope + settings.pop('resize_type', 'Resize')
+    inner = settings.pop('resize_type', 'Resize')
+    inner = scope + inner if isinstance(inner, str) else inner
     if kind == 'RandomResize':
         scale = settings.pop('scale')
         settings.pop('ratio_range', None)

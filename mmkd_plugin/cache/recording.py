@@ -17,7 +17,7 @@ from mmengine.registry import Registry
 
 from mmkd_plugin.cache.geometry import Geometry
 from mmkd_plugin.registry import TRANSFORMS
-from mmkd_plugin.words import did_you_mean
+from mmkd_plugin.words import as_written, did_you_mean, type_name
 
 #: Key of the :class:`Geometry` in results and in the metainfo of data samples.
 KEY = 'mmkd_geometry'
@@ -309,7 +309,7 @@ def _recorded(step: Any, place: str, ignore: Sequence[str], registry: Registry) 
         return [_recorded(s, f'{place}[{i}]', ignore, registry) for i, s in enumerate(step)]
     kind = step['type']
     found = registry.get(kind) if isinstance(kind, str) else kind
-    name = kind if isinstance(kind, str) else kind.__name__
+    name = as_written(kind)
     if getattr(found, '__module__', '').startswith('mmkd_plugin.'):
         return step  # the dumped config of a run has wrappers already
     known = _stock_name(found)
@@ -397,8 +397,8 @@ def _pipelines_of(dataset: dict, place: str) -> Iterator[tuple[dict, str, str]]:
         inner.append((part, f'{place}.datasets[{i}]'))
     if inner and dataset.get('pipeline'):
         raise ValueError(
-            f'{place}: `{dataset["type"]}` has a pipeline around another data set, to mix several '
-            f'images; that cannot be replayed on stored maps. {_REMEDY}'
+            f'{place}: `{as_written(dataset["type"])}` has a pipeline around another data set, to '
+            f'mix several images; that cannot be replayed on stored maps. {_REMEDY}'
         )
     for part in inner:
         yield from _pipelines_of(*part)
@@ -412,8 +412,8 @@ def _check_batch_augments(cfg: Config) -> None:
     for place, holder in holders.items():
         augments = (holder.get('data_preprocessor') or {}).get('batch_augments') or ()
         for augment in [augments] if isinstance(augments, dict) else augments:
-            if augment['type'].split('.')[-1] != 'BatchFixedSizePad':
+            if type_name(augment['type']) != 'BatchFixedSizePad':
                 raise ValueError(
-                    f'{place}data_preprocessor.batch_augments: `{augment["type"]}` changes whole '
-                    f'batches, which cannot be replayed on stored maps. {_REMEDY}'
+                    f'{place}data_preprocessor.batch_augments: `{as_written(augment["type"])}` '
+                    f'changes whole batches, which cannot be replayed on stored maps. {_REMEDY}'
                 )

@@ -14,6 +14,7 @@ from mmkd_plugin.cache.store import TeacherCache, check_stored
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Taps
+from mmkd_plugin.words import type_name
 
 WIRING = (
     'train with tools/train.py of this package, or add to what builds the runner, before it does: '
@@ -107,7 +108,7 @@ def _unwired(step: Any) -> Any:
 
 
 def _loads_maps(step: Any) -> bool:
-    return isinstance(step, dict) and str(step.get('type')).endswith('LoadTeacherMaps')
+    return isinstance(step, dict) and type_name(step.get('type')) == 'LoadTeacherMaps'
 
 
 def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:

@@ -92,4 +92,5 @@ class FrozenTeacher:
         Args:
             device (torch.device): The device.
         """
-        return self.model.to(device)
+        self.model.to(device)
+        return self.model

@@ -43,6 +43,7 @@ class DryRun:
         ran (list[str]): Names of all modules that ran, in the order in which they finished.
             Defaults to ``[]``.
         size (int): Height and width of the image, pixels. Defaults to 128.
+        channels (int, optional): Channels of the image. Defaults to None: nothing ran.
         samples (list, optional): The made-up data samples. Defaults to None.
         problem (str, optional): The error of a forward that did not work. Defaults to None: there
             was none.
@@ -56,6 +57,7 @@ class DryRun:
     scores: dict[Tap, tuple[ClassScores | None, ...]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     size: int = EXAMPLE_SIZES[0]
+    channels: int | None = None
     samples: list | None = None
     problem: str | None = None
 
@@ -111,7 +113,9 @@ def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
     Returns:
         nn.Module: The copy, in training mode except for its batch norms, with finite weights.
     """
-    model = copy.deepcopy(student).to(device).train()
+    model = copy.deepcopy(student)
+    model.to(device)  # a model may override these, and return nothing
+    model.train()
     for module in model.modules():
         if isinstance(module, NORMS):
             module.eval()
@@ -151,7 +155,7 @@ def first_that_works(
             except Exception as error:  # a model may raise anything at made-up labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
-                return replace(run, size=size, samples=samples)
+                return replace(run, size=size, channels=inputs.shape[1], samples=samples)
     return DryRun(problem=problem)
 
 

@@ -49,7 +49,7 @@ def example_batch(
         preprocessor returns it, and a list with one data sample, None for a model of another
         library.
     """
-    image = torch.randint(0, 256, (_channels(model), size, size), dtype=torch.uint8)
+    image = torch.randint(0, 256, (image_channels(model), size, size), dtype=torch.uint8)
     library = library_of(model)
     if not library:
         data = model.data_preprocessor(dict(inputs=[image]), False)
@@ -74,10 +74,47 @@ def example_batch(
     return data['inputs'], [sample.to(device) for sample in data['data_samples']]
 
 
-def _channels(model: nn.Module) -> int:
-    """Returns the channels of the images that a model takes: 3, or 1 if they are grey."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return 1 if first is not None and first.in_channels == 1 else 3
+class _Met(BaseException):
+    """Ends a forward at the first convolution; ``except Exception`` does not catch it."""
+
+
+def image_channels(model: nn.Module) -> int:
+    """Returns the channels of the images that a model takes.
+
+    Its data preprocessor says it by the entries of ``mean``. Without them, the first convolution
+    that gets the image itself says it: one behind a rearrangement of the image does not.
+
+    Args:
+        model (nn.Module): A model with a data preprocessor.
+
+    Returns:
+        int: The channels, 3 if nothing says another number.
+    """
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    if isinstance(mean, Tensor) and mean.numel() > 1:
+        return mean.numel()
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    if not convs or convs[0].in_channels in (1, 3):
+        return convs[0].in_channels if convs else 3
+    taken = 3
+
+    def meet(conv: nn.Conv2d, args: tuple) -> None:
+        nonlocal taken
+        if args and args[0].shape[1] == 3:
+            taken = conv.in_channels
+        raise _Met
+
+    handles = [conv.register_forward_pre_hook(meet) for conv in convs]
+    like = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model(like.new_zeros(1, 3, EXAMPLE_SIZES[0], EXAMPLE_SIZES[0]), None, mode='tensor')
+    except (_Met, Exception):  # a model may raise anything without data samples
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return taken
 
 
 def crop_size(preprocessor: nn.Module) -> tuple[int, ...]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Tap
+from mmkd_plugin.taps import Tap, find_module
 
 
 def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | None:
@@ -20,23 +19,35 @@ def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | N
         owner (str): Name of the model in the error.
 
     Returns:
-        list[str] | None: Names of the heads, None if the model has to run as a whole in
-        ``mode='tensor'``.
+        list[str] | None: Names of the heads. Of a cascade it is the last stage to run, such as
+        ``'decode_head.1'``. None if the model has to run as a whole in ``mode='tensor'``.
 
     Raises:
         ValueError: If a tap lies in the second stage of a detector.
     """
     if not hasattr(model, 'extract_feat') or hasattr(model, 'forward_transformer'):
         return None
-    heads = list(dict.fromkeys(tap.path.split('.')[0] for tap in taps))
-    heads = [head for head in heads if head.endswith('head')]
+    heads: dict[str, set[int]] = {}
     for tap in taps:
-        if tap.path.split('.')[0] == 'roi_head':
+        name, _, inside = tap.path.partition('.')
+        if name == 'roi_head':
             raise ValueError(
                 f"{owner}: '{tap}' needs proposals of its own and their non-maximum suppression; "
                 "a teacher gives features and dense logits only. Tap 'neck', or 'rpn_head'"
             )
-    return heads
+        if name.endswith('head'):
+            stages = heads.setdefault(name, set())
+            if isinstance(getattr(model, name), nn.ModuleList) and inside:
+                stages.add(int(inside.partition('.')[0]))
+    names = []
+    for name, stages in heads.items():
+        if not stages:
+            names.append(name)
+        elif name == 'decode_head':
+            names.append(f'{name}.{max(stages)}')
+        else:
+            names += [f'{name}.{number}' for number in sorted(stages)]
+    return names
 
 
 def dense_forward(
@@ -56,27 +67,22 @@ def dense_forward(
         return
     features = model.extract_feat(inputs)
     for name in heads:
-        head = getattr(model, name)
-        if not isinstance(head, nn.ModuleList):
-            _call(head, features, data_samples)
-        elif name == 'decode_head':  # a cascade: each head refines the output of the previous one
-            output = head[0](features)
-            for stage in head[1:]:
-                output = stage(features, output)
-        else:
-            for branch in head:
-                branch(features)
+        root, _, number = name.partition('.')
+        head = find_module(model, Tap(name), 'the model')
+        if root == 'decode_head' and number:  # each stage refines what the one before it gave
+            output: tuple = ()
+            for stage in getattr(model, root)[: int(number) + 1]:
+                output = (stage(features, *output),)
+        elif not isinstance(head, nn.ModuleList):  # a list gives nothing itself
+            head(features, data_samples) if _needs_samples(head) else head(features)
 
 
-def _call(head: nn.Module, features: Any, data_samples: list | None) -> None:
-    """Calls a head with the features, and with the data samples if it requires them.
-
-    Mask heads read the shapes of the images from the data samples.
-    """
+def _needs_samples(head: nn.Module) -> bool:
+    """Whether a head requires the data samples: mask heads read the shapes of the images there."""
     needed = [
         parameter
         for parameter in inspect.signature(head.forward).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    head(features, data_samples) if len(needed) > 1 else head(features)
+    return len(needed) > 1

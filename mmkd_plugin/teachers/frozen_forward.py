@@ -10,7 +10,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, as_list
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, as_list, find_module
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
 from mmkd_plugin.taps.example import crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
@@ -71,7 +71,7 @@ class FrozenForward:
         self.taps = list(taps)
         self._asked = asked
         self._owner = owner
-        self._heads = heads_of(model, taps, owner)
+        self._whole = heads_of(model, taps, owner) is None
         self.compiled: dict[nn.Module, Callable] = {}
         self.run, example = self._try_sizes(preprocessor, device, size)
         check_ran(model, self.run, taps, owner)
@@ -81,22 +81,62 @@ class FrozenForward:
     def _try_sizes(
         self, preprocessor: nn.Module, device: torch.device, size: int
     ) -> tuple[DryRun, tuple[Tensor, list | None]]:
-        try:
-            return self._try(device, size)
-        except TapError as error:
-            raise TapError(f'{self._owner}: {error}') from None
-        except Exception:  # some transformers take only images of their training size
-            crop = crop_size(preprocessor)
-            if crop in ((), (size,)):
-                raise
-            return self._try(device, *crop)
+        problem: Exception | None = None
+        # Some transformers take only images of their training size.
+        for side in dict.fromkeys((size, *crop_size(preprocessor))):
+            example = example_batch(self.model, device, side)
+            try:
+                run = read_once(
+                    self.model,
+                    self.taps,
+                    lambda: dense_forward(self.model, *example, self._heads(self.taps)),  # noqa: B023
+                )
+            except TapError as error:
+                raise TapError(f'{self._owner}: {error}') from None
+            except Exception as error:  # a model may raise anything
+                problem = problem or error
+            else:
+                return replace(run, size=side, channels=example[0].shape[1]), example
+        raise ValueError(self._cannot_run(problem, example)) from problem
 
-    def _try(self, device: torch.device, size: int) -> tuple[DryRun, tuple[Tensor, list | None]]:
-        example = example_batch(self.model, device, size)
-        run = read_once(
-            self.model, self.taps, lambda: dense_forward(self.model, *example, self._heads)
+    def _heads(self, taps: Sequence[Tap]) -> list[str] | None:
+        """The heads to run for some taps, None for the whole model."""
+        return None if self._whole else heads_of(self.model, taps, self._owner)
+
+    def _cannot_run(self, problem: Exception, example: tuple[Tensor, list | None]) -> str:
+        """Says which part of the model did not run on a made-up image."""
+        tried = f'could not be tried on a made-up image: {first_line(problem)}'
+        head = next(
+            (one for one in self._heads(self.taps) or () if not self._runs(one, example)), ''
         )
-        return replace(run, size=size), example
+        if not head or not self._runs(None, example):
+            return f'{self._owner} {tried}'
+        kind = type(find_module(self.model, Tap(head), self._owner)).__name__
+        return (
+            f"{self._owner}: its '{head}' ({kind}) {tried}. A teacher's heads are called on the "
+            'features alone, which this one does not take, so nothing inside it can be read; tap '
+            'what comes before it'
+        )
+
+    def takes(self, side: int, device: torch.device) -> bool:
+        """Whether the model runs on an image of this height and width, pixels."""
+        try:
+            inputs, samples = example_batch(self.model, device, side)
+            for sample in samples or ():
+                sample.set_metainfo(dict(batch_input_shape=(side, side), pad_shape=(side, side)))
+            self(inputs[..., :side, :side], samples, self.taps)  # without its own padding
+        except Exception:  # a model may raise anything
+            return False
+        return True
+
+    def _runs(self, head: str | None, example: tuple[Tensor, list | None]) -> bool:
+        """Whether the features of the model, or one of its heads on them, can be computed."""
+        try:
+            with torch.no_grad():
+                dense_forward(self.model, *example, [] if head is None else [head])
+        except Exception:  # a model may raise anything
+            return False
+        return True
 
     def _settle(self, inputs: Tensor, data_samples: list | None) -> None:
         """Chooses the options and tries them on a made-up image."""
@@ -110,14 +150,17 @@ class FrozenForward:
         also = []
         if self.inference.fuse_conv_bn:
             also.append(self._fuse(lambda: gap(EXACT), inputs, data_samples))
+        if self.inference.channels_last:
+            also.insert(0, self._try_channels_last(gap, device))
         if self.inference.precision != 'fp32':
             why = self._try_half(gap, device) or why
         if self.inference.compile:
             also.append(self._compile(gap, device))
-        if self.inference.channels_last:
-            also.insert(0, 'channels_last')
-            if device.type == 'cuda':  # CPU kernels reorder the weights themselves
-                self.model.to(memory_format=torch.channels_last)
+        if self.inference.channels_last and device.type == 'cuda':
+            # CPU kernels reorder the weights themselves
+            nn.Module.to(self.model, memory_format=torch.channels_last)
+        elif not self.inference.channels_last and also[:1] == ['channels_last']:
+            del also[0]  # fp32 after all, which gains nothing from it here
         self.how = ', '.join(filter(None, [f'in {self.inference.precision} ({why})', *also]))
 
     def _fuse(self, gap: Callable[[], float], inputs: Tensor, data_samples: list | None) -> str:
@@ -133,6 +176,25 @@ class FrozenForward:
             undo()
             return 'batch norms not fused, which would change its maps'
         return f'{len(pairs)} batch norms fused into their convolutions' if pairs else ''
+
+    def _try_channels_last(self, gap: Callable[[Inference], float], device: torch.device) -> str:
+        """Gives the layout up if an operation does not take it, and describes the result.
+
+        Raises:
+            ValueError: If the config asks for it and the model does not run in it.
+        """
+        try:
+            wrong = gap(replace(EXACT, channels_last=True)) > HALF_ERROR
+            said = 'its maps would change' if wrong else ''
+        except Exception as caught:  # some operations want contiguous tensors
+            said = first_line(caught)
+        if not said:
+            return 'channels_last'
+        if self._asked.channels_last is True:
+            raise ValueError(f'{self._owner} does not run with channels_last=True: {said}')
+        self._asked = replace(self._asked, channels_last=False)
+        self.inference, _ = self._asked.on(device)
+        return f'not channels_last: {said}'
 
     def _try_half(self, gap: Callable[[Inference], float], device: torch.device) -> str:
         """Goes back to fp32 if half precision fails, and returns the reason.
@@ -209,9 +271,7 @@ class FrozenForward:
         inference: Inference,
         on_path: Sequence[Tap] = (),
     ) -> dict[Tap, Maps]:
-        run, heads = self.run, self._heads
-        if heads is not None:
-            heads = [head for head in heads if any(tap.path.split('.')[0] == head for tap in taps)]
+        run, heads = self.run, self._heads(taps)
         reader = TapReader(self.model, taps, run.in_place, run.calls, run.places, on_path=on_path)
         inputs = inference.laid_out(inputs)
         compiled = replaced_forwards(self.compiled if inference.compile else {})

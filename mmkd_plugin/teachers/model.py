@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
+from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.classes import Names, classes_of_config
+from mmkd_plugin.words import type_name
 
 stack.prepare()  # `mmseg::` paths work with both stacks of OpenMMLab
 
@@ -44,7 +49,7 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
     else:
         model, scope = Config(dict(model=config)).model, None
-    if model.get('type', '').endswith('Distiller'):  # the student of that run teaches here
+    if type_name(model.get('type')).endswith('Distiller'):  # the student of that run teaches here
         model = model.student
     model = without_pretraining(model)
     scope = model.pop('_scope_', scope)
@@ -72,10 +77,44 @@ def build_model(config: str | dict, name: str) -> nn.Module:
     """
     model, scope = model_config(config, name)
     with DefaultScope.overwrite_default_scope(scope):
-        built = MODELS.build(model)
+        built = MODELS.build(without_its_teacher(model, name))
     if not hasattr(built, 'data_preprocessor'):
         raise ValueError(f"teacher '{name}': {type(built).__name__} is not an mmengine BaseModel")
     return built
+
+
+def without_its_teacher(model: dict, name: str) -> dict:
+    """The dict of a model without a teacher of its own: what it learnt with teaches alone here.
+
+    Args:
+        model (dict): A model dict. One of a class whose constructor takes ``teacher_...`` becomes
+            that of the nearest base that does not.
+        name (str): Name of the teacher in messages.
+    """
+    kind: Any = model.get('type')
+    if isinstance(kind, str):
+        with errors_named(f"teacher '{name}'"), MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    if not inspect.isclass(kind) or not _teachers_of(kind):
+        return model
+    base = next(one for one in kind.__mro__ if not _teachers_of(one))
+    known = inspect.signature(base).parameters
+    print_log(
+        f"Teacher '{name}': a {kind.__name__} has a teacher of its own, which is left out; its "
+        f'student, a {base.__name__}, teaches.',
+        logger='current',
+    )
+    kept = {key: value for key, value in model.items() if key in known}
+    return type(model)({**kept, 'type': base})
+
+
+def _teachers_of(kind: type) -> list[str]:
+    """The arguments of a class for a teacher of its own."""
+    try:
+        names = inspect.signature(kind).parameters
+    except (TypeError, ValueError):  # some that are written in C say nothing
+        return []
+    return [one for one in names if one.startswith('teacher_')]
 
 
 def without_pretraining(model: dict) -> dict:

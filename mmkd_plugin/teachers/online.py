@@ -16,6 +16,7 @@ from mmkd_plugin.explanations import Scores
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, classes_around, find_module
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
+from mmkd_plugin.taps.example import image_channels
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -29,8 +30,9 @@ from mmkd_plugin.teachers.classes import (
 from mmkd_plugin.teachers.frozen_forward import FrozenForward
 from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model, checkpoint_hash, classes_in_config, state_hash
-from mmkd_plugin.teachers.preprocessing import InputConverter
+from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
+from mmkd_plugin.words import as_written
 
 
 @MODELS.register_module()
@@ -102,7 +104,9 @@ class OnlineTeacher(Teacher):
             self._asked = Inference.from_config(inference)
         except ValueError as error:
             raise ValueError(f"teacher '{name}': inference: {error}") from None
-        self.source = config if isinstance(config, str) else config.get('type', 'model dict')
+        self.source = (
+            config if isinstance(config, str) else as_written(config.get('type', 'model dict'))
+        )
         self.checkpoint = checkpoint
         self.model = build_model(config, name)
         if checkpoint is None:
@@ -116,9 +120,11 @@ class OnlineTeacher(Teacher):
             loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
             said = classes_of_checkpoint(loaded)
             self.class_names = self.class_names or said or classes_in_config(config, name)
-        self.model.requires_grad_(False).eval()
+        self.model.requires_grad_(False)
+        self.model.eval()
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
+        self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
@@ -147,6 +153,7 @@ class OnlineTeacher(Teacher):
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
+        self._check_channels(student.run.channels)
         self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device
         self.model.to(device)
@@ -163,6 +170,7 @@ class OnlineTeacher(Teacher):
             )
             run = self.forward.run
             self.forward.run = run.without_maps()
+            self._padding = self._needed_padding(device, run.size)
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
@@ -174,12 +182,31 @@ class OnlineTeacher(Teacher):
         self._class_scores = run.scores
         return Preview(run.values, shown, self._scores, run.size, run.scores)
 
+    def _check_channels(self, student: int | None) -> None:
+        """Refuses a model for images with other channels than the student's."""
+        own = image_channels(self.model)
+        if student not in (None, own):
+            raise ValueError(
+                f"teacher '{self.name}' takes images of {own} channels, and those of the student "
+                f'have {student}: both see the same images, so take a teacher for such images'
+            )
+
     def arrange(self, orders: Mapping[Tap, ClassOrder]) -> None:
         """From now on shows class scores in the student's order."""
         self._orders = dict(orders)
 
     def _arranged(self, read: Mapping[Tap, Maps]) -> dict[Tap, Maps]:
         return arranged(read, self._orders, self._class_scores)
+
+    def _needed_padding(self, device: torch.device, size: int) -> Padding:
+        """Returns the padding of its own preprocessor if it does not take images without it."""
+        divisor = Padding.of(self.model.data_preprocessor)
+        value = self._convert.target.pad_value
+        # sizes between two multiples, which halvings that round up or down bring to odd ones
+        sides = {size - part - 1 for part in (0, divisor // 4, divisor // 2)}
+        if divisor == 1 or all(self.forward.takes(side, device) for side in sides if side > 0):
+            return Padding(1, value)
+        return Padding(divisor, value)
 
     def _try_loss(self, taps: Sequence[Tap], device: torch.device, owner: str) -> DryRun:
         run = first_that_works(self.model, taps, device, 'loss', owner)
@@ -245,7 +272,24 @@ class OnlineTeacher(Teacher):
         """
         with torch.no_grad():
             inputs = self._convert(inputs, data_samples)
-        return self.forward(inputs, data_samples, taps, on_path)
+            images, data_samples = self._padding(inputs, data_samples)
+        if images is inputs:
+            return self.forward(inputs, data_samples, taps, on_path)
+        if on_path:
+            self._check_size(inputs, 'explanations')
+        read = self.forward(images, data_samples, taps)
+        size, padded = tuple(inputs.shape[-2:]), tuple(images.shape[-2:])
+        return {tap: self._padding.cut(maps, size, padded) for tap, maps in read.items()}
+
+    def _check_size(self, inputs: Tensor, what: str) -> None:
+        """Refuses a batch that would have to be padded where maps cannot be cut back."""
+        if any(self._padding.missing(inputs)):
+            divisor, (height, width) = self._padding.divisor, inputs.shape[-2:]
+            raise ValueError(
+                f"teacher '{self.name}' needs images padded to multiples of {divisor}, and those "
+                f'of this batch have {height}×{width} pixels: for {what}, let the data '
+                f'preprocessor of the student pad to {divisor} too'
+            )
 
     @torch.no_grad()
     def _with_gradients(
@@ -257,6 +301,7 @@ class OnlineTeacher(Teacher):
         """
         gradient_taps = taps_of(views, 'gradients')
         inputs, run = self._convert(batch.inputs, batch.data_samples), self._loss_run
+        self._check_size(inputs, 'a loss on gradients')
         inference, _ = self._asked.where_differentiated.on(inputs.device)
         every = [*taps, *gradient_taps]
         reader = TapReader(

@@ -22,6 +22,7 @@ from mmkd_plugin.taps.task_gradient import scaled_losses
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.model import without_pretraining
 from mmkd_plugin.views import View, of_kind, taps_of
+from mmkd_plugin.words import type_name
 
 
 @MODELS.register_module()
@@ -156,7 +157,8 @@ class SelfTeacher(nn.Module, Teacher):
         neck = build_module(self._neck, f'{here}: neck', defaults)
         try:
             with torch.no_grad():
-                refined = neck.eval()(maps)
+                neck.eval()
+                refined = neck(maps)
                 [x.shape[1] for x in refined]  # it gives one map or several
                 return neck, refined
         except Exception as error:  # whatever is no neck makes of these maps
@@ -268,7 +270,7 @@ def _merged(head: Any, changes: dict) -> Any:
     """Returns a head's config with changes; of a head of another type only the task is kept."""
     if isinstance(head, (list, tuple)):
         return [_merged(one, changes) for one in head]
-    if 'type' in changes and changes['type'] != head.type:
+    if 'type' in changes and type_name(changes['type']) != type_name(head.type):
         kept = ('num_classes', 'in_index', 'align_corners', 'loss_decode', 'loss_cls', 'loss_bbox')
         head = ConfigDict({key: head[key] for key in kept if key in head})
     config = Config(dict(head=head))

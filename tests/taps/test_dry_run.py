@@ -13,7 +13,13 @@ from torch import nn
 
 from mmkd_plugin.taps import Tap, TapError
 from mmkd_plugin.taps.dry_run import dry_run_student, never_ran, read_once
-from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, library_of, random_state_kept
+from mmkd_plugin.taps.example import (
+    EXAMPLE_SIZES,
+    example_batch,
+    image_channels,
+    library_of,
+    random_state_kept,
+)
 from tests import stock_models
 from tests.runs import needs_ops
 from tests.stock_models import build, cwd, distiller
@@ -71,11 +77,45 @@ def test_labels_of_a_detector():
     assert len(sample.ignored_instances.bboxes) == 0
 
 
-def test_grey_images_for_a_model_that_takes_them():
-    config = stock_models.fcn(mean=[0.0], std=[1.0], bgr_to_rgb=False)
-    config['backbone']['in_channels'] = 1
+@pytest.mark.parametrize(
+    ('channels', 'preprocessor'),
+    [
+        (1, dict(mean=[0.0], std=[1.0], bgr_to_rgb=False)),
+        (3, {}),
+        (4, dict(mean=None, std=None, bgr_to_rgb=False)),  # the pipeline normalises
+        (12, dict(mean=None, std=None)),
+    ],
+)
+def test_images_have_the_channels_that_a_model_takes(channels, preprocessor):
+    config = stock_models.fcn(**preprocessor)
+    config['backbone']['in_channels'] = channels
     seen, (tap,) = run(build(config), 'backbone[3]')
+    assert seen.channels == channels
     assert seen.values[tap].shape == (1, 64, 4, 4) and seen.problem is None
+
+
+def test_a_mean_for_each_channel_says_how_many_there_are():
+    model = build(stock_models.fcn())
+    model.data_preprocessor.mean = torch.zeros(4, 1, 1)  # one of another library
+    assert image_channels(model) == 4
+
+
+def test_a_teacher_for_other_images_is_refused():
+    student = stock_models.fcn(mean=None, std=None)
+    student['backbone']['in_channels'] = 4
+    term = dict(tap='decode_head.conv_seg', loss=cwd())
+    with pytest.raises(ValueError, match=r'takes images of 3 channels.* student have 4'):
+        distiller(student, stock_models.fcn(), dict(cwd=term))
+    distiller(student, student, dict(cwd=term))
+
+
+def test_channels_behind_a_rearrangement_are_not_those_of_the_image():
+    config = stock_models.retinanet()
+    config['backbone'] = dict(type='CSPDarknet', widen_factor=0.125, deepen_factor=0.33)
+    config['neck'] = dict(type='FPN', in_channels=[32, 64, 128], out_channels=16, num_outs=5)
+    config['data_preprocessor'].update(mean=None, std=None)
+    model = build(config)  # its first convolution takes 12 channels
+    assert run(model, 'neck')[0].channels == 3
 
 
 def test_one_mean_for_three_channels():

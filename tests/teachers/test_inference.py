@@ -498,3 +498,33 @@ def test_a_step_with_each(name, tap, options):
     total.backward()
     assert log['distill.cwd.loss'] > 0 and torch.isfinite(total)
     assert all(p.grad is None for p in model.teachers['teacher'].model.parameters())
+
+
+class Ordered(BaseModel):
+    """It takes images in one layout only, as deformable convolutions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.end = nn.Conv2d(3, 4, 1), nn.Identity()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if not inputs.is_contiguous():
+            raise RuntimeError('input must be contiguous')
+        return self.end(self.conv(inputs))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'precision'), [(frozenset(), 'fp32'), (frozenset({'avx512_bf16'}), 'bf16')]
+)
+def test_a_layout_that_fails_is_given_up_before_training(monkeypatch, flags, precision):
+    MODELS.register_module(module=Ordered, force=True)
+    monkeypatch.setattr(inference, 'cpu_flags', lambda: flags)
+    config, tap = dict(type='mmkd_plugin.Ordered'), Tap.parse('end')
+    teacher = OnlineTeacher(config, None)
+    prepare(teacher, teacher.model.data_preprocessor, [tap])
+    assert 'not channels_last: RuntimeError: input must be contiguous' in teacher.work()
+    assert teacher.forward.inference == Inference(precision, False, True, False)
+    assert teacher.read(images(), None, [tap])[tap].shape == (2, 4, 64, 96)
+    teacher = OnlineTeacher(config, None, name='t', inference=dict(channels_last=True))
+    with pytest.raises(ValueError, match="teacher 't' does not run with channels_last=True: Runt"):
+        prepare(teacher, teacher.model.data_preprocessor, [tap])

@@ -5,14 +5,17 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from torch import nn
 
 from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers.model import without_pretraining
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.preprocessing import Normalization
 from tests import stock_models
+from tests.runs import needs_ops
 from tests.teaching import prepare
 
 CPU = torch.device('cpu')
@@ -224,3 +227,98 @@ def test_checkpoint_of_another_architecture(tmp_path):
     with pytest.raises((ValueError, CheckpointError), match='strict=False'):
         OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'))
     OnlineTeacher(stock_models.pspnet(), str(tmp_path / 'fcn.pth'), strict=False)
+
+
+# Heads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['ocrnet', 'pointrend'])
+def test_a_cascade_runs_up_to_the_last_head_that_is_tapped(name):
+    teacher, (tap,) = prepared(getattr(stock_models, name)(), 'decode_head.0.conv_seg')
+    x = torch.randn(2, 3, 64, 64)
+    with Ran(teacher.model) as ran:
+        read = teacher.read(x, None, [tap])[tap]
+    assert not any(one.startswith('decode_head.1') for one in ran)
+    assert torch.equal(read, teacher.model.decode_head[0](teacher.model.extract_feat(x)))
+
+
+def test_a_later_head_of_a_cascade_reads_the_earlier_one():
+    teacher, taps = prepared(
+        stock_models.ocrnet(), 'decode_head.0.conv_seg', 'decode_head.1.conv_seg'
+    )
+    x, (first, second) = torch.randn(2, 3, 64, 64), taps
+    read = teacher.read(x, None, taps)
+    coarse, fine = teacher.model.decode_head
+    features = teacher.model.extract_feat(x)
+    assert torch.equal(read[first], coarse(features))
+    assert torch.equal(read[second], fine(features, coarse(features)))
+
+
+def test_a_head_that_takes_more_than_features_is_refused_in_one_sentence():
+    with pytest.raises(ValueError, match=r"'decode_head.1' \(PointHead\) could not be tried"):
+        prepared(stock_models.pointrend(), 'decode_head.0.conv_seg', 'decode_head.1.fc_seg')
+
+
+@pytest.mark.parametrize('name', ['ocrnet', 'pointrend'])
+def test_a_cascade_learns_from_one_of_its_kind(name):
+    config = getattr(stock_models, name)()
+    term = dict(  # a student runs the first head again, for the second
+        student_tap='decode_head.0.conv_seg[0]',
+        teacher_tap='decode_head.0.conv_seg',
+        loss=stock_models.cwd(),
+    )
+    model = stock_models.distiller(config, config, dict(cwd=term))
+    inputs, samples = stock_models.batch(model)
+    losses = model(inputs, samples, mode='loss')
+    assert losses['distill.cwd.loss'] > 0 and losses['distill.cwd.loss'].requires_grad
+
+
+@needs_ops
+def test_of_a_model_with_a_teacher_of_its_own_the_student_teaches():
+    config = stock_models.ld(teacher_ckpt='https://nowhere.invalid/teacher.pth')  # is not fetched
+    teacher, (tap,) = prepared(config, 'bbox_head.gfl_reg', student=stock_models.gfl())
+    assert type(teacher.model).__name__ == 'SingleStageDetector'
+    assert not hasattr(teacher.model, 'teacher_model')
+    assert len(teacher.read(torch.randn(2, 3, 64, 64), None, [tap])[tap]) == 5
+
+
+# Padding ------------------------------------------------------------------------------------------
+
+
+class Skip(BaseModel):
+    """It adds an upsampled map to a finer one, so it takes only multiples of two strides."""
+
+    def __init__(self, pad_size_divisor: int = 8) -> None:
+        super().__init__(
+            dict(type='ImgDataPreprocessor', pad_size_divisor=pad_size_divisor, pad_value=7)
+        )
+        self.fine, self.coarse = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 2, 2)
+        self.end = nn.Identity()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        fine = self.fine(inputs)
+        coarse = self.coarse(fine)
+        return self.end([fine + coarse.repeat_interleave(2, 2).repeat_interleave(2, 3), coarse])
+
+
+def test_a_teacher_that_needs_it_gets_its_own_padding_and_its_maps_are_cut_back():
+    MODELS.register_module(module=Skip, force=True)
+    student = dict(_scope_='mmengine', type='ImgDataPreprocessor', pad_value=7)
+    teacher, tap = OnlineTeacher(dict(type='mmkd_plugin.Skip'), None), Tap.parse('end')
+    prepare(teacher, stock_models.build(student), [tap])
+    x = torch.randn(2, 3, 30, 35)
+    fine, coarse = teacher.read(x, None, [tap])[tap]
+    assert fine.shape == (2, 4, 8, 9) and coarse.shape == (2, 4, 4, 5)
+    padded = nn.functional.pad(x, (0, 5, 0, 2), value=7)
+    expected = teacher.model(padded)
+    assert torch.equal(fine, expected[0][:, :, :8, :9])
+    assert torch.equal(coarse, expected[1])
+
+
+def test_a_teacher_that_takes_any_size_is_left_alone():
+    teacher, (tap,) = prepared(
+        stock_models.retinanet(), 'neck', student=stock_models.retinanet()
+    )  # it pads to 32 when it runs alone
+    x = torch.randn(2, 3, 72, 90)
+    for ours, alone in zip(teacher.read(x, None, [tap])[tap], teacher.model.extract_feat(x)):
+        assert torch.equal(ours, alone)
