@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from mmkd_plugin.student_state import (
     take_student_from_front,
 )
 from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
+from mmkd_plugin.taps.dry_run import DryRun, maps_near
 from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -153,13 +155,15 @@ class Distiller(NamedAsStudent):
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
             ours, theirs = term.student_view, term.teacher_view
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
-            term.connect(
-                student.shown[ours],
-                preview.shown[theirs],
-                from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind'),
-                source=teacher,
-                classes=classes_around(self.student, term.student_tap.taps[0]),
-            )
+            given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
+            with _maps_named(forward.run, term, student.shown[ours]):
+                term.connect(
+                    student.shown[ours],
+                    preview.shown[theirs],
+                    given,
+                    source=teacher,
+                    classes=classes_around(self.student, term.student_tap.taps[0]),
+                )
         text = plan(self.distill, self.teachers, student, previews, forward.run.problem)
         if self.task_weight != 1 or self.task_schedule != Schedule():
             text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
@@ -458,6 +462,21 @@ def _position(counter: str) -> int:
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
     """Returns the name in messages and the needs of each term's loss."""
     return [(f'{term.here}: {type(term.loss).__name__}', term.traits.needs) for term in terms]
+
+
+@contextmanager
+def _maps_named(run: DryRun, term: Term, shown: Maps) -> Iterator[None]:
+    """Adds to an error what could be tapped in place of tensors that are no maps.
+
+    Such are the scores of queries, and those that a head computes from tokens.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if all(x.ndim == 4 for x in as_list(shown)):
+            raise
+        near = maps_near(run, term.student_tap.taps[0])
+        raise ValueError(f'{error}. {near}') from error
 
 
 def _check_gradient(term: Term, student: Maps) -> None:

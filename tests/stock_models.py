@@ -377,8 +377,8 @@ def detr(width: int = 8, classes: int = 4) -> dict:
 
 
 def dino(width: int = 8, classes: int = 4) -> dict:
-    """DINO-R18: three maps, two stages, denoising queries."""
-    embed = 2 * width
+    """DINO-R18: three maps, two stages, denoising queries; mmdetection fixes their width."""
+    embed = 256
     deformable = _attention(embed, num_levels=3, num_heads=2)
     ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
     attention = _attention(embed, num_heads=2)
@@ -411,7 +411,8 @@ def dino(width: int = 8, classes: int = 4) -> dict:
             group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=4),
         ),
     )
-    model['positional_encoding'].update(offset=0.0, temperature=20)
+    model['neck']['out_channels'] = embed
+    model['positional_encoding'].update(num_feats=embed // 2, offset=0.0, temperature=20)
     model['train_cfg']['assigner']['match_costs'].append(dict(type='FocalLossCost'))
     return model
 

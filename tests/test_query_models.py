@@ -20,7 +20,7 @@ pytestmark = needs_ops
     [
         ('detr', 'detr', 'neck', 1),
         ('detr', 'detr', 'backbone', 1),
-        ('dino', 'dino', 'neck', 3),
+        ('dino', 'dino', 'backbone', 2),
         ('dino', 'retinanet', ('backbone[1]', 'backbone[3]'), 1),
         ('mask2former', 'mask2former', 'backbone', 4),
         ('mask2former', 'mask_rcnn', 'backbone', 4),

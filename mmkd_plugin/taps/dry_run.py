@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watched
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
-from mmkd_plugin.taps.tap import Maps, Tap, find_module
+from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -42,6 +42,8 @@ class DryRun:
             maps. Defaults to ``{}``.
         ran (list[str]): Names of all modules that ran, in the order in which they finished.
             Defaults to ``[]``.
+        maps (list[str]): Names of the modules that gave maps ``(N, C, H, W)``, in that order.
+            Defaults to ``[]``.
         size (int): Height and width of the image, pixels. Defaults to 128.
         channels (int, optional): Channels of the image. Defaults to None: nothing ran.
         samples (list, optional): The made-up data samples. Defaults to None.
@@ -56,6 +58,7 @@ class DryRun:
     norms: dict[Tap, list[str]] = field(default_factory=dict)
     scores: dict[Tap, tuple[ClassScores | None, ...]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
+    maps: list[str] = field(default_factory=list)
     size: int = EXAMPLE_SIZES[0]
     channels: int | None = None
     samples: list | None = None
@@ -174,10 +177,13 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         TapError: If the module of a tap returns something that cannot be read.
     """
     ran: list[str] = []
+    gave: list[str] = []
     norms: list[tuple[str, Any]] = []
 
     def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
         ran.append(name)
+        if _are_maps(output):
+            gave.append(name)
         if isinstance(module, NORMS):
             norms.append((name, output))
 
@@ -190,7 +196,7 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             places = _before_relu(model, taps, forward)
-            del ran[:], norms[:]
+            del ran[:], gave[:], norms[:]
             found = [tap for tap in taps if tap.where != 'pre_relu' or tap in places]
             with (
                 TapReader(model, found, places=places) as reader,
@@ -222,7 +228,30 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         norms=fed_by,
         scores=scores,
         ran=list(dict.fromkeys(ran)),
+        maps=list(dict.fromkeys(gave)),
     )
+
+
+def _are_maps(output: Any) -> bool:
+    """Whether a module gave a map ``(N, C, H, W)``, or several and nothing else."""
+    tensors = list(flatten(output))
+    return bool(tensors) and all(isinstance(x, Tensor) and x.ndim == 4 for x in tensors)
+
+
+def maps_near(run: DryRun, tap: Tap) -> str:
+    """Says which modules give maps in the part of a model that a tap lies in.
+
+    Args:
+        run (DryRun): The results of a forward of the model.
+        tap (Tap): A tap that reads something else than maps.
+    """
+    root = tap.path.split('.')[0]
+    inside = [name for name in run.maps if name.startswith(f'{root}.')]
+    if inside:
+        return f"Inside '{root}' these give maps (N, C, H, W): {', '.join(_outermost(inside))}."
+    before = [name for name in run.maps if '.' not in name and name != root]
+    text = f"Nothing inside '{root}' gives a map (N, C, H, W)"
+    return f'{text}; tap what comes before it: {", ".join(before)}.' if before else f'{text}.'
 
 
 def _before_relu(
@@ -330,6 +359,8 @@ def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:
             ': its parent calls its methods instead of the module itself, so it gives no output of '
             f'its own in {forward}. Inside it these run: {", ".join(_outermost(inside))}.'
         )
+        if not set(_outermost(inside)) <= set(run.maps):
+            message += f' {maps_near(run, tap)}'
     else:
         ran = [name for name in run.ran if '.' in name] or run.ran
         message += f', it never runs in {forward}. Among those that run: {_some(ran)}.'

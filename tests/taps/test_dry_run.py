@@ -300,3 +300,33 @@ def test_random_numbers_go_on_as_if_nothing_had_happened():
         draw()
         raise ValueError
     assert draw() == expected
+
+
+@needs_ops
+def test_a_tap_of_scores_that_are_no_maps_says_which_modules_give_maps():
+    config = stock_models.mask2former()
+    term = dict(tap='panoptic_head.cls_embed', loss=cwd())
+    with pytest.raises(ValueError, match=r"Inside 'panoptic_head' these give maps.*pixel_decoder"):
+        distiller(config, config, dict(cwd=term))
+
+
+class Tokens(nn.Module):
+    """A head that computes with tokens, and makes maps of them in its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+
+def test_where_no_module_inside_gives_maps_the_part_before_it_is_named():
+    model = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 4, 1), head=Tokens()))
+    x, tap = torch.rand(1, 3, 8, 8), Tap.parse('head')
+    seen = read_once(model, [tap], lambda: model['head'].forward(model['backbone'](x)))
+    assert seen.maps == ['backbone']
+    message = never_ran(model, tap, seen, 'the student')
+    assert "Nothing inside 'head' gives a map (N, C, H, W); tap what comes before it: backbone" in (
+        message
+    )
