@@ -142,8 +142,8 @@ def write(out: Path, model: nn.Module, meta: dict[str, Any], text: str) -> None:
             config.write_text(text, encoding='utf-8')
     except (OSError, RuntimeError) as error:  # of torch, safetensors and the system
         raise UsageError(
-            f'cannot write {out}: {first_line(error.__cause__ or error)}; nothing is left of it, and '
-            'the same command can be run again'
+            f'cannot write {out}: {first_line(error.__cause__ or error)}; nothing is left of it, '
+            'and the same command can be run again'
         ) from error
 
 
