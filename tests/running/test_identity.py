@@ -152,7 +152,7 @@ def test_another_run_is_named_key_by_key(change, message, folder, tmp_path):
 
 def test_the_seed_of_a_run_without_one_is_no_difference(folder, tmp_path):
     cfg = settings(folder, tmp_path)
-    del cfg.randomness
+    cfg.pop('randomness')
     runner = start(cfg)
     content = read_checkpoint(tmp_path / 'iter_2.pth')
     assert content['meta']['mmkd_run']['config']['randomness'] == dict(seed=runner.seed)
