@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import cases, losses, measure, memory, plots, report, scaling, steps, targets
+from mmkd_plugin.saving import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
         console.print(line, style='dim', highlight=False)
     console.print(report.machine_line(outcome), style='dim', highlight=False)
     if files:
-        files['md'].write_text(markdown(outcome, files), encoding='utf-8')
+        write_text(files['md'], markdown(outcome, files))
         plots.draw(outcome, files['png'])
         console.print(f'written: {", ".join(map(str, files.values()))}', highlight=False)
     return outcome
@@ -176,7 +177,7 @@ def measure_all(
             else:
                 outcome.footprints.append(memory.of_loss(one, settings))
             if file is not None:
-                file.write_text(outcome.to_json(), encoding='utf-8')
+                write_text(file, outcome.to_json())
             progress.advance(bar)
 
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.report import Report
 from benchmarks.scaling import sweeps
+from mmkd_plugin.saving import replacing
 
 #: Colours that people with colour-blindness can tell apart, and markers.
 STYLES = {
@@ -27,7 +28,8 @@ def draw(report: Report, path: Path) -> None:
     """Writes the plot of a report as a PNG."""
     draws = dict(losses=_losses, step=_steps, memory=_memory, scaling=_scaling)
     figure = draws[report.command](report)
-    figure.savefig(path, dpi=110, bbox_inches='tight', facecolor='white')
+    with replacing(path) as (beside,):
+        figure.savefig(beside, format='png', dpi=110, bbox_inches='tight', facecolor='white')
     plt.close(figure)
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 BESIDE = '.tmp'
 
 
+class WriteError(OSError):
+    """A file that could not be written; the message names it and the reason."""
+
+
 @contextmanager
 def replacing(*paths: str | Path) -> Iterator[list[Path]]:
     """Lends a file beside each path, which takes the path's place when the block ends well.
@@ -22,7 +26,7 @@ def replacing(*paths: str | Path) -> Iterator[list[Path]]:
         *paths (str | Path): The files to write; their folders are made.
 
     Raises:
-        OSError: If a file cannot be written.
+        WriteError: If a file cannot be written.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -30,6 +34,18 @@ def replacing(*paths: str | Path) -> Iterator[list[Path]]:
         ...     _ = beside.write_text('whole')
     """
     finals = [Path(path) for path in paths]
+    try:
+        with _replacing(finals) as besides:
+            yield besides
+    except WriteError:
+        raise
+    except OSError as error:
+        names = ', '.join(map(str, finals))
+        raise WriteError(f'{names} could not be written: {error.strerror or error}') from error
+
+
+@contextmanager
+def _replacing(finals: list[Path]) -> Iterator[list[Path]]:
     for path in finals:
         path.parent.mkdir(parents=True, exist_ok=True)
     besides = [path.with_name(path.name + BESIDE) for path in finals]

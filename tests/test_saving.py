@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from mmkd_plugin.saving import replacing, write_text
-from tests.running.killing import Killed, Steps, watched
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from mmkd_plugin.saving import WriteError, replacing, write_text
+from mmkd_plugin.visualization.figure import save
+from mmkd_plugin.visualization.page import Page
+from tests.running.killing import Killed, Steps, full_disk, watched
 
 
 def test_a_file_is_replaced(tmp_path):
@@ -45,3 +51,33 @@ def test_a_kill_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path):
         assert (a, b) in (('first', 'first'), ('first', 'second'), ('second', 'second')), names[at]
         write(folder)  # what lies beside is in nobody's way
         assert len(list(folder.iterdir())) == 2
+
+
+# A disk that is full ------------------------------------------------------------------------------
+
+
+def save_plot(file: Path) -> None:
+    figure = Figure()
+    figure.figimage(np.random.rand(300, 300))
+    with replacing(file) as (beside,):
+        figure.savefig(beside, format='png')
+
+
+WRITERS = {
+    'a.txt': lambda file: write_text(file, 'x' * 50_000),
+    'a.png': lambda file: save(np.random.randint(0, 255, (200, 200, 3), np.uint8), file),
+    'a.jpg': lambda file: save(np.random.randint(0, 255, (200, 200, 3), np.uint8), file),
+    'plot.png': save_plot,
+    'index.html': lambda file: Page(file.parent).write('x' * 50_000, {}),
+}
+
+
+@pytest.mark.parametrize(('name', 'write'), WRITERS.items(), ids=WRITERS)
+def test_a_full_disk_loses_nothing_and_is_said_in_one_line(name, write, tmp_path):
+    (tmp_path / name).write_text('good')
+    with full_disk(), pytest.raises(WriteError) as info:
+        write(tmp_path / name)
+    assert str(info.value) == f'{tmp_path / name} could not be written: File too large'
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, 'good')]
+    write(tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 1024

@@ -21,12 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch, Rectangle
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from mmkd_plugin.saving import WriteError, replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = re.compile(r'Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+|nan|inf)')
@@ -96,7 +100,7 @@ def main() -> None:
         raise SystemExit(f'demo: --work-dir {folder} cannot be made: {error.strerror}') from None
     try:
         run_demo(args.task, folder, args.seed, console)
-    except DemoError as error:
+    except (DemoError, WriteError) as error:
         raise SystemExit(f'demo: {error}') from None
     except KeyboardInterrupt:
         raise SystemExit('demo: stopped; the same command goes on from here') from None
@@ -172,7 +176,7 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
         code, last = follow(command, log, title, console)
     finally:
         seconds = before + time.monotonic() - start
-        clock.write_text(str(seconds))
+        write_text(clock, str(seconds))
     if code:
         raise DemoError(
             f'{title} failed. The end of {log}:\n  ' + '\n  '.join(last) + '\n'
@@ -180,7 +184,7 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
         )
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     done = {'asked': asked, 'checkpoint': checkpoint, 'seconds': seconds}
-    (folder / 'done.json').write_text(json.dumps(done))
+    write_text(folder / 'done.json', json.dumps(done))
     return Path(checkpoint)
 
 
@@ -331,7 +335,8 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
     axes.set(xlabel='iteration', ylabel=f'validation {task.title} (%)', ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as (beside,):
+        figure.savefig(beside, format='png', dpi=110)
     plt.close(figure)
 
 

@@ -12,6 +12,7 @@ import copy
 import json
 import sys
 from collections import OrderedDict
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -141,8 +142,8 @@ def write(out: Path, model: nn.Module, meta: dict[str, Any], text: str) -> None:
             config.write_text(text, encoding='utf-8')
     except (OSError, RuntimeError) as error:  # of torch, safetensors and the system
         raise UsageError(
-            f'cannot write {out}: {first_line(error)}; nothing is left of it, and the same command '
-            'can be run again'
+            f'cannot write {out}: {first_line(error.__cause__ or error)}; nothing is left of it, '
+            'and the same command can be run again'
         ) from error
 
 
@@ -159,8 +160,9 @@ def write_weights(
         about = json.dumps(meta.get('dataset_meta'), default=str)
         file.write_bytes(save(tensors, metadata=dict(format='pt', dataset_meta=about)))
     else:
-        with file.open('wb') as stream:
-            torch.save(dict(meta=meta, state_dict=weights), stream)
+        content = BytesIO()  # torch says little of a disk that is full
+        torch.save(dict(meta=meta, state_dict=weights), content)
+        file.write_bytes(content.getbuffer())
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from mmkd_plugin.saving import BESIDE, replacing
+from mmkd_plugin.saving import BESIDE, WriteError, replacing, write_text
 
 #: Folder in the work dir in which mmengine writes what is renamed afterwards.
 STAGING = '.saving'
@@ -86,10 +86,9 @@ class _Saving:
         try:
             with replacing(Path(out_dir, filename)) as (beside,):
                 save(out_dir, beside.name, *args, **kwargs)
-        except OSError as error:
+        except WriteError as error:
             raise SavingError(
-                f'{Path(out_dir, filename)} could not be saved: {error.strerror or error}. The '
-                'checkpoints before it are whole; make room and go on with --resume'
+                f'{error}. The checkpoints before it are whole; make room and go on with --resume'
             ) from error
 
     def finish(self) -> None:
@@ -99,8 +98,7 @@ class _Saving:
         written = self._staging / LAST
         if is_main_process() and written.is_file():
             text = written.read_text()
-            with replacing(Path(self._runner.work_dir, LAST)) as (beside,):
-                beside.write_text(text)
+            write_text(Path(self._runner.work_dir, LAST), text)
         self._backend.remove_now()
         if is_main_process() and self._staging.is_dir():
             written.unlink(missing_ok=True)

@@ -143,8 +143,11 @@ class SameRun(Hook):
         cfg = self._runner.cfg
         teachers = getattr(self.model, 'teachers', {})
         trained = [name for name, one in self.model.named_parameters() if one.requires_grad]
+        config = {key: plain(cfg.get(key)) for key in COMPARED if cfg.get(key) is not None}
+        # mmengine draws the seed of a run that has none.
+        config['randomness'] = {**config.get('randomness', {}), 'seed': self._runner.seed}
         return dict(
-            config={key: plain(cfg.get(key)) for key in COMPARED if cfg.get(key) is not None},
+            config=config,
             teachers={name: teacher.weights_hash() for name, teacher in teachers.items()},
             trained=trained,
         )

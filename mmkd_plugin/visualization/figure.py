@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from mmkd_plugin.saving import replacing
 
 DPI = 100
 FONT = 11  # points, which are 15 pixels
@@ -179,7 +182,11 @@ def save(pixels: np.ndarray, file: Path, width: int | None = None) -> tuple[int,
     if width is not None and image.width > width:
         height = max(round(image.height * width / image.width), 1)
         image = image.resize((width, height), Image.LANCZOS)
-    image.save(file, quality=85)  # a PNG ignores the quality
+    kind = Image.registered_extensions()[file.suffix.lower()]
+    content = BytesIO()  # PIL says nothing of a disk that is full
+    image.save(content, kind, quality=85)  # a PNG ignores the quality
+    with replacing(file) as (beside,):
+        beside.write_bytes(content.getbuffer())
     return image.size
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from mmkd_plugin.saving import write_text
 from mmkd_plugin.visualization.figure import draw, save
 from mmkd_plugin.visualization.panels import Picture
 
@@ -122,13 +123,13 @@ class Page:
             for e in self.entries
         )
         file = self.folder / 'index.html'
-        file.write_text(
+        write_text(
+            file,
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
             f'<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n'
             f'<dl>{known}</dl>\n{self._table()}\n{sections}</body>\n</html>\n',
-            encoding='utf-8',
         )
         return file
 

@@ -1,10 +1,11 @@
-"""Ends a save at any of its file operations, as ``kill -9`` does, inside this process."""
+"""Ends a save at any of its file operations, as ``kill -9`` or a full disk does."""
 
 from __future__ import annotations
 
 import builtins
 import io
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -103,3 +104,14 @@ def watched(steps: Steps, suffixes: tuple[str, ...]) -> Iterator[None]:
         patches.enter_context(mock.patch.object(io, 'open', opened))  # that of pathlib
         patches.enter_context(mock.patch.multiple(os, **wrappers))
         yield
+
+
+@contextmanager
+def full_disk(size: int = 1024) -> Iterator[None]:
+    """Lets the system refuse to make files larger than some bytes, as ``ulimit -f`` does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

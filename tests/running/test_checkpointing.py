@@ -88,7 +88,7 @@ def test_a_full_disk_ends_with_one_line_and_leaves_what_was_saved(tmp_path, monk
         real(number)
 
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(SavingError, match=r'iter_4\.pth could not be saved: No space left'):
+    with pytest.raises(SavingError, match=r'iter_4\.pth could not be written: No space left'):
         tiny_run(tmp_path, max_keep_ckpts=1).train()
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path).path == str(tmp_path / 'iter_2.pth')

@@ -150,6 +150,14 @@ def test_another_run_is_named_key_by_key(change, message, folder, tmp_path):
     assert 'this run is not the run of ' in line and message in line
 
 
+def test_the_seed_of_a_run_without_one_is_no_difference(folder, tmp_path):
+    cfg = settings(folder, tmp_path)
+    cfg.pop('randomness')
+    runner = start(cfg)
+    content = read_checkpoint(tmp_path / 'iter_2.pth')
+    assert content['meta']['mmkd_run']['config']['randomness'] == dict(seed=runner.seed)
+
+
 def test_a_change_without_effect_says_so(folder, tmp_path):
     runner = resume(folder, tmp_path, at('optim_wrapper.optimizer.lr', 0.5))
     (line,) = said(runner, 'WARNING')

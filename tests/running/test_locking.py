@@ -40,9 +40,9 @@ def holder(tmp_path):
 
 def test_the_second_is_told_who_is_first(holder, tmp_path):
     process, _ = holder
-    with pytest.raises(InUseError, match=rf'{tmp_path}: process {process.pid} on .* trains in it'):
-        with alone_in(tmp_path):
-            pass
+    told = rf'{tmp_path}: process {process.pid} on .* trains in it'
+    with pytest.raises(InUseError, match=told), alone_in(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize('end', ['kill -9', 'of itself'])

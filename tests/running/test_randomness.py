@@ -17,6 +17,7 @@ from torch.utils.data import RandomSampler
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.randomness import SeededBatch, seed_with
+from mmkd_plugin.stack import safe_loading
 from tests.ddp import in_two_processes
 from tests.running.tiny import tiny_run
 from tests.runs import assert_same, config, make_data, needs_ops
@@ -121,14 +122,9 @@ def test_the_order_of_images_stays(workers, tmp_path):
     orders = []
     for ours in (True, False):
         runner = tiny_run(tmp_path / str(ours), workers=workers, resumable=ours)
-        loader = runner.train_dataloader if ours else build_loader(runner)
-        batches = iter(loader)
+        batches = iter(runner.build_dataloader(runner._train_dataloader, seed=runner.seed))
         orders.append([torch.cat(next(batches)['inputs']).tolist() for _ in range(5)])
     assert orders[0] == orders[1]
-
-
-def build_loader(runner: Runner) -> Any:
-    return runner.build_dataloader(runner._train_dataloader, seed=runner.seed)
 
 
 # Real models --------------------------------------------------------------------------------------
@@ -190,7 +186,8 @@ def test_stock_models_with_random_transforms(scope, by_epoch, workers, data, tmp
 
 
 def run_in_rank(rank: int, cfg: Config) -> None:
-    run(cfg)
+    with safe_loading():
+        run(cfg)
 
 
 def test_two_processes(data, tmp_path):
