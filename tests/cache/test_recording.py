@@ -464,7 +464,7 @@ def test_each_stock_transform_is_of_one_kind():
     stock = {**SEG_TRANSFORMS.module_dict, **DET_TRANSFORMS.module_dict}
     stock.update(SEG_TRANSFORMS.parent.module_dict)
     kinds = [set(REPLAYED), set(IGNORED), set(WRAPPERS), set(REFUSED)]
-    assert set().union(*kinds) <= set(stock)
+    assert set().union(*kinds) - set(stock) <= {'LoadImageFromNpyFile'}  # of the fork alone
     assert sum(map(len, kinds)) == len(set().union(*kinds))
 
 
