@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
@@ -32,6 +31,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.run_config import check_run
+from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import SafeCheckpoints
 from mmkd_plugin.running.resuming import Found, check_run_state, newest_checkpoint, point_to
 from mmkd_plugin.saving import replacing
@@ -82,7 +82,6 @@ def main() -> None:
         if args.auto_scale_lr:
             use_auto_scale_lr(cfg)
         saved = find_paraphraser(cfg, args.paraphraser)
-        check_work_dir(cfg)
         find_start(cfg, args.resume)
         wire(cfg)
         with plain_disk_errors():
@@ -90,7 +89,8 @@ def main() -> None:
                 runner = build_runner(cfg)
             add_hook(runner)
             watch_data(runner)
-            runner.train()
+            with runner_errors_named(cfg):
+                runner.train()
             if args.paraphraser:
                 save_paraphraser(runner, saved)
 
@@ -119,7 +119,7 @@ def check_amp(cfg: Config) -> None:
 
 def optim_wrapper_of(cfg: Config) -> str:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def use_auto_scale_lr(cfg: Config) -> None:
@@ -156,18 +156,6 @@ def save_paraphraser(runner: Runner, path: Path) -> None:
         with replacing(path) as (beside,):
             save_checkpoint(dict(state_dict=model.paraphrasers.state_dict()), str(beside))
         print_log(f'The paraphraser is at {path}; train the student now.', logger='current')
-
-
-def check_work_dir(cfg: Config) -> None:
-    """Refuse a work dir that cannot be written."""
-    try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=cfg.work_dir):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f'cannot write into --work-dir {cfg.work_dir}: {error.strerror}'
-        ) from error
 
 
 def find_start(cfg: Config, resume: str | None) -> None:

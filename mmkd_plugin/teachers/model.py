@@ -44,7 +44,7 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
     else:
         model, scope = Config(dict(model=config)).model, None
-    if model.get('type', '').endswith('Distiller'):  # the student of that run teaches here
+    if str(model.get('type')).endswith('Distiller'):  # the student of that run teaches here
         model = model.student
     model = without_pretraining(model)
     scope = model.pop('_scope_', scope)

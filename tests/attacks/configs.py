@@ -45,7 +45,7 @@ VALUES: dict[str, list[Any]] = {
         ['backbone.conv1', 'backbone.conv1'], 'data_preprocessor', 'decode_head.loss_decode',
         'student.backbone', 'backbone.conv1.weight', '*', 'backbone.*', DELETED, Renamed('tapp'),
     ],
-    f'{CWD}.student_tap': ['decode_head.conv_seg', 5, None],
+    f'{CWD}.student_tap': [5, None],
     f'{CWD}.teacher': ['nobody', 5, None, [], ['teacher'], ''],
     f'{CWD}.schedule': [0, False, [], 'x', 5, 1.5, [1, 2], dict(strat=1), dict(begin=1)],
     f'{HINT}.schedule.start': ['a', None, 0.5, -1, NAN, INF, True, [0], 99, 10**15, {}],
@@ -96,8 +96,8 @@ VALUES: dict[str, list[Any]] = {
     'model.student': [None, 'x', [1], {}, 5, DELETED, Renamed('studnet'), Renamed('model')],
     'model.student.type': [None, 5, '', 'EncoderDecodr', 'FCNHead', 'ReLU', DELETED, 'os.system'],
     'model.student.data_preprocessor': [5, 'x', {}, dict(type='Nothing'), dict(type='ReLU')],
-    'model.student.data_preprocessor.mean': ['a', [1.0], 5, [NAN, 1.0, 1.0]],
-    'model.student.data_preprocessor.std': [[0.0, 1.0, 1.0], 'a', [1.0], None],
+    'model.student.data_preprocessor.mean': ['a', 5, [NAN, 1.0, 1.0]],
+    'model.student.data_preprocessor.std': [[0.0, 1.0, 1.0], 'a', None],
     'model.student.backbone': [None, 5, 'ResNet', {}, [], DELETED],
     'model.student.backbone.type': ['ResNt', 'FCNHead', 'ReLU', None, 5],
     'model.student.backbone.width': ['a', None, 0, -1, 2.5, NAN],
@@ -138,9 +138,9 @@ VALUES: dict[str, list[Any]] = {
     'param_scheduler.0.unknown': [1],
     'default_hooks': [5, 'x', [1]],
     'default_hooks.checkpoint': [5, 'x', dict(type='Nothing')],
-    'default_hooks.checkpoint.interval': [0, -2, 'a', 1.5, NAN, []],
+    'default_hooks.checkpoint.interval': [-2, 'a', 1.5, NAN, []],
     'default_hooks.checkpoint.unknown': [1],
-    'default_hooks.checkpoint.max_keep_ckpts': ['a', 0, 1.5],
+    'default_hooks.checkpoint.max_keep_ckpts': ['a', 1.5],
     'default_hooks.checkpoint.save_best': [5, {}],
     'default_hooks.logger.interval': [0, 'a', -1],
     'default_hooks.logger.type': ['Nothing', None, 5],
@@ -154,11 +154,10 @@ VALUES: dict[str, list[Any]] = {
     'visualizer': [5, 'x', dict(type='Nothing')],
     'env_cfg': [5, 'x', dict(mp_cfg=5), dict(dist_cfg=5)],
     'auto_scale_lr': [5, 'x', dict(enable=True), dict(enable=True, base_batch_size=0)],
-    'launcher': ['nothing', 5],
     # the data
     'train_dataloader': [None, 5, 'x', [], {}, DELETED],
-    'train_dataloader.batch_size': [0, -1, 'a', 1.5, None, True, DELETED, NAN],
-    'train_dataloader.num_workers': [-1, 'a', 1.5, None, DELETED],
+    'train_dataloader.batch_size': [0, -1, 'a', 1.5, None, True, NAN],
+    'train_dataloader.num_workers': [-1, 'a', 1.5, None],
     'train_dataloader.persistent_workers': ['a', True],
     'train_dataloader.unknown': [1],
     'train_dataloader.sampler': [5, 'x', {}, dict(type='Nothing'), dict(type='ReLU')],
@@ -176,7 +175,7 @@ VALUES: dict[str, list[Any]] = {
     'train_dataloader.dataset.seg_map_suffix': ['.jpg', 5, '_mask.png'],
     'train_dataloader.dataset.ann_file': ['nowhere.txt', 5, []],
     'train_dataloader.dataset.metainfo': [5, 'x', [], dict(classes=5), dict(classes=[1, 2])],
-    'train_dataloader.dataset.indices': [0, -9, 'a', [99]],
+    'train_dataloader.dataset.indices': [0, 'a', [99]],
     'train_dataloader.dataset.unknown': [1],
     'train_dataloader.dataset.pipeline': [
         None, 5, 'x', [5], [None], [dict(type='Nothing')], [{}],
@@ -188,8 +187,6 @@ VALUES: dict[str, list[Any]] = {
         [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
          dict(type='RandomCrop', crop_size=(0, 0)), dict(type='PackSegInputs')],
         [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
-         dict(type='Resize', scale=5), dict(type='PackSegInputs')],
-        [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
          dict(type='RandomFlip', prob=5), dict(type='PackSegInputs')],
         [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
          dict(type='RandomFlip', probability=1), dict(type='PackSegInputs')],
@@ -197,11 +194,44 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
+#: Changes that leave a valid config.
+VALID: dict[str, list[Any]] = {
+    f'{CWD}.student_tap': ['decode_head.conv_seg'],
+    'train_dataloader.batch_size': [DELETED, 3],
+    'train_dataloader.num_workers': [DELETED],
+    'train_dataloader.dataset.indices': [-9, 4],
+    'launcher': ['nothing', 5],
+    'resume': [False],
+    'optim_wrapper.optimizer.lr': [1, 0.5],
+    'default_hooks.checkpoint.interval': [-1, 1],
+    'default_hooks.checkpoint.max_keep_ckpts': [-1, 2],
+    'model.task': [None, {}],
+    f'{HINT}.schedule': [None, {}],
+    f'{HINT}.connector': ['auto', None],
+    f'{TEACHER}.checkpoint': [None],
+    'param_scheduler': [None, []],
+    'visualizer': [None],
+}
+
+
+def place_of(path: str, value: Any) -> str:
+    """The least that a refusal says: which part of the config it is about."""
+    names = path.split('.')
+    if names[0] == 'load_from' and isinstance(value, str):
+        return value
+    if names[0] != 'model':
+        return '.'.join(names[:1])
+    if names[1:2] == ['teacher'] and names[2:3] in (['config'], ['checkpoint']):
+        return 'teacher' if not isinstance(value, str) or len(names) > 3 else value
+    return '.'.join(names[1:3]) if names[1:2] == ['distill'] else '.'.join(names[1:2]) or 'model'
+
+
 def attacks() -> list[Attack]:
     """All of them."""
-    single = [
-        Attack({path: value}, (path.removeprefix('model.'),))
+    wrong = [
+        Attack({path: value}, (place_of(path, value),))
         for path, values in VALUES.items()
         for value in values
     ]
-    return single
+    valid = [Attack({path: value}, None) for path, values in VALID.items() for value in values]
+    return wrong + valid
