@@ -37,7 +37,7 @@ MISSES = object()
 
 #: What stands at keys that every run has: the type hint, and the least number that makes sense.
 SETTINGS: dict[str, tuple[Any, float | None]] = {
-    'train_cfg': (dict, None),
+    'train_cfg': (dict | None, None),
     'train_cfg.val_interval': (int, 1),
     'optim_wrapper': (dict, None),
     'optim_wrapper.clip_grad': (dict | None, None),
@@ -189,14 +189,14 @@ def _check_settings(cfg: Config) -> None:
     for number, one in enumerate(cfg.get('custom_hooks') or []):
         if isinstance(one, dict) and 'type' not in one:
             raise ValueError(f'custom_hooks[{number}] has no `type`, such as \'EMAHook\'')
-    wrapper = cfg.get('optim_wrapper') or {}
-    if not {'constructor', 'optimizer'} & wrapper.keys() and (
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is not None and not {'constructor', 'optimizer'} & wrapper.keys() and (
         wrapper.get('type', 'OptimWrapper') in ('AmpOptimWrapper', 'OptimWrapper')
     ):
         raise ValueError(
             "optim_wrapper has no `optimizer`: add optimizer=dict(type='SGD', lr=0.01), say"
         )
-    if 'constructor' not in wrapper:
+    if wrapper is not None and 'constructor' not in wrapper:
         check_keys('optim_wrapper.paramwise_cfg', wrapper.get('paramwise_cfg') or {}, PARAMWISE)
     randomness = list(inspect.signature(Runner.set_randomness).parameters)[1:]
     check_keys('randomness', cfg.get('randomness') or {}, randomness)
