@@ -188,10 +188,12 @@ def _check_settings(cfg: Config) -> None:
             raise ValueError(f'{path} must be {expected(hint)}{limit}, got {short(value)}')
     for number, one in enumerate(cfg.get('custom_hooks') or []):
         if isinstance(one, dict) and 'type' not in one:
-            raise ValueError(f'custom_hooks[{number}] has no `type`, such as \'EMAHook\'')
+            raise ValueError(f"custom_hooks[{number}] has no `type`, such as 'EMAHook'")
     wrapper = cfg.get('optim_wrapper')
-    if wrapper is not None and not {'constructor', 'optimizer'} & wrapper.keys() and (
-        wrapper.get('type', 'OptimWrapper') in ('AmpOptimWrapper', 'OptimWrapper')
+    if (
+        wrapper is not None
+        and not {'constructor', 'optimizer'} & wrapper.keys()
+        and (wrapper.get('type', 'OptimWrapper') in ('AmpOptimWrapper', 'OptimWrapper'))
     ):
         raise ValueError(
             "optim_wrapper has no `optimizer`: add optimizer=dict(type='SGD', lr=0.01), say"

@@ -83,7 +83,7 @@ def _run(call: Callable[[], Any], folder: Path, file: Path) -> None:
         out = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115, PTH123
+        sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
         os.chdir(folder)
         mmengine.runner.runner.collect_env = dict  # asks a compiler each time
         _count_steps()
