@@ -24,9 +24,10 @@ from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.registry import METRICS
+from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.words import as_written, did_you_mean, type_name
+from mmkd_plugin.words import as_written, did_you_mean, short, type_name
 
 
 class UsageError(Exception):
@@ -254,6 +255,8 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('./work_dirs', Path(cfg.filename).stem))
+    if not isinstance(cfg.work_dir, str) or not cfg.work_dir.strip():
+        raise UsageError(f'work_dir must be the name of a folder, got {short(cfg.work_dir)}')
     check_folder(cfg.work_dir, '--work-dir' if args.work_dir is not None else 'work_dir')
     return cfg
 
@@ -312,8 +315,12 @@ def build_runner(cfg: Config) -> Runner:
 
     Args:
         cfg (Config): A config of training or testing.
+
+    Raises:
+        ValueError: If a part cannot be built; the message begins with its key.
     """
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with runner_errors_named(cfg):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def is_distilled(cfg: Config) -> bool:

@@ -139,13 +139,15 @@ class Distiller(NamedAsStudent):
         """Tries student and teachers once, connects the terms, and logs the plan."""
         device, terms = torch.device(get_device()), list(self.distill.values())
         views = [term.student_view for term in terms]
-        forward = StudentForward(self.student, views, self._student_taps(), device)
+        with _taps_named(terms):
+            forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
         trial = Trial(config, self.student.data_preprocessor, forward.run, sync)
-        previews = {
-            name: teacher.prepare(trial, _views(name, terms), device)
-            for name, teacher in self.teachers.items()
-        }
+        with _taps_named(terms):
+            previews = {
+                name: teacher.prepare(trial, _views(name, terms), device)
+                for name, teacher in self.teachers.items()
+            }
         student = forward.preview(self.student, views, device)
         self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
         orders = self._arrange_classes(student.classes, classes_at_build())
@@ -400,6 +402,9 @@ def _student(config: Any, data_preprocessor: Any) -> nn.Module:
             'student has no `data_preprocessor`, neither in its own config nor at the top: add '
             "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"
         )
+    std = getattr(student.data_preprocessor, 'std', None)
+    if isinstance(std, Tensor) and not bool((std > 0).all()):
+        raise ValueError('student.data_preprocessor.std must be above 0 in all channels')
     return student
 
 
@@ -434,6 +439,25 @@ def _teachers(configs: Mapping[str, dict], used: set[str]) -> dict[str, Teacher]
         for name in sorted(configs, key=learns.get)
         if name in used or learns[name]
     }
+
+
+@contextmanager
+def _taps_named(terms: Sequence[Term]) -> Iterator[None]:
+    """Puts the terms in front of an error that names a model and one of their taps."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        of_student = text.startswith('the student')
+        taps = {t.here: (t.student_tap if of_student else t.teacher_tap).taps for t in terms}
+        heres = [
+            here
+            for here, ours in taps.items()
+            if any(f"'{name}'" in text for tap in ours for name in (tap, tap.path))
+        ]
+        if not heres or not text.startswith(('the student', 'teacher ')):
+            raise
+        raise ValueError(f'{" and ".join(heres)}: {text}') from error
 
 
 def _views(teacher: str, terms: Sequence[Term]) -> list[View]:

@@ -13,7 +13,7 @@ from mmkd_plugin.words import as_written, did_you_mean, first_line, short
 
 def is_ours(error: BaseException) -> bool:
     """Whether an error was raised by a line of this package."""
-    frames = _frames(error)
+    frames = frames_of(error)
     return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('mmkd_plugin')
 
 
@@ -41,14 +41,25 @@ def errors_named(here: str, config: Any = None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, (OSError, ValueError)) and is_ours(error):
             raise
-        raise ValueError(_explained(error, here, config)) from error
+        raise ValueError(explained(error, here, config)) from error
 
 
-def _explained(error: Exception, here: str, config: Any) -> str:
-    """What was wrong with which part of a config."""
-    building = [f.f_locals for f in _frames(error) if f.f_code.co_name == 'build_from_cfg']
+def explained(error: Exception, here: str, config: Any) -> str:
+    """What was wrong with which part of a config.
+
+    Args:
+        error (Exception): An error of another library.
+        here (str): What messages call the place of the config.
+        config (Any): What was built, or None.
+
+    Returns:
+        str: One line that begins with the place.
+    """
+    building = [f.f_locals for f in frames_of(error) if f.f_code.co_name == 'build_from_cfg']
     part = building[-1].get('cfg') if building else None
-    if not building or not isinstance(part, dict):
+    if building and not isinstance(part, dict):
+        return _not_a_part(part, building, here, config)
+    if not building:
         return f'{here}: {first_line(error)}'
     path = _path_of(part, config)
     place = f'{here}{path}' if path is not None else f'{here}: {as_written(part.get("type"))}'
@@ -57,6 +68,8 @@ def _explained(error: Exception, here: str, config: Any) -> str:
         return f'{place}: there is no {short(kind)}{_similar(kind, building[-1].get("registry"))}'
     if 'type' not in part:
         return f'{place} has no `type`'
+    if not kind or not (isinstance(kind, str) or callable(kind)):
+        return f'{place}.type must be the name of a class, got {short(kind)}'
     made = building[-1].get('obj_cls')
     name = getattr(made, '__name__', short(kind))
     _, _, unknown = str(error).partition('unexpected keyword argument ')
@@ -65,6 +78,16 @@ def _explained(error: Exception, here: str, config: Any) -> str:
         known = [key for base in made.__mro__ for key in _keys(base)]
         return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
     return f'{place}: {name}: {first_line(error)}'
+
+
+def _not_a_part(part: Any, building: list[dict], here: str, config: Any) -> str:
+    """What is said of something that stands where the dict of a part should."""
+    outer = next((b['cfg'] for b in reversed(building) if isinstance(b.get('cfg'), dict)), config)
+    key = None
+    if isinstance(outer, dict):
+        key = next((f'.{name}' for name, value in outer.items() if value is part), '')
+        key = f'{_path_of(outer, config) or ""}{key}'
+    return f'{here}{key or ""}: expected dict(type=...), got {short(part)}'
 
 
 def _similar(name: Any, registry: Any) -> str:
@@ -100,7 +123,7 @@ def _path_of(part: dict, config: Any, path: str = '') -> str | None:
     return exact
 
 
-def _frames(error: BaseException) -> list[FrameType]:
+def frames_of(error: BaseException) -> list[FrameType]:
     traceback, frames = error.__traceback__, []
     while traceback is not None:
         frames.append(traceback.tb_frame)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import keyword
 import logging
-import os
+import math
 from collections.abc import Iterator
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller, check_distill, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
@@ -32,6 +33,63 @@ KNOWN = (
     'tta_pipeline',
 )
 
+MISSES = object()
+
+#: What stands at keys that every run has: the type hint, and the least number that makes sense.
+SETTINGS: dict[str, tuple[Any, float | None]] = {
+    'train_cfg': (dict | None, None),
+    'train_cfg.val_interval': (int, 1),
+    'optim_wrapper': (dict, None),
+    'optim_wrapper.clip_grad': (dict | None, None),
+    'optim_wrapper.accumulative_counts': (int, 1),
+    'optim_wrapper.optimizer': (dict, None),
+    'optim_wrapper.optimizer.lr': (float, 0),
+    'optim_wrapper.paramwise_cfg': (dict | None, None),
+    'param_scheduler': (dict | list | None, None),
+    'default_hooks': (dict | None, None),
+    'default_hooks.checkpoint': (dict | None, None),
+    'default_hooks.checkpoint.interval': (int, -1),
+    'default_hooks.checkpoint.max_keep_ckpts': (int, -1),
+    'default_hooks.logger': (dict | None, None),
+    'custom_hooks': (list | None, None),
+    'default_scope': (str | None, None),
+    'load_from': (str | None, None),
+    'resume': (bool, None),
+    'randomness': (dict, None),
+    'env_cfg': (dict, None),
+    'env_cfg.dist_cfg': (dict, None),
+    'env_cfg.mp_cfg': (dict, None),
+    'log_processor': (dict, None),
+    'log_processor.window_size': (int, 1),
+    'visualizer': (dict | None, None),
+    'auto_scale_lr': (dict | None, None),
+    **{
+        f'{loader}.{key}'.rstrip('.'): check
+        for loader in ('train_dataloader', 'val_dataloader')
+        for key, check in {
+            '': (dict | None, None),
+            'batch_size': (int, 1),
+            'num_workers': (int, 0),
+            'persistent_workers': (bool, None),
+            'sampler': (dict | None, None),
+            'sampler.shuffle': (bool, None),
+            'dataset': (dict, None),
+        }.items()
+    },
+}
+
+#: Keys of `paramwise_cfg` that mmengine's own constructor of optimizers reads.
+PARAMWISE = (
+    'custom_keys',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'flat_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'bypass_duplicate',
+)
+
 #: How close a key has to be to a known one to be taken for a misspelt one.
 CLOSE = 0.85
 
@@ -45,16 +103,17 @@ def check_run(cfg: Config) -> None:
     Raises:
         ValueError: If something is missing, of a wrong kind, or has no effect. The message begins
             with the key.
-        OSError: If the work dir cannot be written.
     """
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'model: expected dict(type=..., ...), got {short(cfg.get("model"))}')
     if 'type' not in cfg.model:
         raise ValueError("model has no `type`, such as 'mmkd_plugin.Distiller'")
-    for path, key in _keys(cfg.to_dict()):
+    for path, key, value in _keys(cfg.to_dict()):
         if keyword.iskeyword(key):
             raise ValueError(f"{path}: '{key}' is a word of Python; take another name")
-    _check_work_dir(cfg.work_dir)
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f'{path.removeprefix("model.")} is NaN')
+    _check_settings(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if type_name(cfg.model.type) == 'Distiller':
@@ -108,29 +167,77 @@ def _lengths(train_cfg: Any) -> dict[str, int]:
     return lengths
 
 
-def _check_work_dir(work_dir: Any) -> None:
-    if not isinstance(work_dir, str) or not work_dir.strip():
-        raise ValueError(f'work_dir must be the name of a folder, got {short(work_dir)}')
-    there = Path(work_dir).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(f'the work dir {work_dir} cannot be made: {there} is a file')
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f'the work dir {work_dir} cannot be written: {there} is read-only')
+def _check_settings(cfg: Config) -> None:
+    """Compares what stands at the keys that every run has with the kinds and limits of them."""
+    settings = cfg.to_dict()
+    for path, (hint, low) in SETTINGS.items():
+        value = settings
+        for key in path.split('.'):
+            value = value.get(key, MISSES) if isinstance(value, dict) else MISSES
+        if value is MISSES:
+            continue
+        below = low is not None and fits(value, float) and value < low
+        if below or not fits(value, hint):
+            limit = f' of {low} or more' if low is not None else ''
+            raise ValueError(f'{path} must be {expected(hint)}{limit}, got {short(value)}')
+    for number, one in enumerate(cfg.get('custom_hooks') or []):
+        if isinstance(one, dict) and 'type' not in one:
+            raise ValueError(f"custom_hooks[{number}] has no `type`, such as 'EMAHook'")
+    wrapper = cfg.get('optim_wrapper')
+    if (
+        wrapper is not None
+        and not {'constructor', 'optimizer'} & wrapper.keys()
+        and (wrapper.get('type', 'OptimWrapper') in ('AmpOptimWrapper', 'OptimWrapper'))
+    ):
+        raise ValueError(
+            "optim_wrapper has no `optimizer`: add optimizer=dict(type='SGD', lr=0.01), say"
+        )
+    if wrapper is not None and 'constructor' not in wrapper:
+        check_keys('optim_wrapper.paramwise_cfg', wrapper.get('paramwise_cfg') or {}, PARAMWISE)
+    randomness = list(inspect.signature(Runner.set_randomness).parameters)[1:]
+    check_keys('randomness', cfg.get('randomness') or {}, randomness)
+    schedulers = cfg.get('param_scheduler') or []
+    for number, one in enumerate(schedulers if isinstance(schedulers, list) else [schedulers]):
+        begin = one.get('begin', 0) if isinstance(one, dict) else 0
+        if fits(begin, float) and begin < 0:
+            raise ValueError(f'param_scheduler[{number}].begin cannot be negative, got {begin}')
+    _check_checkpoint_hook((cfg.get('default_hooks') or {}).get('checkpoint'))
+    _check_auto_scale_lr(cfg.get('auto_scale_lr'))
 
 
-def _keys(value: Any, path: str = '') -> Iterator[tuple[str, str]]:
-    """All keys of nested dicts, with their paths."""
+def _check_checkpoint_hook(hook: Any) -> None:
+    """Refuses keys that the hook would hand on, and that nothing takes when it first saves."""
+    if not isinstance(hook, dict) or hook.get('type', 'CheckpointHook') != 'CheckpointHook':
+        return
+    known = [
+        name
+        for taker in (CheckpointHook.__init__, Runner.save_checkpoint)
+        for name, one in list(inspect.signature(taker).parameters.items())[1:]
+        if one.kind is not one.VAR_KEYWORD
+    ]
+    check_keys('default_hooks.checkpoint', hook, ['type', 'priority', *known])
+
+
+def _check_auto_scale_lr(setting: Any) -> None:
+    if isinstance(setting, dict) and setting.get('enable'):
+        size = setting.get('base_batch_size')
+        if not fits(size, int) or size < 1:
+            raise ValueError(
+                f'auto_scale_lr.base_batch_size must be a whole number from 1 on, got {short(size)}'
+            )
+
+
+def _keys(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
+    """All places of nested dicts and lists: their paths, keys and what stands there."""
     if isinstance(value, dict):
-        for key, inner in value.items():
-            here = f'{path}.{key}' if path else str(key)
-            if isinstance(key, str):
-                yield here, key
-            yield from _keys(inner, here)
+        items = [(f'{path}.{key}' if path else str(key), key, v) for key, v in value.items()]
     elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _keys(inner, f'{path}[{number}]')
+        items = [(f'{path}[{number}]', '', v) for number, v in enumerate(value)]
+    else:
+        return
+    for here, key, inner in items:
+        yield here, key if isinstance(key, str) else '', inner
+        yield from _keys(inner, here)
 
 
 def _warn_of_unknown(cfg: Config) -> None:

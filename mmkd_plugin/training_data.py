@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from mmkd_plugin.cache.images import leaves
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.distiller import Distiller
+from mmkd_plugin.foreign import explained
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.words import some
@@ -161,6 +162,11 @@ class CheckedPipeline(Compose):
 
     def _check_packed(self, data: dict, about: dict) -> None:
         """Checks what the model is given."""
+        if self.expected.head and not (isinstance(data, dict) and 'inputs' in data):
+            raise DataError(
+                f'{_name(about)}: the pipeline gives no `inputs`; its last step packs them, such '
+                "as dict(type='PackSegInputs') or dict(type='PackDetInputs')"
+            )
         sample = data.get('data_samples') if isinstance(data, dict) else None
         if sample is None or isinstance(sample, (list, tuple)):
             return
@@ -434,10 +440,12 @@ def _build(runner: Runner, loader: dict, key: str) -> Any:
     different = runner._randomness_cfg.get('diff_rank_seed', False)
     try:
         return runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
+    except DataError:
+        raise
     except Exception as error:
         dataset = _dataset_of(error)
         if dataset is None:
-            raise
+            raise ValueError(explained(error, f'{key}_dataloader', loader)) from error
         here = f'{key}_dataloader.dataset ({type(dataset).__name__})'
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise DataError(f'{here}: there is no {error.filename or error}') from error

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 LAYERS = (
     ('version', 'words', 'registry', 'saving', 'taps', 'health', 'prefixes'),
     ('annotations', 'foreign'),
+    ('runner_errors',),
     ('building', 'losses', 'stack'),
     ('cache', 'checkpoint', 'connectors', 'models'),
     ('explanations', 'running', 'student_names', 'student_state'),

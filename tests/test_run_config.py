@@ -80,9 +80,3 @@ def test_lengths_of_a_run(key, value, tmp_path):
 )
 def test_correct_configs_pass(model, train_cfg, tmp_path):
     check_run(run(tmp_path / 'new' / 'run', train_cfg, **model))
-
-
-def test_a_work_dir_that_is_a_file(tmp_path):
-    (tmp_path / 'file').touch()
-    with pytest.raises(NotADirectoryError, match='is a file'):
-        check_run(run(tmp_path / 'file' / 'run'))

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryFile
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
@@ -33,6 +32,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.run_config import check_run
+from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
 from mmkd_plugin.running.resuming import (
@@ -100,7 +100,8 @@ def main() -> None:
                     runner = build_runner(cfg)
                 watch_data(runner)
                 make_resumable(runner)
-                runner.train()
+                with runner_errors_named(cfg):
+                    runner.train()
                 if args.paraphraser:
                     save_paraphraser(runner, saved)
 
@@ -169,15 +170,8 @@ def save_paraphraser(runner: Runner, path: Path) -> None:
 
 @contextmanager
 def work_dir_of_our_own(cfg: Config) -> Iterator[None]:
-    """Refuse a work dir that cannot be written, or in which another process trains."""
-    try:
-        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=cfg.work_dir):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f'cannot write into --work-dir {cfg.work_dir}: {error.strerror}'
-        ) from error
+    """Refuse a work dir in which another process trains."""
+    Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
     with alone_in(cfg.work_dir) if is_first_process(cfg.launcher) else nullcontext():
         yield
 

@@ -23,6 +23,11 @@ META = b'meta'
 FINISHED = b'finished'
 
 _DIGEST = 16
+LARGEST = 2**30
+"""Bytes of a record at most: a small file can say that it takes any amount of memory."""
+
+#: What a record raises whose checksum fits and that :func:`pack` did not write.
+_MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error)
 _PAGE = 4096
 
 
@@ -183,12 +188,27 @@ def unpack(data: bytes, key: bytes) -> Record:
         Record: The record.
 
     Raises:
-        CacheError: If the checksum does not fit.
+        CacheError: If the checksum does not fit, or it is none of :func:`pack`.
     """
     digest, body = bytes(data[:_DIGEST]), data[_DIGEST:]
     if _digest(key, body) != digest:
         raise CacheError('its checksum does not fit')
-    body = libraries()[1].ZstdDecompressor().decompress(body)
+    zstd = libraries()[1]
+    try:
+        size = zstd.frame_content_size(body)
+        if not 0 <= size <= LARGEST:
+            raise CacheError(f'it says that it has {size} bytes, {LARGEST} at most are read')
+        return _parsed(zstd.ZstdDecompressor().decompress(body))
+    except CacheError:
+        raise
+    except _MALFORMED as error:
+        raise CacheError(f'it cannot be read ({type(error).__name__}: {error})') from error
+    except zstd.ZstdError as error:
+        raise CacheError(f'it cannot be read ({error})') from error
+
+
+def _parsed(body: bytes) -> Record:
+    """The header and the arrays of a record."""
     start = 4 + struct.unpack_from('<I', body)[0]
     header = json.loads(body[4:start])
 
@@ -201,6 +221,8 @@ def unpack(data: bytes, key: bytes) -> Record:
     maps = []
     for note in header['maps']:
         channels, *size = note['shape']
+        if min(channels, *size) < 1:
+            raise ValueError(f'maps of the shape {note["shape"]}')
         k = note.get('k')
         if k is not None:
             classes = take(np.uint8 if channels <= 256 else np.uint16, k, *size)
@@ -213,6 +235,8 @@ def unpack(data: bytes, key: bytes) -> Record:
             values = take(np.float16, count, *size).astype(np.float32)
         values = np.ldexp(values, -note['shift'])
         maps.append(values if k is None else fill_top(values, classes, channels))
+    if start != len(body):
+        raise ValueError(f'{len(body)} bytes, and its maps take {start}')
     return Record(maps, tuple(header['loaded']), tuple(header['seen']))
 
 
@@ -392,12 +416,21 @@ class TeacherCache:
                     f'(it has: {", ".join(self.meta["taps"])})'
                 )
             try:
-                return unpack(data, key)
+                record = unpack(data, key)
+                self._check_maps(record, tap)
+                return record
             except CacheError as error:
                 raise CacheError(
                     f'{self.path}: the record of {image} ({tap}) is damaged: {error}. Write the '
                     'cache anew: delete the folder and run tools/cache_teacher.py again'
                 ) from error
+
+    def _check_maps(self, record: Record, tap: str) -> None:
+        """Compares the maps of a record with the description of the tap."""
+        about = self.meta['taps'].get(tap.removesuffix(mirrored('')), {}).get('maps')
+        there = [maps.shape[0] for maps in record.maps]
+        if about is not None and there != [channels for channels, *_ in about]:
+            raise CacheError(f'its maps have {there} channels, and those of the tap {about}')
 
     def missing(self, images: Iterable[str]) -> list[str]:
         """Returns the images with a record that is not in the cache.
@@ -550,8 +583,13 @@ def _write_meta(meta: Mapping[str, Any]) -> bytes:
 def _read_meta(data: bytes, path: str) -> dict[str, Any]:
     if _digest(META, data[_DIGEST:]) != data[:_DIGEST]:
         raise CacheError(f'{path} is damaged: the checksum of its description does not fit')
-    meta = json.loads(data[_DIGEST:])
-    if meta['format'] != FORMAT:
+    try:
+        meta = json.loads(data[_DIGEST:])
+    except ValueError as error:
+        raise CacheError(f'{path} is damaged: its description is no JSON ({error})') from error
+    if not isinstance(meta, dict) or not isinstance(meta.get('taps'), dict):
+        raise CacheError(f'{path} is damaged: its description names no maps')
+    if meta.get('format') != FORMAT:
         raise CacheError(f'{path} was written by another version of this package; write it anew')
     return meta
 
