@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from statistics import fmean, median
@@ -162,14 +162,28 @@ def best_weight(
     """
     if len(budget.trials) < 2:
         return budget.trials[0] if budget.trials else 1.0
-    scores = {}
-    for weight in budget.trials:
-        run = Run(table, method, TRIAL_SEED, weight, table.data.length, 'trial')
-        record = find(run, records)
-        if record is None:
-            return None
-        scores[weight] = -math.inf if record.val_score is None else record.val_score
-    return max(scores, key=lambda weight: (scores[weight], -abs(math.log(weight))))
+    scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
+    return best_of(scores) if set(budget.trials) <= set(scores) else None
+
+
+def best_of(scores: Mapping[float, float | None]) -> float:
+    """The weight with the best score of its trial.
+
+    Among equals it is the recipe's own, or the next to it. A trial that diverged is the worst.
+
+    Args:
+        scores (Mapping[float, float | None]): Validation scores by weight.
+
+    Examples:
+        >>> best_of({0.3: 41.0, 1.0: 42.5, 3.0: None})
+        1.0
+    """
+
+    def rank(weight: float) -> tuple[float, float]:
+        score = scores[weight]
+        return (-math.inf if score is None else score, -abs(math.log(weight)))
+
+    return max(scores, key=rank)
 
 
 def time_ratio(
@@ -235,6 +249,12 @@ def estimate(run: Run, records: Sequence[Record]) -> float:
     ]
     step = fmean(others) if others else GUESS[run.table.task]
     return step * GUESSED_RATIO[kind] * iterations
+
+
+def _is_trial(table: Table, method: str, record: Record) -> bool:
+    return _is_of(table, record) and (
+        (record.method, record.purpose, record.length) == (method, 'trial', table.data.length)
+    )
 
 
 def _is_of(table: Table, record: Record) -> bool:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmkd_plugin.cli import is_distilled, read_config
-
 from benchmarks.gains.training import make_digit_scenes
+from mmkd_plugin.cli import is_distilled, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -114,7 +114,7 @@ def train(
     ]  # fmt: skip
     processes = processes or Processes()
     with alone(folder, processes) as lock:
-        before = Used(**json.loads(notes.read_text())) if notes.exists() else Used()
+        before = used_so_far(folder, name)
         start, used = time.monotonic(), before
         try:
             code, last, peak = follow(command, log, watch, environment, processes, lock)
@@ -125,6 +125,12 @@ def train(
     if code:
         raise RunError(f'the end of {log}:\n  ' + '\n  '.join(last))
     return used
+
+
+def used_so_far(folder: Path, name: str = 'train') -> Used:
+    """What a training has used until now, from the note that :func:`train` keeps."""
+    notes = folder / f'{name}.json'
+    return Used(**json.loads(notes.read_text())) if notes.exists() else Used()
 
 
 @contextmanager
