@@ -78,9 +78,9 @@ def parse_args() -> argparse.Namespace:
 
 def weight(text: str) -> float | str:
     """Reads a weight of ``--weights``."""
-    word, _, share = text.partition(':')
+    word, colon, share = text.partition(':')
     try:
-        number = float(share or 1) if word == 'auto' else float(text)
+        number = float(share if colon else 1) if word == 'auto' else float(text)
     except ValueError:
         number = 0.0
     if not 0 < number < float('inf'):

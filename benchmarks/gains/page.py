@@ -51,7 +51,9 @@ These rules were fixed before the first counted run.
 - **The longer student.** Distillation makes an iteration longer. So the student alone is also
   trained for as long, in wall time, as the distilled one: its iterations and its schedule are
   multiplied by the measured ratio of step times, rounded up to one of
-  {', '.join(f'{f:g}' for f in LONGER)}. The last column compares the distilled student with it.
+  {', '.join(f'{f:g}' for f in LONGER)} (up to 1.05 it is the student as it is). The time of a step
+  is that of the whole run divided by its iterations; on a CPU it is processor time of one thread,
+  because other programs share the machine. The last column compares the two students.
 - A run whose loss is no longer finite has no score. A method with such a run gets the verdict
   *diverged*.
 
@@ -149,7 +151,7 @@ def text(records: Sequence[Record], folder: str = 'images/') -> str:
 
 
 def groups(records: Sequence[Record]) -> list[list[Record]]:
-    """The runs of each table, in the order of the data sets; a run that was repeated counts once."""
+    """The runs of each table, in the order of the data sets; repeated runs count once."""
     order = {data.name: number for number, data in enumerate(DATA)}
     found: dict[tuple, dict[tuple, Record]] = {}
     for record in records:
@@ -192,10 +194,9 @@ def row(records: Sequence[Record], method: str, weight: float | str) -> Row | No
     if whole and all(r.teacher_score is not None for r in whole):
         share = ratio_interval(gains, [r.teacher_score - alone[r.seed].score for r in whole])
     ratio = against = over = None
-    timed = [r.step_seconds for r in whole if r.step_seconds]
-    base = [r.step_seconds for r in alone.values() if r.step_seconds]
-    if timed and base:
-        ratio = median(timed) / median(base)
+    if whole:
+        base = median(r.step_seconds for r in alone.values())
+        ratio = median(r.step_seconds for r in whole) / base
         against = longer_factor(ratio)
         length = whole[0].length * against
         compared = {
@@ -244,7 +245,7 @@ def main_rows(records: Sequence[Record]) -> list[Row]:
     methods = {r.method for r in records if r.purpose == 'counted'} - set(ALONE)
     rows = [row(records, method, tuned_weight(records, method)) for method in sorted(methods)]
     known = [one for one in rows if one is not None]
-    return sorted(known, key=lambda one: -math.inf if math.isnan(one.score) else -one.gain.value)
+    return sorted(known, key=lambda one: math.inf if math.isnan(one.score) else -one.gain.value)
 
 
 def section(records: Sequence[Record], folder: str) -> str:

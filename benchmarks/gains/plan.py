@@ -189,7 +189,7 @@ def best_of(scores: Mapping[float, float | None]) -> float:
 def time_ratio(
     table: Table, method: str, weight: float | str | None, records: Sequence[Record]
 ) -> float | None:
-    """Wall time of an iteration, in multiples of the student's alone; None until all runs are done.
+    """Time of an iteration, in multiples of the student's alone; None until all runs are done.
 
     It is the median over the seeds, which were run at different times, of method and student each.
     """
@@ -201,7 +201,7 @@ def time_ratio(
         found = [find(run, records) for run in runs]
         if None in found:
             return None
-        times = [record.step_seconds for record in found if record.step_seconds]
+        times = [record.step_seconds for record in found if record.score is not None]
         if not times:
             return None if name == 'student' else 1.0  # it diverged with every seed
         steps.append(median(times))

@@ -33,7 +33,8 @@ class Record:
         student_score (float, optional): That of the student alone with the same seed.
         teacher_score (float, optional): That of the teacher, if there is one.
         seconds (float): Wall time of the training.
-        step_seconds (float, optional): Mean wall time of an iteration, a stage before it included.
+        step_seconds (float): Time of an iteration, everything included: processor time on a CPU,
+            which other programs use too, wall time on a GPU.
         peak_mb (float): The largest memory of the process; on a GPU that of the GPU. In MB.
         iterations (int): Iterations of the training.
         device (str): ``'cpu'`` or ``'cuda'``.
@@ -57,7 +58,7 @@ class Record:
     student_score: float | None
     teacher_score: float | None
     seconds: float
-    step_seconds: float | None
+    step_seconds: float
     peak_mb: float
     iterations: int
     device: str

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from statistics import fmean
 
 from mmengine.config import Config
 
@@ -23,6 +22,7 @@ from benchmarks.gains.training import (
     TOOLS,
     Processes,
     RunError,
+    Used,
     Watch,
     follow,
     last_checkpoint,
@@ -90,7 +90,7 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     split = test_split(cfg)
     scores: dict[str, float | None] = {'val': None, split: None}
     settings = dict(environment=place.environment, processes=place.processes)
-    before = 0.0
+    before = Used()
     try:
         if is_distilled(cfg) and any(map(has_teacher_connector, cfg.model.distill.values())):
             before = stage_before(folder, watch, settings)
@@ -107,9 +107,9 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
         if not DIVERGED.search(str(error)):
             raise
         used, scores = used_so_far(folder), dict.fromkeys(scores)
-    steps = [value for _, value in scalars(folder, 'time', needs='loss')]
     memory = [value for _, value in scalars(folder, 'memory', needs='loss')]
-    iterations = cfg.train_cfg.max_iters
+    iterations, used = cfg.train_cfg.max_iters, used + before
+    time = used.seconds if place.device == 'cuda' else used.cpu_seconds
     others = {r.method: find(r, records) for r in needs(run)}
     for file in folder.rglob('*.pth'):
         file.unlink()
@@ -129,8 +129,8 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
         val_score=scores['val'],
         student_score=others['student'].score if 'student' in others else None,
         teacher_score=others['teacher'].score if 'teacher' in others else None,
-        seconds=round(used.seconds + before, 1),
-        step_seconds=round(fmean(steps) + before / iterations, 5) if steps else None,
+        seconds=round(used.seconds, 1),
+        step_seconds=round(time / iterations, 5),
         peak_mb=round(max(memory) if memory else used.peak_mb, 1),
         iterations=iterations,
         device=place.device,
@@ -152,11 +152,11 @@ def settle(run: Run, place: Place) -> tuple[Path, Config]:
     )
 
 
-def stage_before(folder: Path, watch: Watch, settings: dict) -> float:
-    """Trains the paraphrasers, unless they are there; returns the seconds that it took."""
+def stage_before(folder: Path, watch: Watch, settings: dict) -> Used:
+    """Trains the paraphrasers, unless they are there; returns what it has used."""
     if not (folder / FILE_NAME).exists():
         train(folder / 'config.py', folder, ['--paraphraser'], watch, name='before', **settings)
-    return used_so_far(folder, 'before').seconds
+    return used_so_far(folder, 'before')
 
 
 def test(folder: Path, checkpoint: Path, cfg: Config, split: str, place: Place) -> float:
@@ -190,9 +190,10 @@ def name_of(config: Path) -> str:
 
 
 def version() -> str:
-    """The commit of the code, or the version of the package where there is no repository."""
-    command = ['git', '-C', str(ROOT), 'describe', '--always', '--tags']
+    """Version of the package, with the commit where there is a repository."""
+    command = ['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD']
     try:
-        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+        commit = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.CalledProcessError):
         return __version__
+    return f'{__version__}+{commit}'

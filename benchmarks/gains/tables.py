@@ -10,6 +10,7 @@ from benchmarks.gains.training import make_digit_scenes
 from mmkd_plugin.cli import is_distilled, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs'
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Table:
         return f'{self.data.name}/{self.task}/{self.student.stem}'
 
 
-def find_tables(data: Sequence[Data], configs: Path = ROOT / 'configs') -> list[Table]:
+def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table]:
     """Sorts the recipes by data set and student.
 
     A recipe belongs to the plain config with which its name ends.
@@ -104,7 +105,7 @@ def find_tables(data: Sequence[Data], configs: Path = ROOT / 'configs') -> list[
         ValueError: If a recipe has no student, recipes of one student have several teachers, or a
             config counts epochs.
     """
-    found = []
+    configs, found = configs or CONFIGS, []
     for one in data:
         paths = sorted(
             path

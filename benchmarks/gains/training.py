@@ -34,11 +34,20 @@ class Used:
 
     Args:
         seconds (float): Wall time. Defaults to 0.
+        cpu_seconds (float): Processor time of the process and its workers. Defaults to 0.
         peak_mb (float): The largest memory of its process, in MB. Defaults to 0.
     """
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_mb: float = 0.0
+
+    def __add__(self, other: Used) -> Used:
+        return Used(
+            self.seconds + other.seconds,
+            self.cpu_seconds + other.cpu_seconds,
+            max(self.peak_mb, other.peak_mb),
+        )
 
 
 class Processes:
@@ -115,13 +124,9 @@ def train(
     processes = processes or Processes()
     with alone(folder, processes) as lock:
         before = used_so_far(folder, name)
-        start, used = time.monotonic(), before
-        try:
-            code, last, peak = follow(command, log, watch, environment, processes, lock)
-            used = Used(before.seconds, max(before.peak_mb, peak))
-        finally:
-            used = Used(before.seconds + time.monotonic() - start, used.peak_mb)
-            write_text(notes, json.dumps(asdict(used)))
+        code, last, used = follow(command, log, watch, environment, processes, lock)
+        used = before + used
+        write_text(notes, json.dumps(asdict(used)))
     if code:
         raise RunError(f'the end of {log}:\n  ' + '\n  '.join(last))
     return used
@@ -155,14 +160,15 @@ def follow(
     environment: dict[str, str] | None,
     processes: Processes,
     lock: int | None = None,
-) -> tuple[int, Sequence[str], float]:
+) -> tuple[int, Sequence[str], Used]:
     """Runs a command, copies its output to a log and tells how far it is.
 
     The command inherits the lock, so it holds its folder even if this process is killed.
 
     Returns:
-        tuple: Its exit code, its last lines and its largest memory in MB.
+        tuple: Its exit code, its last lines and what it has used.
     """
+    start = time.monotonic()
     last: deque[str] = deque(maxlen=15)
     with log.open('a', buffering=1) as file:
         process = processes.start(
@@ -181,11 +187,14 @@ def follow(
                 if step := STEP.search(line):
                     watch(int(step[1]), int(step[2]), float(step[3]))
         finally:
-            _, status, usage = os.wait4(process.pid, 0)  # the memory of this process alone
+            _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             processes.running.discard(process)
     unit = 1 if sys.platform == 'darwin' else 1024
-    return process.returncode, last, usage.ru_maxrss * unit / 1e6
+    used = Used(
+        time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6
+    )
+    return process.returncode, last, used
 
 
 def scalars(folder: Path, name: str, needs: str = 'step') -> list[tuple[int, float]]:
