@@ -19,8 +19,8 @@ TRIAL_SEED = 100
 #: iterations, the next one up.
 LONGER = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 #: Seconds of an iteration on one core, until a run of the table has been measured.
-GUESS = {'segmentation': 0.3, 'detection': 0.2}
-GUESSED_RATIO = {'teacher': 2.0, 'student': 1.0, 'method': 2.0}
+GUESS = {'segmentation': 0.2, 'detection': 0.15}
+GUESSED_RATIO = {'teacher': 2.2, 'student': 1.0, 'method': 1.7}
 ALONE = ('teacher', 'student', 'longer')
 
 

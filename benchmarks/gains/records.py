@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from mmkd_plugin.cli import UsageError
 from mmkd_plugin.saving import write_text
 
 
@@ -73,7 +74,7 @@ def read(path: Path) -> list[Record]:
         path (Path): The file; one that does not exist has no lines.
 
     Raises:
-        ValueError: If a line is no record; with its number.
+        UsageError: If a line is no record; with its number.
     """
     if not path.exists():
         return []
@@ -83,7 +84,7 @@ def read(path: Path) -> list[Record]:
             content = json.loads(line)
             records.append(Record(**{key: content[key] for key in names}))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, line {number} is no finished run: {error}') from None
+            raise UsageError(f'{path}, line {number} is no finished run: {error}') from None
     return records
 
 

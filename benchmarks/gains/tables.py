@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.gains.training import make_digit_scenes
-from mmkd_plugin.cli import is_distilled, read_config
+from mmkd_plugin.cli import UsageError, is_distilled, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -102,7 +102,7 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
         configs (Path): Where configs are. Defaults to those of the repository.
 
     Raises:
-        ValueError: If a recipe has no student, recipes of one student have several teachers, or a
+        UsageError: If a recipe has no student, recipes of one student have several teachers, or a
             config counts epochs.
     """
     configs, found = configs or CONFIGS, []
@@ -117,17 +117,17 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
         recipes: dict[Path, list[Path]] = {}
         for path in paths:
             if 'max_iters' not in read[path].train_cfg:
-                raise ValueError(f'{path} counts epochs; these tables count iterations')
+                raise UsageError(f'{path} counts epochs; these tables count iterations')
             if path not in plain:
                 ends = [student for student in plain if path.stem.endswith(f'_{student.stem}')]
                 if not ends:
-                    raise ValueError(f'{path}: no plain config is the end of its name')
+                    raise UsageError(f'{path}: no plain config is the end of its name')
                 recipes.setdefault(max(ends, key=lambda end: len(end.stem)), []).append(path)
         for student, members in sorted(recipes.items()):
             teachers = {path: _teacher(read[path].model, configs) for path in members}
             every = {teacher for teacher in teachers.values() if teacher}
             if len(every) > 1:
-                raise ValueError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
+                raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
             teacher = next(iter(every), None)
             methods = {path: path.stem.partition('_')[0] for path in members}
             iterations = {methods[path]: read[path].train_cfg.max_iters for path in members}

@@ -27,6 +27,7 @@ from benchmarks.gains.plan import (
 )
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
 from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
+from mmkd_plugin.cli import UsageError
 
 T2 = 4.302653  # the 97.5 % quantile of Student's t with two degrees of freedom
 test_split.__test__ = False
@@ -233,7 +234,7 @@ def test_the_lines_of_finished_runs(tmp_path: Path):
     assert records.read(file) == [record(seed=0), record(seed=1)]
     assert [json.loads(line)['seed'] for line in file.read_text().splitlines()] == [0, 1]
     file.write_text(file.read_text() + '{"data": "cut o')
-    with pytest.raises(ValueError, match='line 3 is no finished run'):
+    with pytest.raises(UsageError, match='line 3 is no finished run'):
         records.read(file)
 
 
