@@ -123,7 +123,8 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                 if not ends:
                     raise UsageError(f'{path}: no plain config is the end of its name')
                 recipes.setdefault(max(ends, key=lambda end: len(end.stem)), []).append(path)
-        for student, members in sorted(recipes.items()):
+        largest_first = sorted(recipes.items(), key=lambda item: (-len(item[1]), item[0]))
+        for student, members in largest_first:
             teachers = {path: _teacher(read[path].model, configs) for path in members}
             every = {teacher for teacher in teachers.values() if teacher}
             if len(every) > 1:
