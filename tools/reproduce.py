@@ -99,6 +99,8 @@ def main() -> None:
             raise UsageError('--weights has no trials; leave --no-trials out')
         defaults(args)
         console = Console()
+        if not console.is_terminal:
+            console.width = 130
         if args.report:
             write_page(args, console)
             return

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from textwrap import fill
 
 import matplotlib
 
@@ -254,25 +255,21 @@ def section(records: Sequence[Record], folder: str) -> str:
     lines = [f'## {title_of(first)}', '']
     teacher = [r for r in records if r.method == 'teacher' and r.score is not None]
     split = {'val': 'validation', 'test': 'test'}[first.split]
-    facts = [f'{first.metric} on the {split} split, in percent']
+    facts = [f'Score: {first.metric} on the {split} split, in percent.']
     if alone:
-        mean = fmean(r.score for r in alone.values())
-        spread = mean_interval([r.score for r in alone.values()])
-        facts.append(
-            f'the student alone has {number(mean)}{limits(spread)} over {len(alone)} seeds'
-        )
+        found = mean_interval([r.score for r in alone.values()])
+        facts.append(f'Student alone: {number(found.value)}{limits(found)}, {len(alone)} seeds.')
     if teacher:
-        facts.append(f'the teacher: {number(teacher[-1].score)}')
-    lines.append(sentence(facts))
+        facts.append(f'Teacher: {number(teacher[-1].score)}.')
     hours = sum(r.seconds for r in records) / 3600
+    facts.append(
+        f'{len(records)} runs, {hours:.1f} hours in sum, {" and ".join(devices(records))}.'
+    )
+    days = sorted({r.date for r in records})
     versions = sorted({r.version for r in records})
-    lines += [
-        '',
-        f'{len(records)} runs of {hours:.1f} hours in sum, on {" and ".join(devices(records))}; '
-        f'{min(r.date for r in records)} to {max(r.date for r in records)}; '
-        f'version {", ".join(versions)}.',
-        '',
-    ]
+    facts.append(f'From {days[0]} to {days[-1]}; version {", ".join(versions)}.')
+    lines += [fill(f'- {fact}', 100, subsequent_indent='  ') for fact in facts]
+    lines.append('')
     rows = main_rows(records)
     if not rows:
         return '\n'.join([*lines, 'No method is finished yet.', ''])
@@ -371,10 +368,6 @@ def percent(found: Interval) -> str:
 def limits(found: Interval, form: str = '.2f') -> str:
     """The limits of an interval, or nothing if there are none."""
     return '' if math.isinf(found.low) else f' [{found.low:{form}}, {found.high:{form}}]'
-
-
-def sentence(facts: Sequence[str]) -> str:
-    return f'{"; ".join(facts)}.'
 
 
 def devices(records: Sequence[Record]) -> list[str]:

@@ -266,7 +266,7 @@ def test_the_page_says_what_the_runs_say():
     assert cwd[6:] == ['helps', '1.90×', '+6.00 [+3.52, +8.48], 2×']
     assert rows['nst'][6:8] == ['hurts', '1.00×'] and rows['pair'][6] == 'inconclusive'
     assert 'diverged (3)' in rows['wild']
-    assert 'the student alone has 31.00 [28.52, 33.48] over 3 seeds' in text
+    assert 'Student alone: 31.00 [28.52, 33.48], 3 seeds.' in text
     assert '| 2000 | 3 | +4.00 [+4.00, +4.00] |' in text
 
 
