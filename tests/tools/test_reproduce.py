@@ -122,7 +122,9 @@ def test_a_run_that_diverges_is_a_result(tiny: Path):
     place = Place(tiny / 'work', {})
     teacher = perform(Run(table, 'teacher'), [], place, lambda *_: None)
     assert teacher_file(table, place.work_dir).is_file()
-    found = perform(Run(table, 'ft-logits', 0, 1.0), [teacher], place, lambda *_: None)
+    found = perform(
+        Run(table, 'ft-logits', 0, 1.0, purpose='trial'), [teacher], place, lambda *_: None
+    )
     assert found.score is None and found.val_score is None
     assert found.teacher_score == teacher.score and found.seconds > 0
 
