@@ -35,7 +35,8 @@ class Record:
         teacher_score (float, optional): That of the teacher, if there is one.
         seconds (float): Wall time of the training.
         step_seconds (float): Time of an iteration, everything included: processor time on a CPU,
-            which other programs use too, wall time on a GPU.
+            which other programs use too, wall time on a GPU. Of a run during which the program
+            was killed, the wall time that the training has logged.
         peak_mb (float): The largest memory of the process; on a GPU that of the GPU. In MB.
         iterations (int): Iterations of the training.
         device (str): ``'cpu'`` or ``'cuda'``.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean
 
 from mmengine.config import Config
 
@@ -110,6 +111,9 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     memory = [value for _, value in scalars(folder, 'memory', needs='loss')]
     iterations, used = cfg.train_cfg.max_iters, used + before
     time = used.seconds if place.device == 'cuda' else used.cpu_seconds
+    logged = [value for _, value in scalars(folder, 'time', needs='loss')]
+    if used.lost and logged:  # then what is logged is all that is known
+        used.seconds = time = fmean(logged) * iterations
     others = {r.method: find(r, records) for r in needs(run)}
     for file in folder.rglob('*.pth'):
         file.unlink()

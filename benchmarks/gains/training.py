@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmkd_plugin.saving import write_text
@@ -36,17 +36,21 @@ class Used:
         seconds (float): Wall time. Defaults to 0.
         cpu_seconds (float): Processor time of the process and its workers. Defaults to 0.
         peak_mb (float): The largest memory of its process, in MB. Defaults to 0.
+        lost (bool): Whether a part is missing, because this program was killed during it. Defaults
+            to False.
     """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_mb: float = 0.0
+    lost: bool = False
 
     def __add__(self, other: Used) -> Used:
         return Used(
             self.seconds + other.seconds,
             self.cpu_seconds + other.cpu_seconds,
             max(self.peak_mb, other.peak_mb),
+            self.lost or other.lost,
         )
 
 
@@ -124,6 +128,9 @@ def train(
     processes = processes or Processes()
     with alone(folder, processes) as lock:
         before = used_so_far(folder, name)
+        write_text(
+            notes, json.dumps(asdict(replace(before, lost=True)))
+        )  # if killed before the end
         code, last, used = follow(command, log, watch, environment, processes, lock)
         used = before + used
         write_text(notes, json.dumps(asdict(used)))

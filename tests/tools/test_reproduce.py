@@ -11,7 +11,7 @@ from benchmarks.gains import tables
 from benchmarks.gains.plan import Run
 from benchmarks.gains.records import read
 from benchmarks.gains.running import Place, perform, teacher_file
-from benchmarks.gains.training import RunError
+from benchmarks.gains.training import RunError, train, used_so_far
 from tests.tools.conftest import SEGMENTOR
 
 RECIPE = """
@@ -106,6 +106,9 @@ def test_a_killed_run_goes_on_to_the_same_score(tiny: Path):
     reached.clear()
     found = perform(run, [], cut, lambda done, *_: reached.append(done))
     assert reached[0] > 1 and reached[-1] == 20
+    assert (
+        found.seconds > 1 and not used_so_far(next((tiny / 'cut').rglob('train.log')).parent).lost
+    )
     assert (found.score, found.val_score) == (expected.score, expected.val_score)
 
 
@@ -159,3 +162,13 @@ def test_data_that_is_not_there_is_left_out(tiny: Path, fails, monkeypatch):
 def test_a_line_that_is_no_run_is_named(tiny: Path, fails):
     Path('runs.jsonl').write_text(json.dumps(dict(data='tiny')) + '\n')
     assert 'runs.jsonl, line 1 is no finished run' in fails('reproduce', *ARGUMENTS)
+
+
+def test_time_that_was_lost_is_noted(tmp_path: Path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'train.json').write_text(json.dumps(dict(seconds=5.0, lost=True)))
+    with pytest.raises(RunError, match='no config at'):
+        train(tmp_path / 'none.py', folder, [], lambda *_: None)
+    used = used_so_far(folder)
+    assert used.lost and used.seconds > 5 and used.cpu_seconds > 0 and used.peak_mb > 50
