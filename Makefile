@@ -9,10 +9,13 @@ LIBS_detection = mmdet
 OPS_segmentation = cached
 OPS_detection = required
 
+# A user's own runs, beside those in the repository; --quick has a file of its own.
+OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.jsonl)
+
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test fuzz lint clean python
+.PHONY: help demo reproduce install test fuzz lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -25,12 +28,17 @@ help:  ## This text
 	@echo '  VENV=.venv         where the environment is; one that exists is added to, not changed'
 	@echo '  TORCH="torch==..." what to install, with options of pip if need be'
 	@echo '  STACK=onedl        or upstream: whose mmengine, mmcv, mmdet and mmseg'
+	@echo '  OPTIONS="--quick"  of tools/reproduce.py, for reproduce'
 	@echo '  MMKD_CACHE=DIR     keeps compiled ops (default: ~/.cache/mmkd)'
 
 demo: python  ## Environment, data, teacher, student, distilled student, report
 	@$(if $(LIBS_$(TASK)),,echo "TASK=$(TASK) is neither segmentation nor detection" >&2; exit 2)
 	@$(SETUP) --libs $(LIBS_$(TASK)) --ops $(OPS_$(TASK)) --extras demo
 	@'$(VENV)/bin/python' -u tools/demo.py --task $(TASK)
+
+reproduce: python  ## Each recipe against its student alone, with intervals; OPTIONS="--quick"
+	@$(SETUP) --libs mmseg mmdet --ops required --extras demo
+	@'$(VENV)/bin/python' -u tools/reproduce.py $(OWN) $(OPTIONS)
 
 install: python  ## Environment for development: both libraries, compiled ops, test tools
 	@$(SETUP) --libs mmseg mmdet --ops required --extras demo test

@@ -477,7 +477,17 @@ def test_ninja_progress():
 def test_make_help():
     done = subprocess.run(['make', '-C', str(ROOT)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for word in ('demo', 'test', 'install', 'clean', 'TASK=', 'TORCH=', 'PYTHON=', 'VENV='):
+    for word in (
+        'demo',
+        'reproduce',
+        'test',
+        'install',
+        'clean',
+        'TASK=',
+        'TORCH=',
+        'PYTHON=',
+        'VENV=',
+    ):
         assert word in done.stdout
 
 

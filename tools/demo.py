@@ -10,12 +10,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
-import subprocess
 import sys
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +26,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks.gains.training import (
+    RunError,
+    last_checkpoint,
+    make_digit_scenes,
+    scalars,
+)
+from benchmarks.gains.training import train as train_with_tool
 from mmkd_plugin.saving import WriteError, replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-STEP = re.compile(r'Iter\(train\) +\[ *(\d+)/(\d+)\].* loss: ([\d.]+|nan|inf)')
 ROWS = 4  # scenes in the report
 
 
@@ -78,10 +80,6 @@ RUNS = ('teacher', 'student', 'distilled')
 NAMES = {'teacher': 'teacher', 'student': 'student alone', 'distilled': 'distilled student'}
 
 
-class DemoError(Exception):
-    """A step failed; the message says what to do."""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--task', choices=TASKS, default='segmentation')
@@ -100,7 +98,7 @@ def main() -> None:
         raise SystemExit(f'demo: --work-dir {folder} cannot be made: {error.strerror}') from None
     try:
         run_demo(args.task, folder, args.seed, console)
-    except (DemoError, WriteError) as error:
+    except (RunError, WriteError) as error:
         raise SystemExit(f'demo: {error}') from None
     except KeyboardInterrupt:
         raise SystemExit('demo: stopped; the same command goes on from here') from None
@@ -108,7 +106,7 @@ def main() -> None:
 
 def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
     task = TASKS[name]
-    make_data()
+    make_digit_scenes()
     checkpoints: dict[str, Path] = {}
     for number, run in enumerate(RUNS, 1):
         config = ROOT / 'configs' / getattr(task, run)
@@ -140,13 +138,6 @@ def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
     console.print(f'Pictures and curves: {report}')
 
 
-def make_data() -> None:
-    """Writes ``data/digit_scenes``, or checks what is there."""
-    command = [sys.executable, str(ROOT / 'tools' / 'make_digit_scenes.py')]
-    if subprocess.run(command).returncode:
-        raise DemoError('the data could not be made; the lines above say why')
-
-
 def train(config: Path, folder: Path, options: list[str], title: str, console: Console) -> Path:
     """Trains with ``tools/train.py`` unless it is done, and shows how far it is.
 
@@ -164,78 +155,47 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
     if state := done_before(folder, asked):
         console.print(f'{title}: done before, {state["seconds"] / 60:.1f} min')
         return Path(state['checkpoint'])
-    folder.mkdir(parents=True, exist_ok=True)
-    clock, log = folder / 'seconds.txt', folder / 'train.log'
-    before = float(clock.read_text()) if clock.exists() else 0.0
-    command = [
-        sys.executable, '-u', '-W', 'ignore', str(ROOT / 'tools' / 'train.py'), str(config),
-        '--work-dir', str(folder), '--resume', '--cfg-options', *options,
-    ]  # fmt: skip
-    start = time.monotonic()
-    try:
-        code, last = follow(command, log, title, console)
-    finally:
-        seconds = before + time.monotonic() - start
-        write_text(clock, str(seconds))
-    if code:
-        raise DemoError(
-            f'{title} failed. The end of {log}:\n  ' + '\n  '.join(last) + '\n'
-            'After mending the cause, the same command goes on from the last checkpoint.'
-        )
-    checkpoint = (folder / 'last_checkpoint').read_text().strip()
-    done = {'asked': asked, 'checkpoint': checkpoint, 'seconds': seconds}
+    with progress_bar(console) as progress:
+        bar = progress.add_task(title, total=None, note='starting')
+        shown = 0  # where no bar can be drawn, a line now and then
+
+        def watch(done: int, total: int, loss: float) -> None:
+            nonlocal shown
+            note = f'loss {loss:.2f}'
+            progress.update(bar, completed=done, total=total, note=note)
+            if not console.is_terminal and (done - shown >= 100 or not shown):
+                shown = done
+                console.print(f'{title}: {shown} of {total} iterations, {note}')
+
+        try:
+            used = train_with_tool(config, folder, ['--cfg-options', *options], watch)
+        except RunError as error:
+            raise RunError(
+                f'{title} failed: {error}\n'
+                'After mending the cause, the same command goes on from the last checkpoint.'
+            ) from None
+    checkpoint = last_checkpoint(folder)
+    done = {'asked': asked, 'checkpoint': str(checkpoint), 'seconds': used.seconds}
     write_text(folder / 'done.json', json.dumps(done))
-    return Path(checkpoint)
+    return checkpoint
 
 
 def done_before(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Reads the note of a run that has ended; None if it has not, or its checkpoint is gone.
 
     Raises:
-        DemoError: If the run had other settings.
+        RunError: If the run had other settings.
     """
     file = folder / 'done.json'
     if not file.exists():
         return None
     state = json.loads(file.read_text())
     if state['asked'] != asked:
-        raise DemoError(
+        raise RunError(
             f'{folder} holds a run with other settings ({state["asked"]}); '
             'give another --work-dir, or remove the folder'
         )
     return state if Path(state['checkpoint']).exists() else None
-
-
-def follow(
-    command: list[str], log: Path, title: str, console: Console
-) -> tuple[int, Sequence[str]]:
-    """Runs a training, copies its output to a log and shows how far it is.
-
-    Returns:
-        tuple: Its exit code and its last lines.
-    """
-    last: deque[str] = deque(maxlen=15)
-    shown = 0  # where no bar can be drawn, a line now and then
-    with progress_bar(console) as progress, log.open('a', buffering=1) as file:
-        bar = progress.add_task(title, total=None, note='starting')
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            for line in process.stdout:
-                file.write(line)
-                if line.strip():
-                    last.append(line.rstrip())
-                if step := STEP.search(line):
-                    done, total, loss = int(step[1]), int(step[2]), step[3]
-                    note = f'loss {float(loss):.2f}'
-                    progress.update(bar, completed=done, total=total, note=note)
-                    if not console.is_terminal and (done - shown >= 100 or not shown):
-                        shown = done
-                        console.print(f'{title}: {shown} of {total} iterations, {note}')
-        finally:
-            code = process.wait()
-    return code, last
 
 
 def progress_bar(console: Console) -> Progress:
@@ -254,15 +214,10 @@ def progress_bar(console: Console) -> Progress:
 
 def curve(folder: Path, task: Task) -> list[tuple[int, float]]:
     """Reads the validation score in percent, by iteration."""
-    points: dict[int, float] = {}
-    for file in sorted(folder.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            scalars = json.loads(line)
-            if task.metric in scalars:
-                points[scalars['step']] = scalars[task.metric] * task.percent
+    points = scalars(folder, task.metric)
     if not points:
-        raise DemoError(f'{folder} has no {task.title}; remove it and run the command again')
-    return sorted(points.items())
+        raise RunError(f'{folder} has no {task.title}; remove it and run the command again')
+    return [(step, value * task.percent) for step, value in points]
 
 
 @contextmanager

@@ -68,19 +68,19 @@ def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
     assert text.count('done before') == 2
     assert 'esumed' in (folder / 'work' / 'distilled' / 'train.log').read_text()
 
-    with pytest.raises(demo.DemoError, match='holds a run with other settings'):
+    with pytest.raises(demo.RunError, match='holds a run with other settings'):
         run(demo, folder, monkeypatch, seed=1)
 
 
 def test_a_run_that_fails_says_where_to_look(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'broken.py').write_text("model = dict(type='NoSuchModel')\n")
-    with pytest.raises(demo.DemoError) as error:
+    with pytest.raises(demo.RunError) as error:
         demo.train(
             tmp_path / 'broken.py', tmp_path / 'run', ['a=1'], 'teacher', Console(quiet=True)
         )
     text = str(error.value)
-    assert text.startswith('teacher failed. The end of ') and 'train.log' in text
+    assert text.startswith('teacher failed: the end of ') and 'train.log' in text
     assert 'the same command goes on' in text
 
 
@@ -92,7 +92,7 @@ def test_the_curve_joins_the_parts_of_a_resumed_run(demo, tmp_path):
         (data / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
     task = demo.TASKS['segmentation']
     assert demo.curve(tmp_path, task) == [(100, 10.0), (200, 20.0), (300, 30.0)]
-    with pytest.raises(demo.DemoError, match='has no mIoU'):
+    with pytest.raises(demo.RunError, match='has no mIoU'):
         demo.curve(tmp_path / 'nothing', task)
 
 

@@ -1,0 +1,1 @@
+"""What each method gains: ``make reproduce`` trains, counts and writes docs/results.md."""

@@ -1,0 +1,265 @@
+"""Which runs there are, which can start, and how long they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from statistics import fmean, median
+
+from benchmarks.gains.records import Record
+from benchmarks.gains.tables import Table
+
+#: Multiples of a recipe's loss weights, one trial each, and the seed of these trials. Results have
+#: other seeds.
+TRIALS = (0.3, 1.0, 3.0)
+TRIAL_SEED = 100
+#: A student that trains as long in wall time as a distilled one has one of these multiples of the
+#: iterations, the next one up.
+LONGER = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+#: Seconds of an iteration on one core, until a run of the table has been measured.
+GUESS = {'segmentation': 0.2, 'detection': 0.15}
+GUESSED_RATIO = {'teacher': 2.2, 'student': 1.0, 'method': 1.7}
+ALONE = ('teacher', 'student', 'longer')
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training.
+
+    Args:
+        table (Table): Where it belongs.
+        method (str): The recipe, or one of ``ALONE``.
+        seed (int): Its seed. Defaults to 0.
+        weight (float | str, optional): As in :class:`Record`; None if it is not chosen yet, or
+            there is none. Defaults to None.
+        length (float, optional): As in :class:`Record`; None if it is not known yet. Defaults to 1.
+        purpose (str): As in :class:`Record`. Defaults to ``'counted'``.
+    """
+
+    table: Table
+    method: str
+    seed: int = 0
+    weight: float | str | None = None
+    length: float | None = 1.0
+    purpose: str = 'counted'
+
+    @property
+    def known(self) -> bool:
+        """Whether all of it is settled."""
+        settled = self.method in ALONE or self.weight is not None
+        return settled and self.length is not None
+
+    def is_of(self, record: Record) -> bool:
+        """Whether a record is that of this run."""
+        return _is_of(self.table, record) and (
+            (record.method, record.seed, record.weight, record.length, record.purpose)
+            == (self.method, self.seed, self.weight, self.length, self.purpose)
+        )
+
+    def __str__(self) -> str:
+        weight = {None: ''}.get(self.weight, f' ×{self.weight}')
+        longer = f' ×{self.length / self.table.data.length:g}' if self.method == 'longer' else ''
+        trial = ' trial' if self.purpose == 'trial' else f' seed {self.seed}'
+        return f'{self.table.data.name} {self.table.task[:3]} {self.method}{weight}{longer}{trial}'
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is run.
+
+    Args:
+        weights (tuple, optional): Weights that all count, for a grid. Defaults to None: the trials
+            choose one weight for each method.
+        trials (tuple[float]): Weights that are tried. Without any, the recipes' own count.
+            Defaults to ``TRIALS``.
+        longer (bool): Whether the student alone is trained longer, too. Defaults to True.
+    """
+
+    weights: tuple[float | str, ...] | None = None
+    trials: tuple[float, ...] = TRIALS
+    longer: bool = True
+
+
+def chosen(table: Table, only: Sequence[str]) -> Table | None:
+    """The part of a table that patterns name.
+
+    Args:
+        table (Table): A table.
+        only (Sequence[str]): Patterns of data/method or data/task/method; none name everything.
+
+    Returns:
+        Table, optional: None if nothing of it is named.
+    """
+    recipes = {
+        method: path
+        for method, path in table.recipes.items()
+        if not only
+        or any(
+            fnmatch(name, pattern)
+            for pattern in only
+            for name in (
+                f'{table.data.name}/{method}',
+                f'{table.data.name}/{table.task}/{method}',
+                f'{table.name}/{method}',
+            )
+        )
+    }
+    return replace(table, recipes=recipes) if recipes else None
+
+
+def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
+    """All runs of a table, in their order; what results decide is left open until they are there.
+
+    Args:
+        table (Table): The table.
+        records (Sequence[Record]): The finished runs.
+        budget (Budget): How much is run.
+    """
+    length, seeds = table.data.length, range(table.data.seeds)
+    mine = [record for record in records if _is_of(table, record)]
+    runs = [Run(table, 'student', seed, length=length) for seed in seeds]
+    if any(method in table.taught for method in table.recipes):
+        runs.insert(0, Run(table, 'teacher', length=length))
+    weights: dict[str, tuple[float | str | None, ...]] = {}
+    for method in table.recipes:
+        if budget.weights is not None:
+            weights[method] = budget.weights
+            continue
+        weights[method] = (best_weight(table, method, mine, budget),)
+        runs += [
+            Run(table, method, TRIAL_SEED, weight, length, 'trial')
+            for weight in budget.trials
+            if len(budget.trials) > 1
+        ]
+    counted = [
+        Run(table, method, seed, weight, length)
+        for seed in seeds
+        for method, those in weights.items()
+        for weight in those
+    ]
+    runs += counted
+    if budget.longer and budget.weights is None:
+        factors, open_ones = set(), False
+        for method in table.recipes:
+            ratio = time_ratio(table, method, weights[method][0], mine)
+            open_ones |= ratio is None
+            factors |= {longer_factor(ratio)} if ratio else set()
+        lengths: list[float | None] = [length * factor for factor in sorted(factors - {1.0})]
+        if open_ones and not lengths:
+            lengths = [None, None]  # as a guess, methods need two multiples of the time
+        runs += [Run(table, 'longer', seed, length=one) for seed in seeds for one in lengths]
+    return runs
+
+
+def best_weight(
+    table: Table, method: str, records: Sequence[Record], budget: Budget
+) -> float | None:
+    """The weight with the best validation score of a method's trials; None until all are done.
+
+    Among equals it is the recipe's own, or the next to it. Trials that diverged are the worst.
+    """
+    if len(budget.trials) < 2:
+        return budget.trials[0] if budget.trials else 1.0
+    scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
+    return best_of(scores) if set(budget.trials) <= set(scores) else None
+
+
+def best_of(scores: Mapping[float, float | None]) -> float:
+    """The weight with the best score of its trial.
+
+    Among equals it is the recipe's own, or the next to it. A trial that diverged is the worst.
+
+    Args:
+        scores (Mapping[float, float | None]): Validation scores by weight.
+
+    Examples:
+        >>> best_of({0.3: 41.0, 1.0: 42.5, 3.0: None})
+        1.0
+    """
+
+    def rank(weight: float) -> tuple[float, float]:
+        score = scores[weight]
+        return (-math.inf if score is None else score, -abs(math.log(weight)))
+
+    return max(scores, key=rank)
+
+
+def time_ratio(
+    table: Table, method: str, weight: float | str | None, records: Sequence[Record]
+) -> float | None:
+    """Time of an iteration, in multiples of the student's alone; None until all runs are done.
+
+    It is the median over the seeds, which were run at different times, of method and student each.
+    """
+    if weight is None:
+        return None
+    steps = []
+    for name, of in ((method, weight), ('student', None)):
+        runs = [Run(table, name, seed, of, table.data.length) for seed in range(table.data.seeds)]
+        found = [find(run, records) for run in runs]
+        if None in found:
+            return None
+        times = [record.step_seconds for record in found if record.score is not None]
+        if not times:
+            return None if name == 'student' else 1.0  # it diverged with every seed
+        steps.append(median(times))
+    return steps[0] / steps[1]
+
+
+def longer_factor(ratio: float) -> float:
+    """The multiple of the iterations for a ratio of times; a twentieth more time is no more."""
+    if ratio <= 1.05:
+        return 1.0
+    return next((factor for factor in LONGER if factor >= ratio), LONGER[-1])
+
+
+def find(run: Run, records: Iterable[Record]) -> Record | None:
+    """The record of a run, if it is finished."""
+    return next((record for record in records if run.is_of(record)), None)
+
+
+def needs(run: Run) -> list[Run]:
+    """The runs that must be finished before one can start."""
+    length, found = run.table.data.length, []
+    if run.method in run.table.taught:
+        found.append(Run(run.table, 'teacher', length=length))
+    if run.method not in ('teacher', 'student') and run.purpose == 'counted':
+        found.append(Run(run.table, 'student', run.seed, length=length))
+    return found
+
+
+def estimate(run: Run, records: Sequence[Record]) -> float:
+    """Seconds that a run takes: as measured in its table, else guessed."""
+    mine = [r for r in records if _is_of(run.table, r) and r.iterations and r.seconds]
+    length = run.length or run.table.data.length * 2
+    name = 'student' if run.method == 'longer' else run.method
+    iterations = run.table.iterations[name] * length
+    same = [r.seconds / r.iterations for r in mine if r.method == name]
+    if same:
+        return median(same) * iterations
+    kind = name if name in GUESSED_RATIO else 'method'
+    others = [
+        r.seconds
+        / r.iterations
+        / GUESSED_RATIO[r.method if r.method in GUESSED_RATIO else 'method']
+        for r in mine
+        if r.method != 'longer'
+    ]
+    step = fmean(others) if others else GUESS[run.table.task]
+    return step * GUESSED_RATIO[kind] * iterations
+
+
+def _is_trial(table: Table, method: str, record: Record) -> bool:
+    return _is_of(table, record) and (
+        (record.method, record.purpose, record.length) == (method, 'trial', table.data.length)
+    )
+
+
+def _is_of(table: Table, record: Record) -> bool:
+    return (record.data, record.task, record.student) == (
+        table.data.name,
+        table.task,
+        table.student.stem,
+    )

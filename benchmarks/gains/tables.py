@@ -1,0 +1,155 @@
+"""The tables: which recipes of ``configs/`` are compared with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.gains.training import make_digit_scenes
+from mmkd_plugin.cli import UsageError, is_distilled, read_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs'
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a task is scored.
+
+    Args:
+        metric (str): Name among mmengine's scalars.
+        title (str): Name in tables.
+        percent (float): Factor that turns it into a percentage.
+    """
+
+    metric: str
+    title: str
+    percent: float
+
+
+SCORES = {
+    'segmentation': Score('mIoU', 'mIoU', 1),
+    'detection': Score('coco/bbox_mAP', 'bbox mAP', 100),
+}
+TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection'}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set and how much is run on it.
+
+    Args:
+        name (str): As in ``--only`` and in runs.jsonl.
+        title (str): Its name for readers.
+        pattern (str): Its configs, below ``configs/``; plain ones are students and teachers.
+        seeds (int): Seeds of each method. Defaults to 3.
+        length (float): Iterations, in multiples of the recipes'. Defaults to 1.
+        make (Callable, optional): Writes the data or checks it. Defaults to None: the data must be
+            there.
+    """
+
+    name: str
+    title: str
+    pattern: str
+    seeds: int = 3
+    length: float = 1.0
+    make: Callable[[], None] | None = None
+
+
+DATA = (
+    Data('digit_scenes', 'DigitScenes', '*digit-scenes*.py', make=make_digit_scenes),
+    Data('camvid', 'CamVid', '*camvid*.py', seeds=5),
+    Data('bccd', 'BCCD', '*bccd*.py', seeds=5),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The methods that teach one student.
+
+    Args:
+        data (Data): The data set.
+        task (str): ``'segmentation'`` or ``'detection'``.
+        student (Path): Config of the student alone.
+        teacher (Path, optional): Config of the teacher; None if every method is without.
+        recipes (dict[str, Path]): Configs by the name of the method.
+        taught (frozenset[str]): The methods that have the teacher.
+        iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
+    """
+
+    data: Data
+    task: str
+    student: Path
+    teacher: Path | None
+    recipes: dict[str, Path] = field(hash=False)
+    taught: frozenset[str] = frozenset()
+    iterations: dict[str, int] = field(hash=False, default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Data set, task and student."""
+        return f'{self.data.name}/{self.task}/{self.student.stem}'
+
+
+def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table]:
+    """Sorts the recipes by data set and student.
+
+    A recipe belongs to the plain config with which its name ends.
+
+    Args:
+        data (Sequence[Data]): The data sets.
+        configs (Path): Where configs are. Defaults to those of the repository.
+
+    Raises:
+        UsageError: If a recipe has no student, recipes of one student have several teachers, or a
+            config counts epochs.
+    """
+    configs, found = configs or CONFIGS, []
+    for one in data:
+        paths = sorted(
+            path
+            for path in configs.rglob(one.pattern)
+            if '_base_' not in path.relative_to(configs).parts
+        )
+        read = {path: read_config(str(path)) for path in paths}
+        plain = [path for path in paths if not is_distilled(read[path])]
+        recipes: dict[Path, list[Path]] = {}
+        for path in paths:
+            if 'max_iters' not in read[path].train_cfg:
+                raise UsageError(f'{path} counts epochs; these tables count iterations')
+            if path not in plain:
+                ends = [student for student in plain if path.stem.endswith(f'_{student.stem}')]
+                if not ends:
+                    raise UsageError(f'{path}: no plain config is the end of its name')
+                recipes.setdefault(max(ends, key=lambda end: len(end.stem)), []).append(path)
+        largest_first = sorted(recipes.items(), key=lambda item: (-len(item[1]), item[0]))
+        for student, members in largest_first:
+            teachers = {path: _teacher(read[path].model, configs) for path in members}
+            every = {teacher for teacher in teachers.values() if teacher}
+            if len(every) > 1:
+                raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
+            teacher = next(iter(every), None)
+            methods = {path: path.stem.partition('_')[0] for path in members}
+            iterations = {methods[path]: read[path].train_cfg.max_iters for path in members}
+            iterations['student'] = read[student].train_cfg.max_iters
+            if teacher:
+                iterations['teacher'] = read_config(str(teacher)).train_cfg.max_iters
+            found.append(
+                Table(
+                    one,
+                    TASKS[read[student].default_scope],
+                    student,
+                    teacher,
+                    {method: path for path, method in methods.items()},
+                    frozenset(methods[path] for path in members if teachers[path]),
+                    iterations,
+                )
+            )
+    return found
+
+
+def _teacher(model: dict, configs: Path) -> Path | None:
+    """The config of the trained teacher of a recipe, which it names from the repository's root."""
+    config = model.teacher.get('config')
+    return None if config is None else (configs.parent / config).resolve()

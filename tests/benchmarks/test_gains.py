@@ -1,0 +1,303 @@
+"""What each method gains: statistics, plan and page, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from mmengine.config import ConfigDict
+from PIL import Image
+
+from benchmarks.gains import page, records
+from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
+from benchmarks.gains.plan import (
+    TRIAL_SEED,
+    TRIALS,
+    Budget,
+    Run,
+    best_of,
+    chosen,
+    estimate,
+    longer_factor,
+    needs,
+    plan,
+)
+from benchmarks.gains.settings import digest, run_config, set_weight, test_split
+from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
+from mmkd_plugin.cli import UsageError
+
+T2 = 4.302653  # the 97.5 % quantile of Student's t with two degrees of freedom
+test_split.__test__ = False
+
+
+def test_the_interval_of_a_mean():
+    found = mean_interval([1.0, 2.0, 3.0])  # standard deviation 1, standard error 1 / sqrt(3)
+    half = T2 / math.sqrt(3)
+    assert found == pytest.approx((2, 2 - half, 2 + half), abs=1e-5)
+    assert found.verdict == 'inconclusive'
+    assert mean_interval([5.0]) == (5, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ('values', 'verdict'),
+    [
+        ([4.0, 5.0, 6.0], 'helps'),
+        ([-4.0, -5.0, -6.0], 'hurts'),
+        ([4.0, -5.0, 6.0], 'inconclusive'),
+        ([9.0], 'inconclusive'),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(values, verdict):
+    assert mean_interval(values).verdict == verdict
+
+
+def test_a_share_of_a_gap_that_is_always_the_same():
+    half = T2 / math.sqrt(3) / 10
+    assert ratio_interval([1.0, 2.0, 3.0], [10.0] * 3) == pytest.approx(
+        (0.2, 0.2 - half, 0.2 + half), abs=1e-5
+    )
+
+
+def test_a_share_by_hand():
+    # Means 2 and 10; of the means, variances 1/3 and 4/3 and covariance -2/3.
+    # p = 100 - 4/3 T^2, q = 20 + 2/3 T^2, c = 4 - 1/3 T^2, limits (q -+ sqrt(q^2 - p c)) / p.
+    found = ratio_interval([1.0, 2.0, 3.0], [12.0, 10.0, 8.0])
+    p, q, c = 100 - 4 / 3 * T2**2, 20 + 2 / 3 * T2**2, 4 - T2**2 / 3
+    root = math.sqrt(q * q - p * c)
+    assert found == pytest.approx((0.2, (q - root) / p, (q + root) / p), abs=1e-5)
+    assert found.low < 0.2 < found.high
+
+
+@pytest.mark.parametrize(
+    ('gap', 'found'),
+    [([-1.0, -2.0, -3.0], None), ([-1.0, 3.0, 2.0], (-math.inf, math.inf))],
+)
+def test_a_share_of_no_clear_gap(gap, found):
+    share = ratio_interval([1.0, 2.0, 3.0], gap)
+    assert share is None if found is None else (share.low, share.high) == found
+
+
+TABLE = Table(
+    Data('digit_scenes', 'DigitScenes', '*', seeds=2),
+    'segmentation',
+    Path('configs/small_1k.py'),
+    Path('configs/large_1k.py'),
+    {
+        'cwd': Path('configs/cwd/cwd_large_small_1k.py'),
+        'frskd': Path('configs/f/frskd_small_1k.py'),
+    },
+    frozenset(['cwd']),
+    {'student': 1000, 'teacher': 1000, 'cwd': 1000, 'frskd': 1000},
+)
+
+
+def record(method='student', seed=0, score=30.0, weight=None, **changes) -> records.Record:
+    return replace(
+        records.Record(
+            data='digit_scenes',
+            split='val',
+            task='segmentation',
+            student='small_1k',
+            method=method,
+            config=f'configs/{method}.py',
+            purpose='counted',
+            weight=weight,
+            seed=seed,
+            length=1.0,
+            metric='mIoU',
+            score=score,
+            val_score=score,
+            student_score=None,
+            teacher_score=None if method in ('teacher', 'student') else 50.0,
+            seconds=100.0,
+            step_seconds=0.1,
+            peak_mb=500.0,
+            iterations=1000,
+            device='cpu',
+            date='2026-01-01',
+            version='1',
+        ),
+        **changes,
+    )
+
+
+def trials(method, *scores):
+    return [
+        record(method, TRIAL_SEED, score, weight, purpose='trial')
+        for weight, score in zip(TRIALS, scores)
+    ]
+
+
+def test_the_plan_before_anything_is_run():
+    runs = plan(TABLE, [], Budget())
+    count = {
+        name: sum(run.method == name for run in runs) for name in ('teacher', 'student', 'cwd')
+    }
+    assert count == dict(teacher=1, student=2, cwd=len(TRIALS) + 2)
+    assert {run.seed for run in runs if run.purpose == 'trial'} == {TRIAL_SEED}
+    counted = [run for run in runs if run.method == 'cwd' and run.purpose == 'counted']
+    assert not any(run.known for run in counted)  # the trials decide their weight
+    assert not any(run.known for run in runs if run.method == 'longer')
+    assert needs(counted[1]) == [Run(TABLE, 'teacher'), Run(TABLE, 'student', 1)]
+    assert needs(Run(TABLE, 'frskd', TRIAL_SEED, 1.0, 1.0, 'trial')) == []
+    assert estimate(runs[0], []) > estimate(runs[1], []) > 0
+
+
+def test_results_settle_the_rest_of_the_plan():
+    done = [*trials('cwd', 35.0, 36.0, 37.0), *trials('frskd', 35.0, 35.0, None)]
+    weights = {run.method: run.weight for run in plan(TABLE, done, Budget()) if run.known}
+    assert (weights['cwd'], weights['frskd']) == (3.0, 1.0)
+    for seed in (0, 1):
+        done += [record(seed=seed), record('cwd', seed, 36.0, 3.0, step_seconds=0.17)]
+        done += [record('frskd', seed, 36.0, 1.0, step_seconds=0.104)]
+    longer = [run for run in plan(TABLE, done, Budget()) if run.method == 'longer']
+    assert [(run.seed, run.length) for run in longer] == [(0, 2.0), (1, 2.0)]
+    assert all(run.known for run in plan(TABLE, done, Budget()))
+    assert estimate(longer[0], done) == pytest.approx(200)
+    assert not any(run.method == 'longer' for run in plan(TABLE, done, Budget(longer=False)))
+
+
+def test_a_grid_has_no_trials():
+    runs = plan(TABLE, [], Budget(weights=(0.1, 'auto')))
+    assert {run.purpose for run in runs} == {'counted'}
+    assert [run.weight for run in runs if run.method == 'cwd'] == [0.1, 'auto'] * 2
+
+
+def test_choosing():
+    assert [best_of(scores) for scores in ({0.3: 1.0, 1.0: None}, {0.3: 1.0, 1.0: 1.0})] == [0.3, 1]
+    assert [longer_factor(ratio) for ratio in (0.9, 1.05, 1.06, 2.0, 2.01, 99)] == [
+        1.0, 1.0, 1.25, 2.0, 2.5, 8.0,
+    ]  # fmt: skip
+    assert chosen(TABLE, []) == TABLE
+    assert set(chosen(TABLE, ['digit_scenes/cw*']).recipes) == {'cwd'}
+    assert set(chosen(TABLE, ['*/segmentation/*']).recipes) == {'cwd', 'frskd'}
+    assert chosen(TABLE, ['camvid/*']) is None
+
+
+def test_every_small_recipe_has_a_table():
+    found = find_tables(DATA[:1])
+    count = sum(len(table.recipes) for table in found)
+    named = [
+        path
+        for path in ROOT.glob('configs/*/*digit-scenes*.py')
+        if path.parent.name not in ('_base_', 'digit_scenes')
+    ]
+    assert count == len(named) and {table.task for table in found} == {'segmentation', 'detection'}
+    assert all(table.teacher.is_file() and table.iterations['teacher'] for table in found)
+    assert all('frskd' not in method for table in found for method in table.taught)
+
+
+RECIPE = next(ROOT.glob('configs/activation_boundary/*-stages_fpn_*digit-scenes*.py'))
+
+
+def test_the_config_of_a_run():
+    cfg = run_config(
+        RECIPE, seed=7, length=0.2, weight=3.0, teacher=(Path('t.py'), Path('work/t.pth'))
+    )
+    assert cfg.randomness.seed == 7 and cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == 200
+    assert [(one.begin, one.end) for one in cfg.param_scheduler] == [(0, 50), (50, 200)]
+    assert cfg.model.task.schedule.start == 25
+    term = cfg.model.distill.activation_boundary
+    assert term.schedule.stop == 25
+    assert term.loss.loss_weight == pytest.approx([1.125e-5, 2.25e-5, 4.5e-5, 9e-5])
+    assert (cfg.model.teacher.config, cfg.model.teacher.checkpoint) == ('t.py', 'work/t.pth')
+    assert test_split(cfg) == 'val'
+    plain = run_config(RECIPE, seed=7, weight=1.0)
+    assert plain.train_cfg.max_iters == 1000
+    assert digest(plain) == digest(run_config(RECIPE, seed=7)) != digest(cfg)
+
+
+@pytest.mark.parametrize(
+    ('weight', 'before', 'after'),
+    [
+        (1.0, dict(loss_weight=4), 4),
+        (0.5, dict(loss_weight=4), 2),
+        (3.0, dict(), 3),  # the default of the loss is 1
+        ('auto', dict(loss_weight=4), 'auto'),
+        ('auto:0.3', dict(loss_weight=[1, 2]), dict(auto=0.3)),
+    ],
+)
+def test_the_weight_of_a_run(weight, before, after):
+    loss = ConfigDict(type='mmkd_plugin.ChannelWiseLoss', **before)
+    set_weight(loss, weight)
+    assert loss.loss_weight == after
+
+
+def test_the_lines_of_finished_runs(tmp_path: Path):
+    file = tmp_path / 'new' / 'runs.jsonl'
+    assert records.read(file) == []
+    for seed in (0, 1):
+        records.append(file, record(seed=seed))
+    assert records.read(file) == [record(seed=0), record(seed=1)]
+    assert [json.loads(line)['seed'] for line in file.read_text().splitlines()] == [0, 1]
+    file.write_text(file.read_text() + '{"data": "cut o')
+    with pytest.raises(UsageError, match='line 3 is no finished run'):
+        records.read(file)
+
+
+#: Alone 30, 31, 32; gains of cwd 9, 10, 11; the teacher has 50.
+SOME = [
+    record('teacher', 0, 50.0),
+    *(record(seed=seed, score=30.0 + seed) for seed in range(3)),
+    *(record('cwd', s, 39.0 + 2 * s, 1.0, step_seconds=0.19) for s in range(3)),
+    *(record('nst', s, 20.0 + 2 * s, 1.0, step_seconds=0.1) for s in range(3)),
+    *(record('pair', s, (30.0, 32.0, 31.0)[s], 1.0, step_seconds=0.1) for s in range(3)),
+    *(record('wild', s, None, 1.0) for s in range(3)),
+    *(record('longer', s, 34.0 + s, length=2.0, iterations=2000) for s in range(3)),
+]
+
+
+def lines_of(text: str) -> dict[str, list[str]]:
+    rows = [line.strip('| ').split(' | ') for line in text.splitlines() if line.startswith('| [')]
+    return {row[0].partition(']')[0].strip('['): row for row in rows}
+
+
+def test_the_page_says_what_the_runs_say():
+    text = page.text(SOME)
+    rows = lines_of(text)
+    assert list(rows) == ['cwd', 'pair', 'nst', 'wild']  # the largest gain first
+    cwd = rows['cwd']
+    assert cwd[1:6] == ['×1', '3', '41.00', '+10.00 [+7.52, +12.48]', cwd[5]]
+    share = ratio_interval([9.0, 10.0, 11.0], [20.0, 19.0, 18.0])
+    assert cwd[5] == f'{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]'
+    assert cwd[6:] == ['helps', '1.90×', '+6.00 [+3.52, +8.48], 2×']
+    assert rows['nst'][6:8] == ['hurts', '1.00×'] and rows['pair'][6] == 'inconclusive'
+    assert 'diverged (3)' in rows['wild']
+    assert 'Student alone: 31.00 [28.52, 33.48], 3 seeds.' in text
+    assert '| 2000 | 3 | +4.00 [+4.00, +4.00] |' in text
+
+
+def test_trials_choose_the_row_and_a_grid_has_its_own_table():
+    done = [*SOME, *trials('cwd', 30.0, 31.0, 32.0)]
+    done += [record('cwd', seed, 45.0, 3.0) for seed in range(3)]
+    done += [record('cwd', seed, 44.0, 'auto') for seed in range(3)]
+    text = page.text(done)
+    assert lines_of(text)['cwd'][1] == '×3'
+    assert '| method | ×1 | ×3 | auto |' in text and '| cwd | +10.00 [' in text
+
+
+def test_one_seed_has_no_interval():
+    rows = lines_of(page.text([r for r in SOME if r.seed == 0]))
+    assert rows['cwd'][4:7] == ['+9.00', '45% [any]', 'inconclusive']
+
+
+def test_the_page_and_its_plots_are_written(tmp_path: Path):
+    page.write(SOME, tmp_path / 'docs' / 'results.md', tmp_path / 'docs' / 'images')
+    text = (tmp_path / 'docs' / 'results.md').read_text()
+    assert text == page.text(SOME) and '](images/gains-digit-scenes-small.png)' in text
+    with Image.open(tmp_path / 'docs' / 'images' / 'gains-digit-scenes-small.png') as plot:
+        assert plot.width > 400 and len(plot.convert('RGB').getcolors(2**24)) > 20
+
+
+def test_the_page_of_the_docs_is_that_of_the_runs():
+    found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
+    text = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8')
+    assert text == page.text(found), 'write it again: python tools/reproduce.py --report'
+    assert all(asdict(one)['seconds'] > 0 for one in found)
+
+
+def test_an_interval_without_limits_is_written_without():
+    assert page.signed(Interval(1.0, -math.inf, math.inf)) == '+1.00'
