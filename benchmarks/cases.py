@@ -191,6 +191,7 @@ def _of_distributions(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     for where in logits:
         yield 'PixelWiseLoss', [where], kl(where, 1)
     yield 'SoftTargetLoss', ['classifier'], kl('classifier', 4)
+    yield 'ClassCorrelationLoss', ['logits', 'classifier'], {}
 
 
 def _of_positions() -> Iterator[Row]:
@@ -227,6 +228,7 @@ def _of_values() -> Iterator[Row]:
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
+    yield 'PearsonLoss', ['features', 'pyramid'], dict(razor=razor('pkd_loss.PKDLoss'))
 
 
 def _of_samples() -> Iterator[Row]:

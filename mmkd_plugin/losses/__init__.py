@@ -15,6 +15,7 @@ To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`lo
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
+from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.fsp import FSPLoss
@@ -28,6 +29,7 @@ from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
+from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
@@ -36,6 +38,7 @@ __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
     'ChannelWiseLoss',
+    'ClassCorrelationLoss',
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
@@ -46,6 +49,7 @@ __all__ = [
     'NeuronSelectivityLoss',
     'OverhaulLoss',
     'PairWiseLoss',
+    'PearsonLoss',
     'PixelWiseLoss',
     'RKDAngleLoss',
     'RKDDistanceLoss',

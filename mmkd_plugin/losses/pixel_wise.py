@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from mmkd_plugin.losses.numerics import soft_target as fast
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
+    index_or_none,
     kept_positions,
     loss_weights,
     temperature,
+    true_or_false,
 )
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
-from mmkd_plugin.losses.soft_target import ONE_CLASS, check_sigmoid, yes_or_no_divergence
+from mmkd_plugin.losses.soft_target import ONE_CLASS, yes_or_no_divergence
 from mmkd_plugin.registry import MODELS
 
 
@@ -116,11 +118,9 @@ class PixelWiseLoss(nn.Module):
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
-        if ignore_index is not None and type(ignore_index) is not int:
-            raise TypeError(f'ignore_index must be an int or None, got {ignore_index!r}')
         self.tau = temperature('tau', tau)
-        self.ignore_index = ignore_index
-        self.sigmoid = check_sigmoid(sigmoid)
+        self.ignore_index = index_or_none('ignore_index', ignore_index)
+        self.sigmoid = true_or_false('sigmoid', sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
     @property

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import soft_target as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, temperature
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    temperature,
+    true_or_false,
+)
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -63,17 +68,6 @@ def yes_or_no_divergence(s: Tensor, t: Tensor) -> Tensor:
     return (yes + no).sum(1)
 
 
-def check_sigmoid(value: bool) -> bool:
-    """Return ``value`` if it is a bool, else raise.
-
-    Raises:
-        TypeError: If it is not.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f'sigmoid must be True or False, got {value!r}')
-    return value
-
-
 ONE_CLASS = 'the softmax over a single class is always 1; set sigmoid=True'
 
 
@@ -122,7 +116,7 @@ class SoftTargetLoss(nn.Module):
     def __init__(self, tau: float = 4.0, sigmoid: bool = False, loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.tau = temperature('tau', tau)
-        self.sigmoid = check_sigmoid(sigmoid)
+        self.sigmoid = true_or_false('sigmoid', sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
     @property
