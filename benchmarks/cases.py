@@ -192,6 +192,10 @@ def _of_distributions(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
         yield 'PixelWiseLoss', [where], kl(where, 1)
     yield 'SoftTargetLoss', ['classifier'], kl('classifier', 4)
     yield 'ClassCorrelationLoss', ['logits', 'classifier'], {}
+    for loss in ('DecoupledLoss', 'NormalizedTargetLoss'):
+        yield loss, ['logits'], dict(others='labels')
+    options = dict(tau=2, standardize=True)
+    yield 'SoftTargetLoss', ['classifier'], dict(options=options, variant='standardize')
 
 
 def _of_positions() -> Iterator[Row]:

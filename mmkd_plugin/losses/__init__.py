@@ -16,6 +16,7 @@ from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
+from mmkd_plugin.losses.decoupled import DecoupledLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.fsp import FSPLoss
@@ -24,6 +25,7 @@ from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
+from mmkd_plugin.losses.normalized_target import NormalizedTargetLoss
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -39,6 +41,7 @@ __all__ = [
     'AttentionLoss',
     'ChannelWiseLoss',
     'ClassCorrelationLoss',
+    'DecoupledLoss',
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
@@ -47,6 +50,7 @@ __all__ = [
     'IntraClassVariationLoss',
     'LocalSimilarityLoss',
     'NeuronSelectivityLoss',
+    'NormalizedTargetLoss',
     'OverhaulLoss',
     'PairWiseLoss',
     'PearsonLoss',

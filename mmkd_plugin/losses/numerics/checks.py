@@ -153,6 +153,17 @@ def index_or_none(name: str, value: int | None) -> int | None:
     return value
 
 
+def an_index(name: str, value: int) -> int:
+    """Return ``value`` if it is an int, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if type(value) is not int:
+        raise TypeError(f'{name} must be an int, got {value!r}')
+    return value
+
+
 def finite_number(name: str, value: float) -> float:
     """Return ``value`` if it is a finite number, else raise naming the argument.
 

@@ -13,6 +13,9 @@ from mmkd_plugin.losses.numerics.precision import common_type
 
 Dims = tuple[int, ...]
 
+#: What is added to the deviation of logits (LSKD).
+STANDARD_EPS = 1e-7
+
 
 def standardised_at_once(x: Tensor, dims: Dims, eps: float) -> Tensor:
     """See :func:`standardised`."""
