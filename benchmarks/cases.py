@@ -194,6 +194,7 @@ def _of_distributions(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     yield 'ClassCorrelationLoss', ['logits', 'classifier'], {}
     for loss in ('DecoupledLoss', 'NormalizedTargetLoss'):
         yield loss, ['logits'], dict(others='labels')
+    yield 'JaccardLoss', ['logits', 'logits at image size'], {}
     options = dict(tau=2, standardize=True)
     yield 'SoftTargetLoss', ['classifier'], dict(options=options, variant='standardize')
 
@@ -213,6 +214,8 @@ def _of_positions() -> Iterator[Row]:
             variant=f'{CLASSES} classes',
         ),
     )
+    yield 'CrossImageLoss', ['one image'], {}
+    yield 'GramLoss', ['one image'], {}
     yield 'NeuronSelectivityLoss', ['features'], {}
     yield (
         'NeuronSelectivityLoss',
@@ -227,6 +230,7 @@ def _of_positions() -> Iterator[Row]:
 def _of_values() -> Iterator[Row]:
     mean_squares = razor('l2_loss.L2Loss', normalize=False, div_element=True)
     yield 'HintLoss', ['features', 'pyramid'], dict(razor=mean_squares)
+    yield 'CosineHintLoss', ['features', 'pyramid'], dict(options=dict(scope='token'))
     boundaries = razor('ab_loss.ABLoss', loss_weight=1000 / 3)
     yield 'ActivationBoundaryLoss', ['features'], dict(razor=boundaries)
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')

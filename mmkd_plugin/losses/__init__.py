@@ -16,13 +16,17 @@ from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
+from mmkd_plugin.losses.cosine_hint import CosineHintLoss
+from mmkd_plugin.losses.cross_image import CrossImageLoss
 from mmkd_plugin.losses.decoupled import DecoupledLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.fsp import FSPLoss
 from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
+from mmkd_plugin.losses.gram import GramLoss
 from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
+from mmkd_plugin.losses.jaccard import JaccardLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
 from mmkd_plugin.losses.normalized_target import NormalizedTargetLoss
@@ -41,13 +45,17 @@ __all__ = [
     'AttentionLoss',
     'ChannelWiseLoss',
     'ClassCorrelationLoss',
+    'CosineHintLoss',
+    'CrossImageLoss',
     'DecoupledLoss',
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
     'GradientAttentionLoss',
+    'GramLoss',
     'HintLoss',
     'IntraClassVariationLoss',
+    'JaccardLoss',
     'LocalSimilarityLoss',
     'NeuronSelectivityLoss',
     'NormalizedTargetLoss',
