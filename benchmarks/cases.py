@@ -216,6 +216,7 @@ def _of_positions() -> Iterator[Row]:
     )
     yield 'CrossImageLoss', ['one image'], {}
     yield 'GramLoss', ['one image'], {}
+    yield 'TokenRelationLoss', ['one image'], dict(options=dict(queue=0))
     yield 'NeuronSelectivityLoss', ['features'], {}
     yield (
         'NeuronSelectivityLoss',

@@ -47,6 +47,7 @@ _PUBLIC = {
         'RKDAngleLoss',
         'RKDDistanceLoss',
         'SoftTargetLoss',
+        'TokenRelationLoss',
     ],
     'metrics': ['ExplanationLocalization', 'ExplanationSimilarity', 'TeacherAgreement'],
     'models.backbones': ['BcosResNet'],

@@ -39,6 +39,7 @@ from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
+from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
 __all__ = [
     'ActivationBoundaryLoss',
@@ -66,6 +67,7 @@ __all__ = [
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'SoftTargetLoss',
+    'TokenRelationLoss',
     'check_shapes',
     'full_precision',
     'loss_weights',
