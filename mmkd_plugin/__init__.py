@@ -18,7 +18,7 @@ from mmkd_plugin.version import __version__
 _PUBLIC = {
     'cache.store': ['TeacherCache'],
     'cache.wiring': ['wire'],
-    'connectors': ['ConvConnector', 'Paraphraser', 'Translator'],
+    'connectors': ['ConvConnector', 'PHISNormalizer', 'Paraphraser', 'Translator'],
     'distiller': ['Distiller'],
     'explanations': ['BcosWeights', 'Explainer', 'GradCAM', 'GradientAttention'],
     'losses': [
