@@ -38,7 +38,7 @@ class PHISNormalizer(nn.Module):
         - output: the same shape, in float32 or wider.
 
     Raises:
-        RuntimeError: In ``forward``, before it was fitted or its weights were loaded.
+        ValueError: In ``forward``, before it was fitted or its weights were loaded.
 
     Examples:
         >>> import torch
@@ -98,10 +98,10 @@ class PHISNormalizer(nn.Module):
             Tensor: The same shape, in float32 or wider.
 
         Raises:
-            RuntimeError: If it was not fitted, nor weights loaded.
+            ValueError: If it was not fitted, nor weights loaded.
         """
         if not self.weight.any():
-            raise RuntimeError('this PHISNormalizer is not fitted: call fit(maps), or load weights')
+            raise ValueError('this PHISNormalizer is not fitted: call fit(maps), or load weights')
         with no_autocast(x.device.type):
             dtype = common_type(x, x)
             mean, weight = self.mean.to(dtype), self.weight.to(dtype)
