@@ -191,6 +191,12 @@ def _of_distributions(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     for where in logits:
         yield 'PixelWiseLoss', [where], kl(where, 1)
     yield 'SoftTargetLoss', ['classifier'], kl('classifier', 4)
+    yield 'ClassCorrelationLoss', ['logits', 'classifier'], {}
+    for loss in ('DecoupledLoss', 'NormalizedTargetLoss'):
+        yield loss, ['logits'], dict(others='labels')
+    yield 'JaccardLoss', ['logits', 'logits at image size'], {}
+    options = dict(tau=2, standardize=True)
+    yield 'SoftTargetLoss', ['classifier'], dict(options=options, variant='standardize')
 
 
 def _of_positions() -> Iterator[Row]:
@@ -208,6 +214,9 @@ def _of_positions() -> Iterator[Row]:
             variant=f'{CLASSES} classes',
         ),
     )
+    yield 'CrossImageLoss', ['one image'], {}
+    yield 'GramLoss', ['one image'], {}
+    yield 'TokenRelationLoss', ['one image'], dict(options=dict(queue=0))
     yield 'NeuronSelectivityLoss', ['features'], {}
     yield (
         'NeuronSelectivityLoss',
@@ -222,11 +231,13 @@ def _of_positions() -> Iterator[Row]:
 def _of_values() -> Iterator[Row]:
     mean_squares = razor('l2_loss.L2Loss', normalize=False, div_element=True)
     yield 'HintLoss', ['features', 'pyramid'], dict(razor=mean_squares)
+    yield 'CosineHintLoss', ['features', 'pyramid'], dict(options=dict(scope='token'))
     boundaries = razor('ab_loss.ABLoss', loss_weight=1000 / 3)
     yield 'ActivationBoundaryLoss', ['features'], dict(razor=boundaries)
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
+    yield 'PearsonLoss', ['features', 'pyramid'], dict(razor=razor('pkd_loss.PKDLoss'))
 
 
 def _of_samples() -> Iterator[Row]:

@@ -50,8 +50,13 @@ CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
     for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
 )
-#: What a detector has no labels for.
-SEGMENTATION_ONLY = ('IntraClassVariationLoss',)
+#: What needs labels of positions, or compares one class of several at each.
+SEGMENTATION_ONLY = (
+    'DecoupledLoss',
+    'IntraClassVariationLoss',
+    'JaccardLoss',
+    'NormalizedTargetLoss',
+)
 FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl')
 SIZE = 128
 

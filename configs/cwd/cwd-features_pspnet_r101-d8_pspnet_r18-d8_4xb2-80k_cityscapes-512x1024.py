@@ -4,6 +4,7 @@ model = dict(
     distill=dict(
         cwd=dict(
             tap='decode_head.bottleneck',
+            connector=dict(type='mmkd_plugin.ConvConnector', bias=False, norm=True, act=True),
             loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=50),
         ),
     ),

@@ -21,6 +21,8 @@ class ConvConnector(nn.Conv2d):
         bias (bool): Whether the convolution has a bias. Defaults to True.
         norm (bool): Whether a batch norm follows, as in activation boundaries and in the feature
             overhaul. A bias before a batch norm has no effect. Defaults to False.
+        act (bool): Whether a ReLU comes last, as in channel-wise distillation of features. Defaults
+            to False.
 
     Shape:
         - student: ``(N, in_channels, H, W)``.
@@ -45,6 +47,7 @@ class ConvConnector(nn.Conv2d):
         kernel_size: int = 1,
         bias: bool = True,
         norm: bool = False,
+        act: bool = False,
     ) -> None:
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd to keep the map size, got {kernel_size}')
@@ -54,6 +57,7 @@ class ConvConnector(nn.Conv2d):
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias
         )
         self.norm = nn.BatchNorm2d(out_channels) if norm else None
+        self.act = act
 
     def forward(self, student: Tensor) -> Tensor:
         """Converts a map.
@@ -65,11 +69,13 @@ class ConvConnector(nn.Conv2d):
             Tensor: ``(N, out_channels, H, W)``.
         """
         student = super().forward(student)
-        return student if self.norm is None else self.norm(student)
+        student = student if self.norm is None else self.norm(student)
+        return student.relu() if self.act else student
 
     @property
     def summary(self) -> str:
         """Name of the connector in the plan."""
         kernel = '×'.join(map(str, self.kernel_size))
         norm = '' if self.norm is None else ' + BN'
-        return f'{kernel} conv {self.in_channels}→{self.out_channels}{norm}'
+        act = ' + ReLU' if self.act else ''
+        return f'{kernel} conv {self.in_channels}→{self.out_channels}{norm}{act}'

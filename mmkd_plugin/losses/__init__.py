@@ -15,41 +15,59 @@ To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`lo
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
+from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
+from mmkd_plugin.losses.cosine_hint import CosineHintLoss
+from mmkd_plugin.losses.cross_image import CrossImageLoss
+from mmkd_plugin.losses.decoupled import DecoupledLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.fsp import FSPLoss
 from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
+from mmkd_plugin.losses.gram import GramLoss
 from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
+from mmkd_plugin.losses.jaccard import JaccardLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
+from mmkd_plugin.losses.normalized_target import NormalizedTargetLoss
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
+from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
+from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
 __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
     'ChannelWiseLoss',
+    'ClassCorrelationLoss',
+    'CosineHintLoss',
+    'CrossImageLoss',
+    'DecoupledLoss',
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
     'GradientAttentionLoss',
+    'GramLoss',
     'HintLoss',
     'IntraClassVariationLoss',
+    'JaccardLoss',
     'LocalSimilarityLoss',
     'NeuronSelectivityLoss',
+    'NormalizedTargetLoss',
     'OverhaulLoss',
     'PairWiseLoss',
+    'PearsonLoss',
     'PixelWiseLoss',
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'SoftTargetLoss',
+    'TokenRelationLoss',
     'check_shapes',
     'full_precision',
     'loss_weights',

@@ -9,7 +9,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import attention as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, positive_number
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    one_of,
+    positive_number,
+)
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -17,24 +22,25 @@ from mmkd_plugin.losses.numerics.vectors import unit_samples
 from mmkd_plugin.registry import MODELS
 
 EPS = 1e-12
+NORMS = ('mse', 'l2')
 
 
 @with_fast_form(fast.attention)
-def attention(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
+def attention(student: Tensor, teacher: Tensor, p: float = 2, norm: str = 'mse') -> Tensor:
     """``mean over N*H*W of (A(student) - A(teacher))^2``, see :func:`attention_map`.
 
     Args:
         student (Tensor): Map of the student, (N, C_s, H, W).
         teacher (Tensor): Map of the teacher, (N, C_t, H, W). It gets no gradient.
         p (float): Power of the absolute values. Defaults to 2.
+        norm (str): See :class:`AttentionLoss`. Defaults to ``'mse'``.
 
     Returns:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, same_channels=False)
     with full_precision(student, teacher) as (s, t):
-        gap = attention_map(s, p) - attention_map(t, p)
-        return gap.square().sum() / max(gap.numel(), 1)
+        return fast.map_gap(attention_map(s, p), attention_map(t, p), norm)
 
 
 def attention_map(x: Tensor, p: float = 2) -> Tensor:
@@ -74,6 +80,8 @@ class AttentionLoss(nn.Module):
 
     Args:
         p (float): Power of the absolute values; a higher one stresses the peaks. Defaults to 2.
+        norm (str): How two maps A are compared. ``'mse'``: as above, the authors' code; ``'l2'``:
+            ``mean over N of ||A(S) - A(T)||``, equation 2 of the paper. Defaults to ``'mse'``.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
             1e3 on each of three stages, CIRKD 1e4 on the last feature. Defaults to 1.0.
 
@@ -84,7 +92,8 @@ class AttentionLoss(nn.Module):
 
     Raises:
         TypeError: If an argument is not a number.
-        ValueError: If ``p`` is not above 0 or, in ``forward``, if shapes do not fit.
+        ValueError: If ``p`` is not above 0, if ``norm`` is unknown or, in ``forward``, if shapes do
+            not fit.
 
     Examples:
         >>> import torch
@@ -101,9 +110,10 @@ class AttentionLoss(nn.Module):
     needs_same_channels: ClassVar[bool] = False
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, p: float = 2, loss_weight: Weight = 1.0) -> None:
+    def __init__(self, p: float = 2, norm: str = 'mse', loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.p = positive_number('p', p)
+        self.norm = one_of('norm', norm, NORMS)
         self.loss_weight = loss_weights(loss_weight)
 
     def teaches_nothing(
@@ -116,8 +126,8 @@ class AttentionLoss(nn.Module):
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
-        compare = partial(attention, p=self.p)
+        compare = partial(attention, p=self.p, norm=self.norm)
         return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
-        return f'p={self.p}, loss_weight={self.loss_weight}'
+        return f'p={self.p}, norm={self.norm}, loss_weight={self.loss_weight}'

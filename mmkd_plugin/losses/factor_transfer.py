@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -16,26 +17,28 @@ from mmkd_plugin.registry import MODELS
 
 
 @with_fast_form(fast.factor_transfer)
-def factor_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean over all elements of abs(F_S / ||F_S|| - F_T / ||F_T||)``, with one norm per sample.
+def factor_transfer(student: Tensor, teacher: Tensor, p: int = 1) -> Tensor:
+    """``mean over all elements of abs(F_S / ||F_S|| - F_T / ||F_T||)^p``, one norm per sample.
 
     Args:
         student (Tensor): Factor of the student, (N, C, H, W) or (N, C).
         teacher (Tensor): Factor of the teacher, same shape. It gets no gradient.
+        p (int): 1 or 2. Defaults to 1.
 
     Returns:
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
     with full_precision(student, teacher) as (s, t):
-        return (unit_samples(s) - unit_samples(t)).abs().sum() / max(s.numel(), 1)
+        gap = unit_samples(s) - unit_samples(t)
+        return (gap.abs() if p == 1 else gap.square()).sum() / max(s.numel(), 1)
 
 
 @MODELS.register_module()
 class FactorTransferLoss(nn.Module):
     """Match the direction of the factors, which two networks make of the maps (FT).
 
-    ``mean over all elements of abs(F_S / ||F_S|| - F_T / ||F_T||)``, with one L2 norm for each
+    ``mean over all elements of abs(F_S / ||F_S|| - F_T / ||F_T||)^p``, with one L2 norm for each
     sample. The teacher's factor comes from a trained :class:`~mmkd_plugin.connectors.Paraphraser`,
     the student's from a :class:`~mmkd_plugin.connectors.Translator`. A factor no longer than 1e-12
     has no direction: it counts as 0, and gets no gradient.
@@ -46,6 +49,7 @@ class FactorTransferLoss(nn.Module):
     - code: https://github.com/Jangho-Kim/Factor-Transfer-pytorch
 
     Args:
+        p (int): 1, as the authors, or 2, a mean of squares as other libraries offer. Defaults to 1.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
             500 on the last stage. Defaults to 1.0.
 
@@ -56,7 +60,7 @@ class FactorTransferLoss(nn.Module):
 
     Raises:
         TypeError: If ``loss_weight`` is not a number.
-        ValueError: In ``forward``, if shapes differ.
+        ValueError: If ``p`` is neither 1 nor 2 or, in ``forward``, if shapes differ.
 
     Examples:
         >>> import torch
@@ -75,13 +79,17 @@ class FactorTransferLoss(nn.Module):
     needs_same_channels: ClassVar[bool] = True
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, loss_weight: Weight = 1.0) -> None:
+    def __init__(self, p: int = 1, loss_weight: Weight = 1.0) -> None:
         super().__init__()
+        if type(p) is not int or p not in (1, 2):
+            raise ValueError(f'p must be 1 or 2, got {p!r}')
+        self.p = p
         self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a factor, or of a sequence of factors."""
-        return sum_over_maps(factor_transfer, student, teacher, self.loss_weight)
+        compare = partial(factor_transfer, p=self.p)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
-        return f'loss_weight={self.loss_weight}'
+        return f'p={self.p}, loss_weight={self.loss_weight}'

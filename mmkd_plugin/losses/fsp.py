@@ -8,16 +8,27 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    one_of,
+    true_or_false,
+)
 from mmkd_plugin.losses.numerics.maps import Weight, as_pairs, weighted_sum
 from mmkd_plugin.losses.numerics.pooling import pool_to_common_size
 from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.vectors import distances_to_zero
 from mmkd_plugin.registry import MODELS
 
 POOLS = ('max', 'avg')
 
 
-def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], pool: str = 'max') -> Tensor:
+def fsp(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    pool: str = 'max',
+    squared: bool = True,
+) -> Tensor:
     """``mean over N and the C1*C2 entries of (G(student) - G(teacher))^2``.
 
     Args:
@@ -25,6 +36,7 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], pool: str = 'max')
         teacher (Sequence[Tensor]): Two maps of the teacher, with as many channels. They get no
             gradient.
         pool (str): See :class:`FSPLoss`. Defaults to ``'max'``.
+        squared (bool): See :class:`FSPLoss`. Defaults to True.
 
     Returns:
         Tensor: A scalar.
@@ -40,7 +52,9 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], pool: str = 'max')
         )
     with full_precision(*first) as (s1, t1), full_precision(*second) as (s2, t2):
         gap = flow_matrix(s1, s2, pool) - flow_matrix(t1, t2, pool)
-        return gap.square().sum() / max(gap.numel(), 1)
+        if squared:
+            return gap.square().sum() / max(gap.numel(), 1)
+        return distances_to_zero(gap).sum() / max(len(gap), 1)
 
 
 def flow_matrix(first: Tensor, second: Tensor, pool: str = 'max') -> Tensor:
@@ -77,6 +91,8 @@ class FSPLoss(nn.Module):
         pool (str): How the larger of two maps is brought to the size of the smaller, adaptively:
             ``'max'``, as in the paper, or ``'avg'``, as in common reimplementations. Default:
             ``'max'``.
+        squared (bool): Whether entries are squared. False is the form of torchdistill: the L2 norms
+            of the C2 columns of ``G_S - G_T``, added up, mean over N. Defaults to True.
         loss_weight (float | list[float]): Factor on the loss, or one for each pair of consecutive
             maps (L-1 of them). RepDistiller uses 50 with ``pool='avg'``. Defaults to 1.0.
 
@@ -105,9 +121,10 @@ class FSPLoss(nn.Module):
     needs_same_channels: ClassVar[bool] = True
     needs_same_size: ClassVar[bool] = False
 
-    def __init__(self, pool: str = 'max', loss_weight: Weight = 1.0) -> None:
+    def __init__(self, pool: str = 'max', squared: bool = True, loss_weight: Weight = 1.0) -> None:
         super().__init__()
         self.pool = one_of('pool', pool, POOLS)
+        self.squared = true_or_false('squared', squared)
         self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -120,7 +137,7 @@ class FSPLoss(nn.Module):
                 "tap=['backbone.layer1', 'backbone.layer2']"
             )
         losses = [
-            fsp(pair, other, self.pool)
+            fsp(pair, other, self.pool, self.squared)
             for pair, other in zip(
                 pairwise(students),
                 pairwise(teachers),
@@ -129,4 +146,4 @@ class FSPLoss(nn.Module):
         return weighted_sum(losses, self.loss_weight)
 
     def extra_repr(self) -> str:
-        return f'pool={self.pool}, loss_weight={self.loss_weight}'
+        return f'pool={self.pool}, squared={self.squared}, loss_weight={self.loss_weight}'

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import intra_class_variation as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.checks import an_index, check_shapes, loss_weights
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -121,9 +121,7 @@ class IntraClassVariationLoss(nn.Module):
 
     def __init__(self, ignore_index: int = 255, loss_weight: Weight = 1.0) -> None:
         super().__init__()
-        if type(ignore_index) is not int:
-            raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
-        self.ignore_index = ignore_index
+        self.ignore_index = an_index('ignore_index', ignore_index)
         self.loss_weight = loss_weights(loss_weight)
 
     def teaches_nothing(

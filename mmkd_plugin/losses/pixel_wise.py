@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from mmkd_plugin.losses.numerics import soft_target as fast
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
+    index_or_none,
     kept_positions,
     loss_weights,
     temperature,
+    true_or_false,
 )
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
-from mmkd_plugin.losses.soft_target import ONE_CLASS, check_sigmoid, yes_or_no_divergence
+from mmkd_plugin.losses.soft_target import check_standardize, no_classes, yes_or_no_divergence
 from mmkd_plugin.registry import MODELS
 
 
@@ -31,6 +33,7 @@ def pixel_wise(
     sigmoid: bool = False,
     labels: Tensor | None = None,
     ignore_index: int | None = None,
+    standardize: bool = False,
 ) -> Tensor:
     """``tau^2 * mean over positions of KL`` between the distributions of the classes there.
 
@@ -42,12 +45,16 @@ def pixel_wise(
             are added up. Defaults to False, a softmax over them.
         labels (Tensor, optional): Integers (N, h, w), used with ``ignore_index`` only.
         ignore_index (int, optional): Positions with this label leave the sum and the count.
+        standardize (bool): Whether logits are first brought to mean 0 and deviation 1 at each
+            position. Defaults to False.
 
     Returns:
         Tensor: A scalar; 0 where no position is left.
     """
     check_shapes(student, teacher)
     with full_precision(student, teacher) as (s, t):
+        if standardize:
+            s, t = fast.standardised_logits(s, t)
         if sigmoid:
             kl = yes_or_no_divergence(s / tau, t / tau)
         else:
@@ -78,6 +85,8 @@ class PixelWiseLoss(nn.Module):
         sigmoid (bool): For heads whose classes are independent, as those of detectors with a focal
             loss: each channel is a yes or no of its own, and the divergences of the channels are
             added up. Defaults to False.
+        standardize (bool): Whether logits are first brought to mean 0 and deviation 1 at each
+            position, see :class:`~mmkd_plugin.losses.SoftTargetLoss`. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 1 on
             this form; CWD's comparison uses 10 on a sum that is also divided by C. Defaults to 1.0.
 
@@ -113,20 +122,20 @@ class PixelWiseLoss(nn.Module):
         tau: float = 1.0,
         ignore_index: int | None = None,
         sigmoid: bool = False,
+        standardize: bool = False,
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
-        if ignore_index is not None and type(ignore_index) is not int:
-            raise TypeError(f'ignore_index must be an int or None, got {ignore_index!r}')
         self.tau = temperature('tau', tau)
-        self.ignore_index = ignore_index
-        self.sigmoid = check_sigmoid(sigmoid)
+        self.ignore_index = index_or_none('ignore_index', ignore_index)
+        self.sigmoid = true_or_false('sigmoid', sigmoid)
+        self.standardize = check_standardize(standardize, sigmoid)
         self.loss_weight = loss_weights(loss_weight)
 
     @property
     def compares_probabilities(self) -> bool:
         """Whether it compares nothing but the probabilities of classes."""
-        return not self.sigmoid
+        return not self.sigmoid and not self.standardize
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -137,7 +146,7 @@ class PixelWiseLoss(nn.Module):
         self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
     ) -> str | None:
         """Why the loss is always 0, if it is: a softmax over a single class is always 1."""
-        return None if self.sigmoid or channels > 1 else ONE_CLASS
+        return no_classes(channels, self.sigmoid, self.standardize)
 
     def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
@@ -147,11 +156,12 @@ class PixelWiseLoss(nn.Module):
             sigmoid=self.sigmoid,
             labels=labels,
             ignore_index=self.ignore_index,
+            standardize=self.standardize,
         )
         return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return (
             f'tau={self.tau}, ignore_index={self.ignore_index}, sigmoid={self.sigmoid}, '
-            f'loss_weight={self.loss_weight}'
+            f'standardize={self.standardize}, loss_weight={self.loss_weight}'
         )

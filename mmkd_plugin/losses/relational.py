@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import relational as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    one_of,
+    true_or_false,
+)
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.gathering import gathered, world_size
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
@@ -91,6 +96,7 @@ def relational(
     embed: str = 'flatten',
     num_positions: int = 64,
     gather: bool = False,
+    normalize: bool = False,
 ) -> Tensor:
     """Compare the relations of the student's samples with those of the teacher's.
 
@@ -101,6 +107,7 @@ def relational(
         embed (str): See :class:`RKDDistanceLoss`. Defaults to ``'flatten'``.
         num_positions (int): See :class:`RKDDistanceLoss`. Defaults to 64.
         gather (bool): See :class:`RKDDistanceLoss`. Defaults to False.
+        normalize (bool): See :class:`RKDDistanceLoss`. Defaults to False.
 
     Returns:
         Tensor: A scalar.
@@ -113,8 +120,11 @@ def relational(
     with no_autocast(student.device.type):
         if dense:
             chosen = choose_positions(student, num_positions)
-            return compare(*(points_of_positions(x, chosen) for x in pair))
+            s, t = (at_positions(x, chosen) for x in pair)
+            s, t = (of_length_1(x, dtype) if normalize else x for x in (s, t))
+            return compare(s.mT, t.mT)
         s, t = (embedding(x, embed, dtype) for x in pair)
+        s, t = (of_length_1(x, dtype) if normalize else x for x in (s, t))
         if gather:
             s, t = (gathered(x.to(dtype)) for x in (s, t))
         return compare(s[None], t[None])
@@ -131,10 +141,17 @@ def choose_positions(x: Tensor, count: int) -> Tensor | None:
     return torch.randperm(total, device=x.device)[:count] if total > count else None
 
 
-def points_of_positions(x: Tensor, chosen: Tensor | None) -> Tensor:
-    """The channel vectors at the chosen positions: (N, C, H, W) to (N, M, C)."""
+def at_positions(x: Tensor, chosen: Tensor | None) -> Tensor:
+    """The channel vectors at the chosen positions: (N, C, H, W) to (N, C, M)."""
     x = x.flatten(2)
-    return (x if chosen is None else x.index_select(2, chosen)).mT
+    return x if chosen is None else x.index_select(2, chosen)
+
+
+# traced too: the compiled formula keeps twice as much
+@with_fast_form(fast.of_length_1, traced=True)
+def of_length_1(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Vectors along dimension 1 divided by their L2 norms, 0 where these are at most 1e-12."""
+    return unit_vectors(x.to(dtype), eps=1e-12)
 
 
 # --- classes ---------------------------------------------------------------------------------
@@ -176,6 +193,7 @@ class RelationalLoss(nn.Module):
         embed: str = 'flatten',
         num_positions: int = 64,
         gather: bool = False,
+        normalize: bool = False,
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
@@ -183,6 +201,7 @@ class RelationalLoss(nn.Module):
         self.embed = embed
         self.num_positions = num_positions
         self.gather = gather
+        self.normalize = true_or_false('normalize', normalize)
         self.loss_weight = loss_weights(loss_weight)
 
     @property
@@ -213,13 +232,14 @@ class RelationalLoss(nn.Module):
             embed=self.embed,
             num_positions=self.num_positions,
             gather=self.gather,
+            normalize=self.normalize,
         )
         return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return (
             f'embed={self.embed}, num_positions={self.num_positions}, gather={self.gather}, '
-            f'loss_weight={self.loss_weight}'
+            f'normalize={self.normalize}, loss_weight={self.loss_weight}'
         )
 
 
@@ -250,6 +270,8 @@ class RKDDistanceLoss(RelationalLoss):
         gather (bool): Whether to compare the samples of all processes of ``torch.distributed``
             instead of those of each by themselves. Without other processes, and without gradients,
             it changes nothing. Defaults to False.
+        normalize (bool): Whether samples are first divided by their L2 norm, as other libraries
+            offer. One no longer than 1e-12 becomes 0 and gets no gradient. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
             1 with 2 on the angles for embeddings, 25 with 50 for classifiers. Defaults to 1.0.
 
@@ -303,6 +325,8 @@ class RKDAngleLoss(RelationalLoss):
             forward, see :class:`RKDDistanceLoss`. Defaults to 64.
         gather (bool): Whether to compare the samples of all processes of ``torch.distributed``,
             see :class:`RKDDistanceLoss`. Defaults to False.
+        normalize (bool): Whether samples are first divided by their L2 norm, see
+            :class:`RKDDistanceLoss`. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
             2 with 1 on the distances for embeddings, 50 with 25 for classifiers. Defaults to 1.0.
 

@@ -56,6 +56,17 @@ def test_norm_follows_the_convolution(bias):
     torch.testing.assert_close(connector(x), (conv - mean) / (var + 1e-5).sqrt())
 
 
+@pytest.mark.parametrize('norm', [False, True])
+def test_a_relu_comes_last(norm):
+    torch.manual_seed(0)
+    connector, x = ConvConnector(3, 5, bias=False, norm=norm, act=True), torch.randn(4, 3, 6, 7)
+    plain = ConvConnector(3, 5, bias=False, norm=norm)
+    plain.load_state_dict(connector.state_dict())
+    assert (plain(x) < 0).any()
+    torch.testing.assert_close(connector(x), plain(x).clamp(min=0))
+    assert connector.summary == plain.summary + ' + ReLU'
+
+
 def test_norm_is_synchronised_where_the_model_is():
     connector = nn.SyncBatchNorm.convert_sync_batchnorm(ConvConnector(3, 5, norm=True))
     assert isinstance(connector, ConvConnector) and isinstance(connector.norm, nn.SyncBatchNorm)

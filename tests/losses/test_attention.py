@@ -13,7 +13,7 @@ from mmkd_plugin.losses.attention import attention, attention_map
 
 class TestAttentionLoss(LossContract):
     name = 'AttentionLoss'
-    variants = (dict(), dict(p=1), dict(p=3), dict(p=0.5))
+    variants = (dict(), dict(norm='l2'), dict(p=3), dict(p=0.5), dict(p=1, norm='l2'))
     pairs = (
         ((2, 3, 4, 4), (2, 5, 4, 4)),
         ((1, 2, 5, 3), (1, 1, 5, 3)),
@@ -23,7 +23,7 @@ class TestAttentionLoss(LossContract):
     same_channels = False
 
     @staticmethod
-    def reference(student, teacher, p=2):
+    def reference(student, teacher, p=2, norm='mse'):
         def unit_energy(sample):
             energy = []
             for y in range(sample.shape[1]):
@@ -32,6 +32,8 @@ class TestAttentionLoss(LossContract):
             return np.array(energy) / np.sqrt(sum(e**2 for e in energy))
 
         gaps = [unit_energy(s) - unit_energy(t) for s, t in zip(student, teacher)]
+        if norm == 'l2':
+            return float(np.mean([np.sqrt((gap**2).sum()) for gap in gaps]))
         return float(np.mean(np.square(gaps)))
 
 
@@ -40,6 +42,18 @@ def test_known_value():
     teacher = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
     loss = attention(student, teacher)
     assert loss.item() == pytest.approx((0.4**2 + 0.8**2) / 2)
+
+
+def test_equation_2_by_hand():
+    student = torch.tensor([3.0, 4.0]).sqrt().view(1, 1, 1, 2)  # (0.6, 0.8)
+    teacher = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    loss = attention(student.repeat(3, 1, 1, 1), teacher.repeat(3, 1, 1, 1), norm='l2')
+    assert loss.item() == pytest.approx(math.hypot(0.4, 0.8))
+
+
+def test_norm_is_checked():
+    with pytest.raises(ValueError, match="norm must be one of 'mse', 'l2', got 'l1'"):
+        AttentionLoss(norm='l1')
 
 
 @pytest.mark.parametrize('scale', [1e-9, 1e-3, 1e3, 1e9, 1e30])

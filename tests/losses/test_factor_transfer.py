@@ -13,17 +13,17 @@ from mmkd_plugin.losses import FactorTransferLoss
 
 class TestFactorTransferLoss(LossContract):
     name = 'FactorTransferLoss'
-    variants = (dict(),)
+    variants = (dict(), dict(p=2))
     pairs = alike((2, 3, 4, 4), (1, 2, 5, 3), (2, 3, 1, 1), (1, 1, 1, 6), (3, 5))
 
     @staticmethod
-    def reference(student, teacher):
+    def reference(student, teacher, p=1):
         total = 0.0
         for s, t in zip(student, teacher):
             length_s = math.sqrt(sum(x**2 for x in s.flat))
             length_t = math.sqrt(sum(x**2 for x in t.flat))
             for index in np.ndindex(s.shape):
-                total += abs(s[index] / length_s - t[index] / length_t)
+                total += abs(s[index] / length_s - t[index] / length_t) ** p
         return total / student.size
 
 
@@ -31,6 +31,18 @@ def test_known_value():
     student = torch.tensor([[3.0, 4.0], [0.0, 2.0]]).view(2, 1, 1, 2)  # (0.6, 0.8), (0, 1)
     teacher = torch.tensor([[8.0, 6.0], [0.0, 5.0]]).view(2, 1, 1, 2)  # (0.8, 0.6), (0, 1)
     assert FactorTransferLoss()(student, teacher).item() == pytest.approx(0.4 / 4)
+
+
+def test_squares_by_hand():
+    student = torch.tensor([[3.0, 4.0], [0.0, 2.0]]).view(2, 1, 1, 2)  # (0.6, 0.8), (0, 1)
+    teacher = torch.tensor([[8.0, 6.0], [0.0, 5.0]]).view(2, 1, 1, 2)  # (0.8, 0.6), (0, 1)
+    assert FactorTransferLoss(p=2)(student, teacher).item() == pytest.approx(0.08 / 4)
+
+
+@pytest.mark.parametrize('p', [0, 3, 1.0, True, '1'])
+def test_p_is_checked(p):
+    with pytest.raises(ValueError, match='p must be 1 or 2, got'):
+        FactorTransferLoss(p=p)
 
 
 def test_gradient_by_hand():

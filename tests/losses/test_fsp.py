@@ -44,7 +44,7 @@ def flow(first, second, pool):
 
 class TestFSPLoss(LossContract):
     name = 'FSPLoss'
-    variants = (dict(), dict(pool='avg'))
+    variants = (dict(), dict(pool='avg'), dict(squared=False), dict(pool='avg', squared=False))
     pairs = (
         ((2, 3, 4, 4), (2, 3, 4, 4)),
         ((1, 2, 5, 3), (1, 2, 5, 3)),
@@ -58,12 +58,14 @@ class TestFSPLoss(LossContract):
     float16_at_1e4 = False  # the loss is of fourth order in the maps
 
     @staticmethod
-    def reference(student, teacher, pool='max'):
+    def reference(student, teacher, pool='max', squared=True):
         gaps = [
             flow(s1, s2, pool) - flow(t1, t2, pool)
             for s1, s2, t1, t2 in zip(student, second_of(student), teacher, second_of(teacher))
         ]
-        return float(np.mean(np.square(gaps)))
+        if squared:
+            return float(np.mean(np.square(gaps)))
+        return sum(np.sqrt((gap[:, j] ** 2).sum()) for gap in gaps for j in range(4)) / len(gaps)
 
     def call(self, loss, student, teacher):
         """Two maps are compared where the common tests give one; sequences are left as they are."""

@@ -71,7 +71,7 @@ def angles_between(x):
 
 
 class RKDContract(LossContract):
-    variants = (dict(), dict(embed='pool'), dict(gather=True))
+    variants = (dict(), dict(embed='pool'), dict(gather=True), dict(normalize=True))
     pairs = (
         ((4, 3, 2, 3), (4, 5, 2, 3)),
         ((3, 2, 5, 3), (3, 2, 5, 3)),
@@ -86,7 +86,12 @@ class RKDContract(LossContract):
     between = staticmethod(distances_between)
 
     @classmethod
-    def reference(cls, student, teacher, embed='flatten', gather=False):
+    def reference(cls, student, teacher, embed='flatten', gather=False, normalize=False):
+        if normalize:
+            student, teacher = (
+                np.stack([sample / np.sqrt((sample**2).sum()) for sample in x])
+                for x in (student, teacher)
+            )
         return mean_gap(cls.relations, student, teacher, embed)
 
     def test_vectors_and_maps_of_other_sizes(self):
@@ -103,6 +108,19 @@ class RKDContract(LossContract):
                 loss = self.build(**options)
                 assert loss(student, teacher).item() == pytest.approx(expected, abs=1e-15)
                 assert torch.autograd.gradcheck(loss, (student, teacher))
+
+    def test_lengths_do_not_matter_once_they_are_1(self):
+        student, teacher = (x.detach() for x in random_pair(((5, 4), (5, 3))))
+        longer = torch.rand(5, 1, dtype=torch.float64) + 0.5
+        loss = self.build(normalize=True)
+        torch.testing.assert_close(loss(student * longer, teacher), loss(student, teacher))
+        unit = (nn.functional.normalize(x) for x in (student, teacher))
+        torch.testing.assert_close(loss(student, teacher), self.build()(*unit))
+        maps = random_pair(((5, 4, 2, 3), (5, 3, 2, 3)), seed=1)
+        dense = self.build(embed='positions', normalize=True)
+        longer = torch.rand(5, 1, 2, 3, dtype=torch.float64) + 0.5
+        torch.testing.assert_close(dense(maps[0] * longer, maps[1]), dense(*maps))
+        assert torch.autograd.gradcheck(dense, maps)
 
     def test_moved_turned_and_scaled_points_cost_nothing(self):
         teacher = torch.randn(6, 4, dtype=torch.float64)
@@ -182,6 +200,7 @@ class RKDContract(LossContract):
             (dict(num_positions=2), ValueError, 'num_positions must be at least 3, got 2'),
             (dict(num_positions=64.0), TypeError, r'num_positions must be an int, got 64\.0'),
             (dict(num_positions=True), TypeError, 'num_positions must be an int'),
+            (dict(normalize=1), TypeError, 'normalize must be True or False, got 1'),
             (dict(gather=1), TypeError, 'gather must be a bool, got 1'),
             (dict(embed='positions', gather=True), ValueError, 'gather=True must not be used with'),
         ],

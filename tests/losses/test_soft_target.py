@@ -11,11 +11,20 @@ from mmkd_plugin.losses.soft_target import soft_targets
 
 class TestSoftTargetLoss(LossContract):
     name = 'SoftTargetLoss'
-    variants = (dict(), dict(tau=1), dict(tau=0.5), dict(sigmoid=True), dict(tau=1, sigmoid=True))
+    variants = (
+        dict(),
+        dict(tau=2, standardize=True),
+        dict(tau=0.5),
+        dict(sigmoid=True),
+        dict(tau=1),
+        dict(tau=1, sigmoid=True),
+    )
     pairs = alike((4, 5), (1, 3), (2, 1), (2, 3, 4, 4), (1, 3, 1, 1))
 
     @staticmethod
-    def reference(student, teacher, tau=4.0, sigmoid=False):
+    def reference(student, teacher, tau=4.0, sigmoid=False, standardize=False):
+        if standardize:
+            student, teacher = standard(student), standard(teacher)
         divergences = []
         for n in range(student.shape[0]):
             # a classifier's logits are those of a map with one position
@@ -27,6 +36,14 @@ class TestSoftTargetLoss(LossContract):
                 q, p = (np.exp(x[:, i]) / np.exp(x[:, i]).sum() for x in (s, t))
                 divergences.append(sum(p[c] * np.log(p[c] / q[c]) for c in range(p.size)))
         return tau**2 * sum(divergences) / len(divergences)
+
+
+def standard(x):
+    """Mean 0 and unbiased deviation 1 over the classes; a single class is 0."""
+    gap = x - x.mean(1, keepdims=True)
+    if x.shape[1] == 1:
+        return gap
+    return gap / (np.sqrt((gap**2).sum(1, keepdims=True) / (x.shape[1] - 1)) + 1e-7)
 
 
 def yes_or_no(student, teacher):
@@ -120,6 +137,46 @@ def test_on_maps_it_is_the_pixel_wise_loss(tau, sigmoid):
     options = dict(tau=tau, sigmoid=sigmoid)
     values = [kind(**options)(student, teacher) for kind in (SoftTargetLoss, PixelWiseLoss)]
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize('kind', [SoftTargetLoss, PixelWiseLoss])
+def test_standardised_logits(kind):
+    student, teacher = random_pair(((2, 5, 4, 3), (2, 5, 4, 3)))
+    loss = kind(tau=2, standardize=True)
+    expected = TestSoftTargetLoss.reference(
+        student.detach().numpy(), teacher.numpy(), tau=2, standardize=True
+    )
+    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(loss(3 * student + 1, teacher), loss(student, teacher))
+    assert not loss.compares_probabilities and kind().compares_probabilities
+    assert 'two logits' in loss.teaches_nothing(2) and kind().teaches_nothing(2) is None
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
+def test_equal_logits_get_no_gradient_once_standardised(dtype):
+    student, teacher = random_pair(((4, 5), (4, 5)), dtype)
+    student = student.detach()
+    student[1] = 0.1
+    value, grad = value_and_grad(SoftTargetLoss(standardize=True), student, teacher)
+    assert value.isfinite() and grad.isfinite().all() and not grad[1].any() and grad[0].any()
+
+
+def test_standardised_positions_with_labels():
+    student, teacher = random_pair(((2, 5, 4, 3), (2, 5, 4, 3)))
+    labels = torch.zeros(2, 4, 3, dtype=torch.int64)
+    labels[:, 1:] = 255
+    loss = PixelWiseLoss(tau=2, standardize=True, ignore_index=255)
+    expected = PixelWiseLoss(tau=2, standardize=True)(student[:, :, :1], teacher[:, :, :1])
+    torch.testing.assert_close(loss(student, teacher, labels), expected)
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, labels), student)
+
+
+@pytest.mark.parametrize('kind', [SoftTargetLoss, PixelWiseLoss])
+def test_standardize_is_checked(kind):
+    with pytest.raises(TypeError, match='standardize must be True or False, got 1'):
+        kind(standardize=1)
+    with pytest.raises(ValueError, match='standardize=True must not be used with sigmoid=True'):
+        kind(standardize=True, sigmoid=True)
 
 
 def test_default_temperatures():

@@ -12,20 +12,27 @@ from mmkd_plugin.losses.numerics.checks import check_shapes
 from mmkd_plugin.losses.numerics.one_pass import empty_map
 from mmkd_plugin.losses.numerics.pieces import Piece, each_piece, scratch
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
-from mmkd_plugin.losses.numerics.vectors import unit_samples
+from mmkd_plugin.losses.numerics.vectors import distances_to_zero, unit_samples
 
 EPS = 1e-12
 
 
-def attention(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
+def attention(student: Tensor, teacher: Tensor, p: float = 2, norm: str = 'mse') -> Tensor:
     """See :func:`mmkd_plugin.losses.attention.attention`."""
     check_shapes(student, teacher, same_channels=False)
     with no_autocast(student.device.type):
         of_student, of_teacher = (
             unit_samples(EnergyMap.apply(x, p)) for x in (student, teacher.detach())
         )
-        gap = of_student - of_teacher
-        return gap.square().sum() / max(gap.numel(), 1)
+        return map_gap(of_student, of_teacher, norm)
+
+
+def map_gap(student: Tensor, teacher: Tensor, norm: str) -> Tensor:
+    """Of two maps of energies, (N, n): the mean of the squares, or of the lengths of samples."""
+    gap = student - teacher
+    if norm == 'l2':
+        return distances_to_zero(gap).sum() / max(len(gap), 1)
+    return gap.square().sum() / max(gap.numel(), 1)
 
 
 class EnergyMap(torch.autograd.Function):

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.losses.numerics.compiling import Formula, is_compiling, with_fast_form
+from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
+
+
+def keeps_its_gradient(formula: Formula) -> Formula:
+    """Decorate a formula so that one map is all it keeps: its gradient, taken along with it.
+
+    What the formula makes on its way is gone when the forward pass is over. torch.compile, which
+    decides by itself what to keep, traces the formula.
+
+    Args:
+        formula (Callable): Takes a map of the student, one of the teacher and whatever else there
+            is; returns a scalar.
+
+    Returns:
+        Callable: The same, which can be differentiated once.
+    """
+
+    @functools.wraps(formula)
+    def run(student: Tensor, teacher: Tensor, *others: Any, **options: Any) -> Tensor:
+        if not (student.requires_grad and torch.is_grad_enabled()):
+            return formula(student, teacher, *others, **options)
+
+        def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = x.to(common_type(student, teacher)).requires_grad_()
+                value = formula(leaf, teacher, *others, **options)
+                (gradient,) = torch.autograd.grad(value, leaf)
+            return value.detach(), gradient
+
+        with no_autocast(student.device.type):
+            return with_gradient(lambda x: compute(x.detach()), student)
+
+    return with_fast_form(run)(formula)
 
 
 def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:

@@ -131,6 +131,39 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def true_or_false(name: str, value: bool) -> bool:
+    """Return ``value`` if it is a bool, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, got {value!r}')
+    return value
+
+
+def index_or_none(name: str, value: int | None) -> int | None:
+    """Return ``value`` if it is an int or None, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if value is not None and type(value) is not int:
+        raise TypeError(f'{name} must be an int or None, got {value!r}')
+    return value
+
+
+def an_index(name: str, value: int) -> int:
+    """Return ``value`` if it is an int, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if type(value) is not int:
+        raise TypeError(f'{name} must be an int, got {value!r}')
+    return value
+
+
 def finite_number(name: str, value: float) -> float:
     """Return ``value`` if it is a finite number, else raise naming the argument.
 

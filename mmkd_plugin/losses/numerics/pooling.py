@@ -52,6 +52,17 @@ def max_pool(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     return x
 
 
+def average_pool(x: Tensor, size: int) -> Tensor:
+    """Average-pool (N, C, H, W) without overlap; the rest at the ends has windows of its own."""
+    if not is_compiling():
+        return F.avg_pool2d(x, size, ceil_mode=True)
+    for dim in (2, 3):
+        old = x.shape[dim]
+        starts = torch.arange(-(-old // size), device=x.device) * size
+        x = pool_windows(x, dim, starts, (starts + size).clamp(max=old), size, 'avg')
+    return x
+
+
 def pool_windows(
     x: Tensor, dim: int, starts: Tensor, ends: Tensor, width: int, pool: str
 ) -> Tensor:

@@ -16,6 +16,7 @@ from mmkd_plugin.losses.numerics.compiling import is_compiling
 from mmkd_plugin.losses.numerics.one_pass import empty_map
 from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
+from mmkd_plugin.losses.numerics.vectors import lengths, through_lengths
 
 # Points coincide where the square of their distance is within the rounding of its terms, sums of D
 # products: this many times eps * sqrt(D). With D = 1e6, in float64, they do at a distance
@@ -188,6 +189,33 @@ class SquaredDistances(torch.autograd.Function):
 
         each_piece(work, x, dim=2)
         return gradient
+
+
+def of_length_1(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """See :func:`mmkd_plugin.losses.relational.of_length_1`."""
+    return UnitVectors.apply(x, dtype)
+
+
+class UnitVectors(torch.autograd.Function):
+    """Vectors along dimension 1 over their lengths, in a wider type. It saves the vectors alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x)
+        x = x.to(dtype)
+        return x / lengths_of_vectors(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative()
+        (saved,) = ctx.saved_tensors
+        x = saved.to(grad.dtype)
+        return through_lengths(grad, x, lengths_of_vectors(x)).to(saved.dtype), None
+
+
+def lengths_of_vectors(x: Tensor) -> Tensor:
+    """The norms along dimension 1, which stays; infinite where they are at most 1e-12."""
+    return lengths(x, 1e-12)  # a constant of the module would be a symbol to torch.compile
 
 
 def squared_distances(x: Tensor) -> Tensor:

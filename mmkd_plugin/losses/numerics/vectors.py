@@ -92,6 +92,13 @@ def lengths_from(squares: Tensor, eps: float = 1e-8) -> Tensor:
     return squares.masked_fill_(squares <= eps**2, math.inf).sqrt_()
 
 
+def distances_to_zero(x: Tensor, dim: int | tuple[int, ...] = 1) -> Tensor:
+    """The L2 norms along dimensions, which go; a vector of zeros gets no gradient, not NaN."""
+    squares = x.square().sum(dim)
+    zero = squares == 0
+    return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
 def lengths_of_samples(x: Tensor, eps: float = 1e-12) -> Tensor:
     """The L2 norm of each sample, (N, 1, ..., 1); infinite where no larger than ``eps``."""
     return lengths(x.flatten(1), eps).view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/retinanet_r101_retinanet_r50_fpn_1x_coco.py'
+
+model = dict(
+    distill=dict(
+        cosine_hint=dict(
+            tap='neck',
+            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=1),
+        ),
+    ),
+)

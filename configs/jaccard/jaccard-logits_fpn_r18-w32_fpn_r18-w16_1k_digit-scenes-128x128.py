@@ -1,0 +1,15 @@
+_base_ = '../_base_/pairs/fpn_r18-w32_fpn_r18-w16_1k_digit-scenes-128x128.py'
+
+model = dict(
+    task=dict(loss_weight=0.5),
+    distill=dict(
+        jaccard=dict(
+            tap='decode_head.conv_seg',
+            loss=dict(type='mmkd_plugin.JaccardLoss', ignore_index=255, loss_weight=0.375),
+        ),
+        pixel_wise=dict(
+            tap='decode_head.conv_seg',
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', ignore_index=255, loss_weight=0.125),
+        ),
+    ),
+)

@@ -1,0 +1,111 @@
+"""Cosine and smooth-L1 hints of any teacher (Theia, AM-RADIO)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of, weight
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.vectors import unit_samples, unit_vectors
+from mmkd_plugin.registry import MODELS
+
+SCOPES = ('sample', 'token')
+
+
+@keeps_its_gradient
+def cosine_hint(
+    student: Tensor, teacher: Tensor, cos: float = 0.9, l1: float = 0.1, scope: str = 'sample'
+) -> Tensor:
+    """``cos * mean(1 - cosine) + l1 * mean of the smooth-L1``.
+
+    Args:
+        student (Tensor): Map of the student, (N, C, H, W) or (N, C).
+        teacher (Tensor): Map of the teacher, same shape. It gets no gradient.
+        cos (float): Factor on the part of the cosine. Defaults to 0.9.
+        l1 (float): Factor on the part of the smooth-L1 (beta = 1). Defaults to 0.1.
+        scope (str): See :class:`CosineHintLoss`. Defaults to ``'sample'``.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    check_shapes(student, teacher, ndims=(2, 4))
+    unit = unit_samples if scope == 'sample' else partial(unit_vectors, eps=1e-12)
+    with full_precision(student, teacher) as (s, t):
+        apart = 1 - (unit(s) * unit(t)).sum(1)
+        value = l1 * F.smooth_l1_loss(s, t, reduction='sum') / max(s.numel(), 1)
+        return cos * apart.sum() / max(apart.numel(), 1) + value
+
+
+@MODELS.register_module()
+class CosineHintLoss(nn.Module):
+    """Match the direction of the features, and a little their values (Theia).
+
+    ``cos * mean(1 - cosine) + l1 * smooth-L1`` (beta = 1, mean over all elements), for features of
+    foundation models. With several teachers, write a term for each; Theia takes the mean of them. A
+    vector no longer than 1e-12 has no direction: its cosine is 0, without a gradient.
+
+    Theia: Distilling Diverse Vision Foundation Models for Robot Learning, CoRL 2024.
+
+    - paper: https://arxiv.org/abs/2407.20179
+    - code: https://github.com/bdaiinstitute/theia
+
+    Args:
+        cos (float): Factor on the part of the cosine. Defaults to 0.9.
+        l1 (float): Factor on the part of the smooth-L1. Defaults to 0.1.
+        scope (str): What has a cosine: the whole ``'sample'``, flattened, as in Theia, or each
+            ``'token'`` (position), as in AM-RADIO and better for dense prediction. Defaults to
+            ``'sample'``.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. Defaults to 1.0.
+
+    Shape:
+        - student: (N, C, H, W) or (N, C), or a sequence of such maps (the losses are added up).
+        - teacher: the same shapes as the student. Theia normalises its channels by a stored mean
+          and deviation first.
+        - output: a scalar.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range or, in ``forward``, if shapes differ.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin.losses import CosineHintLoss
+        >>> criterion = CosineHintLoss(scope='token')
+        >>> student = torch.randn(2, 64, 8, 8, requires_grad=True)
+        >>> teacher = torch.randn(2, 64, 8, 8)
+        >>> loss = criterion(student, teacher)
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape
+        (torch.Size([]), torch.Size([2, 64, 8, 8]))
+    """
+
+    needs_same_channels: ClassVar[bool] = True
+    needs_same_size: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        cos: float = 0.9,
+        l1: float = 0.1,
+        scope: str = 'sample',
+        loss_weight: Weight = 1.0,
+    ) -> None:
+        super().__init__()
+        self.cos, self.l1 = weight('cos', cos), weight('l1', l1)
+        if not cos and not l1:
+            raise ValueError('cos and l1 are both 0: nothing is left of the loss')
+        self.scope = one_of('scope', scope, SCOPES)
+        self.loss_weight = loss_weights(loss_weight)
+
+    def forward(self, student: Maps, teacher: Maps) -> Tensor:
+        """Return the weighted loss of a map, or of a sequence of maps."""
+        compare = partial(cosine_hint, cos=self.cos, l1=self.l1, scope=self.scope)
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
+
+    def extra_repr(self) -> str:
+        return f'cos={self.cos}, l1={self.l1}, scope={self.scope}, loss_weight={self.loss_weight}'

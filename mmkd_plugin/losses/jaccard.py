@@ -1,0 +1,169 @@
+"""Jaccard metric losses on soft labels (JDT)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    index_or_none,
+    kept_positions,
+    loss_weights,
+    one_of,
+    positive_number,
+    weight,
+)
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.registry import MODELS
+
+SCOPES = ('batch', 'image')
+
+
+@keeps_its_gradient
+def jaccard(
+    student: Tensor,
+    teacher: Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    smooth: float = 1.0,
+    scope: str = 'batch',
+    labels: Tensor | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    """``mean over the classes of 1 - (tp + d) / (tp + alpha * fp + beta * fn + d)``.
+
+    Args:
+        student (Tensor): Logits of the student, (N, C, H, W).
+        teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
+        alpha (float): Factor on the false positives. Defaults to 1.0.
+        beta (float): Factor on the false negatives. Defaults to 1.0.
+        smooth (float): The ``d`` above. Defaults to 1.0.
+        scope (str): See :class:`JaccardLoss`. Defaults to ``'batch'``.
+        labels (Tensor, optional): Integers (N, h, w), used with ``ignore_index`` only.
+        ignore_index (int, optional): Positions with this label leave all sums.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    check_shapes(student, teacher)
+    kept = None
+    if ignore_index is not None:
+        kept = kept_positions(student, labels, ignore_index)[:, None]
+    with full_precision(student, teacher) as (s, t):
+        p, q = s.softmax(1), t.softmax(1)
+        if kept is not None:
+            p, q = (x.masked_fill(~kept, 0) for x in (p, q))
+        dims = (0, 2, 3) if scope == 'batch' else (2, 3)
+        of_p, of_q, apart = (x.sum(dims) for x in (p, q, (p - q).abs()))
+        # tp + fp = sum p, tp + fn = sum q; with the distance, 1 - ratio keeps its digits
+        tp = (of_p + of_q - apart) / 2
+        fp, fn = of_p - tp, of_q - tp
+        missed = alpha * fp + beta * fn
+        return (missed / (tp + missed + smooth)).sum() / max(missed.numel(), 1)
+
+
+@MODELS.register_module()
+class JaccardLoss(nn.Module):
+    """Match the classes by the metric itself, the intersection over union of soft labels (JDT).
+
+    With ``p`` and ``q`` the softmaxes of student and teacher, each class has
+    ``tp = (sum p + sum q - sum abs(p - q)) / 2``, ``fp = sum p - tp`` and ``fn = sum q - tp``; the
+    loss is ``1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)``, mean over all classes.
+
+    Jaccard Metric Losses: Optimizing the Jaccard Index with Soft Labels, NeurIPS 2023.
+
+    - paper: https://arxiv.org/abs/2302.05666
+    - code: https://github.com/zifuwanggg/JDTLosses
+
+    Args:
+        alpha (float): Factor on the false positives. Defaults to 1.0.
+        beta (float): Factor on the false negatives; 0.5 for both is the Dice loss. Defaults to 1.0.
+        smooth (float): Added above and below, over 0; the authors' recipes have 1, their class
+            1e-3. Defaults to 1.0.
+        scope (str): Whether the sums of a class run over the ``'batch'`` of a process or over each
+            ``'image'``. Defaults to ``'batch'``.
+        ignore_index (int, optional): Label of the positions to leave out; ``forward`` then needs
+            ``labels``. Defaults to None, every position counts.
+        loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
+            half of 0.75, beside half of 0.25 on the pixel-wise loss with ``tau=1``. Defaults to
+            1.0.
+
+    Shape:
+        - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
+        - teacher: the same shapes as the student.
+        - labels: (N, h, w), integers; resized by nearest to each map of another size.
+        - output: a scalar. Maps with a single channel always cost 0.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If one is out of range or, in ``forward``, if shapes differ or labels that
+            ``ignore_index`` needs are missing.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin.losses import JaccardLoss
+        >>> criterion = JaccardLoss(loss_weight=0.375)
+        >>> student = torch.randn(2, 19, 8, 16, requires_grad=True)
+        >>> teacher = torch.randn(2, 19, 8, 16)
+        >>> loss = criterion(student, teacher)
+        >>> loss.backward()
+        >>> loss.shape, student.grad.shape
+        (torch.Size([]), torch.Size([2, 19, 8, 16]))
+    """
+
+    needs_same_channels: ClassVar[bool] = True
+    needs_same_size: ClassVar[bool] = True
+    compares_probabilities: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        smooth: float = 1.0,
+        scope: str = 'batch',
+        ignore_index: int | None = None,
+        loss_weight: Weight = 1.0,
+    ) -> None:
+        super().__init__()
+        self.alpha, self.beta = weight('alpha', alpha), weight('beta', beta)
+        if not alpha and not beta:
+            raise ValueError('alpha and beta are both 0: nothing is left of the loss')
+        self.smooth = positive_number('smooth', smooth)
+        self.scope = one_of('scope', scope, SCOPES)
+        self.ignore_index = index_or_none('ignore_index', ignore_index)
+        self.loss_weight = loss_weights(loss_weight)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
+        return () if self.ignore_index is None else ('labels',)
+
+    def teaches_nothing(
+        self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
+    ) -> str | None:
+        """Why the loss is always 0, if it is: a softmax over a single class is always 1."""
+        return None if channels > 1 else 'the softmax over a single class is always 1'
+
+    def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
+        """Return the weighted loss of a map, or of a sequence of maps."""
+        compare = partial(
+            jaccard,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            scope=self.scope,
+            labels=labels,
+            ignore_index=self.ignore_index,
+        )
+        return sum_over_maps(compare, student, teacher, self.loss_weight)
+
+    def extra_repr(self) -> str:
+        return (
+            f'alpha={self.alpha}, beta={self.beta}, smooth={self.smooth}, scope={self.scope}, '
+            f'ignore_index={self.ignore_index}, loss_weight={self.loss_weight}'
+        )

@@ -1,0 +1,85 @@
+"""Maps brought to mean 0 and standard deviation 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
+from mmkd_plugin.losses.numerics.precision import common_type
+
+Dims = tuple[int, ...]
+
+#: What is added to the deviation of logits (LSKD).
+STANDARD_EPS = 1e-7
+
+
+def standardised_at_once(x: Tensor, dims: Dims, eps: float) -> Tensor:
+    """See :func:`standardised`."""
+    return Standardised.apply(x, dims, eps)
+
+
+@with_fast_form(standardised_at_once)
+def standardised(x: Tensor, dims: Dims, eps: float) -> Tensor:
+    """``(x - mean) / (std + eps)``, with the unbiased standard deviation.
+
+    Numbers that are all equal, a single one among them, become 0 and get no gradient. Divided by
+    ``eps`` it would be so large that float16 turns it into infinity.
+
+    Args:
+        x (Tensor): Of any shape and any floating-point type.
+        dims (tuple[int, ...]): Where the numbers lie that have one mean.
+        eps (float): See above.
+
+    Returns:
+        Tensor: The shape of ``x``, in float32 or wider.
+    """
+    x = x.to(common_type(x, x))
+    count, equal = _count(x, dims), _all_equal(x, dims)
+    gap = x - x.mean(dims, keepdim=True)
+    squares = gap.square().sum(dims, keepdim=True) / max(count - 1, 1)
+    return (gap / (squares.masked_fill(equal, 1).sqrt() + eps)).masked_fill(equal, 0)
+
+
+class Standardised(torch.autograd.Function):
+    """:func:`standardised`, which saves ``x`` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: Dims, eps: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.dims, ctx.eps = dims, eps
+        gap, std = _spread(x.to(common_type(x, x)), dims)
+        return gap.div_(std + eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # with d = x - mean: (g - mean(g)) / (std + eps) - d <g, d> / ((n - 1) std (std + eps)^2)
+        refuse_second_derivative()
+        (x,) = ctx.saved_tensors
+        dims, eps = ctx.dims, ctx.eps
+        gap, std = _spread(x.to(grad.dtype), dims)
+        along = (grad * gap).sum(dims, keepdim=True) / (max(_count(x, dims) - 1, 1) * std)
+        slope = grad - grad.mean(dims, keepdim=True)
+        slope.sub_(gap.mul_(along / (std + eps))).div_(std + eps)
+        return slope.to(x.dtype), None, None
+
+
+def _spread(x: Tensor, dims: Dims) -> tuple[Tensor, Tensor]:
+    """``x - mean`` and the standard deviation, which is infinite where all numbers are equal."""
+    gap = x - x.mean(dims, keepdim=True)
+    squares = gap.square().sum(dims, keepdim=True) / max(_count(x, dims) - 1, 1)
+    return gap, squares.masked_fill_(_all_equal(x, dims), torch.inf).sqrt_()
+
+
+def _count(x: Tensor, dims: Dims) -> int:
+    return torch.Size([x.shape[dim] for dim in dims]).numel()
+
+
+def _all_equal(x: Tensor, dims: Dims) -> Tensor:
+    if not x.numel():
+        return x.new_zeros([1 if n in dims else s for n, s in enumerate(x.shape)], dtype=torch.bool)
+    x = x.detach()
+    return x.amax(dims, keepdim=True) == x.amin(dims, keepdim=True)
