@@ -79,7 +79,8 @@ class Case:
         options (dict): Arguments of the loss.
         razor (Callable, optional): Builds MMRazor's form. Defaults to None: it has none.
         competitor (Loss, optional): Stands in for the formula in the loss's file.
-        others (str, optional): What the loss takes besides maps, ``'labels'`` or ``'margin'``.
+        others (str, optional): What the loss takes besides maps, ``'labels'``, ``'margin'`` or
+            ``'seed'``.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
     """
@@ -106,15 +107,20 @@ class Case:
         many = f' and {len(rest)} more' if len(rest) > 1 else f' and {rest[0]}' if rest else ''
         return first + many
 
-    def ours(self) -> nn.Module:
-        """The loss of this package."""
-        return getattr(own, self.loss)(**self.options)
+    def ours(self, device: torch.device | str = 'cpu') -> nn.Module:
+        """The loss of this package, with its modules for the shapes."""
+        loss = getattr(own, self.loss)(**self.options)
+        if hasattr(loss, 'setup'):
+            channels = [shape[1] for shape in self.shapes]
+            torch.manual_seed(0)  # each form has the same weights
+            loss.setup(channels, channels)
+        return loss.to(device)
 
-    def textbook(self) -> Loss:
+    def textbook(self, device: torch.device | str = 'cpu') -> Loss:
         """The formula as the file of the loss states it, or what stands in for it here."""
         if self.competitor is not None:
             return self.competitor
-        loss = self.ours()
+        loss = self.ours(device)
 
         def as_written(*inputs: Tensor | Sequence[Tensor]) -> Tensor:
             with formulas_as_written():
@@ -145,6 +151,8 @@ class Case:
             others = (labels.to(device),)
         elif self.others == 'margin':
             others = ((-torch.rand(channels, generator=generator, dtype=dtype)).to(device),)
+        elif self.others == 'seed':
+            others = (torch.tensor(0, device=device),)
         if len(self.shapes) == 1:
             return Inputs(student[0], teacher[0], others)
         return Inputs(student, teacher, others)
@@ -227,6 +235,7 @@ def _of_values() -> Iterator[Row]:
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
+    yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 
 
 def _of_samples() -> Iterator[Row]:

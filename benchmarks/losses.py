@@ -79,13 +79,13 @@ def measure(case: Case, settings: Settings) -> Rounds:
 
 def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
     """The forms that can be run, by name; why others cannot goes into the notes."""
-    forms: dict[str, Loss] = {TEXTBOOK: case.textbook()}
+    forms: dict[str, Loss] = {TEXTBOOK: case.textbook(settings.device)}
     if case.razor is not None:
         try:
             forms[RAZOR] = case.razor()
         except mmrazor.NotInstalled as error:
             found.notes[RAZOR] = str(error)
-    forms[EAGER] = case.ours()
+    forms[EAGER] = case.ours(settings.device)
     for name in list(forms):
         needed = predicted_peak(case, forms[name])
         if needed is not None and needed > settings.memory:
@@ -95,7 +95,7 @@ def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
             )
             del forms[name]
     if settings.compiled:
-        forms[COMPILED] = compiled(case.ours())
+        forms[COMPILED] = compiled(case.ours(settings.device))
     return forms
 
 

@@ -32,6 +32,7 @@ _PUBLIC = {
         'HintLoss',
         'IntraClassVariationLoss',
         'LocalSimilarityLoss',
+        'MaskedGenerationLoss',
         'NeuronSelectivityLoss',
         'OverhaulLoss',
         'PairWiseLoss',

@@ -22,6 +22,7 @@ from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
 from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
+from mmkd_plugin.losses.masked_generation import MaskedGenerationLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
@@ -43,6 +44,7 @@ __all__ = [
     'HintLoss',
     'IntraClassVariationLoss',
     'LocalSimilarityLoss',
+    'MaskedGenerationLoss',
     'NeuronSelectivityLoss',
     'OverhaulLoss',
     'PairWiseLoss',

@@ -17,7 +17,7 @@ from mmkd_plugin.teachers.classes import Compared
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, describe, fit
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
@@ -342,6 +342,8 @@ class Term(nn.Module):
         if self.training:
             self.watch.maps(as_list(students))
         arguments = {need: (given or {}).get(need) for need in self.traits.needs}
+        for need in FROM_RUN.keys() & arguments.keys():
+            arguments[need] = FROM_RUN[need](self.name, as_list(teachers)[0].device)
         if self.norms is not None:
             arguments |= self.norms()
         if not self.training:
@@ -400,7 +402,7 @@ def _check_explainer(term: Term, converts: Any) -> None:
 
 def _check_needs(term: Term) -> None:
     """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_NORM]
+    known = [*FROM_BATCH, *FROM_RUN, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-pytest.register_assert_rewrite('loss_contract')
+pytest.register_assert_rewrite('loss_contract', 'learning_contract')
 
 
 @pytest.fixture(autouse=True, scope='package')
