@@ -56,7 +56,7 @@ class Inputs:
 
     student: Tensor | list[Tensor]
     teacher: Tensor | list[Tensor]
-    others: tuple[Tensor, ...] = ()
+    others: tuple[Any, ...] = ()
 
     @property
     def students(self) -> list[Tensor]:
@@ -79,8 +79,8 @@ class Case:
         options (dict): Arguments of the loss.
         razor (Callable, optional): Builds MMRazor's form. Defaults to None: it has none.
         competitor (Loss, optional): Stands in for the formula in the loss's file.
-        others (str, optional): What the loss takes besides maps, ``'labels'``, ``'margin'`` or
-            ``'seed'``.
+        others (str, optional): What the loss takes besides maps, ``'labels'``, ``'margin'``,
+            ``'boxes'`` or ``'seed'``.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
     """
@@ -151,6 +151,12 @@ class Case:
             others = (labels.to(device),)
         elif self.others == 'margin':
             others = ((-torch.rand(channels, generator=generator, dtype=dtype)).to(device),)
+        elif self.others == 'boxes':
+            corners = torch.rand(count, 20, 4, generator=generator, dtype=dtype).to(device)
+            others = (
+                torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1),
+                (2, 2),
+            )
         elif self.others == 'seed':
             others = (torch.tensor(0, device=device),)
         if len(self.shapes) == 1:
@@ -235,6 +241,7 @@ def _of_values() -> Iterator[Row]:
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
+    yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
     yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 
 

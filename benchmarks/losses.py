@@ -125,14 +125,14 @@ def predicted_peak(case: Case, loss: Loss) -> int | None:
     return counter.peak
 
 
-def bytes_of(tensors: list[Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
+def bytes_of(values: Sequence[Any]) -> int:
+    return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
 
 
 def traffic(inputs: Inputs) -> int:
     """Bytes of one read of the inputs and one write of the gradients."""
     teachers = [inputs.teacher] if isinstance(inputs.teacher, Tensor) else inputs.teacher
-    return 2 * bytes_of(inputs.students) + bytes_of(teachers) + bytes_of(list(inputs.others))
+    return 2 * bytes_of(inputs.students) + bytes_of(teachers) + bytes_of(inputs.others)
 
 
 def one_pass(inputs: Inputs) -> Callable[[], Any]:

@@ -28,6 +28,7 @@ _PUBLIC = {
         'ExplanationLoss',
         'FSPLoss',
         'FactorTransferLoss',
+        'FocalGlobalLoss',
         'GradientAttentionLoss',
         'HintLoss',
         'IntraClassVariationLoss',

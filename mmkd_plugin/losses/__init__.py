@@ -17,6 +17,7 @@ from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
+from mmkd_plugin.losses.focal_global import FocalGlobalLoss
 from mmkd_plugin.losses.fsp import FSPLoss
 from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
 from mmkd_plugin.losses.hint import HintLoss
@@ -40,6 +41,7 @@ __all__ = [
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
+    'FocalGlobalLoss',
     'GradientAttentionLoss',
     'HintLoss',
     'IntraClassVariationLoss',

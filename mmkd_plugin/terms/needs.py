@@ -12,6 +12,7 @@ from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 from torch import Tensor
 
+from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
 
 
@@ -62,6 +63,21 @@ def ground_truth_boxes(inputs: Tensor, data_samples: list) -> list[Tensor] | Non
     return [getattr(x, 'tensor', x).to(inputs.device) for x in boxes]
 
 
+def padded_boxes(inputs: Tensor, data_samples: list) -> Tensor | None:
+    """Reads the ground-truth boxes of all images into one tensor.
+
+    Args:
+        inputs (Tensor): Images ``(N, C, H, W)``.
+        data_samples (list): Data samples of mmdet.
+
+    Returns:
+        Tensor | None: ``(N, n, 4)`` with NaN where an image has fewer boxes than others, and n at
+        least 2. None if the batch has no boxes.
+    """
+    boxes = ground_truth_boxes(inputs, data_samples)
+    return None if boxes is None else pad_boxes(boxes)
+
+
 def image_size(inputs: Tensor, data_samples: list) -> tuple[int, int]:
     """Returns the size of the network's input: the images and their padding.
 
@@ -79,6 +95,7 @@ def image_size(inputs: Tensor, data_samples: list) -> tuple[int, int]:
 FROM_BATCH = {
     'labels': FromBatch(segmentation_labels, 'segmentation labels'),
     'boxes': FromBatch(ground_truth_boxes, 'ground-truth boxes'),
+    'padded_boxes': FromBatch(padded_boxes, 'ground-truth boxes'),
     'image_size': FromBatch(image_size, 'the size of the images'),
 }
 
