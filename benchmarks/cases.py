@@ -241,6 +241,7 @@ def _of_values() -> Iterator[Row]:
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
+    yield 'ReviewLoss', ['pyramid'], {}
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
     yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 

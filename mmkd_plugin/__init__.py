@@ -18,7 +18,7 @@ from mmkd_plugin.version import __version__
 _PUBLIC = {
     'cache.store': ['TeacherCache'],
     'cache.wiring': ['wire'],
-    'connectors': ['ConvConnector', 'Paraphraser', 'Translator'],
+    'connectors': ['ConvConnector', 'Paraphraser', 'ReviewFusion', 'Translator'],
     'distiller': ['Distiller'],
     'explanations': ['BcosWeights', 'Explainer', 'GradCAM', 'GradientAttention'],
     'losses': [
@@ -40,6 +40,7 @@ _PUBLIC = {
         'PixelWiseLoss',
         'RKDAngleLoss',
         'RKDDistanceLoss',
+        'ReviewLoss',
         'SoftTargetLoss',
     ],
     'metrics': ['ExplanationLocalization', 'ExplanationSimilarity', 'TeacherAgreement'],

@@ -2,5 +2,6 @@
 
 from mmkd_plugin.connectors.conv import ConvConnector
 from mmkd_plugin.connectors.factor_transfer import Paraphraser, Translator
+from mmkd_plugin.connectors.review import ReviewFusion
 
-__all__ = ['ConvConnector', 'Paraphraser', 'Translator']
+__all__ = ['ConvConnector', 'Paraphraser', 'ReviewFusion', 'Translator']

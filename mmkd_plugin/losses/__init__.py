@@ -32,6 +32,7 @@ from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
+from mmkd_plugin.losses.review import ReviewLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     'PixelWiseLoss',
     'RKDAngleLoss',
     'RKDDistanceLoss',
+    'ReviewLoss',
     'SoftTargetLoss',
     'check_shapes',
     'full_precision',

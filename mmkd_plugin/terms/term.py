@@ -15,7 +15,7 @@ from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.classes import Compared
 from mmkd_plugin.terms.compiled import Compiled
-from mmkd_plugin.terms.connecting import build_connectors, describe, fit
+from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
 from mmkd_plugin.terms.norms import NormConstants
@@ -90,6 +90,7 @@ class Term(nn.Module):
         self.schedule = schedule or Schedule()
         self.explainer = explainer
         self.connectors = nn.ModuleList()
+        self._count = 0  # of maps of each model
         self.teacher_connectors = Outside()
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.norms: NormConstants | None = None
@@ -218,12 +219,13 @@ class Term(nn.Module):
         with torch.no_grad():
             pairs = list(zip(students, self._convert_teacher(teachers)))
         self.connectors = build_connectors(self._connector, pairs, self.traits, self.here)
+        self._count = len(pairs)
         training = self.training
         try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
                 self.eval()._set_up(pairs)
                 self.eval()(student, teacher, given)
-                behind = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+                behind = convert(self.connectors, students)
             problem = problem_of(lambda s, t: self(s, t, given), student, teacher)
         except Exception as error:  # whatever a foreign loss or connector makes of these maps
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
@@ -296,7 +298,7 @@ class Term(nn.Module):
         """Lets the loss build its own modules for the channels behind the connectors."""
         if not hasattr(self.loss, 'setup'):
             return
-        students = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+        students = convert(self.connectors, [s for s, _ in pairs])
         self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
 
     def _convert_teacher(self, maps: list[Tensor]) -> list[Tensor]:
@@ -327,16 +329,14 @@ class Term(nn.Module):
                 cannot compare the maps.
         """
         students, teachers = as_list(student), as_list(teacher)
-        if not len(students) == len(teachers) == len(self.connectors):
+        if not len(students) == len(teachers) == self._count:
             raise ValueError(
                 f'{self.here}: {len(students)} maps of the student and {len(teachers)} of the '
-                f'teacher, where the dry forward at build time gave {len(self.connectors)}'
+                f'teacher, where the dry forward at build time gave {self._count}'
             )
         teachers = self._convert_teacher(teachers)
-        students = [
-            fit(connector, s, t, self.traits.needs_same_size)
-            for connector, s, t in zip(self.connectors, students, teachers)
-        ]
+        same_size = self.traits.needs_same_size
+        students = fit_all(self.connectors, students, teachers, same_size)
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
         if self.training:
