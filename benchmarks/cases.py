@@ -33,6 +33,7 @@ SHAPES: dict[str, list[Shape]] = {
     'embeddings': [(128, 512)],
     'classifier': [(256, 1000)],
     'cifar': [(128, 64, 8, 8)],
+    'tokens': [(2, 512, 64, 128)],
     'explanations': [(32, 1, 512, 1024)],
 }
 QUICK: dict[str, list[Shape]] = {
@@ -45,6 +46,7 @@ QUICK: dict[str, list[Shape]] = {
     'embeddings': [(8, 12)],
     'classifier': [(8, 10)],
     'cifar': [(4, 6, 4, 4)],
+    'tokens': [(1, 16, 16, 32)],
     'explanations': [(3, 1, 16, 32)],
 }
 CLASSES = 19
@@ -242,6 +244,7 @@ def _of_values() -> Iterator[Row]:
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
     yield 'ReviewLoss', ['pyramid'], {}
+    yield 'DenseContrastLoss', ['tokens'], dict(others='seed')
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
     yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 

@@ -25,6 +25,7 @@ _PUBLIC = {
         'ActivationBoundaryLoss',
         'AttentionLoss',
         'ChannelWiseLoss',
+        'DenseContrastLoss',
         'ExplanationLoss',
         'FSPLoss',
         'FactorTransferLoss',

@@ -15,6 +15,7 @@ To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`lo
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
+from mmkd_plugin.losses.dense_contrast import DenseContrastLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
 from mmkd_plugin.losses.focal_global import FocalGlobalLoss
@@ -39,6 +40,7 @@ __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
     'ChannelWiseLoss',
+    'DenseContrastLoss',
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
