@@ -116,7 +116,7 @@ class Case:
             channels = [shape[1] for shape in self.shapes]
             torch.manual_seed(0)  # each form has the same weights
             loss.setup(channels, channels)
-        return loss.to(device)
+        return loss.eval().to(device)  # without what it remembers of each call
 
     def textbook(self, device: torch.device | str = 'cpu') -> Loss:
         """The formula as the file of the loss states it, or what stands in for it here."""
@@ -161,6 +161,8 @@ class Case:
             )
         elif self.others == 'seed':
             others = (torch.tensor(0, device=device),)
+        if self.loss == 'MemoryContrastLoss':  # the same draw in all forms
+            others = (*others, torch.tensor(0, device=device))
         if len(self.shapes) == 1:
             return Inputs(student[0], teacher[0], others)
         return Inputs(student, teacher, others)
@@ -245,6 +247,8 @@ def _of_values() -> Iterator[Row]:
     yield 'FSPLoss', ['two stages'], {}
     yield 'ReviewLoss', ['pyramid'], {}
     yield 'DenseContrastLoss', ['tokens'], dict(others='seed')
+    memory = dict(classes=CLASSES, pixels=2000, regions=200)
+    yield 'MemoryContrastLoss', ['logits'], dict(others='labels', options=memory)
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
     yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 

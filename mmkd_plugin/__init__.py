@@ -35,6 +35,7 @@ _PUBLIC = {
         'IntraClassVariationLoss',
         'LocalSimilarityLoss',
         'MaskedGenerationLoss',
+        'MemoryContrastLoss',
         'NeuronSelectivityLoss',
         'OverhaulLoss',
         'PairWiseLoss',

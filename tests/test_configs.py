@@ -51,7 +51,7 @@ CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
 )
 #: What a detector has no labels for.
-SEGMENTATION_ONLY = ('DenseContrastLoss', 'IntraClassVariationLoss')
+SEGMENTATION_ONLY = ('DenseContrastLoss', 'IntraClassVariationLoss', 'MemoryContrastLoss')
 #: What a segmentor has no boxes for.
 DETECTION_ONLY = ('FocalGlobalLoss',)
 FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl')

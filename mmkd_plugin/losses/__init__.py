@@ -25,6 +25,7 @@ from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
 from mmkd_plugin.losses.masked_generation import MaskedGenerationLoss
+from mmkd_plugin.losses.memory_contrast import MemoryContrastLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
@@ -50,6 +51,7 @@ __all__ = [
     'IntraClassVariationLoss',
     'LocalSimilarityLoss',
     'MaskedGenerationLoss',
+    'MemoryContrastLoss',
     'NeuronSelectivityLoss',
     'OverhaulLoss',
     'PairWiseLoss',
