@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.checks import (
@@ -16,6 +17,7 @@ from mmkd_plugin.losses.numerics.checks import (
 )
 from mmkd_plugin.losses.numerics.divergence import divergence
 from mmkd_plugin.losses.numerics.drawing import fresh_seed, some_of, uniform
+from mmkd_plugin.losses.numerics.gathering import world_size
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.memory import ClassMemory
 from mmkd_plugin.losses.numerics.own_modules import check_set_up, run
@@ -94,7 +96,7 @@ def drawn_pixels(
 
 
 class Projector(nn.Sequential):
-    """1×1 convolution, batch norm over all processes, ReLU, 1×1 convolution, without biases.
+    """1×1 convolution, batch norm (over all GPUs), ReLU, 1×1 convolution, without biases.
 
     Args:
         in_channels (int): Channels of the student's map.
@@ -102,21 +104,15 @@ class Projector(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
+        # on a CPU there is no SyncBatchNorm, and DDP refuses one
+        on_gpus = world_size() > 1 and dist.get_backend() == 'nccl'
+        norm = nn.SyncBatchNorm if on_gpus else nn.BatchNorm2d
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            _Norm(out_channels),
+            norm(out_channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 1, bias=False),
         )
-
-
-class _Norm(nn.SyncBatchNorm):
-    """A SyncBatchNorm that is a plain batch norm on a CPU, where PyTorch has none."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == 'cpu':
-            return nn.modules.batchnorm._BatchNorm.forward(self, x)
-        return super().forward(x)
 
 
 @MODELS.register_module()
