@@ -33,6 +33,7 @@ SHAPES: dict[str, list[Shape]] = {
     'embeddings': [(128, 512)],
     'classifier': [(256, 1000)],
     'cifar': [(128, 64, 8, 8)],
+    'tokens': [(2, 512, 64, 128)],
     'explanations': [(32, 1, 512, 1024)],
 }
 QUICK: dict[str, list[Shape]] = {
@@ -45,6 +46,7 @@ QUICK: dict[str, list[Shape]] = {
     'embeddings': [(8, 12)],
     'classifier': [(8, 10)],
     'cifar': [(4, 6, 4, 4)],
+    'tokens': [(1, 16, 16, 32)],
     'explanations': [(3, 1, 16, 32)],
 }
 CLASSES = 19
@@ -56,7 +58,7 @@ class Inputs:
 
     student: Tensor | list[Tensor]
     teacher: Tensor | list[Tensor]
-    others: tuple[Tensor, ...] = ()
+    others: tuple[Any, ...] = ()
 
     @property
     def students(self) -> list[Tensor]:
@@ -79,7 +81,8 @@ class Case:
         options (dict): Arguments of the loss.
         razor (Callable, optional): Builds MMRazor's form. Defaults to None: it has none.
         competitor (Loss, optional): Stands in for the formula in the loss's file.
-        others (str, optional): What the loss takes besides maps, ``'labels'`` or ``'margin'``.
+        others (str, optional): What the loss takes besides maps, ``'labels'``, ``'margin'``,
+            ``'boxes'`` or ``'seed'``.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
     """
@@ -106,15 +109,20 @@ class Case:
         many = f' and {len(rest)} more' if len(rest) > 1 else f' and {rest[0]}' if rest else ''
         return first + many
 
-    def ours(self) -> nn.Module:
-        """The loss of this package."""
-        return getattr(own, self.loss)(**self.options)
+    def ours(self, device: torch.device | str = 'cpu') -> nn.Module:
+        """The loss of this package, with its modules for the shapes."""
+        loss = getattr(own, self.loss)(**self.options)
+        if hasattr(loss, 'setup'):
+            channels = [shape[1] for shape in self.shapes]
+            torch.manual_seed(0)  # each form has the same weights
+            loss.setup(channels, channels)
+        return loss.eval().to(device)  # without what it remembers of each call
 
-    def textbook(self) -> Loss:
+    def textbook(self, device: torch.device | str = 'cpu') -> Loss:
         """The formula as the file of the loss states it, or what stands in for it here."""
         if self.competitor is not None:
             return self.competitor
-        loss = self.ours()
+        loss = self.ours(device)
 
         def as_written(*inputs: Tensor | Sequence[Tensor]) -> Tensor:
             with formulas_as_written():
@@ -145,6 +153,16 @@ class Case:
             others = (labels.to(device),)
         elif self.others == 'margin':
             others = ((-torch.rand(channels, generator=generator, dtype=dtype)).to(device),)
+        elif self.others == 'boxes':
+            corners = torch.rand(count, 20, 4, generator=generator, dtype=dtype).to(device)
+            others = (
+                torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1),
+                (2, 2),
+            )
+        elif self.others == 'seed':
+            others = (torch.tensor(0, device=device),)
+        if self.loss == 'MemoryContrastLoss':  # the same draw in all forms
+            others = (*others, torch.tensor(0, device=device))
         if len(self.shapes) == 1:
             return Inputs(student[0], teacher[0], others)
         return Inputs(student, teacher, others)
@@ -238,6 +256,12 @@ def _of_values() -> Iterator[Row]:
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
     yield 'PearsonLoss', ['features', 'pyramid'], dict(razor=razor('pkd_loss.PKDLoss'))
+    yield 'ReviewLoss', ['pyramid'], {}
+    yield 'DenseContrastLoss', ['tokens'], dict(others='seed')
+    memory = dict(classes=CLASSES, pixels=2000, regions=200)
+    yield 'MemoryContrastLoss', ['logits'], dict(others='labels', options=memory)
+    yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
+    yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 
 
 def _of_samples() -> Iterator[Row]:

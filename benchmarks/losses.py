@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,13 +79,13 @@ def measure(case: Case, settings: Settings) -> Rounds:
 
 def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
     """The forms that can be run, by name; why others cannot goes into the notes."""
-    forms: dict[str, Loss] = {TEXTBOOK: case.textbook()}
+    forms: dict[str, Loss] = {TEXTBOOK: case.textbook(settings.device)}
     if case.razor is not None:
         try:
             forms[RAZOR] = case.razor()
         except mmrazor.NotInstalled as error:
             found.notes[RAZOR] = str(error)
-    forms[EAGER] = case.ours()
+    forms[EAGER] = case.ours(settings.device)
     for name in list(forms):
         needed = predicted_peak(case, forms[name])
         if needed is not None and needed > settings.memory:
@@ -95,7 +95,7 @@ def forms_of(case: Case, settings: Settings, found: Rounds) -> dict[str, Loss]:
             )
             del forms[name]
     if settings.compiled:
-        forms[COMPILED] = compiled(case.ours())
+        forms[COMPILED] = compiled(case.ours(settings.device))
     return forms
 
 
@@ -125,14 +125,14 @@ def predicted_peak(case: Case, loss: Loss) -> int | None:
     return counter.peak
 
 
-def bytes_of(tensors: list[Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
+def bytes_of(values: Sequence[Any]) -> int:
+    return sum(x.numel() * x.element_size() for x in values if isinstance(x, Tensor))
 
 
 def traffic(inputs: Inputs) -> int:
     """Bytes of one read of the inputs and one write of the gradients."""
     teachers = [inputs.teacher] if isinstance(inputs.teacher, Tensor) else inputs.teacher
-    return 2 * bytes_of(inputs.students) + bytes_of(teachers) + bytes_of(list(inputs.others))
+    return 2 * bytes_of(inputs.students) + bytes_of(teachers) + bytes_of(inputs.others)
 
 
 def one_pass(inputs: Inputs) -> Callable[[], Any]:

@@ -71,13 +71,14 @@ def measure(
     quick: bool = False,
 ) -> list[dict[str, Any]]:
     """Points of all sweeps of one loss, those of a sweep measured in turns."""
-    loss, points = case.ours(), []
+    points = []
     for axis in axes_of(case):
         calls, values = {}, {}
         for factor in QUICK_FACTORS if quick else FACTORS:
             one, values[factor] = varied(case, axis, factor)
             inputs = one.inputs(device)
-            calls[factor] = lambda inputs=inputs: inputs.call(loss)
+            loss = one.ours(device)
+            calls[factor] = lambda inputs=inputs, loss=loss: inputs.call(loss)
             calls[factor]()
         measured = take_turns(calls, device, seconds, clock)
         for factor, found in measured.items():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from mmkd_plugin.losses.numerics.memory import ClassMemory
 from mmkd_plugin.taps import Maps, as_list
 from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
@@ -72,6 +73,9 @@ def _loss(term: Term) -> str:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:
         text += '\ncompiled'
+    memories = sum(m.nbytes for m in term.modules() if isinstance(m, ClassMemory))
+    if memories:
+        text += f'\nmemory of {memories / 1e6:.3g} MB, in checkpoints too'
     if term.norms is not None:
         text += f'\n{", ".join(term.norms.needs)} of {", ".join(term.norms.names)}'
     return text

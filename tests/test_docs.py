@@ -25,7 +25,7 @@ from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.self_teacher import SelfTeacher
 from mmkd_plugin.terms.lines import KEYS
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
 from mmkd_plugin.terms.schedule import CURVES, Schedule
 from mmkd_plugin.terms.term import Term
 from tests import stock_models
@@ -228,7 +228,7 @@ def test_the_reference_names_every_key():
         'teachers.md': arguments(OnlineTeacher) | arguments(Inference),
         'cached_teacher.md': arguments(CachedTeacher),
         'frskd.md': arguments(SelfTeacher),
-        'adding_a_loss.md': {*FROM_BATCH, *FROM_NORM},
+        'adding_a_loss.md': {*FROM_BATCH, *FROM_RUN, *FROM_NORM},
     }
     for page, keys in needed.items():
         assert not keys - documented(page), page

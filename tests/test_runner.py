@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +135,58 @@ def test_a_resumed_run_is_the_same_bit_for_bit(scope, by_epoch, hooks, distilled
         assert_same(dict(ours.named_parameters()), dict(theirs.named_parameters()))
         assert_same(dict(ours.named_buffers()), dict(theirs.named_buffers()))
         assert not torch.equal(connectors(theirs)[WEIGHT], connectors(whole.model)[WEIGHT])
+
+
+def learning(distilled: Callable[..., dict]) -> dict:
+    """A Distiller whose losses have modules, random masks and a memory of their own."""
+    model = distilled()
+    feature = 'decode_head.bottleneck'
+    model['distill'] = dict(
+        masked=dict(
+            tap=feature, loss=dict(type='mmkd_plugin.MaskedGenerationLoss', loss_weight=1e-4)
+        ),
+        memory=dict(
+            tap=feature,
+            loss=dict(type='mmkd_plugin.MemoryContrastLoss', classes=3, pixels=20, regions=5),
+        ),
+    )
+    return model
+
+
+def test_masks_memories_and_modules_of_losses_go_on_bit_for_bit(distilled, data, tmp_path):
+    def run(folder: str, **changes: Any) -> tuple[Runner, Record]:
+        record = Record()
+        settings = dict(save_every=3, custom_hooks=[EMA], randomness=dict(seed=3), **changes)
+        return train(
+            config(learning(distilled), data, tmp_path / folder, 6, **settings), record
+        ), record
+
+    whole, seen = run('whole')
+    rest, seen_again = run('rest', load_from=str(tmp_path / 'whole' / 'iter_3.pth'), resume=True)
+    assert_same(seen_again.losses, seen.losses[3:])
+    names = [name for name, _ in whole.model.distill.named_parameters()]
+    assert any('loss.generators' in n for n in names) and any('loss.projectors' in n for n in names)
+    memory = whole.model.distill.memory.loss.memories[0][0]
+    assert memory.next.any()
+    for ours, theirs in ((rest.model, whole.model), (averaged(rest), averaged(whole))):
+        assert_same(dict(ours.distill.state_dict()), dict(theirs.distill.state_dict()))
+    assert_same(rest.optim_wrapper.state_dict(), whole.optim_wrapper.state_dict())
+    assert 'memory of 0.' in log_of(whole)
+
+
+def test_modules_of_losses_take_settings_of_parameters(distilled):
+    found = groups(
+        learning(distilled),
+        dict(
+            optimizer=dict(type='SGD', lr=1.0),
+            paramwise_cfg=dict(custom_keys={'distill.masked.loss': dict(lr_mult=0.5)}),
+        ),
+    )
+    own = {name: lr for name, (lr, _) in found.items() if name.startswith('distill.')}
+    assert {n for n, lr in own.items() if lr == 0.5} == {
+        n for n in own if 'distill.masked.loss' in n
+    }
+    assert any(lr == 1 for lr in own.values())
 
 
 def test_a_self_teacher_goes_on_bit_for_bit_and_leaves_a_plain_student(data, tmp_path):
@@ -439,6 +492,18 @@ def test_two_processes_save_the_student_with_the_rest_beside(two_processes):
 def test_the_first_of_two_processes_logs_the_plan_once(two_processes):
     (log,) = two_processes.folder.glob('2*/2*.log')
     assert log.read_text().count("teacher 'teacher' (") == 1
+
+
+def test_two_processes_share_a_memory_and_draw_masks_of_their_own(distilled, data, tmp_path):
+    model = learning(distilled)
+    ddp.in_two_processes(ddp.train_and_note, config(model, data, tmp_path, 2))
+    first, second = (torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1))
+    assert_same(first['parameters'], second['parameters'])
+    rest = distillation_state(read_checkpoint(tmp_path / 'iter_2.pth')['state_dict'])['state']
+    rows = {name: x for name, x in rest.items() if name.endswith('.next')}
+    assert len(rows) == 2 and all(x.any() for x in rows.values())
+    masked = [[line['distill.masked.loss'] for line in one['losses']] for one in (first, second)]
+    assert masked[0] != masked[1]
 
 
 # Ways to train ------------------------------------------------------------------------------------

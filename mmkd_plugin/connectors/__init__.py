@@ -3,5 +3,6 @@
 from mmkd_plugin.connectors.conv import ConvConnector
 from mmkd_plugin.connectors.factor_transfer import Paraphraser, Translator
 from mmkd_plugin.connectors.phis import PHISNormalizer
+from mmkd_plugin.connectors.review import ReviewFusion
 
-__all__ = ['ConvConnector', 'PHISNormalizer', 'Paraphraser', 'Translator']
+__all__ = ['ConvConnector', 'PHISNormalizer', 'Paraphraser', 'ReviewFusion', 'Translator']

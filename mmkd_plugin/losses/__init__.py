@@ -19,8 +19,10 @@ from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
 from mmkd_plugin.losses.cosine_hint import CosineHintLoss
 from mmkd_plugin.losses.cross_image import CrossImageLoss
 from mmkd_plugin.losses.decoupled import DecoupledLoss
+from mmkd_plugin.losses.dense_contrast import DenseContrastLoss
 from mmkd_plugin.losses.explanation import ExplanationLoss
 from mmkd_plugin.losses.factor_transfer import FactorTransferLoss
+from mmkd_plugin.losses.focal_global import FocalGlobalLoss
 from mmkd_plugin.losses.fsp import FSPLoss
 from mmkd_plugin.losses.gradient_attention import GradientAttentionLoss
 from mmkd_plugin.losses.gram import GramLoss
@@ -28,6 +30,8 @@ from mmkd_plugin.losses.hint import HintLoss
 from mmkd_plugin.losses.intra_class_variation import IntraClassVariationLoss
 from mmkd_plugin.losses.jaccard import JaccardLoss
 from mmkd_plugin.losses.local_similarity import LocalSimilarityLoss
+from mmkd_plugin.losses.masked_generation import MaskedGenerationLoss
+from mmkd_plugin.losses.memory_contrast import MemoryContrastLoss
 from mmkd_plugin.losses.neuron_selectivity import NeuronSelectivityLoss
 from mmkd_plugin.losses.normalized_target import NormalizedTargetLoss
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
@@ -38,6 +42,7 @@ from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
+from mmkd_plugin.losses.review import ReviewLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
@@ -49,15 +54,19 @@ __all__ = [
     'CosineHintLoss',
     'CrossImageLoss',
     'DecoupledLoss',
+    'DenseContrastLoss',
     'ExplanationLoss',
     'FSPLoss',
     'FactorTransferLoss',
+    'FocalGlobalLoss',
     'GradientAttentionLoss',
     'GramLoss',
     'HintLoss',
     'IntraClassVariationLoss',
     'JaccardLoss',
     'LocalSimilarityLoss',
+    'MaskedGenerationLoss',
+    'MemoryContrastLoss',
     'NeuronSelectivityLoss',
     'NormalizedTargetLoss',
     'OverhaulLoss',
@@ -66,6 +75,7 @@ __all__ = [
     'PixelWiseLoss',
     'RKDAngleLoss',
     'RKDDistanceLoss',
+    'ReviewLoss',
     'SoftTargetLoss',
     'TokenRelationLoss',
     'check_shapes',

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmkd_plugin.building import build_module
 from mmkd_plugin.connectors import ConvConnector
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.terms.lines import takes
 
 
@@ -27,12 +28,29 @@ def build_connectors(
         here (str): Name of the term in messages.
 
     Returns:
-        nn.ModuleList: The connectors; ``nn.Identity`` where a map stays as it is.
+        nn.ModuleList: The connectors, ``nn.Identity`` where a map stays as it is; or one connector
+        that takes all maps together: its class says so by ``takes_all_maps = True``.
 
     Raises:
         ValueError: If a list has another length than the maps, or a connector cannot be built.
     """
+    kind = _kind(config)
+    if getattr(kind, 'takes_all_maps', False):
+        students, teachers = zip(*pairs)
+        channels = dict(
+            in_channels=[x.shape[1] for x in students], out_channels=[x.shape[1] for x in teachers]
+        )
+        module = build_module(config, f'{here}.connector', channels)
+        takes(module, ('maps',), f'{here}.connector', 'a connector')
+        return nn.ModuleList([module])
     configs = config if isinstance(config, (list, tuple)) else [config] * len(pairs)
+    for one in configs:
+        kind = _kind(one)
+        if getattr(kind, 'takes_all_maps', False):
+            raise ValueError(
+                f'{here}.connector: {kind.__name__} takes all maps together: give one dict, '
+                'without a list'
+            )
     if len(configs) != len(pairs):
         raise ValueError(
             f'{here}: {len(configs)} connectors for {len(pairs)} maps; give one dict for all or '
@@ -55,6 +73,55 @@ def _build_one(
     if differ and student.ndim == 4 and traits.needs_same_channels:
         return ConvConnector(**channels)
     return nn.Identity()
+
+
+def _kind(config: Any) -> Any:
+    """The class that a config names, None if it names none."""
+    kind = config.get('type') if isinstance(config, dict) else None
+    return MODELS.get(kind) if isinstance(kind, str) else kind
+
+
+def convert(connectors: nn.ModuleList, students: Sequence[Tensor]) -> list[Tensor]:
+    """Converts the student's maps with their connectors, without resizing.
+
+    Args:
+        connectors (nn.ModuleList): See :func:`build_connectors`.
+        students (Sequence[Tensor]): Maps of the student.
+
+    Returns:
+        list[Tensor]: As many maps.
+    """
+    if _for_all(connectors):
+        return list(connectors[0](list(students)))
+    return [connector(student) for connector, student in zip(connectors, students)]
+
+
+def fit_all(
+    connectors: nn.ModuleList,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    same_size: bool,
+) -> list[Tensor]:
+    """Converts the student's maps with their connectors and, if needed, resizes them.
+
+    Args:
+        connectors (nn.ModuleList): See :func:`build_connectors`.
+        students (Sequence[Tensor]): Maps of the student.
+        teachers (Sequence[Tensor]): Maps of the teacher.
+        same_size (bool): Whether the loss needs the sizes of the teacher's maps.
+
+    Returns:
+        list[Tensor]: As many maps.
+    """
+    if _for_all(connectors):
+        students = convert(connectors, students)
+        connectors = [nn.Identity()] * len(students)
+    pairs = zip(connectors, students, teachers)
+    return [fit(connector, s, t, same_size) for connector, s, t in pairs]
+
+
+def _for_all(connectors: nn.ModuleList) -> bool:
+    return len(connectors) == 1 and getattr(connectors[0], 'takes_all_maps', False)
 
 
 def fit(connector: nn.Module, student: Tensor, teacher: Tensor, same_size: bool) -> Tensor:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
+from mmengine.logging import MessageHub
 from torch import Tensor
 
+from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
 
 
@@ -59,6 +63,21 @@ def ground_truth_boxes(inputs: Tensor, data_samples: list) -> list[Tensor] | Non
     return [getattr(x, 'tensor', x).to(inputs.device) for x in boxes]
 
 
+def padded_boxes(inputs: Tensor, data_samples: list) -> Tensor | None:
+    """Reads the ground-truth boxes of all images into one tensor.
+
+    Args:
+        inputs (Tensor): Images ``(N, C, H, W)``.
+        data_samples (list): Data samples of mmdet.
+
+    Returns:
+        Tensor | None: ``(N, n, 4)`` with NaN where an image has fewer boxes than others, and n at
+        least 2. None if the batch has no boxes.
+    """
+    boxes = ground_truth_boxes(inputs, data_samples)
+    return None if boxes is None else pad_boxes(boxes)
+
+
 def image_size(inputs: Tensor, data_samples: list) -> tuple[int, int]:
     """Returns the size of the network's input: the images and their padding.
 
@@ -76,8 +95,32 @@ def image_size(inputs: Tensor, data_samples: list) -> tuple[int, int]:
 FROM_BATCH = {
     'labels': FromBatch(segmentation_labels, 'segmentation labels'),
     'boxes': FromBatch(ground_truth_boxes, 'ground-truth boxes'),
+    'padded_boxes': FromBatch(padded_boxes, 'ground-truth boxes'),
     'image_size': FromBatch(image_size, 'the size of the images'),
 }
+
+
+def seed_of_iteration(term: str, device: torch.device) -> Tensor:
+    """Returns a seed of this iteration: a function of the run's seed, the process and the term.
+
+    A resumed run has the seeds of the one that never stopped, and nothing is saved for it.
+
+    Args:
+        term (str): Name of the term. Each has seeds of its own.
+        device (torch.device): Where the seed should lie.
+
+    Returns:
+        Tensor: A whole number from 0, int64 of shape ().
+    """
+    run = MessageHub.get_current_instance().runtime_info
+    key = (run.get('seed'), run.get('iter', 0), get_rank(), term)
+    number = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+#: Arguments of losses that are read from the run, by their name. Each function takes the name of
+#: the term and the device of the maps.
+FROM_RUN = {'seed': seed_of_iteration}
 
 #: Arguments of losses that are computed from the weight and the bias of the batch norm that feeds
 #: the teacher's map, by their name.

@@ -16,10 +16,10 @@ from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.classes import Compared
 from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
 from mmkd_plugin.terms.compiled import Compiled
-from mmkd_plugin.terms.connecting import build_connectors, describe, fit
+from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
@@ -95,6 +95,7 @@ class Term(nn.Module):
         self.schedule = schedule or Schedule()
         self.explainer = explainer
         self.connectors = nn.ModuleList()
+        self._count = 0  # of maps of each model
         self.teacher_connectors = Outside()
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.norms: NormConstants | None = None
@@ -228,12 +229,13 @@ class Term(nn.Module):
         with torch.no_grad():
             pairs = list(zip(students, self._convert_teacher(teachers)))
         self.connectors = build_connectors(self._connector, pairs, self.traits, self.here)
+        self._count = len(pairs)
         training = self.training
         try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
                 self.eval()._set_up(pairs)
                 self.eval()(student, teacher, given)
-                behind = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+                behind = convert(self.connectors, students)
             problem = problem_of(lambda s, t: self(s, t, given), student, teacher)
         except Exception as error:  # whatever a foreign loss or connector makes of these maps
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
@@ -340,7 +342,7 @@ class Term(nn.Module):
         """Lets the loss build its own modules for the channels behind the connectors."""
         if not hasattr(self.loss, 'setup'):
             return
-        students = [connect(s) for connect, (s, _) in zip(self.connectors, pairs)]
+        students = convert(self.connectors, [s for s, _ in pairs])
         self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
 
     def _convert_teacher(self, maps: list[Tensor]) -> list[Tensor]:
@@ -383,21 +385,21 @@ class Term(nn.Module):
                 cannot compare the maps.
         """
         students, teachers = as_list(student), as_list(teacher)
-        if not len(students) == len(teachers) == len(self.connectors):
+        if not len(students) == len(teachers) == self._count:
             raise ValueError(
                 f'{self.here}: {len(students)} maps of the student and {len(teachers)} of the '
-                f'teacher, where the dry forward at build time gave {len(self.connectors)}'
+                f'teacher, where the dry forward at build time gave {self._count}'
             )
         teachers = self._convert_teacher(teachers)
-        students = [
-            fit(connector, s, t, self.traits.needs_same_size)
-            for connector, s, t in zip(self.connectors, students, teachers)
-        ]
+        same_size = self.traits.needs_same_size
+        students = fit_all(self.connectors, students, teachers, same_size)
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
         if self.training:
             self.watch.maps(as_list(students))
         arguments = {need: (given or {}).get(need) for need in self.traits.needs}
+        for need in FROM_RUN.keys() & arguments.keys():
+            arguments[need] = FROM_RUN[need](self.name, as_list(teachers)[0].device)
         if self.norms is not None:
             arguments |= self.norms()
         if self.auto is not None and self.auto.ready:
@@ -474,7 +476,7 @@ def _check_explainer(term: Term, converts: Any) -> None:
 
 def _check_needs(term: Term) -> None:
     """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_NORM]
+    known = [*FROM_BATCH, *FROM_RUN, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(

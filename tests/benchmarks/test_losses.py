@@ -21,6 +21,11 @@ def case_of(loss: str) -> cases.Case:
     return cases.pick([loss], quick=True)[0]
 
 
+def test_a_loss_with_modules_is_measured():
+    found = losses.measure(case_of('MaskedGenerationLoss'), settings())
+    assert losses.EAGER in found.seconds
+
+
 def test_every_form_takes_its_turns():
     found = losses.measure(case_of('HintLoss'), settings())
     assert {len(values) for values in found.seconds.values()} == {3}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-pytest.register_assert_rewrite('loss_contract', 'labelled')
+pytest.register_assert_rewrite('loss_contract', 'labelled', 'learning_contract')
 
 
 @pytest.fixture(autouse=True, scope='package')

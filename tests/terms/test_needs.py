@@ -12,6 +12,7 @@ from torch import nn
 
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.terms import Term, needs
 from mmkd_plugin.terms.needs import from_batch
 from tests import stock_models
 from tests.runs import needs_ops
@@ -111,3 +112,38 @@ def test_what_a_loss_declares_has_defaults():
     traits = LossTraits.of(MODELS.get('PixelWiseLoss')(ignore_index=255))
     assert traits.needs == ('labels',) and traits.compares_probabilities
     assert not LossTraits.of(MODELS.get('SoftTargetLoss')(sigmoid=True)).compares_probabilities
+
+
+# Seeds --------------------------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class SeedAsLoss(nn.Module):
+    """Gives its seed, and the maps no part but a gradient."""
+
+    needs = ('seed',)
+
+    def forward(self, student, teacher, seed):
+        assert seed.dtype == torch.int64 and seed.shape == ()
+        return student.double().square().sum() + seed * 2.0**-63
+
+
+def seed_of(name: str = 'a') -> float:
+    term = Term.from_config(name, dict(tap='x', loss=dict(type='SeedAsLoss')), ['teacher'])
+    maps = torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)
+    term.connect(*maps)
+    return term(*maps).item()
+
+
+def test_a_seed_is_another_one_in_each_iteration_process_term_and_run(counters, monkeypatch):
+    counters.update_info('seed', 0)
+    counters.update_info('iter', 0)
+    seeds = [seed_of(), seed_of('b')]
+    assert seed_of() == seeds[0]
+    counters.update_info('iter', 1)
+    seeds.append(seed_of())
+    monkeypatch.setattr(needs, 'get_rank', lambda: 1)
+    seeds.append(seed_of())
+    counters.update_info('seed', 1)
+    seeds.append(seed_of())
+    assert len(set(seeds)) == 5 and 0 < min(seeds) < max(seeds) < 1

@@ -1,0 +1,7 @@
+_base_ = '../_base_/pairs/retinanet_r101_retinanet_r50_fpn_1x_coco.py'
+
+model = dict(
+    distill=dict(
+        fgd=dict(tap='neck', loss=dict(type='mmkd_plugin.FocalGlobalLoss')),
+    ),
+)
