@@ -1,8 +1,8 @@
 _base_ = [
     '../_base_/models/fpn_r18-w32_camvid.py',
     '../_base_/datasets/camvid-240x180.py',
-    '../_base_/schedules/schedule_1k_digit-scenes.py',
-    '../_base_/runtime_digit-scenes.py',
+    '../_base_/schedules/schedule_1k_small.py',
+    '../_base_/runtime_small.py',
 ]
 default_scope = 'mmseg'
 model = dict(

@@ -62,19 +62,11 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    val_dataloader,
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
+        val_dataloader['dataset'],
         ann_file='annotations/test.json',
         data_prefix=dict(img='img_dir/test/'),
-        test_mode=True,
-        pipeline=test_pipeline,
     ),
 )
 
@@ -84,9 +76,4 @@ val_evaluator = dict(
     metric='bbox',
     format_only=False,
 )
-test_evaluator = dict(
-    type='CocoMetric',
-    ann_file=data_root + 'annotations/test.json',
-    metric='bbox',
-    format_only=False,
-)
+test_evaluator = dict(val_evaluator, ann_file=data_root + 'annotations/test.json')

@@ -1,5 +1,5 @@
 # Training from scratch in about 20 minutes on one CPU core.
-_base_ = './schedule_1k_digit-scenes.py'
+_base_ = './schedule_1k_small.py'
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.04, begin=0, end=250, by_epoch=False),
