@@ -13,7 +13,7 @@ It writes these files, which `configs/_base_/datasets/camvid-240x180.py` reads::
     ├── img_dir/{train,val,test}/NAME.png     images, RGB
     └── ann_dir/{train,val,test}/NAME.png     0 sky ... 10 bicyclist; void, 11 in SRC, is 255
 
-Images are reduced to --size here, once, because reading large images takes a good part of the time
+Images are reduced to --size here, once, because decoding large images takes a good part of the time
 of a small model. --size 480x360 keeps them as they are.
 
 The images are for research alone (CC BY-NC 4.0): G. Brostow, J. Fauqueur and R. Cipolla, "Semantic
