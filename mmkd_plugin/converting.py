@@ -93,8 +93,8 @@ def find_root(source: Path, name: str, needed: Sequence[str]) -> Path:
         UsageError: If something is missing.
     """
     if not source.is_dir():
-        raise UsageError(f'{source} is {"a file" if source.exists() else "not there"}; {name} '
-                         'is a folder')  # fmt: skip
+        state = 'a file' if source.exists() else 'not there'
+        raise UsageError(f'{source} is {state}; {name} is a folder')
     root = source / name if (source / name).is_dir() else source
     missing = [part for part in needed if not (root / part).exists()]
     if missing:
@@ -134,12 +134,11 @@ def check_size(path: Path, image: Image.Image, size: Size) -> None:
         UsageError: If it is smaller, or has other proportions.
     """
     (width, height), (to_width, to_height) = image.size, size
+    here, wanted = f'{path} has {text_of(image.size)} pixels', f'--size {to_width}x{to_height}'
     if width < to_width or height < to_height:
-        raise UsageError(f'{path} has {text_of(image.size)} pixels; --size {to_width}x{to_height} '
-                         'would enlarge it')  # fmt: skip
+        raise UsageError(f'{here}; {wanted} would enlarge it')
     if abs(width * to_height / (height * to_width) - 1) > 0.01:
-        raise UsageError(f'{path} has {text_of(image.size)} pixels; --size {to_width}x{to_height} '
-                         'would change its proportions')  # fmt: skip
+        raise UsageError(f'{here}; {wanted} would change its proportions')
 
 
 def shrunk(path: Path, image: Image.Image, size: Size) -> bytes:

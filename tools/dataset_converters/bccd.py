@@ -38,6 +38,7 @@ from mmkd_plugin.converting import SPLITS, Size, read_image, text_of
 from mmkd_plugin.words import did_you_mean, some
 
 CLASSES = ('RBC', 'WBC', 'Platelets')
+EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,23 @@ def names_of(root: Path, split: str) -> list[str]:
     if twice or not names:
         raise UsageError(f'{path} lists {f"{twice[0]} twice" if twice else "no image"}')
     return names
+
+
+def refuse_shared(names: dict[str, list[str]]) -> None:
+    """Refuses an image that is in two splits.
+
+    Args:
+        names (dict[str, list[str]]): The names of each split.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    first: dict[str, str] = {}
+    for split, found in names.items():
+        for name in found:
+            if name in first:
+                raise UsageError(f'{name} is in two lists, {first[name]}.txt and {split}.txt')
+            first[name] = split
 
 
 def read_boxes(root: Path, name: str) -> Labelled:
@@ -118,9 +136,6 @@ def read_boxes(root: Path, name: str) -> Labelled:
         else:
             dropped += 1
     return Labelled(name, (width, height), boxes, dropped)
-
-
-EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def _text(node: Any, key: str) -> str:
@@ -202,23 +217,6 @@ def main() -> None:
         print(f'{sum(dropped.values())} boxes without area left out, in {some(dropped)}')
     counts = ', '.join(f'{len(splits[split])} {split}' for split in SPLITS)
     print(f'{args.out}: {counts} images of {text_of(args.size)} pixels')
-
-
-def refuse_shared(names: dict[str, list[str]]) -> None:
-    """Refuses an image that is in two splits.
-
-    Args:
-        names (dict[str, list[str]]): The names of each split.
-
-    Raises:
-        UsageError: If there is one.
-    """
-    first: dict[str, str] = {}
-    for split, found in names.items():
-        for name in found:
-            if name in first:
-                raise UsageError(f'{name} is in two lists, {first[name]}.txt and {split}.txt')
-            first[name] = split
 
 
 if __name__ == '__main__':
