@@ -1,11 +1,17 @@
-"""Files that are whole or not there: written beside, flushed to the disk, then renamed."""
+"""Files and folders that are whole or not there: written beside, then renamed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once into one folder go unnoticed there
+    fcntl = None
 
 #: Ending of a file that is still being written. One that a killed process left is overwritten.
 BESIDE = '.tmp'
@@ -71,6 +77,56 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as (beside,):
         beside.write_text(text, encoding='utf-8')
+
+
+@contextmanager
+def whole_folder(out: str | Path, marker: str) -> Iterator[Path]:
+    """Lends ``<out>.partial`` for writing, which becomes ``out`` when the block ends well.
+
+    What an interrupted run left there is deleted. A folder of that name without the marker is
+    somebody else's and stays.
+
+    Args:
+        out (str | Path): A folder that does not exist or is empty.
+        marker (str): Name of the file that says who writes the partial folder.
+
+    Raises:
+        FileExistsError: If the partial folder is somebody else's, or another run writes to it.
+        OSError: If ``out`` is no longer empty at the end, or cannot be written.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, whole_folder(Path(folder, 'a'), '.me') as partial:
+        ...     _ = (partial / 'b.txt').write_text('whole')
+    """
+    out = Path(out).resolve()
+    partial = out.with_name(out.name + '.partial')
+    mark = partial / marker
+    if partial.exists() and not mark.is_file() and (partial.is_file() or any(partial.iterdir())):
+        raise FileExistsError(
+            f'{partial} is in the way and not from this tool; move it or change --out.'
+        )
+    partial.mkdir(parents=True, exist_ok=True)
+    with mark.open('a') as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileExistsError(
+                    f'Another run is writing to {partial}; wait for it.'
+                ) from None
+        leftovers = [path for path in partial.iterdir() if path != mark]
+        if leftovers:
+            print(f'Replacing what an interrupted run left in {partial}')
+        for path in leftovers:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield partial
+        if out.exists():
+            out.rmdir()  # fails unless it is still empty, and then the marker stays
+        if fcntl is None:
+            lock.close()  # Windows deletes no open file
+        mark.unlink()
+        partial.replace(out)
 
 
 def _flush(path: Path) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ('cli', 'student', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
-    ('metrics', 'run_config', 'training_data', 'visualization'),
+    ('converting', 'metrics', 'run_config', 'training_data', 'visualization'),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 

@@ -50,6 +50,8 @@ CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
     for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
 )
+#: Folders of the models that are trained on small data sets, teachers and students.
+OWN_DATA = ('digit_scenes', 'camvid', 'bccd')
 #: What needs labels of positions, or compares one class of several at each.
 SEGMENTATION_ONLY = (
     'DecoupledLoss',
@@ -196,7 +198,7 @@ def packed_inputs(scope: str, num: int = 2) -> dict:
             size = 16 + randint(SIZE // 2 - 16, (3, 2)).float()
             sample = DetDataSample(metainfo={**metainfo, 'img_id': index})
             sample.gt_instances = InstanceData(
-                bboxes=torch.cat([corner, corner + size], dim=1), labels=randint(10, (3,))
+                bboxes=torch.cat([corner, corner + size], dim=1), labels=randint(3, (3,))
             )
             sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
         samples.append(sample)
@@ -244,7 +246,8 @@ def test_name_ends_with_that_of_the_students_config(path: Path) -> None:
         if 'student' not in cfg.model:
             pytest.skip('a model that is trained alone')
         known = [*stock_configs(cfg.default_scope).glob('*/*.py')]
-        known += [*CONFIGS.glob('_base_/students/*.py'), *CONFIGS.glob('digit_scenes/*.py')]
+        for folder in ('_base_/students', *OWN_DATA):
+            known += CONFIGS.glob(f'{folder}/*.py')
         known = [student for student in known if path.stem.endswith(f'_{student.stem}')]
         model = Config.fromfile(max(known, key=lambda student: len(student.stem))).model
         use_stock_preprocessor(cfg.model)  # the recipes with CutMix have another one
@@ -429,7 +432,9 @@ def test_the_readme_lists_every_recipe() -> None:
     small = (DIGITS_SEG, DIGITS_DET)  # they are listed by method
     recipes = [path for path in SHIPPED if PAIR_OF.get(path) not in small]
     paths = {path.relative_to(CONFIGS).as_posix() for path in recipes}
-    assert {path for path in paths if not path.startswith('digit_scenes/')} <= listed
+    assert {
+        path for path in paths if not path.startswith(tuple(f'{x}/' for x in OWN_DATA))
+    } <= listed
 
 
 # Data ---------------------------------------------------------------------------------------------

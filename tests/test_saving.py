@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from mmkd_plugin.saving import WriteError, replacing, write_text
+from mmkd_plugin.saving import WriteError, replacing, whole_folder, write_text
 from mmkd_plugin.visualization.figure import save
 from mmkd_plugin.visualization.page import Page
 from tests.running.killing import Killed, Steps, full_disk, watched
@@ -81,3 +81,50 @@ def test_a_full_disk_loses_nothing_and_is_said_in_one_line(name, write, tmp_path
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, 'good')]
     write(tmp_path / name)
     assert (tmp_path / name).stat().st_size > 1024
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    out = tmp_path / 'new' / 'out'
+    with pytest.raises(RuntimeError), whole_folder(out, '.me') as partial:
+        (partial / 'a').write_text('half')
+        raise RuntimeError
+    assert not out.exists()
+    with whole_folder(out, '.me') as partial:  # what was left is deleted
+        (partial / 'b').write_text('whole')
+    assert files_in(out) == {'b': 'whole'}
+    assert [path.name for path in out.parent.iterdir()] == ['out']
+
+
+def test_a_folder_that_was_filled_meanwhile_stays(tmp_path):
+    out = tmp_path / 'out'
+    with pytest.raises(OSError), whole_folder(out, '.me'):
+        out.mkdir()
+        (out / 'mine.txt').write_text('mine')
+    assert files_in(out) == {'mine.txt': 'mine'}
+    with whole_folder(out, '.me') as partial:  # still known as one's own
+        (out / 'mine.txt').unlink()
+        (partial / 'a').write_text('a')
+    assert files_in(out) == {'a': 'a'}
+
+
+def test_a_partial_folder_of_somebody_else_stays(tmp_path):
+    mine = tmp_path / 'out.partial' / 'mine.txt'
+    mine.parent.mkdir()
+    mine.write_text('mine')
+    with pytest.raises(FileExistsError, match='not from this'), whole_folder(tmp_path / 'out', 'x'):
+        pass
+    assert mine.read_text() == 'mine'
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    pytest.importorskip('fcntl')
+    with (
+        whole_folder(tmp_path / 'out', '.me') as partial,
+        pytest.raises(FileExistsError, match=f'Another run is writing to {partial}'),
+        whole_folder(tmp_path / 'out', '.me'),
+    ):
+        pass

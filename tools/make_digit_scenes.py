@@ -32,20 +32,17 @@ import io
 import itertools
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
+
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once into one folder go unnoticed there
-    fcntl = None
+from mmkd_plugin.saving import whole_folder
 
 # How hard the scenes are. These can be changed freely: they are written into manifest.json, so a
 # folder that was made with other values is noticed. Lengths are fractions of the scene's side.
@@ -462,7 +459,7 @@ def write(out: Path, arguments: Arguments) -> None:
     files = generate(arguments, load_sources())
     total = 2 * (arguments.train + arguments.val) + len(SPLITS)
     hashes = {}
-    with partial_folder(out.resolve()) as partial:
+    with whole_folder(out, MARKER) as partial:
         console = Console(stderr=True)
         for name, content in track(files, 'Drawing scenes', total, console=console):
             path = partial / name
@@ -477,38 +474,6 @@ def write(out: Path, arguments: Arguments) -> None:
             'files': hashes,
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n', encoding='utf-8')
-
-
-@contextmanager
-def partial_folder(out: Path) -> Iterator[Path]:
-    """Lend ``<out>.partial`` for writing and rename it to ``out`` when the block ends well.
-
-    The remains of an interrupted run are deleted; a folder of that name that this tool did not make
-    stays.
-    """
-    partial = out.with_name(out.name + '.partial')
-    marker = partial / MARKER
-    if partial.exists() and not marker.is_file() and (partial.is_file() or any(partial.iterdir())):
-        raise UserError(f'{partial} is in the way and not from this tool; move it or change --out.')
-    partial.mkdir(parents=True, exist_ok=True)
-    with marker.open('a') as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f'Another run is writing to {partial}; wait for it.') from None
-        leftovers = [path for path in partial.iterdir() if path != marker]
-        if leftovers:
-            print(f'Replacing what an interrupted run left in {partial}')
-        for path in leftovers:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        yield partial
-        if out.exists():
-            out.rmdir()  # fails unless it is still empty, and then the marker stays
-        if fcntl is None:
-            lock.close()  # Windows deletes no open file
-        marker.unlink()
-        partial.replace(out)
 
 
 def check(out: Path, arguments: Arguments) -> bool:
@@ -651,6 +616,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f'Error: {error}', file=sys.stderr)
         return error.code
+    except FileExistsError as error:
+        print(f'Error: {error}', file=sys.stderr)
+        return 2
     except OSError as error:
         print(f'Error: cannot read or write {args.out}: {error}', file=sys.stderr)
         return 1

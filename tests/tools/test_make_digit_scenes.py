@@ -388,24 +388,6 @@ class TestInterruptedRun:
         assert 'not from this tool' in capsys.readouterr().err
         assert mine.read_text() == 'mine'
 
-    def test_folder_that_was_filled_meanwhile_is_not_touched(self, tmp_path):
-        out = tmp_path / 'scenes'
-        with pytest.raises(OSError), tool.partial_folder(out):
-            out.mkdir()
-            (out / 'mine.txt').write_text('mine')
-        assert contents(out) == {'mine.txt': b'mine'}
-        with tool.partial_folder(tmp_path / 'scenes') as partial:  # still known as the tool's own
-            (out / 'mine.txt').unlink()
-            (partial / 'a').write_text('a')
-        assert contents(out) == {'a': b'a'}
-
-    def test_two_runs_at_once(self, tmp_path):
-        pytest.importorskip('fcntl')
-        with tool.partial_folder(tmp_path / 'scenes') as partial:
-            result = run(tmp_path / 'scenes', *SMALL)
-            assert result.returncode == 2
-            assert f'Another run is writing to {partial}' in result.stderr
-
 
 class TestArguments:
     @pytest.mark.parametrize(
