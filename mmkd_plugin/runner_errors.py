@@ -55,11 +55,13 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
         ValueError: In place of an error of a part.
 
     Examples:
+        >>> from types import SimpleNamespace
         >>> from mmengine.config import Config
         >>> from mmengine.runner import Runner
+        >>> runner = SimpleNamespace(_experiment_name='run', _log_dir='work_dirs')
         >>> config = Config(dict(work_dir='work_dirs', visualizer=dict(type='Visualiser')))
         >>> with runner_errors_named(config):
-        ...     Runner.build_visualizer(None, config.visualizer)
+        ...     Runner.build_visualizer(runner, config.visualizer)
         Traceback (most recent call last):
         ValueError: visualizer: there is no 'Visualiser'; did you mean 'Visualizer'?
     """

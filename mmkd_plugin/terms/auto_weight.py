@@ -77,7 +77,8 @@ class AutoWeight(nn.Module):
         >>> from mmkd_plugin.terms.gradient_sizes import Sizes
         >>> auto = AutoWeight(share=0.5)
         >>> auto.for_maps(1)
-        >>> auto.update(Sizes(torch.tensor([2.0]), torch.tensor([8.0]), [True], torch.zeros(())))
+        >>> sizes = torch.tensor([2.0]), torch.tensor([8.0])  # of the term, of the task
+        >>> _ = auto.update(Sizes(*sizes, [True], torch.zeros(())))
         >>> auto.current().item()
         2.0
     """
