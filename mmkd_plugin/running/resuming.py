@@ -162,7 +162,7 @@ def check_run_state(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 def check_unfinished(
     checkpoint: Mapping[str, Any], path: str | Path, train_cfg: Mapping[str, Any]
 ) -> None:
-    """Checks that something is left to train.
+    """Checks that a run is no longer than it shall be; says so if nothing is left to train.
 
     Args:
         checkpoint (Mapping[str, Any]): As :func:`check_run_state` accepts it.
@@ -170,15 +170,20 @@ def check_unfinished(
         train_cfg (Mapping[str, Any]): ``train_cfg`` of the config.
 
     Raises:
-        ValueError: If the run is as long as it shall be already.
+        ValueError: If the run is longer.
     """
     for key, counter in (('max_iters', 'iter'), ('max_epochs', 'epoch')):
         length, done = train_cfg.get(key), checkpoint['meta'][counter]
-        if isinstance(length, int) and done >= length:
-            raise CheckpointError(
-                f'--resume: nothing is left to train: {path} has {counter} {done}, and '
-                f'`train_cfg.{key}` is {length}; a larger one goes on'
-            )
+        if not isinstance(length, int) or done < length:
+            continue
+        text = (
+            f'--resume: nothing is left to train: {path} has {counter} {done}, and '
+            f'`train_cfg.{key}` is {length}; a larger one goes on'
+        )
+        if done > length:
+            raise CheckpointError(text)
+        # No error: a job that restarts itself may have been cut off after its last save.
+        print_log(text, logger='current', level=logging.WARNING)
 
 
 def use_seed(checkpoint: Mapping[str, Any], cfg: Any) -> None:

@@ -197,15 +197,18 @@ def test_lists_of_another_length_are_one_difference():
 @pytest.mark.parametrize(
     ('train_cfg', 'meta', 'message'),
     [
-        (dict(max_iters=4), dict(iter=4, epoch=0), r'has iter 4, and `train_cfg\.max_iters` is 4'),
+        (dict(max_iters=4), dict(iter=5, epoch=0), r'has iter 5, and `train_cfg\.max_iters` is 4'),
         (dict(max_iters=4), dict(iter=10**12, epoch=0), 'nothing is left to train'),
-        (dict(max_epochs=2), dict(iter=50, epoch=2), r'has epoch 2, and `train_cfg\.max_epochs`'),
+        (dict(max_epochs=2), dict(iter=50, epoch=3), r'has epoch 3, and `train_cfg\.max_epochs`'),
     ],
 )
-def test_a_finished_run_is_not_resumed(train_cfg, meta, message):
+def test_a_run_that_is_longer_already_is_not_resumed(train_cfg, meta, message, log):
     with pytest.raises(CheckpointError, match=message):
         check_unfinished(dict(meta=meta), 'iter.pth', train_cfg)
     check_unfinished(dict(meta=dict(iter=3, epoch=1)), 'iter.pth', train_cfg)
+    assert not log.warnings
+    check_unfinished(dict(meta=dict(iter=4, epoch=2)), 'iter.pth', train_cfg)  # just done
+    assert 'nothing is left to train' in log.warnings[0]
 
 
 def test_a_run_without_a_seed_takes_the_one_of_its_checkpoint():
