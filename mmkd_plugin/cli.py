@@ -336,13 +336,17 @@ def use_student(cfg: Config) -> None:
     """Turns a distilled config into that of its student, in place; other configs stay.
 
     A data preprocessor at the top of the config moves into the model, because the runner alone
-    looks for it at the top.
+    looks for it at the top. The config gets a name of its own, ``<name>_student.py``: a runner
+    saves it in the work dir, where the config that distils may lie.
 
     Args:
         cfg (Config): The config of a run.
     """
     if not is_distilled(cfg):
         return
+    if cfg.filename is not None:
+        file = Path(cfg.filename)
+        object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_student.py')))
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
     unwire(cfg)
     cfg.model = cfg.model.student

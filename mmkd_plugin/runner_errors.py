@@ -63,7 +63,7 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
         >>> with runner_errors_named(config):
         ...     Runner.build_visualizer(runner, config.visualizer)
         Traceback (most recent call last):
-        ValueError: visualizer: there is no 'Visualiser'; did you mean 'Visualizer'?
+        ValueError: visualizer: there is no 'Visualiser'; did you mean 'Visualizer'...
     """
     try:
         yield

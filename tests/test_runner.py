@@ -464,7 +464,8 @@ def test_two_processes_send_nothing_of_the_frozen_teacher(two_processes):
     others = set(first['buffer_bytes']) - buffers
     assert all(name.startswith('self_teachers.me.') for name in others)
     for sent in iterations:
-        assert set(sent) == {'allreduce_', 'broadcast_'} and sent['allreduce_'] == learnt
+        assert set(sent) == {'allreduce_', 'broadcast_'}
+        assert 0 <= sent['allreduce_'] - learnt < 1000  # and the sizes of gradients at first
         assert 0 <= sent['broadcast_'] - kept < 1000  # once DDP sends the order of its buckets
     # mmengine sends the student's weights, then DDP those of all that is trained
     assert start['broadcast_'] <= 2 * (learnt + kept) and start['allgather_'] < 1000

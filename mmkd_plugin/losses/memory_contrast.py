@@ -235,10 +235,11 @@ class MemoryContrastLoss(nn.Module):
                 if self.training:
                     self._remember(t, found, memories, seed + number)
                 s, t = (x.mT[~outside] for x in (s, t))
-                losses = [
-                    memory_contrast(s, t, self._sample(memory, kind, seed + number), self.tau)
+                rows = [
+                    self._sample(memory, kind, seed + number)
                     for kind, memory in enumerate(memories)
                 ]
+                losses = [memory_contrast(s, t, row.to(s.dtype), self.tau) for row in rows]
                 return sum(losses) + 0 * s.sum()  # in DDP, every weight needs a gradient
 
         numbers = range(len(students))
