@@ -15,7 +15,7 @@ from mmkd_plugin.words import did_you_mean, short
 BUILDERS = dict(
     _check_scheduler_cfg='param_scheduler',
     _clip_grad='optim_wrapper',
-    _init_model_weights='model',
+    _init_model_weights='model: init_cfg',
     build_log_processor='log_processor',
     build_model='model',
     build_optim_wrapper='optim_wrapper',
@@ -71,7 +71,7 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
         key = None if is_ours(error) else _key_of(error)
         if key is None:
             raise
-        part = config.get(key)
+        part = config.get(key.partition(':')[0])
         reason = _unknown_optimizer(part) if key == 'optim_wrapper' else None
         raise ValueError(reason or explained(error, key, part)) from error
 
