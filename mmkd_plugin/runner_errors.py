@@ -66,8 +66,9 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error.__cause__) is type(error):  # raised anew, with the hook in its text
-            error = error.__cause__
+        before = error.__cause__ or error.__context__
+        if type(before) is type(error):  # raised anew, with the hook in its text
+            error = before
         key = None if is_ours(error) else _key_of(error)
         if key is None:
             raise
@@ -85,6 +86,8 @@ def _key_of(error: Exception) -> str | None:
             continue
         if name in ('init_dist', 'run_iter', 'load_or_resume'):
             key = None
+        if name == 'before_run' and module.startswith('mmengine.hooks.'):
+            key = 'custom_hooks'
         if name in BUILDERS:
             key = BUILDERS[name]
             loop = name.split('_')[1] if name.endswith('_loop') else loop
