@@ -26,7 +26,7 @@ from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.words import did_you_mean, short
+from mmkd_plugin.words import did_you_mean, first_line, short
 
 
 class UsageError(Exception):
@@ -271,8 +271,8 @@ def read_config(name: str) -> Config:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise UsageError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
+    except Exception as error:  # a config is a program
+        raise UsageError(f'{name} cannot be read: {first_line(error)}') from error
     check_has(cfg, name, 'model')
     return cfg
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-from mmkd_plugin.taps import Tap, TapError
+from mmkd_plugin.taps import Tap
 from mmkd_plugin.taps.dry_run import dry_run_student, never_ran, read_once
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, library_of, random_state_kept
 from tests import stock_models
@@ -159,9 +159,9 @@ def test_it_learns_and_teaches_at_that_size(student, teacher):
 def test_an_element_that_does_not_exist(taps, owner):
     distill = dict(c=dict(zip(('student_tap', 'teacher_tap'), taps, strict=True), loss=cwd()))
     teacher = [dict(name='t', config=stock_models.fcn(), checkpoint=None)]
-    with pytest.raises(TapError) as error:
+    with pytest.raises(ValueError, match='has no element') as error:
         distiller(stock_models.fcn(), teacher, distill)
-    said = f"{owner}: tap 'backbone[9]' has no element [9]: it gives 4 elements"
+    said = f"distill.c: {owner}: tap 'backbone[9]' has no element [9]: it gives 4 elements"
     assert str(error.value) == said
 
 
