@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import math
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -53,7 +55,20 @@ def plain_errors() -> Iterator[None]:
         message = str(error)
     else:
         return
+    if _is_told(message):
+        raise SystemExit(1)
     raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
+
+
+def _is_told(message: str) -> bool:
+    """Whether another process of a distributed run has printed a message already."""
+    if not dist.is_available() or not dist.is_initialized():
+        return False
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(hashlib.sha256(message.encode()).hexdigest(), 1) > 1
+    except (AttributeError, RuntimeError):  # the process that keeps it has gone
+        return False
 
 
 class Settings(DictAction):
@@ -296,9 +311,14 @@ def is_distilled(cfg: Config) -> bool:
     Args:
         cfg (Config): A config with ``model``.
     """
-    kind = cfg.model.get('type')
+    return names_distiller(cfg.model) and 'student' in cfg.model
+
+
+def names_distiller(model: dict) -> bool:
+    """Whether the ``type`` of a model is the Distiller, by its name or as a class."""
+    kind = model.get('type')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == 'Distiller' and 'student' in cfg.model
+    return name.rpartition('.')[2] == 'Distiller'
 
 
 def use_student(cfg: Config) -> None:

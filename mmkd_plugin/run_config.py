@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
+from mmkd_plugin.cli import names_distiller
 from mmkd_plugin.distiller import MISSING, Distiller, check_distill, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
@@ -116,7 +117,7 @@ def check_run(cfg: Config) -> None:
     _check_settings(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
-    if _is_distiller(cfg.model):
+    if names_distiller(cfg.model):
         check_model(cfg.model, lengths)
 
 
@@ -145,12 +146,6 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
         schedules[here] = Schedule.from_config(f'{here}.schedule', line.get('schedule'))
     _, schedules['task'] = task_of(model.get('task'))
     check_come_on(schedules, lengths or {})
-
-
-def _is_distiller(model: dict) -> bool:
-    kind = model.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == 'Distiller'
 
 
 def _lengths(train_cfg: Any) -> dict[str, int]:

@@ -30,6 +30,7 @@ BUILDERS = dict(
     scale_lr='auto_scale_lr',
     set_randomness='randomness',
     setup_env='env_cfg',
+    wrap_model='model_wrapper_cfg',
 )
 
 #: The same by the modules of mmengine whose code does nothing but what stands there.
@@ -57,11 +58,11 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
     Examples:
         >>> from mmengine.config import Config
         >>> from mmengine.runner import Runner
-        >>> config = Config(dict(work_dir='work_dirs', visualizer=dict(type='Visualiser')))
+        >>> config = Config(dict(log_processor=dict(type='LogProcesor')))
         >>> with runner_errors_named(config):
-        ...     Runner.build_visualizer(None, config.visualizer)
+        ...     Runner.build_log_processor(None, config.log_processor)
         Traceback (most recent call last):
-        ValueError: visualizer: there is no 'Visualiser'; did you mean 'Visualizer'?
+        ValueError: log_processor: there is no 'LogProcesor'; did you mean 'LogProcessor'?
     """
     try:
         yield
