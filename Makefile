@@ -15,7 +15,7 @@ OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce install test fuzz lint clean python
+.PHONY: help demo reproduce install test fuzz attacks lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -48,6 +48,9 @@ test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
 
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz
+
+attacks:  ## 700 mistakes in a config, each typed into tools/train.py
+	ATTACKS_EVERY=1 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/attacks
 
 lint:  ## Style only, in an environment that exists
 	'$(VENV)/bin/python' -m ruff check .

@@ -150,10 +150,22 @@ def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Mod
         given = name in arguments or name in (defaults or {})
         if not given and parameter.default is parameter.empty and parameter.kind in NAMED:
             raise ValueError(f'{here} has no `{name}`, which {kind.__name__} needs')
+    return constructed(kind, {**(defaults or {}), **arguments}, here, config)
+
+
+def constructed(kind: Callable, arguments: dict[str, Any], here: str, config: Any) -> Any:
+    """Calls a class with the arguments of a config.
+
+    Raises:
+        ValueError: If it does not take them. The message begins with the place, and with the key
+            if the class says it.
+    """
     with errors_named(here, config):
         try:
-            return kind(**{**(defaults or {}), **arguments})
+            return kind(**arguments)
         except (TypeError, ValueError) as error:
+            if isinstance(error, ValueError) and type(error) is not ValueError:
+                raise  # it has more to tell than its text
             if str(error).partition(' ')[0] in arguments:  # it begins with the key
                 raise ValueError(f'{here}.{error}') from error
             raise ValueError(prefixed(here, error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import math
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.logging import print_log
@@ -27,7 +29,7 @@ from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.words import as_written, did_you_mean, short, type_name
+from mmkd_plugin.words import as_written, did_you_mean, first_line, short, type_name
 
 
 class UsageError(Exception):
@@ -54,7 +56,20 @@ def plain_errors() -> Iterator[None]:
         message = str(error)
     else:
         return
+    if _is_told(message):
+        raise SystemExit(1)
     raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
+
+
+def _is_told(message: str) -> bool:
+    """Whether another process of a distributed run has printed a message already."""
+    if not dist.is_available() or not dist.is_initialized():
+        return False
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(hashlib.sha256(message.encode()).hexdigest(), 1) > 1
+    except (AttributeError, RuntimeError):  # the process that keeps it has gone
+        return False
 
 
 class Settings(DictAction):
@@ -285,8 +300,8 @@ def read_config(name: str) -> Config:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise UsageError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
+    except Exception as error:  # a config is a program
+        raise UsageError(f'{name} cannot be read: {first_line(error)}') from error
     for value in cfg.values():
         _write_types(value)
     check_has(cfg, name, 'model')

@@ -29,7 +29,7 @@ from mmkd_plugin.student_state import (
 from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
 from mmkd_plugin.taps.dry_run import DryRun, maps_near
 from mmkd_plugin.taps.example import library_of, random_state_kept
-from mmkd_plugin.teachers.base import Batch, Lesson, Teacher, Trial
+from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
     ClassOrder,
     Names,
@@ -139,13 +139,13 @@ class Distiller(NamedAsStudent):
         """Tries student and teachers once, connects the terms, and logs the plan."""
         device, terms = torch.device(get_device()), list(self.distill.values())
         views = [term.student_view for term in terms]
-        with _taps_named(terms):
+        with _taps_named(terms, self.teachers):
             forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
         trial = Trial(config, self.student.data_preprocessor, forward.run, sync)
-        with _taps_named(terms):
+        with _taps_named(terms, self.teachers):
             previews = {
-                name: teacher.prepare(trial, _views(name, terms), device)
+                name: _prepared(name, teacher, trial, terms, device)
                 for name, teacher in self.teachers.items()
             }
         student = forward.preview(self.student, views, device)
@@ -442,22 +442,32 @@ def _teachers(configs: Mapping[str, dict], used: set[str]) -> dict[str, Teacher]
 
 
 @contextmanager
-def _taps_named(terms: Sequence[Term]) -> Iterator[None]:
+def _taps_named(terms: Sequence[Term], teachers: Mapping[str, Teacher]) -> Iterator[None]:
     """Puts the terms in front of an error that names a model and one of their taps."""
     try:
         yield
     except ValueError as error:
         text = str(error)
         of_student = text.startswith('the student')
-        taps = {t.here: (t.student_tap if of_student else t.teacher_tap).taps for t in terms}
+        read = {t.here: (t.student_view if of_student else t.teacher_view).reads() for t in terms}
+        if of_student:
+            read |= {f"teacher '{name}'": one.student_taps for name, one in teachers.items()}
         heres = [
             here
-            for here, ours in taps.items()
-            if any(f"'{name}'" in text for tap in ours for name in (tap, tap.path))
+            for here, taps in read.items()
+            if any(f"'{name}'" in text for tap in taps for name in (tap, tap.path))
         ]
-        if not heres or not text.startswith(('the student', 'teacher ')):
+        if not heres or not text.startswith(('the student', 'teacher ', 'self-teacher ')):
             raise
         raise ValueError(f'{" and ".join(heres)}: {text}') from error
+
+
+def _prepared(
+    name: str, teacher: Teacher, trial: Trial, terms: Sequence[Term], device: torch.device
+) -> Preview:
+    """Prepares a teacher, which runs it once on a made-up image."""
+    with errors_named(f"teacher '{name}' cannot run on a made-up image"):
+        return teacher.prepare(trial, _views(name, terms), device)
 
 
 def _views(teacher: str, terms: Sequence[Term]) -> list[View]:

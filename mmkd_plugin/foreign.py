@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.words import as_written, did_you_mean, first_line, short
 
 
@@ -92,11 +94,14 @@ def _not_a_part(part: Any, building: list[dict], here: str, config: Any) -> str:
 
 def _similar(name: Any, registry: Any) -> str:
     """The registered names that are close to one that does not exist."""
-    known: dict[str, Any] = {}
+    known = {one: f'mmkd_plugin.{one}' for one in MODELS.module_dict}
     while registry is not None:
-        known |= registry.module_dict
+        known |= {one: one for one in registry.module_dict}
         registry = registry.parent
-    return did_you_mean(str(name).rpartition('.')[2], known, "'{}'", count=3)
+    last = str(name).rpartition('.')[2]
+    close = get_close_matches(last, known, n=3, cutoff=0.6)
+    names = [f"'{known[one]}'" for one in close if known[one] != name]
+    return f'; did you mean {" or ".join(names)}?' if names else ''
 
 
 def _keys(kind: type) -> list[str]:

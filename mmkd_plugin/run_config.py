@@ -116,7 +116,7 @@ def check_run(cfg: Config) -> None:
     _check_settings(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
-    if type_name(cfg.model.type) == 'Distiller':
+    if type_name(cfg.model.get('type')) == 'Distiller':
         check_model(cfg.model, lengths)
 
 
@@ -201,6 +201,9 @@ def _check_settings(cfg: Config) -> None:
         begin = one.get('begin', 0) if isinstance(one, dict) else 0
         if fits(begin, float) and begin < 0:
             raise ValueError(f'param_scheduler[{number}].begin cannot be negative, got {begin}')
+    for key in ('train_dataloader', 'val_dataloader'):
+        if isinstance(cfg.get(key), dict) and 'dataset' not in cfg[key]:
+            raise ValueError(f'{key} has no `dataset`')
     _check_checkpoint_hook((cfg.get('default_hooks') or {}).get('checkpoint'))
     _check_auto_scale_lr(cfg.get('auto_scale_lr'))
 

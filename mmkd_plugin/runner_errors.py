@@ -15,7 +15,7 @@ from mmkd_plugin.words import did_you_mean, short
 BUILDERS = dict(
     _check_scheduler_cfg='param_scheduler',
     _clip_grad='optim_wrapper',
-    _init_model_weights='model',
+    _init_model_weights='model: init_cfg',
     build_log_processor='log_processor',
     build_model='model',
     build_optim_wrapper='optim_wrapper',
@@ -30,6 +30,7 @@ BUILDERS = dict(
     scale_lr='auto_scale_lr',
     set_randomness='randomness',
     setup_env='env_cfg',
+    wrap_model='model_wrapper_cfg',
 )
 
 #: The same by the modules of mmengine whose code does nothing but what stands there.
@@ -55,25 +56,24 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
         ValueError: In place of an error of a part.
 
     Examples:
-        >>> from types import SimpleNamespace
         >>> from mmengine.config import Config
         >>> from mmengine.runner import Runner
-        >>> runner = SimpleNamespace(_experiment_name='run', _log_dir='work_dirs')
-        >>> config = Config(dict(work_dir='work_dirs', visualizer=dict(type='Visualiser')))
+        >>> config = Config(dict(log_processor=dict(type='LogProcesor')))
         >>> with runner_errors_named(config):
-        ...     Runner.build_visualizer(runner, config.visualizer)
+        ...     Runner.build_log_processor(None, config.log_processor)
         Traceback (most recent call last):
-        ValueError: visualizer: there is no 'Visualiser'; did you mean 'Visualizer'...
+        ValueError: log_processor: there is no 'LogProcesor'; did you mean 'LogProcessor'?
     """
     try:
         yield
     except Exception as error:
-        if type(error.__cause__) is type(error):  # raised anew, with the hook in its text
-            error = error.__cause__
+        before = error.__cause__ or error.__context__
+        if type(before) is type(error):  # raised anew, with the hook in its text
+            error = before
         key = None if is_ours(error) else _key_of(error)
         if key is None:
             raise
-        part = config.get(key)
+        part = config.get(key.partition(':')[0])
         reason = _unknown_optimizer(part) if key == 'optim_wrapper' else None
         raise ValueError(reason or explained(error, key, part)) from error
 
@@ -87,6 +87,8 @@ def _key_of(error: Exception) -> str | None:
             continue
         if name in ('init_dist', 'run_iter', 'load_or_resume'):
             key = None
+        if name == 'before_run' and module.startswith('mmengine.hooks.'):
+            key = 'custom_hooks'
         if name in BUILDERS:
             key = BUILDERS[name]
             loop = name.split('_')[1] if name.endswith('_loop') else loop

@@ -20,13 +20,14 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmkd_plugin.annotations import fits
 from mmkd_plugin.cache.images import leaves
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.foreign import explained
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.taps.example import library_of, random_state_kept
-from mmkd_plugin.words import some
+from mmkd_plugin.words import short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
 LISTED = 100_000
@@ -298,6 +299,12 @@ def _without_images(leaf: Any, key: str) -> str:
 
 def _check_list(leaf: Any, expected: Expected, key: str) -> None:
     """Looks up what the data set knows of its images: their files, and their boxes."""
+    classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+    if not fits(classes, list[str] | str | None):
+        raise DataError(
+            f'{key}_dataloader.dataset.metainfo.classes must be the names of the classes, got '
+            f'{short(classes)}'
+        )
     transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', None) or ()
     fields = []
     if any(type(t).__name__ == 'LoadImageFromFile' and _is_local(t) for t in transforms):
@@ -326,7 +333,6 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
                 f'{len(paths)} {what} are missing'
             )
     if not boxes and key == 'train':
-        classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
         raise DataError(
             f'{key}_dataloader.dataset: none of its {len(leaf)} images has a box of a class that '
             f'is trained; does {getattr(leaf, "ann_file", "") or "its annotation file"} call the '

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mmkd_plugin.annotations import check_arguments
-from mmkd_plugin.building import check_keys, is_own
+from mmkd_plugin.building import check_keys, constructed, is_own
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.base import Teacher
@@ -96,8 +96,7 @@ def build_teacher(config: dict) -> Teacher:
     """Builds a teacher from a dict that :func:`teacher_configs` returned."""
     kind = kind_of_teacher(config)
     arguments = {k: v for k, v in config.items() if k != 'type' and k not in kind.unused}
-    with errors_named(f"teacher '{config['name']}'", config):
-        return kind(**arguments)
+    return constructed(kind, arguments, f"teacher '{config['name']}'", config)
 
 
 def _check(config: dict, kind: type[Teacher], here: str) -> None:

@@ -65,7 +65,7 @@ class SelfTeacher(nn.Module, Teacher):
             ``in_channels``, ``channels`` and ``num_levels`` are filled in if it takes them.
         head (dict, optional): Settings of its heads that differ from the student's: of
             ``decode_head`` for a segmentor, of ``bbox_head`` for a detector. Defaults to None.
-        loss_weight (float): Factor on its task loss. Defaults to 1.0.
+        loss_weight (float): Factor on its task loss, above 0. Defaults to 1.0.
         name (str): Name in the config and in messages. Defaults to ``'self_teacher'``.
 
     Attributes:
@@ -102,6 +102,8 @@ class SelfTeacher(nn.Module, Teacher):
         self.tap = Taps.parse(tap)
         self.student_taps = self.tap.taps
         self.loss_weight = weight('loss_weight', loss_weight)
+        if self.loss_weight == 0:
+            raise ValueError('loss_weight=0: the self-teacher would learn nothing, and teach noise')
         self._neck = neck
         self._head = head or {}
         self._run: DryRun | None = None

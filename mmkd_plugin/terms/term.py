@@ -324,7 +324,10 @@ class Term(nn.Module):
 
     def _take_norms(self, source: Teacher | None, count: int) -> None:
         """Computes the arguments of the loss from the batch norms that feed the teacher's maps."""
-        norms = source.norms(self.teacher_tap, self.norm_names) if source else [('', None)]
+        try:
+            norms = source.norms(self.teacher_tap, self.norm_names) if source else [('', None)]
+        except ValueError as error:
+            raise ValueError(prefixed(f'{self.here}.norm', error)) from error
         try:
             self.norms = NormConstants(self.traits.needs, norms, bool(source and source.learns))
         except ValueError as error:

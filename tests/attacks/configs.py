@@ -174,7 +174,6 @@ VALUES: dict[str, list[Any]] = {
         DELETED,
         Renamed('ckpt'),
         'ftp://nowhere/x.pth',
-        'torchvision://nothing',
         'nowhere/x.pth',
         '\0',
     ],
@@ -349,7 +348,7 @@ VALID: dict[str, list[Any]] = {
     'default_hooks.checkpoint.max_keep_ckpts': [-1, 2],
     'model.task': [None, {}],
     f'{HINT}.schedule': [None, {}],
-    f'{HINT}.connector': ['auto', None],
+    f'{HINT}.connector': ['auto'],
     f'{TEACHER}.checkpoint': [None],
     'param_scheduler': [None, []],
     'visualizer': [None],
@@ -361,11 +360,15 @@ def place_of(path: str, value: Any) -> str:
     names = path.split('.')
     if names[0] == 'load_from' and isinstance(value, str):
         return value
+    if names[0] == 'train_dataloader':
+        return 'train_dataloader|.png: '  # what is wrong with the data names a file
     if names[0] != 'model':
         return '.'.join(names[:1])
     if names[1:2] == ['teacher'] and names[2:3] in (['config'], ['checkpoint']):
         return 'teacher' if not isinstance(value, str) or len(names) > 3 else value
-    return '.'.join(names[1:3]) if names[1:2] == ['distill'] else '.'.join(names[1:2]) or 'model'
+    if names[1:] in ([], ['type']) or 'init_cfg' in names:
+        return 'model'
+    return '.'.join(names[1:3] if names[1] == 'distill' else names[1:2])
 
 
 def attacks() -> list[Attack]:

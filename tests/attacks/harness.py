@@ -123,8 +123,8 @@ def fault_of(ending: Ending, tool: str, words: Sequence[str] | None) -> str | No
     Args:
         ending (Ending): How it ended.
         tool (str): The tool, as it calls itself in its errors.
-        words (Sequence[str] | None): What the line of the refusal says; None if the input is
-            valid.
+        words (Sequence[str] | None): What the line of the refusal says, each with alternatives
+            between ``|``; None if the input is valid.
     """
     if ending.status == -signal.SIGALRM:
         return 'hangs'
@@ -144,7 +144,7 @@ def fault_of(ending: Ending, tool: str, words: Sequence[str] | None) -> str | No
         return f'usage: {line}' if f'{tool}.py: error: ' not in ending.log else f'lines: {line}'
     if ending.steps > 1:
         return f'late: {line}'
-    missing = [word for word in words if word not in line]
+    missing = [word for word in words if not any(one in line for one in word.split('|'))]
     return f'wrong reason, lacks {missing}: {line}' if missing else None
 
 

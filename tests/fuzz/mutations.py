@@ -131,6 +131,10 @@ def _text(x: Any) -> bool:
     return isinstance(x, str) and x.strip() != ''
 
 
+def _list_of_dicts(x: Any) -> bool:
+    return _several(x) and len(x) > 0 and all(isinstance(one, dict) for one in x)
+
+
 def _empty(x: Any) -> bool:
     return x is None or x == {}
 
@@ -167,7 +171,7 @@ SENSIBLE: dict[str, Callable[[Any], bool]] = dict(
     head=_empty,
     task=_or_none(lambda x: isinstance(x, dict)),
     schedule=_empty,
-    connector=_or_none(lambda x: x == 'auto'),
+    connector=lambda x: x in (None, 'auto') or _list_of_dicts(x),
     explainer=lambda x: False,
     tap=lambda x: _text(x) or (_several(x) and all(map(_text, x)) and len(set(x)) == len(x)),
 )
@@ -184,6 +188,8 @@ def makes_sense(change: Mutation) -> bool:
     if is_foreign(change.path):
         return True
     key = next(k for k in reversed(change.path) if isinstance(k, str))
+    if change.path == ('task', 'loss_weight') and change.kind == 'zero':
+        return True
     is_term = change.path[0] == 'distill' and len(change.path) == 2
     if change.kind == 'misspell':
         return is_term and change.value.isidentifier()

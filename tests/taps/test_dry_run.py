@@ -199,7 +199,7 @@ def test_it_learns_and_teaches_at_that_size(student, teacher):
 def test_an_element_that_does_not_exist(taps, owner):
     distill = dict(c=dict(zip(('student_tap', 'teacher_tap'), taps, strict=True), loss=cwd()))
     teacher = [dict(name='t', config=stock_models.fcn(), checkpoint=None)]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match='has no element') as error:
         distiller(stock_models.fcn(), teacher, distill)
     said = f"distill.c: {owner}: tap 'backbone[9]' has no element [9]: it gives 4 elements"
     assert str(error.value) == said
