@@ -62,7 +62,7 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
         >>> with runner_errors_named(config):
         ...     Runner.build_log_processor(None, config.log_processor)
         Traceback (most recent call last):
-        ValueError: log_processor: there is no 'LogProcesor'; did you mean 'LogProcessor'?
+        ValueError: log_processor: there is no 'LogProcesor'; did you mean 'LogProcessor'...
     """
     try:
         yield
