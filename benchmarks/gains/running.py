@@ -82,34 +82,14 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
         RunError: If it fails.
     """
     table, (config, cfg) = run.table, settle(run, place)
+    score, split, iterations = SCORES[table.task], test_split(cfg), cfg.train_cfg.max_iters
     folder = place.work_dir / table.data.name / table.student.stem / run.method
     folder /= f'{"" if run.weight is None else f"{run.weight}_".replace(":", "-")}seed{run.seed}'
     folder = folder.with_name(f'{folder.name}_{digest(cfg)}')
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'config.py', cfg.pretty_text)
-    score = SCORES[table.task]
-    split = test_split(cfg)
-    scores: dict[str, float | None] = {'val': None, split: None}
-    settings = dict(environment=place.environment, processes=place.processes)
-    before = Used()
-    try:
-        if is_distilled(cfg) and any(map(has_teacher_connector, cfg.model.distill.values())):
-            before = stage_before(folder, watch, settings)
-        used = train(folder / 'config.py', folder, [], watch, **settings)
-        checkpoint = last_checkpoint(folder)
-        for name in scores:
-            points = scalars(folder, score.metric) if name == 'val' else []
-            value = points[-1][1] if points else test(folder, checkpoint, cfg, name, place)
-            scores[name] = round(value * score.percent, 4)
-        if run.method == 'teacher':
-            with replacing(teacher_file(table, place.work_dir)) as (beside,):
-                shutil.copyfile(checkpoint, beside)
-    except RunError as error:
-        if not DIVERGED.search(str(error)):
-            raise
-        used, scores = used_so_far(folder), dict.fromkeys(scores)
+    used, scores = train_and_score(run, cfg, folder, place, watch)
     memory = [value for _, value in scalars(folder, 'memory', needs='loss')]
-    iterations, used = cfg.train_cfg.max_iters, used + before
     time = used.seconds if place.device == 'cuda' else used.cpu_seconds
     logged = [value for _, value in scalars(folder, 'time', needs='loss')]
     if used.lost and logged:  # then what is logged is all that is known
@@ -141,6 +121,40 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
         date=datetime.now(timezone.utc).date().isoformat(),
         version=version(),
     )
+
+
+def train_and_score(
+    run: Run, cfg: Config, folder: Path, place: Place, watch: Watch
+) -> tuple[Used, dict[str, float | None]]:
+    """Trains in a folder that has the config, and scores the last checkpoint on each split.
+
+    Returns:
+        tuple[Used, dict[str, float | None]]: The time and memory of it, and the scores on ``val``
+        and on the split that counts; None if the training diverged.
+
+    Raises:
+        RunError: If it fails in another way.
+    """
+    score, before = SCORES[run.table.task], Used()
+    scores: dict[str, float | None] = dict.fromkeys(('val', test_split(cfg)))
+    settings = dict(environment=place.environment, processes=place.processes)
+    try:
+        if is_distilled(cfg) and any(map(has_teacher_connector, cfg.model.distill.values())):
+            before = stage_before(folder, watch, settings)
+        used = train(folder / 'config.py', folder, [], watch, **settings)
+        checkpoint = last_checkpoint(folder)
+        for name in scores:
+            points = scalars(folder, score.metric) if name == 'val' else []
+            value = points[-1][1] if points else test(folder, checkpoint, cfg, name, place)
+            scores[name] = round(value * score.percent, 4)
+        if run.method == 'teacher':
+            with replacing(teacher_file(run.table, place.work_dir)) as (beside,):
+                shutil.copyfile(checkpoint, beside)
+    except RunError as error:
+        if not DIVERGED.search(str(error)):
+            raise
+        used, scores = used_so_far(folder), dict.fromkeys(scores)
+    return used + before, scores
 
 
 def settle(run: Run, place: Place) -> tuple[Path, Config]:

@@ -59,8 +59,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, 'No locks available')
 
     monkeypatch.setattr(locking.fcntl, 'lockf', none)
-    with alone_in(tmp_path):
-        pass
+    with alone_in(tmp_path), alone_in(tmp_path):
+        assert (tmp_path / locking.LOCK).read_text() == ''
 
 
 def test_a_system_without_locks(tmp_path, monkeypatch):

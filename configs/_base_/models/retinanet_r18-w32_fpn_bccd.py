@@ -1,63 +1,9 @@
 # RetinaNet on a ResNet-18 of half the usual width, trained from scratch on BCCD.
+_base_ = './retinanet_r18-w32_fpn_digit-scenes.py'
+
 model = dict(
-    type='RetinaNet',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        stem_channels=32,
-        base_channels=32,
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-    ),
-    neck=dict(
-        type='FPN',
-        in_channels=[32, 64, 128, 256],
-        out_channels=64,
-        start_level=1,
-        num_outs=3,
-        norm_cfg=dict(type='BN'),
-    ),
     bbox_head=dict(
-        type='RetinaHead',
         num_classes=3,
-        in_channels=64,
-        feat_channels=64,
-        stacked_convs=2,
-        norm_cfg=dict(type='GN', num_groups=8),
-        anchor_generator=dict(
-            type='AnchorGenerator',
-            octave_base_scale=2,
-            scales_per_octave=3,
-            ratios=[0.5, 1.0, 2.0],
-            strides=[8, 16, 32],
-        ),
-        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-        loss_bbox=dict(type='L1Loss', loss_weight=1.0),
-    ),
-    train_cfg=dict(
-        assigner=dict(
-            type='MaxIoUAssigner',
-            pos_iou_thr=0.5,
-            neg_iou_thr=0.4,
-            min_pos_iou=0,
-            ignore_iof_thr=-1,
-        ),
-        sampler=dict(type='PseudoSampler'),
-        allowed_border=-1,
-        pos_weight=-1,
-    ),
-    test_cfg=dict(
-        nms_pre=300,
-        min_bbox_size=0,
-        score_thr=0.05,
-        nms=dict(type='nms', iou_threshold=0.5),
-        max_per_img=50,
+        anchor_generator=dict(octave_base_scale=2),  # platelets are small
     ),
 )
