@@ -7,6 +7,7 @@ import keyword
 import logging
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
@@ -56,6 +57,7 @@ SETTINGS: dict[str, tuple[Any, float | None]] = {
     'load_from': (str | None, None),
     'resume': (bool, None),
     'randomness': (dict, None),
+    'randomness.seed': (int | None, 0),
     'env_cfg': (dict, None),
     'env_cfg.dist_cfg': (dict, None),
     'env_cfg.mp_cfg': (dict, None),
@@ -114,6 +116,7 @@ def check_run(cfg: Config) -> None:
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{path.removeprefix("model.")} is NaN')
     _check_settings(cfg)
+    _check_scope(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if type_name(cfg.model.get('type')) == 'Distiller':
@@ -206,6 +209,16 @@ def _check_settings(cfg: Config) -> None:
             raise ValueError(f'{key} has no `dataset`')
     _check_checkpoint_hook((cfg.get('default_hooks') or {}).get('checkpoint'))
     _check_auto_scale_lr(cfg.get('auto_scale_lr'))
+
+
+def _check_scope(cfg: Config) -> None:
+    """Refuses a `default_scope` of a library that is not there; all names would be unknown."""
+    scope = cfg.get('default_scope')
+    if scope is None or cfg.get('custom_imports'):  # which may register what they like
+        return
+    if not scope.isidentifier() or find_spec(scope) is None:
+        hint = did_you_mean(scope, ('mmseg', 'mmdet', 'mmengine'))
+        raise ValueError(f"default_scope='{scope}': no such library is installed{hint}")
 
 
 def _check_checkpoint_hook(hook: Any) -> None:

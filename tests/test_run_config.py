@@ -80,3 +80,21 @@ def test_lengths_of_a_run(key, value, tmp_path):
 )
 def test_correct_configs_pass(model, train_cfg, tmp_path):
     check_run(run(tmp_path / 'new' / 'run', train_cfg, **model))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(randomness=dict(seed='a')), r"^randomness\.seed must be a whole number.*'a'"),
+        (dict(randomness=dict(seed=1.5)), r'^randomness\.seed must be a whole number'),
+        (dict(default_scope='mmsegg'), r"^default_scope='mmsegg': no such .*mean `mmseg`\?"),
+    ],
+)
+def test_mistakes_beside_the_model(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        check_run(Config({**run(tmp_path).to_dict(), **changes}))
+
+
+def test_a_scope_that_a_config_registers_itself_passes(tmp_path):
+    own = dict(default_scope='my_own', custom_imports=dict(imports=['os']))
+    check_run(Config({**run(tmp_path).to_dict(), **own}))

@@ -88,6 +88,8 @@ def mutated(config: dict, draw: random.Random) -> Mutation:
         return Mutation(path, kind, old, changed)
     if kind == 'misspell':
         wrong = draw.choice(SPELLINGS)(path[-1])
+        if wrong in holder:  # a letter alone has no letters to swap
+            wrong += 'x'
         changed_items = [(wrong if k == path[-1] else k, v) for k, v in holder.items()]
         holder.clear()
         holder.update(changed_items)

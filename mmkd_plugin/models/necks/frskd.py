@@ -14,6 +14,9 @@ from mmkd_plugin.registry import MODELS
 
 EPS = 1e-6
 
+#: Layers, levels and convolutions in a row beyond which a typing error would take all memory.
+MOST_LAYERS = 1000
+
 
 # Classification form ------------------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class BiFPNSelfTeacher(nn.Module):
             raise ValueError(
                 f'in_channels must name at least two maps, got {self.in_channels}; tap more stages'
             )
-        count('depth', depth)
+        count('depth', depth, most=MOST_LAYERS)
         if out_channels is None:
             self.out_channels = [int(positive_number('width', width) * c) for c in self.in_channels]
             if 0 in self.out_channels:
@@ -428,22 +431,25 @@ class BiFPN(nn.Module):
 # Checks -------------------------------------------------------------------------------------------
 
 
-def count(name: str, value: int, least: int = 1) -> int:
+def count(name: str, value: int, least: int = 1, most: int | None = None) -> int:
     """Returns ``value`` if it is a whole number from ``least`` on.
 
     Args:
         name (str): Name of the argument in an error.
         value (int): The argument.
         least (int): The least accepted number. Defaults to 1.
+        most (int, optional): The largest one. Defaults to None: any.
 
     Raises:
         TypeError: If ``value`` is not a whole number.
-        ValueError: If it is less than ``least``.
+        ValueError: If it is less than ``least``, or more than ``most``.
     """
     if type(value) is not int:
         raise TypeError(f'{name} must be a whole number, got {value!r}')
     if value < least:
         raise ValueError(f'{name} must be at least {least}, got {value}')
+    if most is not None and value > most:
+        raise ValueError(f'{name} must be at most {most}, got {value}')
     return value
 
 
@@ -467,8 +473,8 @@ def check_counts(channels: int, num_layers: int, num_levels: int) -> None:
         ValueError: If an argument is too small.
     """
     count('channels', channels)
-    count('num_layers', num_layers)
-    count('num_levels', num_levels, least=2)
+    count('num_layers', num_layers, most=MOST_LAYERS)
+    count('num_levels', num_levels, least=2, most=MOST_LAYERS)
 
 
 def check_maps(maps: Sequence[Tensor], channels: Sequence[int], name: str) -> None:

@@ -616,6 +616,8 @@ def test_built_from_config():
         (lambda: BiFPNSelfTeacher([4, 0]), ValueError, 'each of in_channels must be at least 1'),
         (lambda: BiFPNSelfTeacher([4, 2.0]), TypeError, 'each of in_channels must be a whole .* 2'),
         (lambda: BiFPNSelfTeacher([4, 8], width=0), ValueError, 'width must be above 0, got 0'),
+        (lambda: BiFPNSelfTeacher([4, 8], depth=10**15), ValueError, 'depth must be at most 1000'),
+        (lambda: BiFPN([4], 4, num_layers=10**9), ValueError, 'num_layers must be at most 1000'),
         (lambda: BiFPNSelfTeacher([4, 8], width=-1), ValueError, 'width must be above 0, got -1'),
         (lambda: BiFPNSelfTeacher([4, 8], width='2'), TypeError, "width must be a number, got '2'"),
         (lambda: BiFPNSelfTeacher([4, 8], width=0.2), ValueError, 'width=0.2 leaves no channel of'),
