@@ -70,8 +70,7 @@ class Explainer:
         self.student_scores = Taps.parse(scores)
         self.teacher_scores = Taps.parse(scores if teacher_scores is None else teacher_scores)
         for key in ('student_scores', 'teacher_scores'):
-            taps = list(getattr(self, key))
-            if len(set(taps)) < len(taps):
+            if getattr(self, key).repeats:
                 raise ValueError(f'scores: {getattr(self, key)} names a tap twice')
         self.max_classes = max_classes
         self.score_thr = score_thr

@@ -103,6 +103,11 @@ class Taps:
             raise ValueError('a list of taps cannot be empty')
         return cls(tuple(Tap.parse(text) for text in texts))
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a tap is named twice."""
+        return len(set(self.taps)) < len(self.taps)
+
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.taps)
 

@@ -100,6 +100,8 @@ class SelfTeacher(nn.Module, Teacher):
         self.name = name
         self.source = f"'{tap}' of the student" if isinstance(tap, str) else 'the student'
         self.tap = Taps.parse(tap)
+        if self.tap.repeats:
+            raise ValueError(f'tap: {self.tap} names a tap twice')
         self.student_taps = self.tap.taps
         self.loss_weight = weight('loss_weight', loss_weight)
         if self.loss_weight == 0:

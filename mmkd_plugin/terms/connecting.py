@@ -8,10 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.building import build_module
+from mmkd_plugin.building import build_module, kind_of
 from mmkd_plugin.connectors import ConvConnector
 from mmkd_plugin.losses.traits import LossTraits
-from mmkd_plugin.registry import MODELS
 from mmkd_plugin.terms.lines import takes
 
 
@@ -34,7 +33,7 @@ def build_connectors(
     Raises:
         ValueError: If a list has another length than the maps, or a connector cannot be built.
     """
-    kind = _kind(config)
+    kind = _kind(config, here)
     if getattr(kind, 'takes_all_maps', False):
         students, teachers = zip(*pairs)
         channels = dict(
@@ -45,7 +44,7 @@ def build_connectors(
         return nn.ModuleList([module])
     configs = config if isinstance(config, (list, tuple)) else [config] * len(pairs)
     for one in configs:
-        kind = _kind(one)
+        kind = _kind(one, here)
         if getattr(kind, 'takes_all_maps', False):
             raise ValueError(
                 f'{here}.connector: {kind.__name__} takes all maps together: give one dict, '
@@ -75,10 +74,10 @@ def _build_one(
     return nn.Identity()
 
 
-def _kind(config: Any) -> Any:
+def _kind(config: Any, here: str) -> Any:
     """The class that a config names, None if it names none."""
     kind = config.get('type') if isinstance(config, dict) else None
-    return MODELS.get(kind) if isinstance(kind, str) else kind
+    return None if kind is None else kind_of(kind, f'{here}.connector')
 
 
 def convert(connectors: nn.ModuleList, students: Sequence[Tensor]) -> list[Tensor]:
