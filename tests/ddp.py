@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -19,6 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.leaving import leave
 from tests.runs import Record, train
 
 
@@ -108,4 +108,4 @@ def _process(rank: int, work: Callable[[int, Config], None], settings: dict, por
     torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
     torch.set_num_threads(1)
     work(rank, Config(settings))
-    dist.destroy_process_group()
+    leave()

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmkd_plugin.losses import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.relational import RelationalLoss
+from tests.leaving import leave
 
 BOTH = (RKDDistanceLoss, RKDAngleLoss)
 
@@ -358,7 +359,7 @@ def process(rank: int, port: int, folder: str) -> None:
     except ValueError as error:
         results['error'] = str(error)
     torch.save(results, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope='module')
