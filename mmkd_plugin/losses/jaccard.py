@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import jaccard as fast
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     index_or_none,
@@ -47,7 +48,7 @@ def _in_pieces(
         sums = sums.sum(0, keepdim=True) if scope == 'batch' else sums
         return ratio(*sums.unbind(1), alpha, beta, smooth)
 
-    return through_sums(sums, finish, *maps)
+    return through_sums(fast.sums, finish, *maps, slope_of_sums=fast.slope_of_sums)
 
 
 @with_fast_form(_in_pieces)

@@ -113,6 +113,7 @@ def through_sums(
     student: Tensor,
     teacher: Tensor,
     *others: Tensor,
+    slope_of_sums: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """``finish(sums(student, teacher, *others))``, in two passes over pieces of the maps.
 
@@ -126,6 +127,8 @@ def through_sums(
         student (Tensor): Map of the student, (N, C, L), of any floating-point type.
         teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
         others (Tensor): Further tensors to cut into the same pieces.
+        slope_of_sums (Callable, optional): Takes the worth of each of the sums, and pieces; returns
+            the gradient of ``(worth * sums).sum()``. Defaults to None: by autograd.
 
     Returns:
         Tensor: A scalar in float32 or wider. It can be differentiated once.
@@ -153,6 +156,9 @@ def through_sums(
 
         def second(piece: Piece) -> None:
             s, *rest = cut(piece)
+            if slope_of_sums is not None:
+                slope[piece] = slope_of_sums(worth[piece[0]], s, *rest)
+                return
             with torch.enable_grad():
                 part = (sums(s.requires_grad_(), *rest) * worth[piece[0]]).sum()
             slope[piece] = torch.autograd.grad(part, s)[0]
