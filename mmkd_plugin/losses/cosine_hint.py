@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import ClassVar
 
@@ -41,8 +40,8 @@ def _in_pieces(
 
     def finish(sums: Tensor) -> Tensor:
         apart, along, of_s, of_t = sums.unbind(1)
-        lengths = (x.masked_fill(x <= EPS**2, torch.inf).sqrt() for x in (of_s, of_t))
-        cosine = along / math.prod(lengths)
+        s, t = (x.masked_fill(x <= EPS**2, torch.inf).sqrt() for x in (of_s, of_t))
+        cosine = along / s / t  # not by their product, whose gradient may be 0 * inf
         return cos * (1 - cosine).sum() / len(sums) + l1 / count * apart.sum()
 
     if scope == 'token' or not student.numel():

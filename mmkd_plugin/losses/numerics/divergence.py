@@ -83,3 +83,19 @@ def _bernoulli(
 
 def _tail(x: Tensor) -> Tensor:
     return x.abs().mul_(-LOG2_E).exp2_().log1p_()
+
+
+def probabilities(
+    x: Tensor, number: int = 0, kept: Tensor | None = None, tau: float = 1.0
+) -> Tensor:
+    """The softmax of logits over dimension 1, in the memory of :func:`.pieces.scratch`.
+
+    Args:
+        x (Tensor): Logits, (N, C, n).
+        number (int): See :func:`.pieces.scratch`. Defaults to 0.
+        kept (Tensor, optional): Booleans (N, 1, n); where they are False, all is 0.
+        tau (float): Temperature. Defaults to 1.0.
+    """
+    p = torch.sub(x, x.amax(1, keepdim=True), out=scratch(x, number)).mul_(LOG2_E / tau).exp2_()
+    total = p.sum(1, keepdim=True)
+    return p.div_(total if kept is None else total.masked_fill_(~kept, torch.inf))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.numerics.divergence import LOG2_E
+from mmkd_plugin.losses.numerics.divergence import probabilities
 from mmkd_plugin.losses.numerics.pieces import scratch
 
 
@@ -32,10 +32,3 @@ def slope_of_sums(worth: Tensor, s: Tensor, t: Tensor, kept: Tensor | None = Non
     of_p, _, of_apart = worth[..., None].unbind(1)
     g = torch.sub(p, q, out=q).sign_().mul_(of_apart).add_(of_p)
     return p.mul_(g.sub_(torch.mul(p, g, out=scratch(p, 2)).sum(1, keepdim=True)))
-
-
-def probabilities(x: Tensor, number: int, kept: Tensor | None) -> Tensor:
-    """The softmax of logits, 0 where a position does not count, in memory of this thread."""
-    p = torch.sub(x, x.amax(1, keepdim=True), out=scratch(x, number)).mul_(LOG2_E).exp2_()
-    total = p.sum(1, keepdim=True)
-    return p.div_(total if kept is None else total.masked_fill_(~kept, torch.inf))
