@@ -149,11 +149,13 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
     Raises:
         UsageError: If there are none.
     """
+    factor = QUICK['length'] if args.quick else 1
     data = [
         replace(
             one,
             seeds=args.seeds or one.seeds,
-            length=one.length * (QUICK['length'] if args.quick else 1),
+            length=one.length * factor,
+            teacher_length=one.teacher_length * factor,
         )
         for one in tables.DATA
     ]

@@ -36,10 +36,11 @@ These rules were fixed before the first counted run.
   batches as the student alone. The gain is the difference of their scores. All seeds have the same
   teacher.
 - **Budget.** Each method gets the same {len(TRIALS)} trials, which are scored on the validation
-  split: the loss weights of its recipe, multiplied by {', '.join(f'{t:g}' for t in TRIALS)}. The
-  trials have a seed of their own ({TRIAL_SEED}), which no result has. The best multiple is then run
-  with all seeds. Nothing else is tuned. The student alone keeps the settings of its config, from
-  which the recipes inherit theirs.
+  split: `loss_weight` {', '.join(f'`{t}`' for t in TRIALS)}, the share of the task's gradient that
+  each term of the recipe gets ([automatic weights](distiller.md#weights-that-find-themselves)).
+  The trials have a seed of their own ({TRIAL_SEED}), which no result has. The best share is then
+  run with all seeds. Nothing else is tuned. The student alone keeps the settings of its config,
+  from which the recipes inherit theirs.
 - **Score.** The last checkpoint counts, scored on the test split if the data has one, else on the
   validation split. Then the trials have seen the images of the results, with another seed.
 - **Gain.** The mean of the paired differences, with its 95 % interval from Student's t over the

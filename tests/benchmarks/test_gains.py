@@ -149,10 +149,10 @@ def test_the_plan_before_anything_is_run():
 def test_results_settle_the_rest_of_the_plan():
     done = [*trials('cwd', 35.0, 36.0, 37.0), *trials('frskd', 35.0, 35.0, None)]
     weights = {run.method: run.weight for run in plan(TABLE, done, Budget()) if run.known}
-    assert (weights['cwd'], weights['frskd']) == (3.0, 1.0)
+    assert (weights['cwd'], weights['frskd']) == (TRIALS[2], TRIALS[1])
     for seed in (0, 1):
-        done += [record(seed=seed), record('cwd', seed, 36.0, 3.0, step_seconds=0.17)]
-        done += [record('frskd', seed, 36.0, 1.0, step_seconds=0.104)]
+        done += [record(seed=seed), record('cwd', seed, 36.0, TRIALS[2], step_seconds=0.17)]
+        done += [record('frskd', seed, 36.0, TRIALS[1], step_seconds=0.104)]
     longer = [run for run in plan(TABLE, done, Budget()) if run.method == 'longer']
     assert [(run.seed, run.length) for run in longer] == [(0, 2.0), (1, 2.0)]
     assert all(run.known for run in plan(TABLE, done, Budget()))
@@ -167,7 +167,9 @@ def test_a_grid_has_no_trials():
 
 
 def test_choosing():
-    assert [best_of(scores) for scores in ({0.3: 1.0, 1.0: None}, {0.3: 1.0, 1.0: 1.0})] == [0.3, 1]
+    assert best_of({0.3: 1.0, 1.0: None}) == 0.3
+    assert best_of({0.3: 1.0, 1.0: 1.0, 3.0: 1.0}) == 1.0
+    assert best_of({'auto:0.1': 1.0, 'auto:0.5': 2.0, 'auto:2.5': 1.0}) == 'auto:0.5'
     assert [longer_factor(ratio) for ratio in (0.9, 1.05, 1.06, 2.0, 2.01, 99)] == [
         1.0, 1.0, 1.25, 2.0, 2.5, 8.0,
     ]  # fmt: skip
@@ -272,11 +274,11 @@ def test_the_page_says_what_the_runs_say():
 
 def test_trials_choose_the_row_and_a_grid_has_its_own_table():
     done = [*SOME, *trials('cwd', 30.0, 31.0, 32.0)]
-    done += [record('cwd', seed, 45.0, 3.0) for seed in range(3)]
-    done += [record('cwd', seed, 44.0, 'auto') for seed in range(3)]
+    done += [record('cwd', seed, 45.0, TRIALS[2]) for seed in range(3)]
+    done += [record('cwd', seed, 44.0, 3.0) for seed in range(3)]
     text = page.text(done)
-    assert lines_of(text)['cwd'][1] == '×3'
-    assert '| method | ×1 | ×3 | auto |' in text and '| cwd | +10.00 [' in text
+    assert lines_of(text)['cwd'][1] == TRIALS[2]
+    assert f'| method | ×1 | ×3 | {TRIALS[2]} |' in text and '| cwd | +10.00 [' in text
 
 
 def test_one_seed_has_no_interval():
