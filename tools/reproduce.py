@@ -60,9 +60,9 @@ def parse_args() -> argparse.Namespace:
         '--weights',
         nargs='+',
         type=weight,
-        metavar='FACTOR',
-        help='a grid instead of trials: multiples of the loss weights of the recipes, `auto` or '
-        '`auto:0.3`; each with all seeds',
+        metavar='WEIGHT',
+        help='a grid instead of trials: loss weights, `auto`, `auto:0.3` or `recipe`; each with '
+        'all seeds',
     )
     parser.add_argument('--no-trials', action='store_true', help='the weights of the recipes alone')
     parser.add_argument('--no-longer', action='store_true', help='no longer training of students')
@@ -78,6 +78,8 @@ def parse_args() -> argparse.Namespace:
 
 def weight(text: str) -> float | str:
     """Reads a weight of ``--weights``."""
+    if text == 'recipe':
+        return text
     word, colon, share = text.partition(':')
     try:
         number = float(share if colon else 1) if word == 'auto' else float(text)
@@ -85,7 +87,7 @@ def weight(text: str) -> float | str:
         number = 0.0
     if not 0 < number < float('inf'):
         raise argparse.ArgumentTypeError(
-            f'{text} is neither a factor above 0, `auto` nor `auto:0.3`'
+            f'{text} is neither a weight above 0, `auto`, `auto:0.3` nor `recipe`'
         )
     return text if word == 'auto' else number
 
@@ -107,7 +109,7 @@ def main() -> None:
         found = pick(args)
         budget = Budget(
             tuple(args.weights) if args.weights else None,
-            (1.0,) if args.no_trials else TRIALS,
+            ('recipe',) if args.no_trials else TRIALS,
             not args.no_longer,
         )
         done = records.read(args.results)

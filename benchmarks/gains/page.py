@@ -75,7 +75,7 @@ goes on. `tools/reproduce.py` has the options:
 | `--quick` | shows in minutes that it works; its numbers mean nothing |
 | `--only "digit_scenes/cwd*"` | these recipes, with the teacher and the student that they need |
 | `--jobs 4`, `--gpus 0 1` | processes of one thread, or one on each GPU |
-| `--weights 0.1 0.3 1 3 10 auto` | a grid of weights instead of trials |
+| `--weights 0.1 1 10 auto recipe` | these loss weights instead of trials |
 | `--results FILE` | where finished runs are noted |
 | `--report` | writes the page again |
 
@@ -90,7 +90,7 @@ class Row:
     Args:
         method (str): Its name.
         config (str): Its recipe.
-        weight (float | str): What the weights were multiplied by.
+        weight (float | str): Its weight, as in :class:`Record`.
         runs (int): Seeds.
         score (float): Mean score in percent.
         gain (Interval): Over the student alone.
@@ -239,7 +239,7 @@ def tuned_weight(records: Sequence[Record], method: str) -> float | str:
     scores = {r.weight: r.val_score for r in trials}
     if set(TRIALS) <= set(scores) and best_of(scores) in counted:
         return best_of(scores)
-    return 1.0 if 1.0 in counted else counted[0]
+    return 'recipe' if 'recipe' in counted else counted[0]
 
 
 def main_rows(records: Sequence[Record]) -> list[Row]:
@@ -292,7 +292,7 @@ def section(records: Sequence[Record], folder: str) -> str:
         lines += [
             '### Weights',
             '',
-            'The gain by what the weights of the recipe were multiplied by:',
+            'The gain by the loss weight:',
             '',
             f'| method | {" | ".join(weight_name(one) for one in every)} |',
             f'|---|{"---|" * len(every)}',
@@ -340,7 +340,7 @@ def table_line(one: Row) -> str:
 
 def weight_name(weight: float | str) -> str:
     """A weight as readers see it."""
-    return weight if isinstance(weight, str) else f'×{weight:g}'
+    return weight if isinstance(weight, str) else f'{weight:g}'
 
 
 def gain(one: Row) -> str:

@@ -60,7 +60,7 @@ class Run:
         )
 
     def __str__(self) -> str:
-        weight = {None: ''}.get(self.weight, f' ×{self.weight}')
+        weight = '' if self.weight is None else f' {self.weight}'
         longer = f' ×{self.length / self.table.data.length:g}' if self.method == 'longer' else ''
         trial = ' trial' if self.purpose == 'trial' else f' seed {self.seed}'
         return f'{self.table.data.name} {self.table.task[:3]} {self.method}{weight}{longer}{trial}'
@@ -159,7 +159,7 @@ def best_weight(
 ) -> float | str | None:
     """The weight with the best validation score of a method's trials; None until all are done."""
     if len(budget.trials) < 2:
-        return budget.trials[0] if budget.trials else 1.0
+        return budget.trials[0] if budget.trials else 'recipe'
     scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
     return best_of(scores) if set(budget.trials) <= set(scores) else None
 
@@ -187,7 +187,7 @@ def best_of(scores: Mapping[float | str, float | None]) -> float | str:
 
 
 def _size(weight: float | str) -> float:
-    """Logarithm of a factor or share."""
+    """Logarithm of a weight or share."""
     return math.log(float(weight.partition(':')[2]) if isinstance(weight, str) else weight)
 
 

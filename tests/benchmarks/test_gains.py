@@ -204,10 +204,10 @@ def test_the_config_of_a_run():
     assert cfg.model.task.schedule.start == 25
     term = cfg.model.distill.activation_boundary
     assert term.schedule.stop == 25
-    assert term.loss.loss_weight == pytest.approx([1.125e-5, 2.25e-5, 4.5e-5, 9e-5])
+    assert term.loss.loss_weight == [3.0] * 4
     assert (cfg.model.teacher.config, cfg.model.teacher.checkpoint) == ('t.py', 'work/t.pth')
     assert test_split(cfg) == 'val'
-    plain = run_config(RECIPE, seed=7, weight=1.0)
+    plain = run_config(RECIPE, seed=7, weight='recipe')
     assert plain.train_cfg.max_iters == 1000
     assert digest(plain) == digest(run_config(RECIPE, seed=7)) != digest(cfg)
 
@@ -215,9 +215,10 @@ def test_the_config_of_a_run():
 @pytest.mark.parametrize(
     ('weight', 'before', 'after'),
     [
-        (1.0, dict(loss_weight=4), 4),
-        (0.5, dict(loss_weight=4), 2),
-        (3.0, dict(), 3),  # the default of the loss is 1
+        ('recipe', dict(loss_weight=4), 4),
+        (0.5, dict(loss_weight=4), 0.5),
+        (3.0, dict(), 3),
+        (3.0, dict(loss_weight=[1, 2]), [3, 3]),
         ('auto', dict(loss_weight=4), 'auto'),
         ('auto:0.3', dict(loss_weight=[1, 2]), dict(auto=0.3)),
     ],
@@ -244,10 +245,10 @@ def test_the_lines_of_finished_runs(tmp_path: Path):
 SOME = [
     record('teacher', 0, 50.0),
     *(record(seed=seed, score=30.0 + seed) for seed in range(3)),
-    *(record('cwd', s, 39.0 + 2 * s, 1.0, step_seconds=0.19) for s in range(3)),
-    *(record('nst', s, 20.0 + 2 * s, 1.0, step_seconds=0.1) for s in range(3)),
-    *(record('pair', s, (30.0, 32.0, 31.0)[s], 1.0, step_seconds=0.1) for s in range(3)),
-    *(record('wild', s, None, 1.0) for s in range(3)),
+    *(record('cwd', s, 39.0 + 2 * s, 'recipe', step_seconds=0.19) for s in range(3)),
+    *(record('nst', s, 20.0 + 2 * s, 'recipe', step_seconds=0.1) for s in range(3)),
+    *(record('pair', s, (30.0, 32.0, 31.0)[s], 'recipe', step_seconds=0.1) for s in range(3)),
+    *(record('wild', s, None, 'recipe') for s in range(3)),
     *(record('longer', s, 34.0 + s, length=2.0, iterations=2000) for s in range(3)),
 ]
 
@@ -262,7 +263,7 @@ def test_the_page_says_what_the_runs_say():
     rows = lines_of(text)
     assert list(rows) == ['cwd', 'pair', 'nst', 'wild']  # the largest gain first
     cwd = rows['cwd']
-    assert cwd[1:6] == ['×1', '3', '41.00', '+10.00 [+7.52, +12.48]', cwd[5]]
+    assert cwd[1:6] == ['recipe', '3', '41.00', '+10.00 [+7.52, +12.48]', cwd[5]]
     share = ratio_interval([9.0, 10.0, 11.0], [20.0, 19.0, 18.0])
     assert cwd[5] == f'{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]'
     assert cwd[6:] == ['helps', '1.90×', '+6.00 [+3.52, +8.48], 2×']
@@ -278,7 +279,7 @@ def test_trials_choose_the_row_and_a_grid_has_its_own_table():
     done += [record('cwd', seed, 44.0, 3.0) for seed in range(3)]
     text = page.text(done)
     assert lines_of(text)['cwd'][1] == TRIALS[2]
-    assert f'| method | ×1 | ×3 | {TRIALS[2]} |' in text and '| cwd | +10.00 [' in text
+    assert f'| method | 3 | {TRIALS[2]} | recipe |' in text and '| cwd | +13.00 [' in text
 
 
 def test_one_seed_has_no_interval():
