@@ -24,7 +24,7 @@ from rich.table import Table as Grid
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
-from benchmarks.gains import page, records, tables
+from benchmarks.gains import overview, page, records, tables
 from benchmarks.gains.plan import TRIALS, Budget, Run, chosen, estimate, find, needs, plan
 from benchmarks.gains.running import Place, perform, teacher_file
 from benchmarks.gains.training import RunError
@@ -379,7 +379,10 @@ def write_page(args: argparse.Namespace, console: Console) -> None:
         path, images = tables.ROOT / 'docs' / 'results.md', tables.ROOT / 'docs' / 'images'
     else:
         path, images = args.results.with_name('results.md'), args.results.parent
-    page.write(records.read(args.results), path, images)
+    found = records.read(args.results)
+    page.write(found, path, images)
+    if args.results == RESULTS:
+        overview.write(found)
     console.print(f'written: {path}', highlight=False)
 
 

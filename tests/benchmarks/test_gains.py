@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from benchmarks.gains import page, records
+from benchmarks.gains import overview, page, records
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
     TRIAL_SEED,
@@ -299,7 +299,37 @@ def test_the_page_of_the_docs_is_that_of_the_runs():
     found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
     text = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8')
     assert text == page.text(found), 'write it again: python tools/reproduce.py --report'
+    assert (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8') == overview.choosing(found)
+    for name, block in overview.BLOCKS.items():
+        text = (ROOT / name).read_text(encoding='utf-8')
+        assert text == overview.filled(text, block(found)), f'{name}: write it again, as above'
     assert all(asdict(one)['seconds'] > 0 for one in found)
+
+
+def test_the_short_tables():
+    real = [replace(one, data='camvid', split='test') for one in SOME]
+    real.append(replace(record('teacher', score=50.0), data='camvid', split='test'))
+    (line,) = overview.real_table([*SOME, *real]).splitlines()[2:]
+    assert line.startswith('| CamVid | mIoU, test | 31.00 | 41.00 | 50.00 | +10.00 [+7.52, +12.48]')
+    assert line.endswith('| [cwd](configs/cwd.py) |')
+    lines = overview.matrix(real).splitlines()
+    assert lines[2] == '| cwd | **+10.0** [+7.5, +12.5], helps, recipe |'
+    assert lines[4:] == ['| pair | +0.0, inconclusive |', '| wild | diverged |']
+    text = overview.choosing(real)
+    assert '| [cwd](../configs/cwd.py) | recipe | +10.00 [+7.52, +12.48] | 1.90× |' in text
+    for words in (
+        'nothing: pair (+0.0).', 'the student alone: nst (-9.0).', 'Diverged: wild.'
+    ):  # fmt: skip
+        assert words in text
+    one_seed = [one for one in real if one.seed == 0]
+    assert overview.real_table(one_seed) == 'No runs are finished yet.\n'
+
+
+def test_a_block_needs_its_marks():
+    page_of = 'a\n<!-- gains: written by tools/reproduce.py -->\nold\n<!-- /gains -->\nb\n'
+    assert overview.filled(page_of, 'new\n') == page_of.replace('old', 'new')
+    with pytest.raises(ValueError, match='two marks'):
+        overview.filled('a\n', 'new\n')
 
 
 def test_an_interval_without_limits_is_written_without():
