@@ -53,7 +53,7 @@ CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
         '^fpn.*digit-scenes',
         '^retinanet.*coco',
         '^retinanet.*digit-scenes',
-    )  # fmt: skip
+    )
 )
 #: Folders of the models that are trained on small data sets, teachers and students.
 OWN_DATA = ('digit_scenes', 'camvid', 'bccd')

@@ -1,4 +1,4 @@
-"""What the finished runs say in short: the README's table, that of configs/ and docs/choosing.md."""
+"""What the finished runs say in short: tables of READMEs, and docs/choosing.md."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from PIL import Image
 from benchmarks.gains import overview, page, records
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
+    ALONE,
     TRIAL_SEED,
     TRIALS,
     Budget,
@@ -280,6 +281,18 @@ def test_trials_choose_the_row_and_a_grid_has_its_own_table():
     text = page.text(done)
     assert lines_of(text)['cwd'][1] == TRIALS[2]
     assert f'| method | 3 | {TRIALS[2]} | recipe |' in text and '| cwd | +13.00 [' in text
+
+
+def test_an_automatic_weight_is_compared_with_a_grid():
+    grid = {0.1: 36.0, 1.0: 41.0, 10.0: 35.0, 100.0: None, 1000.0: 20.0}
+    done = [r for r in SOME if r.method in ALONE]
+    done += [record('cwd', 0, score, weight) for weight, score in grid.items()]
+    assert 'against a grid' not in page.text([*done, record('nst', 0, 41.0, 'auto')])
+    text = page.text([*done, record('cwd', 0, 40.6, 'auto')])
+    assert '| cwd | 1 | +11.00 | +10.60 | yes |' in text
+    assert 'in 1 of 1 cells, and is below the student alone in 0.' in ' '.join(text.split())
+    text = ' '.join(page.text([*done, record('cwd', 0, 29.0, 'auto')]).split())
+    assert 'in 0 of 1 cells, and is below the student alone in 1.' in text
 
 
 def test_one_seed_has_no_interval():
