@@ -116,8 +116,8 @@ class StudentForward:
             return {}
         if self.run.problem is not None:
             raise ValueError(
-                f'{_asking(next(iter(self._heads)))}, and the training forward of the student could '
-                f'not be tried on a made-up image: {self.run.problem}'
+                f'{_asking(next(iter(self._heads)))}, and the training forward of the student '
+                f'could not be tried on a made-up image: {self.run.problem}'
             )
         copy, size = trial_copy(student, device), (self.run.size, self.run.size)
         inputs = torch.rand(1, self.run.channels, *size, device=device)

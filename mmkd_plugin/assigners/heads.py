@@ -16,8 +16,8 @@ from mmkd_plugin.taps import Tap, find_module
 #: Makes :class:`Assigned` of a head, the arguments of its ``get_targets`` and the result of it.
 Reader = Callable[[nn.Module, Mapping[str, Any], Sequence], Assigned]
 
-#: Turns the values (N, P, B) of places into boxes. It takes a head, the priors (N, P, 4), the values,
-#: the stride of the level in pixels, and whether they are a teacher's.
+#: Turns the values (N, P, B) of places into boxes. It takes a head, the priors (N, P, 4), the
+#: values, the stride of the level in pixels, and whether they are a teacher's.
 Decoder = Callable[[nn.Module, Tensor, Tensor, float, bool], Tensor]
 
 

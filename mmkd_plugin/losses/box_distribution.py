@@ -238,9 +238,9 @@ def _check_distributions(level: Level, places: int) -> None:
     """Refuses a head that gives no distributions, or several boxes at a position."""
     scores, boxes = level.scores[0].shape, level.boxes[0].shape
     if scores[2] * scores[3] != places or boxes[1] < 8:
-        each = boxes[1] * scores[2] * scores[3] // places
+        boxes_each = places // (scores[2] * scores[3])
         raise ValueError(
-            f'the head gives {each} numbers for a box and {places // (scores[2] * scores[3])} boxes '
-            'for a position, which is not one distribution for each of its sides; take a head such '
-            'as that of GFL, or ProtocolLoss'
+            f'the head gives {boxes_each} boxes for each position and {boxes[1] // boxes_each} '
+            'numbers for a box, not a distribution for each of its sides; take a head such as that '
+            'of GFL, or ProtocolLoss'
         )

@@ -132,4 +132,5 @@ def rows(x: Tensor, places: int) -> Tensor:
     Returns:
         Tensor: (N, places, C), the anchors of a position one after the other.
     """
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], places, -1)
+    each = x.shape[1] * x.shape[2] * x.shape[3] // places
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], places, each)
