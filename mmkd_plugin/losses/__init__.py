@@ -5,8 +5,9 @@ What makes them fast and exact lies in :mod:`mmkd_plugin.losses.numerics`.
 A loss takes the maps of the student and of the teacher, and knows nothing of models. By attributes
 or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``,
 ``needs_raw_maps`` and ``compares_probabilities``: the term reads them, see
-:class:`mmkd_plugin.losses.traits.LossTraits`. A loss with weights of its own may have ``setup(student_channels, teacher_channels)``:
-the term calls it once, when the channel counts are known.
+:class:`mmkd_plugin.losses.traits.LossTraits`. A loss with weights of its own may have
+``setup(student_channels, teacher_channels)``: the term calls it once, when the channel counts are
+known.
 
 To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`loss_weights` and
 :func:`full_precision`.

@@ -90,7 +90,8 @@ def box_distributions(
         Tensor: A scalar.
     """
     batch, places = weights.shape
-    student, teacher = (x.reshape(4 * batch, -1, places) for x in (student, teacher))
+    sides = 4 * batch, student.shape[1] // 4, places
+    student, teacher = student.reshape(sides), teacher.reshape(sides)
     factor = tau**2 / (student.shape[1] if bins == 'mean' else 1)
     weights = (weights * factor)[:, None].expand(-1, 4, -1).reshape(4 * batch, 1, places)
     return divergence(student, teacher, weights, tau, dim=1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loss_contract import LossContract, random_pair
+from loss_contract import LOW_PRECISION, LossContract, random_pair
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.assigned import SAME_HEADS, Assigned, rows
@@ -60,8 +60,9 @@ def sides_of(x: Any) -> Any:
     """A map of boxes from a map of scores: twice as many bins, and each side differs."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         return x
-    x = torch.cat([x, x.flip(1) / 2], 1)
-    return torch.cat([x, x.flip(1), -x, x.roll(1, 1) * 2], 1)
+    with torch.autocast('cpu', enabled=False):  # it has no `cat` of float16
+        x = torch.cat([x, x.flip(1) / 2], 1)
+        return torch.cat([x, x.flip(1), -x, -x.flip(1) / 2], 1)
 
 
 def head_maps(x: Any) -> Any:
@@ -81,7 +82,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 class DetectionContract(LossContract):
-    """The contract of :class:`LossContract`: each map is a level's scores, and its boxes come of it.
+    """The contract of :class:`LossContract`: boxes are made from the scores of their level.
 
     A subclass says by ``given`` what else the loss takes.
     """
@@ -121,6 +122,24 @@ class DetectionContract(LossContract):
 
                 assert torch.autograd.gradcheck(of_boxes, student)
                 assert torch.autograd.gradcheck(of_scores, student)
+
+    @pytest.mark.parametrize('dtype', LOW_PRECISION)
+    def test_low_precision_inputs_are_compared_in_float32(self, dtype):
+        for loss in self.losses:
+            for shapes in self.pairs:
+                student, teacher = random_pair(shapes, dtype, scale=2.0)
+                given = self.given([student])
+                results = []
+                for kind in (dtype, torch.float64):
+                    leaves = [x.detach().to(kind).requires_grad_() for x in head_maps(student)]
+                    value = loss(leaves, [x.to(kind) for x in head_maps(teacher)], **given)
+                    results.append((value, torch.autograd.grad(value, leaves)))
+                (value, grads), (expected, slopes) = results
+                assert value.dtype == torch.float32
+                assert value.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-7)
+                for grad, slope in zip(grads, slopes):
+                    assert grad.dtype == dtype
+                    torch.testing.assert_close(grad.double(), slope, rtol=1e-2, atol=1e-6)
 
     def test_channel_counts(self):
         with pytest.raises(ValueError, match='channel counts differ') as error:
