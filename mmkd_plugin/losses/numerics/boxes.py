@@ -65,7 +65,7 @@ def checked_boxes(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The areas of intersection and union of boxes.
+    """The areas of intersection and union of boxes; one that is turned inside out has no area.
 
     Args:
         a (Tensor): (..., 4), x1, y1, x2, y2, in float32 or wider.
@@ -76,7 +76,7 @@ def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     intersection = (high - low).clamp(min=0).prod(-1)
-    areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
+    areas = [(x[..., 2:] - x[..., :2]).clamp(min=0).prod(-1) for x in (a, b)]
     return intersection, (areas[0] + areas[1] - intersection).clamp(min=TINY)
 
 
@@ -99,7 +99,7 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     """
     intersection, union = overlap(a, b)
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
-    around = (high - low).prod(-1).clamp(min=TINY)
+    around = (high - low).clamp(min=0).prod(-1).clamp(min=TINY)
     return intersection / union - (around - union) / around
 
 
