@@ -48,7 +48,12 @@ SAMPLES = list({pair: path for path, pair in reversed(PAIR_OF.items())}.values()
 WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
 CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
-    for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
+    for pattern in (
+        'cityscapes',
+        '^fpn.*digit-scenes',
+        '^retinanet.*coco',
+        '^retinanet.*digit-scenes',
+    )
 )
 #: Folders of the models that are trained on small data sets, teachers and students.
 OWN_DATA = ('digit_scenes', 'camvid', 'bccd')
@@ -61,8 +66,10 @@ SEGMENTATION_ONLY = (
     'MemoryContrastLoss',
     'NormalizedTargetLoss',
 )
-#: What a segmentor has no boxes for.
-DETECTION_ONLY = ('FocalGlobalLoss',)
+#: What a segmentor has no boxes for, or no assigner.
+DETECTION_ONLY = ('BoxDistributionLoss', 'FocalGlobalLoss', 'ProtocolLoss')
+#: What needs a head with distributions of boxes.
+DISTRIBUTIONS_ONLY = ('BoxDistributionLoss',)
 FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl')
 SIZE = 128
 
@@ -400,9 +407,15 @@ def losses_of(pair: str) -> set[str]:
 
 @pytest.mark.parametrize('pair', [CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET])
 def test_every_loss_has_a_recipe(pair: str) -> None:
-    exempt = DETECTION_ONLY if pair in (CITYSCAPES, DIGITS_SEG) else SEGMENTATION_ONLY
+    segments = pair in (CITYSCAPES, DIGITS_SEG)
+    exempt = DETECTION_ONLY if segments else (*SEGMENTATION_ONLY, *DISTRIBUTIONS_ONLY)
     kinds = {name for name in losses.__all__ if name[0].isupper()}
     assert kinds - set(exempt) - losses_of(pair) == set()
+
+
+def test_losses_on_distributions_of_boxes_have_a_recipe() -> None:
+    (pair,) = (pair for pair in PAIRS if pair.startswith('gfl'))
+    assert set(DISTRIBUTIONS_ONLY) <= losses_of(pair)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from mmkd_plugin.cli import is_distilled, read_config
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.terms.auto_weight import auto_share
 
 
 def run_config(
@@ -57,7 +58,7 @@ def run_config(
 
 
 def set_weight(loss: dict, weight: float | str) -> None:
-    """Multiplies the weight of a loss, or hands it to the automatic weighting.
+    """Multiplies the weight of a loss, or its share, or hands it to the automatic weighting.
 
     Args:
         loss (dict): Config of the loss, changed in place.
@@ -82,8 +83,12 @@ def set_weight(loss: dict, weight: float | str) -> None:
         if now is None:
             kind = MODELS.get(loss['type'])
             now = inspect.signature(kind).parameters['loss_weight'].default
+        share = auto_share(now, 'loss_weight')
         many = isinstance(now, (list, tuple))
-        loss['loss_weight'] = [one * weight for one in now] if many else now * weight
+        if share is not None:
+            loss['loss_weight'] = dict(auto=share * weight)
+        else:
+            loss['loss_weight'] = [one * weight for one in now] if many else now * weight
 
 
 def stretch(cfg: Config, factor: float) -> None:

@@ -217,6 +217,8 @@ def test_the_config_of_a_run():
         (0.5, dict(loss_weight=4), 2),
         (3.0, dict(), 3),  # the default of the loss is 1
         ('auto', dict(loss_weight=4), 'auto'),
+        (2.0, dict(loss_weight='auto'), dict(auto=0.6)),
+        (0.5, dict(loss_weight=dict(auto=0.2)), dict(auto=0.1)),
         ('auto:0.3', dict(loss_weight=[1, 2]), dict(auto=0.3)),
     ],
 )
