@@ -41,7 +41,7 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
-from mmkd_plugin.terms.needs import from_batch
+from mmkd_plugin.terms.needs import from_batch, from_student
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import View
@@ -149,6 +149,7 @@ class Distiller(NamedAsStudent):
                 for name, teacher in self.teachers.items()
             }
         student = forward.preview(self.student, views, device)
+        assigned = forward.assigned(self.student, device)
         self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
         orders = self._arrange_classes(student.classes, classes_at_build())
         previews = {name: arranged_preview(one, orders[name]) for name, one in previews.items()}
@@ -158,6 +159,7 @@ class Distiller(NamedAsStudent):
             ours, theirs = term.student_view, term.teacher_view
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
+            given |= from_student(ours, assigned)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
@@ -280,15 +282,18 @@ class Distiller(NamedAsStudent):
             _check_gradient(term, student)
         due = [term for term in active if learning and self.training and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
+        each = {term: given | from_student(term.student_view, seen.assigned) for term in active}
         values = {
-            term: term(*maps, given, measuring=term in due and term.auto is not None)
+            term: term(*maps, each[term], measuring=term in due and term.auto is not None)
             for term, maps in pairs.items()
         }
         if due:
             task = self.student.parse_losses(seen.losses)[0] if seen.losses else None
             measured = {term: values[term] for term in due}
             measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
-            values |= {term: term(*pairs[term], given) for term in due if term.auto is not None}
+            values |= {
+                term: term(*pairs[term], each[term]) for term in due if term.auto is not None
+            }
         for term, value in values.items() if learning and self.training else ():
             term.passed(value)
         return {

@@ -21,8 +21,8 @@ KINDS = ('maps', 'gradients', 'explanations')
 class View:
     """The request of one term to one model: maps, gradients or explanations at some taps.
 
-    Views with the same taps, kind, explainer and side are equal, whichever terms they belong to.
-    Explainers are compared by identity, so the explanations of two terms stay apart.
+    Views that ask for the same are equal, whichever terms they belong to. Explainers are compared
+    by identity, so the explanations of two terms stay apart.
 
     Args:
         taps (Taps): The places in the model.
@@ -32,6 +32,8 @@ class View:
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
             scores. Defaults to ``'teacher'``.
+        assigned (bool): Whether the term also wants to know what the assigner of the model's head
+            found. Defaults to False.
         term (str): Name of the term in messages, such as ``'distill.cwd'``. Defaults to ``''``.
         loss (str): Name of its loss in messages. Defaults to ``''``.
 
@@ -48,6 +50,7 @@ class View:
     kind: str = 'maps'
     explainer: Explainer | None = None
     side: str = 'teacher'
+    assigned: bool = False
     term: str = field(default='', compare=False)
     loss: str = field(default='', compare=False)
 

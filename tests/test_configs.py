@@ -66,8 +66,10 @@ SEGMENTATION_ONLY = (
     'MemoryContrastLoss',
     'NormalizedTargetLoss',
 )
-#: What a segmentor has no boxes for.
-DETECTION_ONLY = ('FocalGlobalLoss',)
+#: What a segmentor has no boxes for, or no assigner.
+DETECTION_ONLY = ('BoxDistributionLoss', 'FocalGlobalLoss', 'ProtocolLoss')
+#: What needs a head with distributions of boxes.
+DISTRIBUTIONS_ONLY = ('BoxDistributionLoss',)
 FAMILIES = (
     'pspnet', 'deeplabv3', 'segformer', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl',
 )  # fmt: skip
@@ -422,9 +424,15 @@ def losses_of(pair: str) -> set[str]:
 
 @pytest.mark.parametrize('pair', [CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET])
 def test_every_loss_has_a_recipe(pair: str) -> None:
-    exempt = DETECTION_ONLY if pair in (CITYSCAPES, DIGITS_SEG) else SEGMENTATION_ONLY
+    segments = pair in (CITYSCAPES, DIGITS_SEG)
+    exempt = DETECTION_ONLY if segments else (*SEGMENTATION_ONLY, *DISTRIBUTIONS_ONLY)
     kinds = {name for name in losses.__all__ if name[0].isupper()}
     assert kinds - set(exempt) - losses_of(pair) == set()
+
+
+def test_losses_on_distributions_of_boxes_have_a_recipe() -> None:
+    (pair,) = (pair for pair in PAIRS if pair.startswith('gfl'))
+    assert set(DISTRIBUTIONS_ONLY) <= losses_of(pair)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -12,8 +12,10 @@ from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 from torch import Tensor
 
+from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
+from mmkd_plugin.views import View
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ def seed_of_iteration(term: str, device: torch.device) -> Tensor:
 #: the term and the device of the maps.
 FROM_RUN = {'seed': seed_of_iteration}
 
+#: Arguments of losses that the student finds while it computes its own losses: the results of the
+#: assigner of its head.
+FROM_STUDENT = ('assigned',)
+
 #: Arguments of losses that are computed from the weight and the bias of the batch norm that feeds
 #: the teacher's map, by their name.
 FROM_NORM = {'margin': margin_from_norm}
@@ -158,3 +164,16 @@ def from_batch(
             if given[need] is None:
                 raise ValueError(f'{here} needs {source.words} (`{need}`); {batch} has none')
     return given
+
+
+def from_student(view: View, assigned: Mapping[View, Assigned]) -> dict[str, Any]:
+    """Reads the arguments of a loss that the student has found.
+
+    Args:
+        view (View): The view of the student by the term.
+        assigned (Mapping[View, Assigned]): What its assigner found, for each view that asks for it.
+
+    Returns:
+        dict[str, Any]: The arguments by name.
+    """
+    return {need: assigned[view] for need in FROM_STUDENT if view in assigned}

@@ -19,7 +19,7 @@ from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN, FROM_STUDENT
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
@@ -105,6 +105,7 @@ class Term(nn.Module):
         self._connector = connector
         self._teacher_connector = teacher_connector
         _check_needs(self)
+        _check_raw(self, converts=connector not in ('auto', None) or teacher_connector)
         if explainer is not None:
             _check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
         elif self.traits.compares == 'explanations':
@@ -114,7 +115,8 @@ class Term(nn.Module):
             )
         words = dict(term=self.here, loss=type(loss).__name__)
         kind = 'explanations' if explainer is not None else self.traits.compares
-        self.student_view = View(student_tap, kind, explainer, 'student', **words)
+        assigned = any(need in FROM_STUDENT for need in self.traits.needs)
+        self.student_view = View(student_tap, kind, explainer, 'student', assigned, **words)
         self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', **words)
 
     @property
@@ -205,8 +207,8 @@ class Term(nn.Module):
             student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student for
                 ``student_view``.
             teacher (Tensor | list[Tensor]): Maps of the teacher for ``teacher_view``.
-            given (dict, optional): Arguments of the loss from the batch of the same images, by
-                name. Defaults to None.
+            given (dict, optional): Arguments of the loss from the batch of the same images and
+                from the student, by name. Defaults to None.
             source (Teacher, optional): The teacher. It knows the batch norms that feed its maps and
                 the number of its classes. Defaults to None.
             classes (int, optional): Number of classes of the student's head around the tap.
@@ -375,8 +377,8 @@ class Term(nn.Module):
         Args:
             student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student, with gradient.
             teacher (Tensor | list[Tensor]): Maps of the teacher.
-            given (dict, optional): Arguments of the loss from the batch, by name. Entries that the
-                loss does not need are ignored. Defaults to None.
+            given (dict, optional): Arguments of the loss from the batch and from the student, by
+                name. Entries that the loss does not need are ignored. Defaults to None.
             measuring (bool): Whether it is for a measurement of the weight, and not trained on.
                 Defaults to False.
 
@@ -394,7 +396,7 @@ class Term(nn.Module):
                 f'teacher, where the dry forward at build time gave {self._count}'
             )
         teachers = self._convert_teacher(teachers)
-        same_size = self.traits.needs_same_size
+        same_size = self.traits.needs_same_size and not self.traits.needs_raw_maps
         students = fit_all(self.connectors, students, teachers, same_size)
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
@@ -479,7 +481,7 @@ def _check_explainer(term: Term, converts: Any) -> None:
 
 def _check_needs(term: Term) -> None:
     """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_RUN, *FROM_NORM]
+    known = [*FROM_BATCH, *FROM_RUN, *FROM_STUDENT, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(
@@ -490,6 +492,15 @@ def _check_needs(term: Term) -> None:
         raise ValueError(
             f'{term.here}.norm: {type(term.loss).__name__} needs no batch norm of the teacher; '
             'leave it out'
+        )
+
+
+def _check_raw(term: Term, converts: Any) -> None:
+    """Refuses a connector for a loss that compares maps as the models give them."""
+    if term.traits.needs_raw_maps and converts:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} compares what the heads give as it is; leave '
+            'the connector out'
         )
 
 
