@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.patches import Patch, Rectangle
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -56,6 +57,7 @@ class Task:
         percent (float): Factor that turns the score into a percentage.
         length (float): Iterations and schedules of all three, in multiples of the configs'.
             Defaults to 1.
+        batch_size (int): Images in a batch. Defaults to 4.
     """
 
     teacher: str
@@ -65,6 +67,7 @@ class Task:
     title: str
     percent: float
     length: float = 1.0
+    batch_size: int = 4
 
 
 TASKS = {
@@ -75,7 +78,7 @@ TASKS = {
         metric='mIoU',
         title='mIoU',
         percent=1,
-        length=0.4,
+        length=0.8,
     ),
     'detection': Task(
         teacher='digit_scenes/retinanet_r18-w32_fpn_1k_digit-scenes-128x128.py',
@@ -84,7 +87,7 @@ TASKS = {
         metric='coco/bbox_mAP',
         title='bbox mAP',
         percent=100,
-        length=0.4,
+        length=0.8,
     ),
 }
 RUNS = ('teacher', 'student', 'distilled')
@@ -121,7 +124,7 @@ def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
     checkpoints: dict[str, Path] = {}
     for number, run in enumerate(RUNS, 1):
         config = ROOT / 'configs' / getattr(task, run)
-        settings: dict[str, Any] = dict(seed=seed, length=task.length)
+        settings: dict[str, Any] = dict(seed=seed, length=task.length, batch_size=task.batch_size)
         if run == 'distilled':
             settings['teacher'] = (ROOT / 'configs' / task.teacher, checkpoints['teacher'])
         title = f'[{number}/{len(RUNS)}] {NAMES[run]}'
@@ -147,7 +150,7 @@ def train(
     Args:
         config (Path): The config.
         folder (Path): Its work dir; a run that was cut off goes on from its last checkpoint.
-        settings (dict): Arguments of :func:`run_config`.
+        settings (dict): Arguments of :func:`shorter`.
         title (str): Name of the run on the screen.
         console (Console): Where to show it.
 
@@ -158,10 +161,8 @@ def train(
     if state := done_before(folder, asked):
         console.print(f'{title}: done before, {state["seconds"] / 60:.1f} min')
         return Path(state['checkpoint'])
-    cfg = run_config(config, **settings)
-    cfg.default_hooks.checkpoint.interval = min(SAVED, cfg.train_cfg.max_iters)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / 'config.py', cfg.pretty_text)
+    write_text(folder / 'config.py', shorter(config, **settings).pretty_text)
     environment = beside_others(title, console)
     with progress_bar(console) as progress:
         bar = progress.add_task(title, total=None, note='starting')
@@ -191,6 +192,20 @@ def train(
     }
     write_text(folder / 'done.json', json.dumps(done))
     return checkpoint
+
+
+def shorter(config: Path, batch_size: int, **settings: Any) -> Config:
+    """The config of a run with smaller batches.
+
+    Args:
+        config (Path): The recipe.
+        batch_size (int): Images in a batch.
+        **settings: Arguments of :func:`run_config`.
+    """
+    cfg = run_config(config, **settings)
+    cfg.train_dataloader.batch_size = batch_size
+    cfg.default_hooks.checkpoint.interval = min(SAVED, cfg.train_cfg.max_iters)
+    return cfg
 
 
 def beside_others(title: str, console: Console) -> dict[str, str]:

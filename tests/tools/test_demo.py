@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
 
 def run(demo, folder, monkeypatch, seed=0):
     student = str(folder / 'student.py')
-    task = demo.Task(student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1)
+    task = demo.Task(
+        student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1, batch_size=2
+    )
     monkeypatch.setitem(demo.TASKS, 'segmentation', task)
     monkeypatch.chdir(folder)
     console = Console(record=True, width=100)
@@ -76,7 +78,9 @@ def test_a_run_that_fails_says_where_to_look(demo, folder, tmp_path):
     broken = tmp_path / 'broken.py'
     broken.write_text(f"_base_ = '{folder}/student.py'\nmodel = dict(type='NoSuchModel')\n")
     with pytest.raises(demo.RunError) as error:
-        demo.train(broken, tmp_path / 'run', dict(seed=0), 'teacher', Console(quiet=True))
+        demo.train(
+            broken, tmp_path / 'run', dict(seed=0, batch_size=2), 'teacher', Console(quiet=True)
+        )
     text = str(error.value)
     assert text.startswith('teacher failed: the end of ') and 'train.log' in text
     assert 'the same command goes on' in text
