@@ -195,7 +195,7 @@ def train(
 
 
 def shorter(config: Path, batch_size: int, **settings: Any) -> Config:
-    """The config of a run with smaller batches.
+    """The config of a run with smaller batches, saved every :data:`SAVED` iterations.
 
     Args:
         config (Path): The recipe.
@@ -220,13 +220,11 @@ def beside_others(title: str, console: Console) -> dict[str, str]:
     before = Cores.now()
     time.sleep(1)
     after = Cores.now()
-    environment = environment_for(free_cores(before, after), torch.get_num_threads())
+    free = free_cores(before, after)
+    environment = environment_for(free, torch.get_num_threads())
     if environment:
         variables = ' '.join(f'{key}={value}' for key, value in environment.items())
-        console.print(
-            f'{title}: {free_cores(before, after):.1f} of {after.count} cores are free, so it runs '
-            f'with {variables}'
-        )
+        console.print(f'{title}: {free:.1f} of {after.count} cores are free, so: {variables}')
     return environment
 
 
