@@ -163,7 +163,7 @@ def train(
         return Path(state['checkpoint'])
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'config.py', shorter(config, **settings).pretty_text)
-    environment = beside_others(title, console)
+    environment = beside_others(console)
     with progress_bar(console) as progress:
         bar = progress.add_task(title, total=None, note='starting')
         shown = 0  # where no bar can be drawn, a line now and then
@@ -208,7 +208,7 @@ def shorter(config: Path, batch_size: int, **settings: Any) -> Config:
     return cfg
 
 
-def beside_others(title: str, console: Console) -> dict[str, str]:
+def beside_others(console: Console) -> dict[str, str]:
     """Looks for a second at what other programs do with the cores.
 
     Returns:
@@ -224,7 +224,7 @@ def beside_others(title: str, console: Console) -> dict[str, str]:
     environment = environment_for(free, torch.get_num_threads())
     if environment:
         variables = ' '.join(f'{key}={value}' for key, value in environment.items())
-        console.print(f'{title}: {free:.1f} of {after.count} cores are free, so: {variables}')
+        console.print(f'{free:.1f} of {after.count} cores are free: {variables}')
     return environment
 
 

@@ -121,7 +121,7 @@ def test_a_training_beside_others_gets_the_free_cores(demo, free, wanted, thread
 
 def test_the_number_of_threads_that_the_user_chose_stays(demo, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '2')
-    assert demo.beside_others('teacher', Console(quiet=True)) == {}
+    assert demo.beside_others(Console(quiet=True)) == {}
 
 
 @pytest.mark.parametrize('name', ['segmentation', 'detection'])
