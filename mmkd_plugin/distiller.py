@@ -72,8 +72,8 @@ class Distiller(NamedAsStudent):
             a ``name``.
         distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
             ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
-            ``connector``, ``teacher_connector``, ``norm``, ``schedule`` and ``compile``. See
-            :class:`Term` and :class:`Schedule`.
+            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``schedule`` and
+            ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap. Defaults to None: weight 1, always
             on.
@@ -165,6 +165,7 @@ class Distiller(NamedAsStudent):
                     given,
                     source=teacher,
                     classes=classes_around(self.student, term.student_tap.taps[0]),
+                    passage=preview.passages.get(theirs),
                 )
         text = plan(self.distill, self.teachers, student, previews, forward.run.problem)
         if self.task_weight != 1 or self.task_schedule != Schedule():
@@ -275,20 +276,22 @@ class Distiller(NamedAsStudent):
             term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
             for term in active
         }
+        ways = {term: lessons[term.teacher].passages.get(term.teacher_view) for term in active}
         learning = torch.is_grad_enabled()
         for term, (student, _) in pairs.items() if learning else ():
             _check_gradient(term, student)
         due = [term for term in active if learning and self.training and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
         values = {
-            term: term(*maps, given, measuring=term in due and term.auto is not None)
+            term: term(*maps, given, ways[term], measuring=term in due and term.auto is not None)
             for term, maps in pairs.items()
         }
         if due:
             task = self.student.parse_losses(seen.losses)[0] if seen.losses else None
             measured = {term: values[term] for term in due}
             measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
-            values |= {term: term(*pairs[term], given) for term in due if term.auto is not None}
+            weighted = [term for term in due if term.auto is not None]
+            values |= {term: term(*pairs[term], given, ways[term]) for term in weighted}
         for term, value in values.items() if learning and self.training else ():
             term.passed(value)
         return {

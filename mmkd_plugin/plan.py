@@ -69,6 +69,8 @@ def _loss(term: Term) -> str:
         text += f"\nso that it has {term.auto.share:g} of the task's gradient"
     if term.traits.compares == 'gradients':
         text += '\non gradients of the task loss'
+    if term.through is not None:
+        text += f'\n{term.through.describe()}'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:

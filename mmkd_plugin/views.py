@@ -21,7 +21,8 @@ KINDS = ('maps', 'gradients', 'explanations')
 class View:
     """The request of one term to one model: maps, gradients or explanations at some taps.
 
-    Views with the same taps, kind, explainer and side are equal, whichever terms they belong to.
+    Views with the same taps, kind, explainer, side and entrance are equal, whichever terms they
+    belong to.
     Explainers are compared by identity, so the explanations of two terms stay apart.
 
     Args:
@@ -32,6 +33,8 @@ class View:
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
             scores. Defaults to ``'teacher'``.
+        entrance (Taps, optional): Places before the taps at which maps of another model can go in,
+            to be run as far as the taps. Defaults to None: nothing goes in.
         term (str): Name of the term in messages, such as ``'distill.cwd'``. Defaults to ``''``.
         loss (str): Name of its loss in messages. Defaults to ``''``.
 
@@ -48,6 +51,7 @@ class View:
     kind: str = 'maps'
     explainer: Explainer | None = None
     side: str = 'teacher'
+    entrance: Taps | None = None
     term: str = field(default='', compare=False)
     loss: str = field(default='', compare=False)
 
@@ -58,7 +62,7 @@ class View:
 
     def reads(self) -> tuple[Tap, ...]:
         """Returns all taps that the model is read at."""
-        return (*self.taps, *self.scores)
+        return (*self.taps, *self.scores, *(self.entrance or ()))
 
     def on_path(self) -> tuple[Tap, ...]:
         """Returns the taps from which later outputs need an autograd graph."""

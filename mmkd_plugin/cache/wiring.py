@@ -21,6 +21,12 @@ WIRING = (
     'from mmkd_plugin.cache.wiring import wire; wire(cfg)'
 )
 
+#: What a term is told whose student's maps should go through a teacher that is not there.
+NO_WAY = (
+    'Maps of the student go through the teacher itself, which has to run beside the student: give '
+    'its `config` and `checkpoint` without `type`'
+)
+
 
 def is_cached(teacher: Any) -> bool:
     """Returns whether the dict of a teacher is of a kind whose maps are stored."""
@@ -122,12 +128,17 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
 
     Returns:
         list[str]: Names of records, each once.
+
+    Raises:
+        ValueError: If a term needs the teacher itself.
     """
     found = []
     for name, line in distill.items():
         tap = line.get('teacher_tap', line.get('tap')) if isinstance(line, dict) else None
         if tap is None or line.get('teacher', teacher) != teacher:
             continue
+        if line.get('through') is not None:
+            raise ValueError(f"distill.{name}.through: teacher '{teacher}' is a cache. {NO_WAY}")
         if line.get('explainer') is None:
             found += map(str, Taps.parse(tap))
         else:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, classes_around, find_module
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
+from mmkd_plugin.taps.chain import names_in
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
 from mmkd_plugin.taps.example import image_channels
 from mmkd_plugin.taps.task_gradient import task_gradients
-from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.base import Batch, Lesson, Passage, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
     ClassOrder,
     ScoresOfTaps,
@@ -32,7 +33,7 @@ from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model, checkpoint_hash, classes_in_config, state_hash
 from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
-from mmkd_plugin.words import as_written
+from mmkd_plugin.words import as_written, some
 
 
 @MODELS.register_module()
@@ -167,6 +168,7 @@ class OnlineTeacher(Teacher):
                 device=device,
                 size=student.run.size,
                 owner=owner,
+                parts=[(view.entrance, view.taps) for view in views if view.entrance],
             )
             run = self.forward.run
             self.forward.run = run.without_maps()
@@ -180,7 +182,25 @@ class OnlineTeacher(Teacher):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
         self._class_scores = run.scores
-        return Preview(run.values, shown, self._scores, run.size, run.scores)
+        passages = self._passages(views, run.values)
+        return Preview(run.values, shown, self._scores, run.size, run.scores, passages)
+
+    def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
+        """Returns the ways through parts of the model for views with an entrance."""
+
+        def way(view: View) -> Passage:
+            several = {tap: not isinstance(read[tap], Tensor) for tap in view.taps}
+            counts = {tap: len(as_list(read[tap])) for tap in view.taps}
+
+            def run(maps: Sequence[Tensor]) -> list[Tensor]:
+                given = iter(self.forward.through((view.entrance, view.taps), maps))
+                made = {tap: [next(given) for _ in range(counts[tap])] for tap in view.taps}
+                made = {tap: x if several[tap] else x[0] for tap, x in made.items()}
+                return as_list(view.of(self._arranged(made)))
+
+            return Passage(as_list(view.entrance.of(read)), run)
+
+        return {view: way(view) for view in views if view.entrance}
 
     def _check_channels(self, student: int | None) -> None:
         """Refuses a model for images with other channels than the student's."""
@@ -249,7 +269,7 @@ class OnlineTeacher(Teacher):
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
-        return Lesson(shown, chosen)
+        return Lesson(shown, chosen, passages=self._passages(views, read))
 
     def read(
         self,
@@ -354,7 +374,20 @@ class OnlineTeacher(Teacher):
             text += ', runs its task loss and the gradient of it while a loss on gradients is on'
         if self.forward is not None:
             text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
+            text += self._second_runs()
         return text
+
+    def _second_runs(self) -> str:
+        """Describes the parts that run again on maps of the student."""
+        names = names_in([c for chains in self.forward.chains.values() for c in chains])
+        if not names:
+            return ''
+        parts = nn.ModuleList({find_module(self.model, Tap(name), self.name) for name in names})
+        millions = sum(p.numel() for p in parts.parameters()) / 1e6
+        return (
+            f'; runs {some(names)} again on maps of the student, forward and backward '
+            f'({millions:.2f} M parameters)'
+        )
 
 
 def _detached(maps: Maps) -> Maps:

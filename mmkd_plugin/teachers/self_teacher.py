@@ -135,6 +135,12 @@ class SelfTeacher(nn.Module, Teacher):
             raise ValueError(
                 f'{view.term}: {view.loss} compares {what}, which a self-teacher cannot show'
             )
+        for view in views:
+            if view.entrance:
+                raise ValueError(
+                    f'{view.term}.through: {here} learns along, and maps of the student go through '
+                    'a frozen teacher only; leave it out'
+                )
         maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
         samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
         neck, refined = self._try_neck(maps, here)

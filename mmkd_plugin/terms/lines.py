@@ -24,6 +24,7 @@ KEYS = (
     'connector',
     'teacher_connector',
     'norm',
+    'through',
     'schedule',
     'compile',
 )
