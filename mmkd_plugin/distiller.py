@@ -41,7 +41,7 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
-from mmkd_plugin.terms.needs import from_batch
+from mmkd_plugin.terms.needs import FROM_STUDENT, from_batch
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import View
@@ -158,6 +158,7 @@ class Distiller(NamedAsStudent):
             ours, theirs = term.student_view, term.teacher_view
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
+            given |= term.from_student(forward.run.assignments)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
@@ -238,6 +239,7 @@ class Distiller(NamedAsStudent):
             taps=self._student_taps(),
             task=task,
             chosen=chosen,
+            assigned=any(need in FROM_STUDENT for term in active for need in term.traits.needs),
         )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
         losses = dict(seen.losses)
@@ -271,7 +273,8 @@ class Distiller(NamedAsStudent):
         lessons: Mapping[str, Lesson],
     ) -> dict[str, Tensor]:
         """Returns the losses of the terms that are on."""
-        given = from_batch(batch.inputs, batch.data_samples, _asking(active))
+        shared = from_batch(batch.inputs, batch.data_samples, _asking(active))
+        given = {term: shared | term.from_student(seen.assignments) for term in active}
         pairs = {
             term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
             for term in active
@@ -283,7 +286,9 @@ class Distiller(NamedAsStudent):
         due = [term for term in active if learning and self.training and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
         values = {
-            term: term(*maps, given, ways[term], measuring=term in due and term.auto is not None)
+            term: term(
+                *maps, given[term], ways[term], measuring=term in due and term.auto is not None
+            )
             for term, maps in pairs.items()
         }
         if due:
@@ -291,7 +296,7 @@ class Distiller(NamedAsStudent):
             measured = {term: values[term] for term in due}
             measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
             weighted = [term for term in due if term.auto is not None]
-            values |= {term: term(*pairs[term], given, ways[term]) for term in weighted}
+            values |= {term: term(*pairs[term], given[term], ways[term]) for term in weighted}
         for term, value in values.items() if learning and self.training else ():
             term.passed(value)
         return {

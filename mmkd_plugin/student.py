@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
+from mmkd_plugin.taps.assignment import Assignments, assignments_watched
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
 from mmkd_plugin.taps.task_gradient import (
     once_only,
@@ -29,11 +30,13 @@ class Seen(NamedTuple):
         losses (dict[str, Any]): The student's own losses, weighted.
         maps (dict[Tap, Maps]): The maps at each tap, with gradient.
         shown (dict[View, Maps]): Maps, gradients or explanations for each view, with gradient.
+        assignments (Mapping[str, Assignment]): How the loss of each dense head used its locations.
     """
 
     losses: dict[str, Any]
     maps: dict[Tap, Maps]
     shown: dict[View, Maps]
+    assignments: Assignments
 
 
 class StudentForward:
@@ -101,6 +104,7 @@ class StudentForward:
         taps: Sequence[Tap] = (),
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
+        assigned: bool = False,
     ) -> Seen:
         """Runs the student once. With ``task=0`` the student stops after its last tap.
 
@@ -114,6 +118,8 @@ class StudentForward:
             task (float): Factor on the student's own losses. Defaults to 1.0.
             chosen (Mapping[View, Chosen], optional): The classes to explain, for each view of
                 explanations. Defaults to None.
+            assigned (bool): Whether to note how dense heads used their locations. Defaults to
+                False.
 
         Returns:
             Seen: The losses, the maps, and the tensors of each view.
@@ -133,6 +139,7 @@ class StudentForward:
                 stack.enter_context(twice_differentiable(student))
             for view in explaining:
                 stack.enter_context(view.context(student))
+            found = stack.enter_context(assignments_watched(student)) if assigned else {}
             with reader:  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
@@ -150,7 +157,7 @@ class StudentForward:
         shown |= {view: view.of(slopes) for view in gradients}
         if task != 1:
             losses = scaled_losses(losses, task) if task else {}
-        return Seen(losses, read, shown)
+        return Seen(losses, read, shown, found)
 
     def _reader(
         self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool

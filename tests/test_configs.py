@@ -48,7 +48,12 @@ SAMPLES = list({pair: path for path, pair in reversed(PAIR_OF.items())}.values()
 WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
 CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
-    for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
+    for pattern in (
+        'cityscapes',
+        '^fpn.*digit-scenes',
+        '^retinanet.*coco',
+        '^retinanet.*digit-scenes',
+    )
 )
 #: Folders of the models that are trained on small data sets, teachers and students.
 OWN_DATA = ('digit_scenes', 'camvid', 'bccd')
@@ -62,7 +67,7 @@ SEGMENTATION_ONLY = (
     'NormalizedTargetLoss',
 )
 #: What a segmentor has no boxes for.
-DETECTION_ONLY = ('FocalGlobalLoss',)
+DETECTION_ONLY = ('CrossHeadLoss', 'FocalGlobalLoss')
 FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl')
 SIZE = 128
 

@@ -254,7 +254,9 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:
         if term.through is not None:
-            raise UsageError(f'distill.{term.name}.through: no cache can replace this teacher. {NO_WAY}')
+            raise UsageError(
+                f'distill.{term.name}.through: no cache can replace this teacher. {NO_WAY}'
+            )
         if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '

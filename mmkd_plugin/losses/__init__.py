@@ -17,6 +17,7 @@ from mmkd_plugin.losses.attention import AttentionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
 from mmkd_plugin.losses.cosine_hint import CosineHintLoss
+from mmkd_plugin.losses.cross_head import CrossHeadLoss
 from mmkd_plugin.losses.cross_image import CrossImageLoss
 from mmkd_plugin.losses.decoupled import DecoupledLoss
 from mmkd_plugin.losses.dense_contrast import DenseContrastLoss
@@ -52,6 +53,7 @@ __all__ = [
     'ChannelWiseLoss',
     'ClassCorrelationLoss',
     'CosineHintLoss',
+    'CrossHeadLoss',
     'CrossImageLoss',
     'DecoupledLoss',
     'DenseContrastLoss',

@@ -58,7 +58,7 @@ class Passage(NamedTuple):
 
     Examples:
         >>> import torch
-        >>> from mmkd_plugin.teachers.base import Passage
+        >>> from mmkd_plugin import Passage
         >>> passage = Passage([torch.rand(2, 8, 4, 4)], lambda maps: [2 * x for x in maps])
         >>> [x.shape for x in passage.run([torch.rand(2, 8, 4, 4)])]
         [torch.Size([2, 8, 4, 4])]

@@ -12,6 +12,7 @@ from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.taps import Maps, Taps, as_list
+from mmkd_plugin.taps.assignment import Assignments
 from mmkd_plugin.teachers.base import Passage, Teacher
 from mmkd_plugin.teachers.classes import Compared
 from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
@@ -19,7 +20,7 @@ from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN, FROM_STUDENT, from_student
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
@@ -376,9 +377,7 @@ class Term(nn.Module):
                 f'{self.here}: norm has {len(norms)} names for {count} maps; give one for each'
             )
 
-    def _set_up(
-        self, students: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
+    def _set_up(self, students: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Lets the loss build its own modules for the channels behind the connectors."""
         if hasattr(self.loss, 'setup'):
             self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
@@ -394,6 +393,18 @@ class Term(nn.Module):
         for module in self.teacher_connectors:
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def from_student(self, found: Assignments) -> dict[str, Any]:
+        """Returns the arguments of the loss that the student's own loss has.
+
+        Args:
+            found (Mapping[str, Assignment]): How each head of the student used its locations.
+
+        Raises:
+            ValueError: If the loss needs them and there are none.
+        """
+        here = f'{self.here}: {type(self.loss).__name__}'
+        return from_student(found, self.student_tap.taps[0], here, self.traits.needs)
 
     def due(self) -> bool:
         """Whether the gradients of this term are measured in this iteration."""
@@ -536,7 +547,7 @@ def _check_through(term: Term) -> None:
 
 def _check_needs(term: Term) -> None:
     """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_RUN, *FROM_NORM]
+    known = [*FROM_BATCH, *FROM_STUDENT, *FROM_RUN, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(
