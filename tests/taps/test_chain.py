@@ -104,7 +104,7 @@ def test_places_that_no_modules_connect(head, start, end):
 
 
 def test_other_numbers_of_maps(head):
-    with pytest.raises(ValueError, match="the head has 2 maps at 'boxes' and 1 at 'scales.0'"):
+    with pytest.raises(ValueError, match=r"the head has 2 maps at 'boxes' and 1 at 'scales.0'"):
         chains(head, 'boxes', 'scales.0')
 
 
