@@ -21,6 +21,7 @@ from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import Seen, StudentForward
 from mmkd_plugin.student_names import NamedAsStudent
+from mmkd_plugin.student_start import StudentStart
 from mmkd_plugin.student_state import (
     name_as_the_student,
     put_student_in_front,
@@ -77,6 +78,9 @@ class Distiller(NamedAsStudent):
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap. Defaults to None: weight 1, always
             on.
+        init_student_from_teacher (list[str] | dict[str, list[str]], optional): Names of modules
+            that both models have: before training the student gets the teacher's weights there.
+            With several teachers by the name of the teacher. Defaults to None: nothing is copied.
         data_preprocessor (dict, optional): Data preprocessor of a student whose own config has
             none. The runner fills it in. Defaults to None.
         compile (bool): Whether the losses of the terms run through torch.compile in training. A
@@ -113,6 +117,7 @@ class Distiller(NamedAsStudent):
         teacher: dict | Sequence[dict],
         distill: dict,
         task: dict | None = None,
+        init_student_from_teacher: list | dict | None = None,
         data_preprocessor: dict | None = None,
         compile: bool = False,
     ) -> None:
@@ -129,6 +134,9 @@ class Distiller(NamedAsStudent):
             )
             self.task_weight, self.task_schedule = task_of(task)
             check_task_for(self.distill.values(), self.task_weight)
+            self._start = StudentStart(
+                init_student_from_teacher, student, self.teachers, classes_at_build()
+            )
             self._run_student = self._connect(config)
         self._checked_schedules = False
         self._register_state_dict_hook(put_student_in_front)
@@ -171,6 +179,8 @@ class Distiller(NamedAsStudent):
         text = plan(self.distill, self.teachers, student, previews, forward.run.problem)
         if self.task_weight != 1 or self.task_schedule != Schedule():
             text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
+        if str(self._start):
+            text += f'\n{self._start}'
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -350,9 +360,11 @@ class Distiller(NamedAsStudent):
     def init_weights(self) -> None:
         """Initialises the student as without teachers, and then the self-teachers.
 
-        Frozen teachers keep the weights that they loaded.
+        Frozen teachers keep the weights that they loaded. What the student starts with of a teacher
+        is copied after its own initialisation.
         """
         self.student.init_weights()
+        self._start.copy_into(self.student)
         with random_state_kept():
             for teacher in self.self_teachers.values():
                 teacher.init_weights()

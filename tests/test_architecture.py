@@ -20,7 +20,7 @@ LAYERS = (
     ('explanations', 'running', 'student_names', 'student_state'),
     ('views',),
     ('teachers',),
-    ('cli', 'student', 'terms'),
+    ('cli', 'student', 'student_start', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
     ('converting', 'metrics', 'run_config', 'training_data', 'visualization'),
