@@ -52,6 +52,7 @@ _PUBLIC = {
         'RKDAngleLoss',
         'RKDDistanceLoss',
         'ReviewLoss',
+        'SharedQueriesLoss',
         'SoftTargetLoss',
         'TokenRelationLoss',
     ],

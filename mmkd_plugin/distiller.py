@@ -73,8 +73,8 @@ class Distiller(NamedAsStudent):
             a ``name``.
         distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
             ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
-            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``schedule`` and
-            ``compile``. See :class:`Term` and :class:`Schedule`.
+            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``queries``, ``schedule``
+            and ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap. Defaults to None: weight 1, always
             on.
@@ -240,6 +240,11 @@ class Distiller(NamedAsStudent):
             for term in active
             if term.explainer is not None
         }
+        queries = {
+            term.student_view: lessons[term.teacher].queries[term.teacher_view]
+            for term in active
+            if term.queries is not None
+        }
         views = [term.student_view for term in active]
         seen = self._run_student(
             self.student,
@@ -249,6 +254,7 @@ class Distiller(NamedAsStudent):
             taps=self._student_taps(),
             task=task,
             chosen=chosen,
+            queries=queries,
             assigned=any(need in FROM_STUDENT for term in active for need in term.traits.needs),
         )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)

@@ -71,6 +71,8 @@ def _loss(term: Term) -> str:
         text += '\non gradients of the task loss'
     if term.through is not None:
         text += f'\n{term.through.describe()}'
+    if term.queries is not None:
+        text += f'\nqueries: {term.queries}'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Scores
+from mmkd_plugin.queries import decoder_watched
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
 from mmkd_plugin.taps.assignment import Assignments, assignments_watched
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
+from mmkd_plugin.taps.example import example_batch, random_state_kept
 from mmkd_plugin.taps.task_gradient import (
     once_only,
     scaled_losses,
@@ -85,11 +87,23 @@ class StudentForward:
         """
         values = self.run.values
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients')}
+        for view in of_kind(views, 'queries'):
+            shown[view] = self._try_asking(view, trial_copy(student, device), device)
         for view in of_kind(views, 'explanations'):
             copy = trial_copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
             self._scores[view], shown[view] = tried
         return Preview(values, shown, self._scores, self.run.size, self.run.scores)
+
+    @torch.no_grad()
+    def _try_asking(self, view: View, model: nn.Module, device: torch.device) -> list[Tensor]:
+        """Asks the decoder of a copy about a made-up image."""
+        with random_state_kept():
+            inputs, samples = example_batch(model, device, self.run.size)
+        with decoder_watched(model, 'the student') as asked:
+            model(inputs, samples, mode='loss')
+        groups = [points.to(device) for points in view.queries.trial()]
+        return [x.cpu() for x in asked.answers(groups)]
 
     def forget(self) -> None:
         """Drops the maps and the data samples of the trial."""
@@ -105,6 +119,7 @@ class StudentForward:
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
         assigned: bool = False,
+        queries: Mapping[View, Sequence[Tensor]] | None = None,
     ) -> Seen:
         """Runs the student once. With ``task=0`` the student stops after its last tap.
 
@@ -120,6 +135,8 @@ class StudentForward:
                 explanations. Defaults to None.
             assigned (bool): Whether to note how dense heads used their locations. Defaults to
                 False.
+            queries (Mapping[View, Sequence[Tensor]], optional): The reference points to ask, for
+                each view of queries. Defaults to None.
 
         Returns:
             Seen: The losses, the maps, and the tensors of each view.
@@ -128,9 +145,11 @@ class StudentForward:
             ValueError: If a view needs a second derivative that does not exist.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
-        gradient_taps = taps_of(gradients)
-        every = list(dict.fromkeys([*taps_of(views, 'maps', 'explanations'), *taps]))
-        reader = self._reader(student, every, [*gradients, *explaining], stop=task == 0)
+        asking, gradient_taps = of_kind(views, 'queries'), taps_of(gradients)
+        every = [*taps_of(views, 'maps', 'explanations', 'queries'), *taps]
+        every = list(dict.fromkeys(every))
+        stop = task == 0 and not asking
+        reader = self._reader(student, every, [*gradients, *explaining], stop)
         losses, slopes, shown, learning = {}, {}, {}, torch.is_grad_enabled()
         with ExitStack() as stack:
             if gradients or explaining:
@@ -140,6 +159,8 @@ class StudentForward:
             for view in explaining:
                 stack.enter_context(view.context(student))
             found = stack.enter_context(assignments_watched(student)) if assigned else {}
+            if asking:
+                asked = stack.enter_context(decoder_watched(student, 'the student'))
             with reader:  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
@@ -153,6 +174,7 @@ class StudentForward:
                 kind, size = self._scores[view], inputs.shape[2:]
                 shown[view] = view.explain(read, chosen[view], kind, size, learning).pairs()
         self._checked = self._checked or bool(gradients or explaining)
+        shown |= {view: asked.answers(queries[view]) for view in asking}
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         if task != 1:

@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words', 'registry', 'saving', 'taps', 'health', 'prefixes'),
+    ('version', 'words', 'registry', 'saving', 'seeds', 'taps', 'health', 'prefixes'),
     ('annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'losses', 'stack'),
     ('cache', 'checkpoint', 'connectors', 'models'),
-    ('explanations', 'running', 'student_names', 'student_state'),
+    ('explanations', 'queries', 'running', 'student_names', 'student_state'),
     ('views',),
     ('teachers',),
     ('cli', 'student', 'student_start', 'terms'),

@@ -21,10 +21,10 @@ WIRING = (
     'from mmkd_plugin.cache.wiring import wire; wire(cfg)'
 )
 
-#: What a term is told whose student's maps should go through a teacher that is not there.
+#: What a term is told that asks a teacher which is not there.
 NO_WAY = (
-    'Maps of the student go through the teacher itself, which has to run beside the student: give '
-    'its `config` and `checkpoint` without `type`'
+    'It asks the teacher itself about the student, so the teacher has to run beside the student: '
+    'give its `config` and `checkpoint` without `type`'
 )
 
 
@@ -134,11 +134,14 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
     """
     found = []
     for name, line in distill.items():
-        tap = line.get('teacher_tap', line.get('tap')) if isinstance(line, dict) else None
-        if tap is None or line.get('teacher', teacher) != teacher:
+        if not isinstance(line, dict) or line.get('teacher', teacher) != teacher:
             continue
-        if line.get('through') is not None:
-            raise ValueError(f"distill.{name}.through: teacher '{teacher}' is a cache. {NO_WAY}")
+        for key in ('through', 'queries'):
+            if line.get(key) is not None:
+                raise ValueError(f"distill.{name}.{key}: teacher '{teacher}' is a cache. {NO_WAY}")
+        tap = line.get('teacher_tap', line.get('tap'))
+        if tap is None:
+            continue
         if line.get('explainer') is None:
             found += map(str, Taps.parse(tap))
         else:

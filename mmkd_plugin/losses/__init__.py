@@ -44,6 +44,7 @@ from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.review import ReviewLoss
+from mmkd_plugin.losses.shared_queries import SharedQueriesLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
@@ -78,6 +79,7 @@ __all__ = [
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'ReviewLoss',
+    'SharedQueriesLoss',
     'SoftTargetLoss',
     'TokenRelationLoss',
     'check_shapes',

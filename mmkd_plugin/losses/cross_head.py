@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics.boxes import giou_gap
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of, weight
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, weighted_sum
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
@@ -91,12 +92,7 @@ def boxes_apart(student: Tensor, teacher: Tensor, anchors: int, stds: Sequence[f
         Tensor: (N, A, H, W).
     """
     s, t = (corners(x.unflatten(1, (anchors, 4)), stds) for x in (student, teacher))
-    area_s, area_t = ((x[:, :, 2:] - x[:, :, :2]).prod(2) for x in (s, t))
-    low, high = torch.maximum(s, t), torch.minimum(s, t)
-    shared = (high[:, :, 2:] - low[:, :, :2]).clamp(min=0).prod(2)
-    around = (low[:, :, 2:] - high[:, :, :2]).prod(2)
-    union = area_s + area_t - shared
-    return 1 - shared / union + (around - union) / around
+    return giou_gap(s, t, dim=2)
 
 
 @MODELS.register_module()

@@ -132,6 +132,8 @@ class Lesson(NamedTuple):
         losses (Mapping[str, Any]): Losses of a teacher that is trained along. Defaults to ``{}``.
         passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
             the student's maps of the batch. Defaults to ``{}``.
+        queries (Mapping[View, list[Tensor]]): For each view of queries the reference points that
+            were asked, ``(Q, 4)`` for each group. Defaults to ``{}``.
 
     Examples:
         >>> import torch
@@ -145,6 +147,7 @@ class Lesson(NamedTuple):
     chosen: Mapping[View, Chosen] = NOTHING
     losses: Mapping[str, Any] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
+    queries: Mapping[View, list[Tensor]] = NOTHING
 
 
 class Teacher(ABC):

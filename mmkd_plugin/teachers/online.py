@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
+from mmkd_plugin.queries import Asked, decoder_watched, learnt_queries
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.seeds import seed_of_iteration
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
 from mmkd_plugin.taps.chain import names_in
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
-from mmkd_plugin.taps.example import image_channels
+from mmkd_plugin.taps.example import example_batch, image_channels
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Passage, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -28,7 +30,7 @@ from mmkd_plugin.teachers.classes import (
     check_names,
     classes_of_checkpoint,
 )
-from mmkd_plugin.teachers.frozen_forward import FrozenForward
+from mmkd_plugin.teachers.frozen_forward import EXACT, FrozenForward
 from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model, checkpoint_hash, classes_in_config, state_hash
 from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
@@ -127,6 +129,7 @@ class OnlineTeacher(Teacher):
         self._convert: InputConverter | None = None
         self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
+        self._asked_views: list[View] = []
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
         self._orders: Mapping[Tap, ClassOrder] = {}
@@ -150,7 +153,8 @@ class OnlineTeacher(Teacher):
                 class scores cannot be explained.
         """
         owner = f"teacher '{self.name}'"
-        taps, gradient_taps = taps_of(views, 'maps', 'explanations'), taps_of(views, 'gradients')
+        taps = taps_of(views, 'maps', 'explanations', 'queries')
+        gradient_taps = taps_of(views, 'gradients')
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
@@ -173,11 +177,13 @@ class OnlineTeacher(Teacher):
             run = self.forward.run
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
+        self._asked_views = asking = of_kind(views, 'queries')
+        tried = self._try_asking(asking, device, run.size) if asking else {}
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
         self.model.to(home)
-        shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')}
+        shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')} | tried
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
@@ -249,12 +255,15 @@ class OnlineTeacher(Teacher):
             Lesson: The tensors of these views.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
+        asking = of_kind(views, 'queries')
         read, slopes, left = {}, {}, views
         if gradients:  # the backward pass frees the graph, so explanations need another run
             read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
-            left = explaining
-        chosen, shown = {}, {}
+            left = [*explaining, *asking]
+        chosen, shown, queries = {}, {}, {}
         with ExitStack() as stack:
+            if asking:
+                asked = stack.enter_context(decoder_watched(self.model, f"teacher '{self.name}'"))
             if left:
                 on_path = [tap for view in explaining for tap in view.on_path()]
                 for view in explaining:
@@ -266,10 +275,38 @@ class OnlineTeacher(Teacher):
                 size = batch.inputs.shape[2:]
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
+        for view in asking:
+            seed = seed_of_iteration(view.term, batch.inputs.device)
+            learnt = learnt_queries(self.model, f"teacher '{self.name}'")
+            queries[view] = view.queries.groups(learnt, seed)
+            shown[view] = self._answers(asked, queries[view], batch.inputs.device)
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
-        return Lesson(shown, chosen, passages=self._passages(views, read))
+        return Lesson(shown, chosen, passages=self._passages(views, read), queries=queries)
+
+    @torch.no_grad()
+    def _answers(
+        self, asked: Asked, groups: Sequence[Tensor], device: torch.device
+    ) -> list[Tensor]:
+        """Returns what the last layer of the decoder answers, in float32."""
+        dtype = next(self.model.parameters()).dtype
+        with EXACT.context(device):
+            return [x[-1:] for x in asked.answers(groups, dtype)]
+
+    def _try_asking(
+        self, views: Sequence[View], device: torch.device, size: int
+    ) -> dict[View, list[Tensor]]:
+        """Asks the decoder about a made-up image."""
+        owner = f"teacher '{self.name}'"
+        learnt_queries(self.model, owner)
+        inputs, samples = example_batch(self.model, device, size)
+        with decoder_watched(self.model, owner) as asked:
+            self.forward(inputs, samples, taps_of(views))
+        return {
+            view: [x.cpu() for x in self._answers(asked, _on(device, view.queries.trial()), device)]
+            for view in views
+        }
 
     def read(
         self,
@@ -375,6 +412,9 @@ class OnlineTeacher(Teacher):
         if self.forward is not None:
             text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
             text += self._second_runs()
+        if self._asked_views:
+            groups = some(dict.fromkeys(str(view.queries) for view in self._asked_views))
+            text += f'; its decoder, and the one of the student, are asked again: {groups}'
         return text
 
     def _second_runs(self) -> str:
@@ -388,6 +428,10 @@ class OnlineTeacher(Teacher):
             f'; runs {some(names)} again on maps of the student, forward and backward '
             f'({millions:.2f} M parameters)'
         )
+
+
+def _on(device: torch.device, groups: Sequence[Tensor]) -> list[Tensor]:
+    return [points.to(device) for points in groups]
 
 
 def _detached(maps: Maps) -> Maps:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.queries import DECODER, ENCODER, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.taps.assignment import Assignments
 from mmkd_plugin.teachers.base import Passage, Teacher
-from mmkd_plugin.teachers.classes import Compared
+from mmkd_plugin.teachers.classes import Compared, check_same_classes
 from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
@@ -56,6 +57,9 @@ class Term(nn.Module):
         through (Through, optional): Where the student's maps go into the teacher. The loss compares
             what comes out at ``teacher_tap`` with the teacher's own maps there. Defaults to None:
             it compares the student's maps.
+        queries (Queries, optional): The queries that both decoders are asked once more. The loss
+            compares their answers, and the taps are the encoder of the student and the decoder of
+            the teacher. Defaults to None.
         schedule (Schedule, optional): When the term is on. Defaults to None: always.
         compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
         auto (AutoWeight, optional): Finds the ``loss_weight`` of the loss during training. Defaults
@@ -88,6 +92,7 @@ class Term(nn.Module):
         teacher_connector: dict | None = None,
         norm: str | Sequence[str] | None = None,
         through: Through | None = None,
+        queries: Queries | None = None,
         schedule: Schedule | None = None,
         compile: bool = False,
         auto: AutoWeight | None = None,
@@ -111,9 +116,12 @@ class Term(nn.Module):
         self._connector = connector
         self._teacher_connector = teacher_connector
         self.through = through
+        self.queries = queries
         _check_needs(self)
         if through is not None:
             _check_through(self)
+        if queries is not None:
+            _check_queries(self, connector)
         if explainer is not None:
             _check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
         elif self.traits.compares == 'explanations':
@@ -124,6 +132,8 @@ class Term(nn.Module):
         words = dict(term=self.here, loss=type(loss).__name__)
         entrance = None if through is None else through.taps
         kind = 'explanations' if explainer is not None else self.traits.compares
+        kind = kind if queries is None else 'queries'
+        words['queries'] = queries
         self.student_view = View(student_tap, kind, explainer, 'student', **words)
         self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', entrance, **words)
 
@@ -144,7 +154,7 @@ class Term(nn.Module):
         Of explanations, these are the class scores. Scores that come out of the teacher on both
         sides have one order.
         """
-        if self.through is not None:
+        if self.through is not None or self.queries is not None:
             return None
         if self.explainer is not None:
             return Compared(self.here, self.student_view.scores, self.teacher_view.scores)
@@ -183,8 +193,10 @@ class Term(nn.Module):
         if explainer is not None:
             explainer = build_module(explainer, f'{here}.explainer')
         try:
-            student_tap = Taps.parse(config.get('student_tap', config.get('tap')))
-            teacher_tap = Taps.parse(config.get('teacher_tap', config.get('tap')))
+            queries = Queries.from_config(here, config.get('queries'))
+            taps = (ENCODER, DECODER) if queries is not None else (config.get('tap'),) * 2
+            student_tap = Taps.parse(config.get('student_tap', taps[0]))
+            teacher_tap = Taps.parse(config.get('teacher_tap', taps[1]))
             loss, share = _loss(config['loss'], f'{here}.loss')
             return cls(
                 name,
@@ -197,6 +209,7 @@ class Term(nn.Module):
                 teacher_connector=config.get('teacher_connector'),
                 norm=config.get('norm'),
                 through=Through.from_config(here, config.get('through')),
+                queries=queries,
                 schedule=Schedule.from_config(f'{here}.schedule', config.get('schedule')),
                 compile=compile,
                 auto=None if share is None else AutoWeight(share),
@@ -240,6 +253,8 @@ class Term(nn.Module):
                 f"{self.here}.through: teacher '{self.teacher}' cannot run on maps of the student; "
                 'that takes a trained model that runs beside it (a teacher without `type`)'
             )
+        if self.queries is not None and source is not None:
+            check_same_classes(self.here, source.class_names, source.name)
         if source is not None:
             self._check_classes(students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
@@ -344,7 +359,7 @@ class Term(nn.Module):
         """Refuses scores of different numbers of classes: a 1×1 convolution cannot match them."""
         if self._connector != 'auto' or not self.traits.needs_same_channels or self.explainer:
             return
-        if self.through is not None:  # both sides are scores of the teacher
+        if self.through is not None or self.queries is not None:
             return
         theirs = source.classes(self.teacher_tap.taps[0])
         if not ours or not theirs or ours == theirs:
@@ -542,6 +557,27 @@ def _check_through(term: Term) -> None:
         raise ValueError(
             f'{term.here}.through: what comes out of the teacher is compared as it is; leave '
             '`teacher_connector` out'
+        )
+
+
+def _check_queries(term: Term, connector: Any) -> None:
+    """Refuses what cannot be done with the answers of decoders."""
+    others = dict(
+        explainer=term.explainer,
+        through=term.through,
+        teacher_connector=term._teacher_connector,
+        connector=None if connector == 'auto' else connector,
+    )
+    given = next((key for key, value in others.items() if value is not None), None)
+    if given is not None:
+        raise ValueError(
+            f'{term.here} has `{given}` beside `queries`: answers of the decoders are compared as '
+            'they are, so leave it out'
+        )
+    if term.traits.needs_same_channels or term.traits.compares != 'maps':
+        raise ValueError(
+            f'{term.here}.queries: {type(term.loss).__name__} does not compare the answers of '
+            'decoders; take mmkd_plugin.SharedQueriesLoss'
         )
 
 

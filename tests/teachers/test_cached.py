@@ -610,7 +610,7 @@ def test_maps_of_the_student_need_the_teacher_itself(scenes, checkpoints, caches
     cfg.merge_from_dict(
         {'model.distill': dict(cross=dict(line, teacher_tap='decode_head.conv_seg'))}
     )
-    words = r"distill.cross.through: teacher 'teacher' is a cache. Maps of the student go through"
+    words = r"distill.cross.through: teacher 'teacher' is a cache. It asks the teacher itself"
     with pytest.raises(ValueError, match=words):
         wire(cfg)
     view = View(
