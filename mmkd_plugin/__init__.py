@@ -24,6 +24,7 @@ _PUBLIC = {
     'losses': [
         'ActivationBoundaryLoss',
         'AttentionLoss',
+        'BoxDistributionLoss',
         'ChannelWiseLoss',
         'ClassCorrelationLoss',
         'CosineHintLoss',
@@ -49,6 +50,7 @@ _PUBLIC = {
         'PairWiseLoss',
         'PearsonLoss',
         'PixelWiseLoss',
+        'ProtocolLoss',
         'RKDAngleLoss',
         'RKDDistanceLoss',
         'ReviewLoss',

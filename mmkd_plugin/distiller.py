@@ -42,7 +42,7 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
-from mmkd_plugin.terms.needs import FROM_STUDENT, from_batch
+from mmkd_plugin.terms.needs import from_batch, from_student
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import View
@@ -157,6 +157,7 @@ class Distiller(NamedAsStudent):
                 for name, teacher in self.teachers.items()
             }
         student = forward.preview(self.student, views, device)
+        assigned = forward.assigned(self.student, device)
         self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
         orders = self._arrange_classes(student.classes, classes_at_build())
         previews = {name: arranged_preview(one, orders[name]) for name, one in previews.items()}
@@ -166,7 +167,7 @@ class Distiller(NamedAsStudent):
             ours, theirs = term.student_view, term.teacher_view
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
-            given |= term.from_student(forward.run.assignments)
+            given |= from_student(ours, assigned)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
@@ -255,7 +256,6 @@ class Distiller(NamedAsStudent):
             task=task,
             chosen=chosen,
             queries=queries,
-            assigned=any(need in FROM_STUDENT for term in active for need in term.traits.needs),
         )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
         losses = dict(seen.losses)
@@ -289,8 +289,7 @@ class Distiller(NamedAsStudent):
         lessons: Mapping[str, Lesson],
     ) -> dict[str, Tensor]:
         """Returns the losses of the terms that are on."""
-        shared = from_batch(batch.inputs, batch.data_samples, _asking(active))
-        given = {term: shared | term.from_student(seen.assignments) for term in active}
+        given = from_batch(batch.inputs, batch.data_samples, _asking(active))
         pairs = {
             term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
             for term in active
@@ -301,9 +300,10 @@ class Distiller(NamedAsStudent):
             _check_gradient(term, student)
         due = [term for term in active if learning and self.training and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
+        each = {term: given | from_student(term.student_view, seen.assigned) for term in active}
         values = {
             term: term(
-                *maps, given[term], ways[term], measuring=term in due and term.auto is not None
+                *maps, each[term], ways[term], measuring=term in due and term.auto is not None
             )
             for term, maps in pairs.items()
         }
@@ -312,7 +312,7 @@ class Distiller(NamedAsStudent):
             measured = {term: values[term] for term in due}
             measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
             weighted = [term for term in due if term.auto is not None]
-            values |= {term: term(*pairs[term], given[term], ways[term]) for term in weighted}
+            values |= {term: term(*pairs[term], each[term], ways[term]) for term in weighted}
         for term, value in values.items() if learning and self.training else ():
             term.passed(value)
         return {

@@ -43,7 +43,8 @@ def plan(
         s, t = term.student_tap.of(student.maps), term.teacher_tap.of(run.maps)
         connector = term.describe_connectors()
         resized = strides(s, student.size) != strides(t, run.size)
-        if resized and term.traits.needs_same_size:
+        traits = term.traits
+        if resized and traits.needs_same_size and not traits.needs_raw_maps:
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,

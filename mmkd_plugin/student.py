@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners import assigners_watched, find_head
 from mmkd_plugin.explanations import Chosen, Scores
+from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.queries import decoder_watched
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
-from mmkd_plugin.taps.assignment import Assignments, assignments_watched
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
 from mmkd_plugin.taps.example import example_batch, random_state_kept
 from mmkd_plugin.taps.task_gradient import (
@@ -32,13 +33,13 @@ class Seen(NamedTuple):
         losses (dict[str, Any]): The student's own losses, weighted.
         maps (dict[Tap, Maps]): The maps at each tap, with gradient.
         shown (dict[View, Maps]): Maps, gradients or explanations for each view, with gradient.
-        assignments (Mapping[str, Assignment]): How the loss of each dense head used its locations.
+        assigned (dict[View, Assigned]): What its assigner found, for each view that asks for it.
     """
 
     losses: dict[str, Any]
     maps: dict[Tap, Maps]
     shown: dict[View, Maps]
-    assignments: Assignments
+    assigned: dict[View, Assigned]
 
 
 class StudentForward:
@@ -54,7 +55,8 @@ class StudentForward:
         device (torch.device): The device for the trial.
 
     Raises:
-        ValueError: If a tap names a module that the student does not have or does not run.
+        ValueError: If a tap names a module that the student does not have or does not run, or a
+            view asks for an assigner that the student does not have.
 
     Attributes:
         run (DryRun): Results of the trial.
@@ -68,6 +70,11 @@ class StudentForward:
         device: torch.device,
     ) -> None:
         self.run: DryRun = dry_run_student(student, [*taps_of(views), *taps], device)
+        self._heads = {
+            view: find_head(student, view.taps, _asking(view), 'the student')
+            for view in views
+            if view.assigned
+        }
         self._scores: dict[View, Scores] = {}
         self._checked = False
 
@@ -105,6 +112,46 @@ class StudentForward:
         groups = [points.to(device) for points in view.queries.trial()]
         return [x.cpu() for x in asked.answers(groups)]
 
+    def assigned(self, student: nn.Module, device: torch.device) -> dict[View, Assigned]:
+        """Returns what the student's assigner found in a trial, for each view that asks for it.
+
+        Args:
+            student (nn.Module): The model. A copy of it computes its loss.
+            device (torch.device): The device for the trial.
+
+        Returns:
+            dict[View, Assigned]: The results, for maps on the CPU.
+
+        Raises:
+            ValueError: If the student's training forward does not run, or a head does not ask its
+                assigner.
+        """
+        if not self._heads:
+            return {}
+        if self.run.problem is not None:
+            raise ValueError(
+                f'{_asking(next(iter(self._heads)))}, and the training forward of the student '
+                f'could not be tried on a made-up image: {self.run.problem}'
+            )
+        copy, size = trial_copy(student, device), (self.run.size, self.run.size)
+        inputs = torch.rand(1, self.run.channels, *size, device=device)
+        with torch.no_grad(), assigners_watched(copy, set(self._heads.values())) as found:
+            copy(inputs, self.run.samples, mode='loss')
+        return self._by_view(copy, {head: one.on_cpu() for head, one in found.items()}, self._heads)
+
+    def _by_view(
+        self, student: nn.Module, found: Mapping[str, Assigned], views: Iterable[View]
+    ) -> dict[View, Assigned]:
+        heads = {view: self._heads[view] for view in views if view.assigned}
+        for view, head in heads.items():
+            if head not in found:
+                kind = type(student.get_submodule(head)).__name__
+                raise ValueError(
+                    f"{_asking(view)}, and {kind} ('{head}') of the student did not ask one while "
+                    'it computed its loss'
+                )
+        return {view: found[head] for view, head in heads.items()}
+
     def forget(self) -> None:
         """Drops the maps and the data samples of the trial."""
         self.run = self.run.without_maps()
@@ -118,10 +165,10 @@ class StudentForward:
         taps: Sequence[Tap] = (),
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
-        assigned: bool = False,
         queries: Mapping[View, Sequence[Tensor]] | None = None,
     ) -> Seen:
-        """Runs the student once. With ``task=0`` the student stops after its last tap.
+        """Runs the student once. With ``task=0`` the student stops after its last tap, unless a
+        view asks for what the assigner found.
 
         Args:
             student (nn.Module): The model.
@@ -133,8 +180,6 @@ class StudentForward:
             task (float): Factor on the student's own losses. Defaults to 1.0.
             chosen (Mapping[View, Chosen], optional): The classes to explain, for each view of
                 explanations. Defaults to None.
-            assigned (bool): Whether to note how dense heads used their locations. Defaults to
-                False.
             queries (Mapping[View, Sequence[Tensor]], optional): The reference points to ask, for
                 each view of queries. Defaults to None.
 
@@ -142,13 +187,15 @@ class StudentForward:
             Seen: The losses, the maps, and the tensors of each view.
 
         Raises:
-            ValueError: If a view needs a second derivative that does not exist.
+            ValueError: If a view needs a second derivative that does not exist, or a head did not
+                ask its assigner.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
         asking, gradient_taps = of_kind(views, 'queries'), taps_of(gradients)
         every = [*taps_of(views, 'maps', 'explanations', 'queries'), *taps]
         every = list(dict.fromkeys(every))
-        stop = task == 0 and not asking
+        heads = {self._heads[view] for view in views if view.assigned}
+        stop = task == 0 and not (heads or asking)
         reader = self._reader(student, every, [*gradients, *explaining], stop)
         losses, slopes, shown, learning = {}, {}, {}, torch.is_grad_enabled()
         with ExitStack() as stack:
@@ -158,10 +205,12 @@ class StudentForward:
                 stack.enter_context(twice_differentiable(student))
             for view in explaining:
                 stack.enter_context(view.context(student))
-            found = stack.enter_context(assignments_watched(student)) if assigned else {}
             if asking:
                 asked = stack.enter_context(decoder_watched(student, 'the student'))
-            with reader:  # which may end the forward early: then there are no losses
+            with (
+                assigners_watched(student, heads) as found,
+                reader,
+            ):  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
             if gradients:
@@ -179,7 +228,7 @@ class StudentForward:
         shown |= {view: view.of(slopes) for view in gradients}
         if task != 1:
             losses = scaled_losses(losses, task) if task else {}
-        return Seen(losses, read, shown, found)
+        return Seen(losses, read, shown, self._by_view(student, found, views))
 
     def _reader(
         self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool
@@ -208,3 +257,7 @@ class StudentForward:
                     f'between {", ".join(map(str, maps))} and the loss. Tap behind it, or take a '
                     'PyTorch counterpart of it in the student (BN for SyncBN, say)'
                 )
+
+
+def _asking(view: View) -> str:
+    return f"{view.term}: {view.loss} needs what the student's assigner found (`assigned`)"

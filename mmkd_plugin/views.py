@@ -22,9 +22,8 @@ KINDS = ('maps', 'gradients', 'explanations', 'queries')
 class View:
     """The request of one term to one model: maps, gradients or explanations at some taps.
 
-    Views with the same taps, kind, explainer, side, entrance and queries are equal, whichever
-    terms they belong to.
-    Explainers are compared by identity, so the explanations of two terms stay apart.
+    Views that ask for the same are equal, whichever terms they belong to. Explainers are compared
+    by identity, so the explanations of two terms stay apart.
 
     Args:
         taps (Taps): The places in the model.
@@ -35,6 +34,8 @@ class View:
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
             scores. Defaults to ``'teacher'``.
+        assigned (bool): Whether the term also wants to know what the assigner of the model's head
+            found. Defaults to False.
         entrance (Taps, optional): Places before the taps at which maps of another model can go in,
             to be run as far as the taps. Defaults to None: nothing goes in.
         queries (Queries, optional): The queries to ask. Defaults to None.
@@ -54,6 +55,7 @@ class View:
     kind: str = 'maps'
     explainer: Explainer | None = None
     side: str = 'teacher'
+    assigned: bool = False
     entrance: Taps | None = None
     queries: Queries | None = None
     term: str = field(default='', compare=False)

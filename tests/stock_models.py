@@ -237,6 +237,43 @@ def gfl(width: int = 8, classes: int = 4) -> dict:
     return _det('GFL', width, model)
 
 
+def atss(width: int = 8, classes: int = 4) -> dict:
+    """ATSS-R18, five levels."""
+    head = dict(
+        type='ATSSHead',
+        norm_cfg=None,
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            ratios=[1.0],
+            octave_base_scale=8,
+            scales_per_octave=1,
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_bbox=dict(type='GIoULoss'),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+    )
+    model = _single_stage(head, width, classes)
+    model['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=9)
+    return _det('ATSS', width, model)
+
+
+def rtmdet(width: int = 8, classes: int = 4) -> dict:
+    """The head of RTMDet on a ResNet-18 with an FPN, three levels."""
+    head = dict(
+        type='RTMDetSepBNHead',
+        norm_cfg=dict(type='BN'),
+        share_conv=True,
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+    )
+    model = _single_stage(head, width, classes)
+    model['train_cfg']['assigner'] = dict(type='DynamicSoftLabelAssigner', topk=13)
+    return _det('RTMDet', width, model, outs=3)
+
+
 def ld(width: int = 8, classes: int = 4, **kwargs: Any) -> dict:
     """mmdetection's own localization distillation: a GFL student with a teacher inside."""
     config, teacher = gfl(width, classes), gfl(width, classes)

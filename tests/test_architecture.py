@@ -16,7 +16,7 @@ LAYERS = (
     ('annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'losses', 'stack'),
-    ('cache', 'checkpoint', 'connectors', 'models'),
+    ('assigners', 'cache', 'checkpoint', 'connectors', 'models'),
     ('explanations', 'queries', 'running', 'student_names', 'student_state'),
     ('views',),
     ('teachers',),

@@ -9,7 +9,7 @@ model = dict(
             student_tap=branches,
             through=branches,
             teacher_tap=['bbox_head.gfl_cls', *[f'bbox_head.scales.{n}' for n in range(5)]],
-            loss=dict(type='mmkd_plugin.CrossHeadLoss', boxes='bins', box_weight=4),
+            loss=dict(type='mmkd_plugin.CrossHeadLoss', boxes='bins', box=4),
         ),
     ),
 )

@@ -9,7 +9,7 @@ model = dict(
             student_tap=branches,
             through=branches,
             teacher_tap=['bbox_head.retina_cls', 'bbox_head.retina_reg'],
-            loss=dict(type='mmkd_plugin.CrossHeadLoss', boxes='deltas', box_weight=1),
+            loss=dict(type='mmkd_plugin.CrossHeadLoss', boxes='decoded', box=1),
         ),
     ),
 )

@@ -11,8 +11,8 @@ model = dict(
             teacher_tap=['bbox_head.retina_cls', 'bbox_head.retina_reg'],
             loss=dict(
                 type='mmkd_plugin.CrossHeadLoss',
-                boxes='deltas',
-                box_weight=1,
+                boxes='decoded',
+                box=1,
                 loss_weight='auto',
             ),
         ),

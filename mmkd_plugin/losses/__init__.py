@@ -3,10 +3,11 @@
 What makes them fast and exact lies in :mod:`mmkd_plugin.losses.numerics`.
 
 A loss takes the maps of the student and of the teacher, and knows nothing of models. By attributes
-or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``
-and ``compares_probabilities``, see :class:`mmkd_plugin.losses.traits.LossTraits`: the term reads
-them there. A loss with weights of its own may have ``setup(student_channels, teacher_channels)``:
-the term calls it once, when the channel counts are known.
+or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``,
+``needs_raw_maps`` and ``compares_probabilities``: the term reads them, see
+:class:`mmkd_plugin.losses.traits.LossTraits`. A loss with weights of its own may have
+``setup(student_channels, teacher_channels)``: the term calls it once, when the channel counts are
+known.
 
 To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`loss_weights` and
 :func:`full_precision`.
@@ -14,6 +15,7 @@ To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`lo
 
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
+from mmkd_plugin.losses.box_distribution import BoxDistributionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
 from mmkd_plugin.losses.cosine_hint import CosineHintLoss
@@ -42,6 +44,7 @@ from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
+from mmkd_plugin.losses.protocol import ProtocolLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.review import ReviewLoss
 from mmkd_plugin.losses.shared_queries import SharedQueriesLoss
@@ -51,6 +54,7 @@ from mmkd_plugin.losses.token_relation import TokenRelationLoss
 __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
+    'BoxDistributionLoss',
     'ChannelWiseLoss',
     'ClassCorrelationLoss',
     'CosineHintLoss',
@@ -76,6 +80,7 @@ __all__ = [
     'PairWiseLoss',
     'PearsonLoss',
     'PixelWiseLoss',
+    'ProtocolLoss',
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'ReviewLoss',

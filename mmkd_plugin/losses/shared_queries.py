@@ -9,14 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.boxes import giou_gap
+from mmkd_plugin.losses.numerics.boxes import generalised_iou
 from mmkd_plugin.losses.numerics.checks import loss_weights, temperature, weight
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, weighted_sum
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
 from mmkd_plugin.registry import MODELS
-
-#: The least area of a box that divides.
-EPS = 1e-6
 
 
 def scores_apart(student: Tensor, teacher: Tensor, sure: Tensor, tau: float) -> Tensor:
@@ -50,7 +47,7 @@ def boxes_apart(student: Tensor, teacher: Tensor, sure: Tensor, l1: float, iou: 
         Tensor: A scalar.
     """
     gap = l1 * (student - teacher).abs().mean(-1)
-    gap = gap + iou * giou_gap(_corners(student), _corners(teacher), dim=-1, eps=EPS)
+    gap = gap + iou * (1 - generalised_iou(_corners(student), _corners(teacher)))
     return (sure * gap).sum() / sure.sum().clamp(min=torch.finfo(sure.dtype).tiny)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.taps.assignment import Assignments, assignments_watched
 from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watched
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
@@ -48,8 +47,6 @@ class DryRun:
         size (int): Height and width of the image, pixels. Defaults to 128.
         channels (int, optional): Channels of the image. Defaults to None: nothing ran.
         samples (list, optional): The made-up data samples. Defaults to None.
-        assignments (Mapping[str, Assignment]): How the loss of each dense head used its locations,
-            by the head. Defaults to ``{}``.
         problem (str, optional): The error of a forward that did not work. Defaults to None: there
             was none.
     """
@@ -65,12 +62,11 @@ class DryRun:
     size: int = EXAMPLE_SIZES[0]
     channels: int | None = None
     samples: list | None = None
-    assignments: Assignments = field(default_factory=dict)
     problem: str | None = None
 
     def without_maps(self) -> DryRun:
-        """Returns a copy without the maps and all that belongs to them, which takes memory."""
-        return replace(self, values={}, samples=None, assignments={})
+        """Returns a copy without the maps and the data samples, which take memory."""
+        return replace(self, values={}, samples=None)
 
 
 def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.device) -> DryRun:
@@ -156,16 +152,13 @@ def first_that_works(
         for masks in (True, False) if library_of(model) == 'mmdet' else (False,):
             try:
                 inputs, samples = example_batch(model, device, size, masks)
-                with assignments_watched(model) as found:
-                    run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023
+                run = read_once(model, taps, lambda: model(inputs, samples, mode=mode))  # noqa: B023
             except TapError as error:
                 raise TapError(f'{owner}: {error}') from None
             except Exception as error:  # a model may raise anything at made-up labels
                 problem = problem or f'{type(error).__name__}: {error}'
             else:
-                found = {name: one.on_cpu() for name, one in found.items()}
-                about = dict(size=size, channels=inputs.shape[1], samples=samples)
-                return replace(run, assignments=found, **about)
+                return replace(run, size=size, channels=inputs.shape[1], samples=samples)
     return DryRun(problem=problem)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
 from mmkd_plugin.seeds import seed_of_iteration
-from mmkd_plugin.taps import Tap
-from mmkd_plugin.taps.assignment import Assignment, Assignments, around
+from mmkd_plugin.views import View
 
 
 @dataclass(frozen=True)
@@ -104,41 +104,9 @@ FROM_BATCH = {
 #: the term and the device of the maps.
 FROM_RUN = {'seed': seed_of_iteration}
 
-#: Arguments of losses that are read from what the student's own loss did with a batch, by their
-#: name: weights of labels, and the number of locations with an object, over all processes.
-FROM_STUDENT: dict[str, Callable[[Assignment], Any]] = {
-    'label_weights': lambda assignment: assignment.label_weights,
-    'positives': lambda assignment: assignment.positives,
-}
-
-
-def from_student(found: Assignments, tap: Tap, here: str, needs: Sequence[str]) -> dict[str, Any]:
-    """Reads the arguments that a loss needs from the student's own loss.
-
-    Args:
-        found (Mapping[str, Assignment]): How each head of the student used its locations.
-        tap (Tap): The tap in the student: the head around it counts.
-        here (str): Name of the loss in messages.
-        needs (Sequence[str]): The ``needs`` of the loss. Others are skipped.
-
-    Returns:
-        dict[str, Any]: The arguments by name.
-
-    Raises:
-        ValueError: If the student has no such head.
-    """
-    asked = [need for need in needs if need in FROM_STUDENT]
-    if not asked:
-        return {}
-    assignment = around(found, tap)
-    if assignment is None:
-        raise ValueError(
-            f"{here} needs what the student's own loss does with each location "
-            f"(`{'`, `'.join(asked)}`), and no dense head of mmdet around '{tap}' ran its loss"
-        )
-    assignment = assignment.reduced()
-    return {need: FROM_STUDENT[need](assignment) for need in asked}
-
+#: Arguments of losses that the student finds while it computes its own losses: the results of the
+#: assigner of its head.
+FROM_STUDENT = ('assigned',)
 
 #: Arguments of losses that are computed from the weight and the bias of the batch norm that feeds
 #: the teacher's map, by their name.
@@ -176,3 +144,16 @@ def from_batch(
             if given[need] is None:
                 raise ValueError(f'{here} needs {source.words} (`{need}`); {batch} has none')
     return given
+
+
+def from_student(view: View, assigned: Mapping[View, Assigned]) -> dict[str, Any]:
+    """Reads the arguments of a loss that the student has found.
+
+    Args:
+        view (View): The view of the student by the term.
+        assigned (Mapping[View, Assigned]): What its assigner found, for each view that asks for it.
+
+    Returns:
+        dict[str, Any]: The arguments by name.
+    """
+    return {need: assigned[view] for need in FROM_STUDENT if view in assigned}

@@ -13,7 +13,6 @@ from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.queries import DECODER, ENCODER, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
-from mmkd_plugin.taps.assignment import Assignments
 from mmkd_plugin.teachers.base import Passage, Teacher
 from mmkd_plugin.teachers.classes import Compared, check_same_classes
 from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
@@ -21,7 +20,7 @@ from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN, FROM_STUDENT, from_student
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN, FROM_STUDENT
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
@@ -118,6 +117,7 @@ class Term(nn.Module):
         self.through = through
         self.queries = queries
         _check_needs(self)
+        _check_raw(self, converts=connector not in ('auto', None) or teacher_connector)
         if through is not None:
             _check_through(self)
         if queries is not None:
@@ -134,8 +134,13 @@ class Term(nn.Module):
         kind = 'explanations' if explainer is not None else self.traits.compares
         kind = kind if queries is None else 'queries'
         words['queries'] = queries
-        self.student_view = View(student_tap, kind, explainer, 'student', **words)
-        self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', entrance, **words)
+        assigned = any(need in FROM_STUDENT for need in self.traits.needs)
+        self.student_view = View(
+            student_tap, kind, explainer, 'student', assigned=assigned, **words
+        )
+        self.teacher_view = View(
+            teacher_tap, kind, explainer, 'teacher', entrance=entrance, **words
+        )
 
     @property
     def student_tap(self) -> Taps:
@@ -233,8 +238,8 @@ class Term(nn.Module):
             student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student for
                 ``student_view``.
             teacher (Tensor | list[Tensor]): Maps of the teacher for ``teacher_view``.
-            given (dict, optional): Arguments of the loss from the batch of the same images, by
-                name. Defaults to None.
+            given (dict, optional): Arguments of the loss from the batch of the same images and
+                from the student, by name. Defaults to None.
             source (Teacher, optional): The teacher. It knows the batch norms that feed its maps and
                 the number of its classes. Defaults to None.
             classes (int, optional): Number of classes of the student's head around the tap.
@@ -409,18 +414,6 @@ class Term(nn.Module):
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def from_student(self, found: Assignments) -> dict[str, Any]:
-        """Returns the arguments of the loss that the student's own loss has.
-
-        Args:
-            found (Mapping[str, Assignment]): How each head of the student used its locations.
-
-        Raises:
-            ValueError: If the loss needs them and there are none.
-        """
-        here = f'{self.here}: {type(self.loss).__name__}'
-        return from_student(found, self.student_tap.taps[0], here, self.traits.needs)
-
     def due(self) -> bool:
         """Whether the gradients of this term are measured in this iteration."""
         return self.watch.due() or (self.auto is not None and self.auto.due())
@@ -438,8 +431,8 @@ class Term(nn.Module):
         Args:
             student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student, with gradient.
             teacher (Tensor | list[Tensor]): Maps of the teacher.
-            given (dict, optional): Arguments of the loss from the batch, by name. Entries that the
-                loss does not need are ignored. Defaults to None.
+            given (dict, optional): Arguments of the loss from the batch and from the student, by
+                name. Entries that the loss does not need are ignored. Defaults to None.
             passage (Passage, optional): The way through the teacher for maps of this batch, if the
                 term has a ``through``. Defaults to None.
             measuring (bool): Whether it is for a measurement of the weight, and not trained on.
@@ -462,7 +455,7 @@ class Term(nn.Module):
         if self.through is not None:
             students = self._behind(students, passage)
         else:
-            same_size = self.traits.needs_same_size
+            same_size = self.traits.needs_same_size and not self.traits.needs_raw_maps
             students = fit_all(self.connectors, students, teachers, same_size)
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
@@ -583,7 +576,7 @@ def _check_queries(term: Term, connector: Any) -> None:
 
 def _check_needs(term: Term) -> None:
     """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_STUDENT, *FROM_RUN, *FROM_NORM]
+    known = [*FROM_BATCH, *FROM_RUN, *FROM_STUDENT, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(
@@ -594,6 +587,18 @@ def _check_needs(term: Term) -> None:
         raise ValueError(
             f'{term.here}.norm: {type(term.loss).__name__} needs no batch norm of the teacher; '
             'leave it out'
+        )
+
+
+def _check_raw(term: Term, converts: Any) -> None:
+    """Refuses a connector for a loss that compares maps as the models give them.
+
+    One before a way through the teacher is none of these.
+    """
+    if term.traits.needs_raw_maps and converts and term.through is None:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} compares what the heads give as it is; leave '
+            'the connector out'
         )
 
 

@@ -35,9 +35,9 @@ def softmax(x):
 def giou(a, b):
     a, b = ((x[0] - x[2] / 2, x[1] - x[3] / 2, x[0] + x[2] / 2, x[1] + x[3] / 2) for x in (a, b))
     shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    union = max(sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - shared, 1e-6)
+    union = max(sum((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)) - shared, 1e-12)
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
-    return shared / union - (max(hull, 1e-6) - union) / max(hull, 1e-6)
+    return shared / union - (max(hull, 1e-12) - union) / max(hull, 1e-12)
 
 
 def reference(students, teachers, tau=10.0, weights=(1.0, 5.0, 2.0)):

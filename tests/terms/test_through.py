@@ -37,10 +37,10 @@ def branches(place='activate@input'):
 def detectors(kind, teacher=16, **changes):
     """CrossKD on small detectors."""
     taps, boxes, weight = {
-        'retinanet': (['bbox_head.retina_cls', 'bbox_head.retina_reg'], 'deltas', 1),
+        'retinanet': (['bbox_head.retina_cls', 'bbox_head.retina_reg'], 'decoded', 1),
         'gfl': (['bbox_head.gfl_cls', *[f'bbox_head.scales.{n}' for n in range(5)]], 'bins', 4),
     }[kind]
-    loss = dict(type='mmkd_plugin.CrossHeadLoss', boxes=boxes, box_weight=weight)
+    loss = dict(type='mmkd_plugin.CrossHeadLoss', boxes=boxes, box=weight)
     line = dict(student_tap=branches(), through=branches(), teacher_tap=taps, loss=loss)
     make = getattr(stock_models, kind)
     model = distiller(make(), make(teacher), dict(cross={**line, **changes}))
@@ -249,29 +249,6 @@ def test_crosskd_teaches_the_student(kind, teacher):
 
 
 @needs_ops
-def test_the_students_own_places_count():
-    """As the student's own loss has them: ignored places, and the number of objects."""
-    model = detectors('retinanet')
-    loss, given = model.distill.cross.loss, []
-    loss.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
-    inputs, samples = batch(model)
-    head, targets = model.student.bbox_head, []
-    method = head.get_targets
-
-    def get_targets(*args, **kwargs):
-        targets.append(method(*args, **kwargs))
-        return targets[-1]
-
-    head.get_targets = get_targets
-    model(inputs, samples, mode='loss')
-    ((_, weights, _, _, factor),), (asked,) = targets, given
-    assert [x.shape for x in asked['label_weights']] == [x.shape for x in weights]
-    assert all(torch.equal(a, b) for a, b in zip(asked['label_weights'], weights))
-    assert asked['positives'].item() == factor > 0
-    assert vars(head)['get_targets'] is get_targets  # as it was
-
-
-@needs_ops
 def test_a_batch_without_objects():
     model = detectors('gfl')
     inputs, samples = batch(model)
@@ -351,7 +328,7 @@ def test_the_plan_says_nothing_without_it():
         ),
         (
             dict(loss=dict(type='mmkd_plugin.CrossHeadLoss')),
-            r"distill.cross: CrossHeadLoss needs what the student's own loss does with each loc",
+            r"distill.cross: CrossHeadLoss needs what the student's assigner found",
         ),
     ],
 )
@@ -374,8 +351,8 @@ def test_a_self_teacher_cannot_do_it():
 @pytest.mark.parametrize(
     ('loss', 'message'),
     [
-        (dict(boxes='bins'), "boxes='bins' does not fit maps of scores"),
-        (dict(boxes='deltas', box_weight=0, cls_weight=0), 'both 0'),
+        (dict(boxes='bins'), '4 numbers are no distributions'),
+        (dict(boxes='decoded', box=0, cls=0), 'both 0'),
     ],
 )
 def test_a_loss_for_other_heads(loss, message):

@@ -18,7 +18,7 @@ pytestmark = [needs_ops, pytest.mark.usefixtures('own_globals')]
 def settings(data: Path, tmp_path: Path, name: str, length: int, **changes) -> Config:
     """CrossKD with a weight that finds itself, beside a term on the neck."""
     branches = [f'bbox_head.{branch}_convs.0.activate@input' for branch in ('cls', 'reg')]
-    loss = dict(type='mmkd_plugin.CrossHeadLoss', boxes='deltas', loss_weight='auto')
+    loss = dict(type='mmkd_plugin.CrossHeadLoss', boxes='decoded', loss_weight='auto')
     crosskd = dict(
         student_tap=branches,
         through=branches,
