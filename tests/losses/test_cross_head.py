@@ -149,5 +149,5 @@ def test_arguments(options, message):
 
 
 def test_numbers_that_are_no_distributions():
-    with pytest.raises(ValueError, match="4 numbers are no distributions .* boxes='decoded'"):
+    with pytest.raises(ValueError, match=r"4 numbers are no distributions .* boxes='decoded'"):
         CrossHeadLoss('bins')(maps(3, 4), maps(3, 4), assigned_for(maps(3)))
