@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mmkd_plugin.assigners import assigners_watched, find_head
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.losses.numerics.assigned import Assigned
+from mmkd_plugin.queries import decoder_watched
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
+from mmkd_plugin.taps.example import example_batch, random_state_kept
 from mmkd_plugin.taps.task_gradient import (
     once_only,
     scaled_losses,
@@ -92,11 +94,23 @@ class StudentForward:
         """
         values = self.run.values
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients')}
+        for view in of_kind(views, 'queries'):
+            shown[view] = self._try_asking(view, trial_copy(student, device), device)
         for view in of_kind(views, 'explanations'):
             copy = trial_copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
             self._scores[view], shown[view] = tried
         return Preview(values, shown, self._scores, self.run.size, self.run.scores)
+
+    @torch.no_grad()
+    def _try_asking(self, view: View, model: nn.Module, device: torch.device) -> list[Tensor]:
+        """Asks the decoder of a copy about a made-up image."""
+        with random_state_kept():
+            inputs, samples = example_batch(model, device, self.run.size)
+        with decoder_watched(model, 'the student') as asked:
+            model(inputs, samples, mode='loss')
+        groups = [points.to(device) for points in view.queries.trial()]
+        return [x.cpu() for x in asked.answers(groups)]
 
     def assigned(self, student: nn.Module, device: torch.device) -> dict[View, Assigned]:
         """Returns what the student's assigner found in a trial, for each view that asks for it.
@@ -151,6 +165,7 @@ class StudentForward:
         taps: Sequence[Tap] = (),
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
+        queries: Mapping[View, Sequence[Tensor]] | None = None,
     ) -> Seen:
         """Runs the student once. With ``task=0`` the student stops after its last tap, unless a
         view asks for what the assigner found.
@@ -165,6 +180,8 @@ class StudentForward:
             task (float): Factor on the student's own losses. Defaults to 1.0.
             chosen (Mapping[View, Chosen], optional): The classes to explain, for each view of
                 explanations. Defaults to None.
+            queries (Mapping[View, Sequence[Tensor]], optional): The reference points to ask, for
+                each view of queries. Defaults to None.
 
         Returns:
             Seen: The losses, the maps, and the tensors of each view.
@@ -174,10 +191,11 @@ class StudentForward:
                 ask its assigner.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
-        gradient_taps = taps_of(gradients)
-        every = list(dict.fromkeys([*taps_of(views, 'maps', 'explanations'), *taps]))
+        asking, gradient_taps = of_kind(views, 'queries'), taps_of(gradients)
+        every = [*taps_of(views, 'maps', 'explanations', 'queries'), *taps]
+        every = list(dict.fromkeys(every))
         heads = {self._heads[view] for view in views if view.assigned}
-        stop = task == 0 and not heads
+        stop = task == 0 and not (heads or asking)
         reader = self._reader(student, every, [*gradients, *explaining], stop)
         losses, slopes, shown, learning = {}, {}, {}, torch.is_grad_enabled()
         with ExitStack() as stack:
@@ -187,6 +205,8 @@ class StudentForward:
                 stack.enter_context(twice_differentiable(student))
             for view in explaining:
                 stack.enter_context(view.context(student))
+            if asking:
+                asked = stack.enter_context(decoder_watched(student, 'the student'))
             with (
                 assigners_watched(student, heads) as found,
                 reader,
@@ -203,6 +223,7 @@ class StudentForward:
                 kind, size = self._scores[view], inputs.shape[2:]
                 shown[view] = view.explain(read, chosen[view], kind, size, learning).pairs()
         self._checked = self._checked or bool(gradients or explaining)
+        shown |= {view: asked.answers(queries[view]) for view in asking}
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         if task != 1:

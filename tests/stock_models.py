@@ -413,6 +413,52 @@ def detr(width: int = 8, classes: int = 4) -> dict:
     return model
 
 
+def dab_detr(width: int = 8, classes: int = 4, queries: int = 6) -> dict:
+    """DAB-DETR-R18: one map, two layers of a decoder that takes reference points."""
+    embed = 4 * width
+    ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
+    attention = dict(embed_dims=embed, num_heads=2, attn_drop=0.0, proj_drop=0.0)
+    model = _queries(
+        'DABDETR',
+        width,
+        classes,
+        outs=1,
+        with_random_refpoints=False,
+        num_patterns=0,
+        encoder=dict(
+            num_layers=1,
+            layer_cfg=dict(
+                self_attn_cfg=_attention(embed, num_heads=2, batch_first=True), ffn_cfg=ffn
+            ),
+        ),
+        decoder=dict(
+            num_layers=2,
+            query_dim=4,
+            query_scale_type='cond_elewise',
+            with_modulated_hw_attn=True,
+            layer_cfg=dict(
+                self_attn_cfg=dict(attention, cross_attn=False),
+                cross_attn_cfg=dict(attention, cross_attn=True),
+                ffn_cfg=ffn,
+            ),
+            return_intermediate=True,
+        ),
+        bbox_head=dict(
+            type='DABDETRHead',
+            num_classes=classes,
+            embed_dims=embed,
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+            loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+            loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+        ),
+    )
+    model['num_queries'] = queries
+    model['neck']['out_channels'] = embed
+    model['positional_encoding'] = dict(num_feats=embed // 2, temperature=20, normalize=True)
+    model['train_cfg']['assigner']['match_costs'].append(dict(type='FocalLossCost'))
+    return model
+
+
 def dino(width: int = 8, classes: int = 4) -> dict:
     """DINO-R18: three maps, two stages, denoising queries; mmdetection fixes their width."""
     embed = 256

@@ -67,9 +67,11 @@ SEGMENTATION_ONLY = (
     'NormalizedTargetLoss',
 )
 #: What a segmentor has no boxes for, or no assigner.
-DETECTION_ONLY = ('BoxDistributionLoss', 'FocalGlobalLoss', 'ProtocolLoss')
+DETECTION_ONLY = ('BoxDistributionLoss', 'CrossHeadLoss', 'FocalGlobalLoss', 'ProtocolLoss')
 #: What needs a head with distributions of boxes.
 DISTRIBUTIONS_ONLY = ('BoxDistributionLoss',)
+#: What needs decoders that take reference points: no pair here has them.
+QUERIES_ONLY = ('SharedQueriesLoss',)
 FAMILIES = (
     'pspnet', 'deeplabv3', 'segformer', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl',
 )  # fmt: skip
@@ -427,7 +429,7 @@ def test_every_loss_has_a_recipe(pair: str) -> None:
     segments = pair in (CITYSCAPES, DIGITS_SEG)
     exempt = DETECTION_ONLY if segments else (*SEGMENTATION_ONLY, *DISTRIBUTIONS_ONLY)
     kinds = {name for name in losses.__all__ if name[0].isupper()}
-    assert kinds - set(exempt) - losses_of(pair) == set()
+    assert kinds - {*exempt, *QUERIES_ONLY} - losses_of(pair) == set()
 
 
 def test_losses_on_distributions_of_boxes_have_a_recipe() -> None:

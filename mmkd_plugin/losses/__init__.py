@@ -19,6 +19,7 @@ from mmkd_plugin.losses.box_distribution import BoxDistributionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
 from mmkd_plugin.losses.cosine_hint import CosineHintLoss
+from mmkd_plugin.losses.cross_head import CrossHeadLoss
 from mmkd_plugin.losses.cross_image import CrossImageLoss
 from mmkd_plugin.losses.decoupled import DecoupledLoss
 from mmkd_plugin.losses.dense_contrast import DenseContrastLoss
@@ -46,6 +47,7 @@ from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.protocol import ProtocolLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.review import ReviewLoss
+from mmkd_plugin.losses.shared_queries import SharedQueriesLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
@@ -56,6 +58,7 @@ __all__ = [
     'ChannelWiseLoss',
     'ClassCorrelationLoss',
     'CosineHintLoss',
+    'CrossHeadLoss',
     'CrossImageLoss',
     'DecoupledLoss',
     'DenseContrastLoss',
@@ -81,6 +84,7 @@ __all__ = [
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'ReviewLoss',
+    'SharedQueriesLoss',
     'SoftTargetLoss',
     'TokenRelationLoss',
     'check_shapes',

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
-from mmengine.logging import MessageHub
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
+from mmkd_plugin.seeds import seed_of_iteration
 from mmkd_plugin.views import View
 
 
@@ -100,24 +98,6 @@ FROM_BATCH = {
     'padded_boxes': FromBatch(padded_boxes, 'ground-truth boxes'),
     'image_size': FromBatch(image_size, 'the size of the images'),
 }
-
-
-def seed_of_iteration(term: str, device: torch.device) -> Tensor:
-    """Returns a seed of this iteration: a function of the run's seed, the process and the term.
-
-    A resumed run has the seeds of the one that never stopped, and nothing is saved for it.
-
-    Args:
-        term (str): Name of the term. Each has seeds of its own.
-        device (torch.device): Where the seed should lie.
-
-    Returns:
-        Tensor: A whole number from 0, int64 of shape ().
-    """
-    run = MessageHub.get_current_instance().runtime_info
-    key = (run.get('seed'), run.get('iter', 0), get_rank(), term)
-    number = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1
-    return torch.full((), number, dtype=torch.int64, device=device)
 
 
 #: Arguments of losses that are read from the run, by their name. Each function takes the name of
