@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks import competitors, mmrazor
 from mmkd_plugin import losses as own
 from mmkd_plugin.losses.masked_generation import kept
+from mmkd_plugin.losses.numerics.assigned import Assigned, rows
 from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
 from mmkd_plugin.registry import MODELS
@@ -30,6 +31,11 @@ SHAPES: dict[str, list[Shape]] = {
     'features': [(8, 512, 64, 128)],
     'one image': [(1, 128, 64, 128)],
     'pyramid': [(2, 256, h, w) for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))],
+    'head': [
+        (2, channels, h, w)
+        for channels in (80, 68)
+        for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
+    ],
     'two stages': [(8, 128, 64, 128), (8, 256, 64, 128)],
     'embeddings': [(128, 512)],
     'classifier': [(256, 1000)],
@@ -43,6 +49,7 @@ QUICK: dict[str, list[Shape]] = {
     'features': [(3, 16, 8, 16)],
     'one image': [(1, 8, 8, 16)],
     'pyramid': [(1, 8, 12, 16), (1, 8, 6, 8), (1, 8, 3, 4)],
+    'head': [(1, channels, h, w) for channels in (5, 16) for h, w in ((12, 16), (6, 8))],
     'two stages': [(2, 6, 8, 16), (2, 8, 8, 16)],
     'embeddings': [(8, 12)],
     'classifier': [(8, 10)],
@@ -83,7 +90,7 @@ class Case:
         razor (Callable, optional): Builds MMRazor's form. Defaults to None: it has none.
         competitor (Loss, optional): Stands in for the formula in the loss's file.
         others (str, optional): What the loss takes besides maps, ``'labels'``, ``'margin'``,
-            ``'boxes'`` or ``'seed'``.
+            ``'boxes'``, ``'assigned'``, ``'assigned and boxes'`` or ``'seed'``.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
     """
@@ -163,6 +170,10 @@ class Case:
                 torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1),
                 (2, 2),
             )
+        elif self.others and self.others.startswith('assigned'):
+            found = made_up_assignment(self.shapes[: len(self.shapes) // 2], device)
+            others = (found, found.priors[0][:, ::97][:, :20] + 3)
+            others = others if 'boxes' in self.others else others[:1]
         elif self.others == 'seed':
             others = (torch.tensor(0, device=device),)
         if self.loss == 'MemoryContrastLoss':  # the same draw in all forms
@@ -170,6 +181,32 @@ class Case:
         if len(self.shapes) == 1:
             return Inputs(student[0], teacher[0], others)
         return Inputs(student, teacher, others)
+
+
+def made_up_assignment(shapes: Sequence[Shape], device: torch.device | str) -> Assigned:
+    """What an assigner could have found for a head with distributions, one anchor a position."""
+    generator = torch.Generator().manual_seed(0)
+    labels, weights, priors, classes = [], [], [], shapes[0][1]
+    for count, _, *size in shapes:
+        stride = 8 * shapes[0][2] / size[0]
+        grid = torch.meshgrid(*(torch.arange(n) * stride for n in size), indexing='ij')
+        centres = torch.stack([x.flatten() for x in grid[::-1]], 1)
+        sides = torch.cat([centres - 4 * stride, centres + 4 * stride], 1)
+        drawn = torch.randint(classes, (count, len(sides)), generator=generator)
+        drawn[torch.rand(drawn.shape, generator=generator) > 0.02] = classes
+        drawn[:, 0] = 0
+        labels.append(drawn.to(device))
+        weights.append(torch.ones(drawn.shape, device=device))
+        priors.append(sides.expand(count, -1, -1).to(device))
+
+    def decode(level: int, boxes: Tensor, of_teacher: bool) -> Tensor:
+        values = rows(boxes, labels[level].shape[1]).unflatten(2, (4, -1)).softmax(3)
+        distances = (values * torch.arange(values.shape[3], device=values.device)).sum(3)
+        corners = priors[level].unflatten(2, (2, 2)).mean(2).repeat(1, 1, 2)
+        return corners + distances * torch.tensor([-8.0, -8, 8, 8], device=values.device)
+
+    n_pos = torch.tensor(100.0, device=device)
+    return Assigned(labels, weights, priors, n_pos, classes, decode, priors.__getitem__)
 
 
 def razor(name: str, **options: float) -> Callable[[], Loss]:
@@ -321,6 +358,8 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
     generation = dict(others='seed', razor=razor_generation(shapes['pyramid']))
     yield 'MaskedGenerationLoss', ['pyramid'], generation
+    yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')
+    yield 'ProtocolLoss', ['head'], dict(others='assigned')
 
 
 def _of_samples() -> Iterator[Row]:

@@ -21,6 +21,7 @@ from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import Seen, StudentForward
 from mmkd_plugin.student_names import NamedAsStudent
+from mmkd_plugin.student_start import StudentStart
 from mmkd_plugin.student_state import (
     name_as_the_student,
     put_student_in_front,
@@ -41,7 +42,7 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
-from mmkd_plugin.terms.needs import from_batch
+from mmkd_plugin.terms.needs import from_batch, from_student
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import View
@@ -72,11 +73,14 @@ class Distiller(NamedAsStudent):
             a ``name``.
         distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
             ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
-            ``connector``, ``teacher_connector``, ``norm``, ``schedule`` and ``compile``. See
-            :class:`Term` and :class:`Schedule`.
+            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``queries``, ``schedule``
+            and ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap. Defaults to None: weight 1, always
             on.
+        init_student_from_teacher (list[str] | dict[str, list[str]], optional): Names of modules
+            that both models have: before training the student gets the teacher's weights there.
+            With several teachers by the name of the teacher. Defaults to None: nothing is copied.
         data_preprocessor (dict, optional): Data preprocessor of a student whose own config has
             none. The runner fills it in. Defaults to None.
         compile (bool): Whether the losses of the terms run through torch.compile in training. A
@@ -113,6 +117,7 @@ class Distiller(NamedAsStudent):
         teacher: dict | Sequence[dict],
         distill: dict,
         task: dict | None = None,
+        init_student_from_teacher: list | dict | None = None,
         data_preprocessor: dict | None = None,
         compile: bool = False,
     ) -> None:
@@ -129,6 +134,9 @@ class Distiller(NamedAsStudent):
             )
             self.task_weight, self.task_schedule = task_of(task)
             check_task_for(self.distill.values(), self.task_weight)
+            self._start = StudentStart(
+                init_student_from_teacher, student, self.teachers, classes_at_build()
+            )
             self._run_student = self._connect(config)
         self._checked_schedules = False
         self._register_state_dict_hook(put_student_in_front)
@@ -149,6 +157,7 @@ class Distiller(NamedAsStudent):
                 for name, teacher in self.teachers.items()
             }
         student = forward.preview(self.student, views, device)
+        assigned = forward.assigned(self.student, device)
         self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
         orders = self._arrange_classes(student.classes, classes_at_build())
         previews = {name: arranged_preview(one, orders[name]) for name, one in previews.items()}
@@ -158,6 +167,7 @@ class Distiller(NamedAsStudent):
             ours, theirs = term.student_view, term.teacher_view
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
+            given |= from_student(ours, assigned)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
@@ -165,10 +175,13 @@ class Distiller(NamedAsStudent):
                     given,
                     source=teacher,
                     classes=classes_around(self.student, term.student_tap.taps[0]),
+                    passage=preview.passages.get(theirs),
                 )
         text = plan(self.distill, self.teachers, student, previews, forward.run.problem)
         if self.task_weight != 1 or self.task_schedule != Schedule():
             text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
+        if str(self._start):
+            text += f'\n{self._start}'
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -228,6 +241,11 @@ class Distiller(NamedAsStudent):
             for term in active
             if term.explainer is not None
         }
+        queries = {
+            term.student_view: lessons[term.teacher].queries[term.teacher_view]
+            for term in active
+            if term.queries is not None
+        }
         views = [term.student_view for term in active]
         seen = self._run_student(
             self.student,
@@ -237,6 +255,7 @@ class Distiller(NamedAsStudent):
             taps=self._student_taps(),
             task=task,
             chosen=chosen,
+            queries=queries,
         )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
         losses = dict(seen.losses)
@@ -275,20 +294,25 @@ class Distiller(NamedAsStudent):
             term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
             for term in active
         }
+        ways = {term: lessons[term.teacher].passages.get(term.teacher_view) for term in active}
         learning = torch.is_grad_enabled()
         for term, (student, _) in pairs.items() if learning else ():
             _check_gradient(term, student)
         due = [term for term in active if learning and self.training and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
+        each = {term: given | from_student(term.student_view, seen.assigned) for term in active}
         values = {
-            term: term(*maps, given, measuring=term in due and term.auto is not None)
+            term: term(
+                *maps, each[term], ways[term], measuring=term in due and term.auto is not None
+            )
             for term, maps in pairs.items()
         }
         if due:
             task = self.student.parse_losses(seen.losses)[0] if seen.losses else None
             measured = {term: values[term] for term in due}
             measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
-            values |= {term: term(*pairs[term], given) for term in due if term.auto is not None}
+            weighted = [term for term in due if term.auto is not None]
+            values |= {term: term(*pairs[term], each[term], ways[term]) for term in weighted}
         for term, value in values.items() if learning and self.training else ():
             term.passed(value)
         return {
@@ -342,9 +366,11 @@ class Distiller(NamedAsStudent):
     def init_weights(self) -> None:
         """Initialises the student as without teachers, and then the self-teachers.
 
-        Frozen teachers keep the weights that they loaded.
+        Frozen teachers keep the weights that they loaded. What the student starts with of a teacher
+        is copied after its own initialisation.
         """
         self.student.init_weights()
+        self._start.copy_into(self.student)
         with random_state_kept():
             for teacher in self.self_teachers.values():
                 teacher.init_weights()

@@ -42,8 +42,10 @@ def plan(
         run = taught[term.teacher]
         s, t = term.student_tap.of(student.maps), term.teacher_tap.of(run.maps)
         connector = term.describe_connectors()
-        resized = strides(s, student.size) != strides(t, run.size)
-        if resized and term.traits.needs_same_size:
+        end = t if term.through is None else term.through.taps.of(run.maps)
+        resized = strides(s, student.size) != strides(end, run.size)
+        traits = term.traits
+        if resized and traits.needs_same_size and not traits.needs_raw_maps:
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
@@ -69,6 +71,10 @@ def _loss(term: Term) -> str:
         text += f"\nso that it has {term.auto.share:g} of the task's gradient"
     if term.traits.compares == 'gradients':
         text += '\non gradients of the task loss'
+    if term.through is not None:
+        text += f'\n{term.through.describe()}'
+    if term.queries is not None:
+        text += f'\nqueries: {term.queries}'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:

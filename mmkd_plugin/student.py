@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners import assigners_watched, find_head
 from mmkd_plugin.explanations import Chosen, Scores
+from mmkd_plugin.losses.numerics.assigned import Assigned
+from mmkd_plugin.queries import decoder_watched
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
+from mmkd_plugin.taps.example import example_batch, random_state_kept
 from mmkd_plugin.taps.task_gradient import (
     once_only,
     scaled_losses,
@@ -29,11 +33,13 @@ class Seen(NamedTuple):
         losses (dict[str, Any]): The student's own losses, weighted.
         maps (dict[Tap, Maps]): The maps at each tap, with gradient.
         shown (dict[View, Maps]): Maps, gradients or explanations for each view, with gradient.
+        assigned (dict[View, Assigned]): What its assigner found, for each view that asks for it.
     """
 
     losses: dict[str, Any]
     maps: dict[Tap, Maps]
     shown: dict[View, Maps]
+    assigned: dict[View, Assigned]
 
 
 class StudentForward:
@@ -49,7 +55,8 @@ class StudentForward:
         device (torch.device): The device for the trial.
 
     Raises:
-        ValueError: If a tap names a module that the student does not have or does not run.
+        ValueError: If a tap names a module that the student does not have or does not run, or a
+            view asks for an assigner that the student does not have.
 
     Attributes:
         run (DryRun): Results of the trial.
@@ -63,6 +70,11 @@ class StudentForward:
         device: torch.device,
     ) -> None:
         self.run: DryRun = dry_run_student(student, [*taps_of(views), *taps], device)
+        self._heads = {
+            view: find_head(student, view.taps, _asking(view), 'the student')
+            for view in views
+            if view.assigned
+        }
         self._scores: dict[View, Scores] = {}
         self._checked = False
 
@@ -82,11 +94,63 @@ class StudentForward:
         """
         values = self.run.values
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients')}
+        for view in of_kind(views, 'queries'):
+            shown[view] = self._try_asking(view, trial_copy(student, device), device)
         for view in of_kind(views, 'explanations'):
             copy = trial_copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
             self._scores[view], shown[view] = tried
         return Preview(values, shown, self._scores, self.run.size, self.run.scores)
+
+    @torch.no_grad()
+    def _try_asking(self, view: View, model: nn.Module, device: torch.device) -> list[Tensor]:
+        """Asks the decoder of a copy about a made-up image."""
+        with random_state_kept():
+            inputs, samples = example_batch(model, device, self.run.size)
+        with decoder_watched(model, 'the student') as asked:
+            model(inputs, samples, mode='loss')
+        groups = [points.to(device) for points in view.queries.trial()]
+        return [x.cpu() for x in asked.answers(groups)]
+
+    def assigned(self, student: nn.Module, device: torch.device) -> dict[View, Assigned]:
+        """Returns what the student's assigner found in a trial, for each view that asks for it.
+
+        Args:
+            student (nn.Module): The model. A copy of it computes its loss.
+            device (torch.device): The device for the trial.
+
+        Returns:
+            dict[View, Assigned]: The results, for maps on the CPU.
+
+        Raises:
+            ValueError: If the student's training forward does not run, or a head does not ask its
+                assigner.
+        """
+        if not self._heads:
+            return {}
+        if self.run.problem is not None:
+            raise ValueError(
+                f'{_asking(next(iter(self._heads)))}, and the training forward of the student '
+                f'could not be tried on a made-up image: {self.run.problem}'
+            )
+        copy, size = trial_copy(student, device), (self.run.size, self.run.size)
+        inputs = torch.rand(1, self.run.channels, *size, device=device)
+        with torch.no_grad(), assigners_watched(copy, set(self._heads.values())) as found:
+            copy(inputs, self.run.samples, mode='loss')
+        return self._by_view(copy, {head: one.on_cpu() for head, one in found.items()}, self._heads)
+
+    def _by_view(
+        self, student: nn.Module, found: Mapping[str, Assigned], views: Iterable[View]
+    ) -> dict[View, Assigned]:
+        heads = {view: self._heads[view] for view in views if view.assigned}
+        for view, head in heads.items():
+            if head not in found:
+                kind = type(student.get_submodule(head)).__name__
+                raise ValueError(
+                    f"{_asking(view)}, and {kind} ('{head}') of the student did not ask one while "
+                    'it computed its loss'
+                )
+        return {view: found[head] for view, head in heads.items()}
 
     def forget(self) -> None:
         """Drops the maps and the data samples of the trial."""
@@ -101,8 +165,10 @@ class StudentForward:
         taps: Sequence[Tap] = (),
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
+        queries: Mapping[View, Sequence[Tensor]] | None = None,
     ) -> Seen:
-        """Runs the student once. With ``task=0`` the student stops after its last tap.
+        """Runs the student once. With ``task=0`` the student stops after its last tap, unless a
+        view asks for what the assigner found.
 
         Args:
             student (nn.Module): The model.
@@ -114,17 +180,23 @@ class StudentForward:
             task (float): Factor on the student's own losses. Defaults to 1.0.
             chosen (Mapping[View, Chosen], optional): The classes to explain, for each view of
                 explanations. Defaults to None.
+            queries (Mapping[View, Sequence[Tensor]], optional): The reference points to ask, for
+                each view of queries. Defaults to None.
 
         Returns:
             Seen: The losses, the maps, and the tensors of each view.
 
         Raises:
-            ValueError: If a view needs a second derivative that does not exist.
+            ValueError: If a view needs a second derivative that does not exist, or a head did not
+                ask its assigner.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
-        gradient_taps = taps_of(gradients)
-        every = list(dict.fromkeys([*taps_of(views, 'maps', 'explanations'), *taps]))
-        reader = self._reader(student, every, [*gradients, *explaining], stop=task == 0)
+        asking, gradient_taps = of_kind(views, 'queries'), taps_of(gradients)
+        every = [*taps_of(views, 'maps', 'explanations', 'queries'), *taps]
+        every = list(dict.fromkeys(every))
+        heads = {self._heads[view] for view in views if view.assigned}
+        stop = task == 0 and not (heads or asking)
+        reader = self._reader(student, every, [*gradients, *explaining], stop)
         losses, slopes, shown, learning = {}, {}, {}, torch.is_grad_enabled()
         with ExitStack() as stack:
             if gradients or explaining:
@@ -133,7 +205,12 @@ class StudentForward:
                 stack.enter_context(twice_differentiable(student))
             for view in explaining:
                 stack.enter_context(view.context(student))
-            with reader:  # which may end the forward early: then there are no losses
+            if asking:
+                asked = stack.enter_context(decoder_watched(student, 'the student'))
+            with (
+                assigners_watched(student, heads) as found,
+                reader,
+            ):  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
             if gradients:
@@ -146,11 +223,12 @@ class StudentForward:
                 kind, size = self._scores[view], inputs.shape[2:]
                 shown[view] = view.explain(read, chosen[view], kind, size, learning).pairs()
         self._checked = self._checked or bool(gradients or explaining)
+        shown |= {view: asked.answers(queries[view]) for view in asking}
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         if task != 1:
             losses = scaled_losses(losses, task) if task else {}
-        return Seen(losses, read, shown)
+        return Seen(losses, read, shown, self._by_view(student, found, views))
 
     def _reader(
         self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool
@@ -179,3 +257,7 @@ class StudentForward:
                     f'between {", ".join(map(str, maps))} and the loss. Tap behind it, or take a '
                     'PyTorch counterpart of it in the student (BN for SyncBN, say)'
                 )
+
+
+def _asking(view: View) -> str:
+    return f"{view.term}: {view.loss} needs what the student's assigner found (`assigned`)"

@@ -10,28 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Explainer, Explanation, Scores, explain, scores_of
+from mmkd_plugin.queries import Queries
 from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, random_state_kept
 
 #: The kinds of tensors that a loss may compare.
-KINDS = ('maps', 'gradients', 'explanations')
+KINDS = ('maps', 'gradients', 'explanations', 'queries')
 
 
 @dataclass(frozen=True)
 class View:
     """The request of one term to one model: maps, gradients or explanations at some taps.
 
-    Views with the same taps, kind, explainer and side are equal, whichever terms they belong to.
-    Explainers are compared by identity, so the explanations of two terms stay apart.
+    Views that ask for the same are equal, whichever terms they belong to. Explainers are compared
+    by identity, so the explanations of two terms stay apart.
 
     Args:
         taps (Taps): The places in the model.
         kind (str): ``'maps'``: the maps at the taps. ``'gradients'``: the gradients of the model's
             task loss with respect to these maps. ``'explanations'``: explanations of the model's
-            class scores by these maps. Defaults to ``'maps'``.
+            class scores by these maps. ``'queries'``: answers of the model's decoder to queries
+            that both models are asked. Defaults to ``'maps'``.
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
             scores. Defaults to ``'teacher'``.
+        assigned (bool): Whether the term also wants to know what the assigner of the model's head
+            found. Defaults to False.
+        entrance (Taps, optional): Places before the taps at which maps of another model can go in,
+            to be run as far as the taps. Defaults to None: nothing goes in.
+        queries (Queries, optional): The queries to ask. Defaults to None.
         term (str): Name of the term in messages, such as ``'distill.cwd'``. Defaults to ``''``.
         loss (str): Name of its loss in messages. Defaults to ``''``.
 
@@ -48,6 +55,9 @@ class View:
     kind: str = 'maps'
     explainer: Explainer | None = None
     side: str = 'teacher'
+    assigned: bool = False
+    entrance: Taps | None = None
+    queries: Queries | None = None
     term: str = field(default='', compare=False)
     loss: str = field(default='', compare=False)
 
@@ -58,11 +68,11 @@ class View:
 
     def reads(self) -> tuple[Tap, ...]:
         """Returns all taps that the model is read at."""
-        return (*self.taps, *self.scores)
+        return (*self.taps, *self.scores, *(self.entrance or ()))
 
     def on_path(self) -> tuple[Tap, ...]:
         """Returns the taps from which later outputs need an autograd graph."""
-        return () if self.kind == 'maps' else tuple(self.taps)
+        return () if self.kind in ('maps', 'queries') else tuple(self.taps)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
         """Returns the context in which the forward and the backward pass of a model run.

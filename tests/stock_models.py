@@ -237,6 +237,43 @@ def gfl(width: int = 8, classes: int = 4) -> dict:
     return _det('GFL', width, model)
 
 
+def atss(width: int = 8, classes: int = 4) -> dict:
+    """ATSS-R18, five levels."""
+    head = dict(
+        type='ATSSHead',
+        norm_cfg=None,
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            ratios=[1.0],
+            octave_base_scale=8,
+            scales_per_octave=1,
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_bbox=dict(type='GIoULoss'),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+    )
+    model = _single_stage(head, width, classes)
+    model['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=9)
+    return _det('ATSS', width, model)
+
+
+def rtmdet(width: int = 8, classes: int = 4) -> dict:
+    """The head of RTMDet on a ResNet-18 with an FPN, three levels."""
+    head = dict(
+        type='RTMDetSepBNHead',
+        norm_cfg=dict(type='BN'),
+        share_conv=True,
+        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]),
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+    )
+    model = _single_stage(head, width, classes)
+    model['train_cfg']['assigner'] = dict(type='DynamicSoftLabelAssigner', topk=13)
+    return _det('RTMDet', width, model, outs=3)
+
+
 def ld(width: int = 8, classes: int = 4, **kwargs: Any) -> dict:
     """mmdetection's own localization distillation: a GFL student with a teacher inside."""
     config, teacher = gfl(width, classes), gfl(width, classes)
@@ -373,6 +410,52 @@ def detr(width: int = 8, classes: int = 4) -> dict:
         ),
     )
     model['train_cfg']['assigner']['match_costs'].append(dict(type='ClassificationCost'))
+    return model
+
+
+def dab_detr(width: int = 8, classes: int = 4, queries: int = 6) -> dict:
+    """DAB-DETR-R18: one map, two layers of a decoder that takes reference points."""
+    embed = 4 * width
+    ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
+    attention = dict(embed_dims=embed, num_heads=2, attn_drop=0.0, proj_drop=0.0)
+    model = _queries(
+        'DABDETR',
+        width,
+        classes,
+        outs=1,
+        with_random_refpoints=False,
+        num_patterns=0,
+        encoder=dict(
+            num_layers=1,
+            layer_cfg=dict(
+                self_attn_cfg=_attention(embed, num_heads=2, batch_first=True), ffn_cfg=ffn
+            ),
+        ),
+        decoder=dict(
+            num_layers=2,
+            query_dim=4,
+            query_scale_type='cond_elewise',
+            with_modulated_hw_attn=True,
+            layer_cfg=dict(
+                self_attn_cfg=dict(attention, cross_attn=False),
+                cross_attn_cfg=dict(attention, cross_attn=True),
+                ffn_cfg=ffn,
+            ),
+            return_intermediate=True,
+        ),
+        bbox_head=dict(
+            type='DABDETRHead',
+            num_classes=classes,
+            embed_dims=embed,
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+            loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+            loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+        ),
+    )
+    model['num_queries'] = queries
+    model['neck']['out_channels'] = embed
+    model['positional_encoding'] = dict(num_feats=embed // 2, temperature=20, normalize=True)
+    model['train_cfg']['assigner']['match_costs'].append(dict(type='FocalLossCost'))
     return model
 
 

@@ -12,15 +12,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words', 'registry', 'saving', 'taps', 'health', 'prefixes'),
+    ('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health', 'prefixes'),
     ('annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'losses', 'stack'),
-    ('cache', 'checkpoint', 'connectors', 'models'),
-    ('explanations', 'running', 'student_names', 'student_state'),
+    ('assigners', 'cache', 'checkpoint', 'connectors', 'models'),
+    ('explanations', 'queries', 'running', 'student_names', 'student_state'),
     ('views',),
     ('teachers',),
-    ('cli', 'student', 'terms'),
+    ('cli', 'student', 'student_start', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
     ('converting', 'metrics', 'run_config', 'training_data', 'visualization'),

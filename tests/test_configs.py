@@ -48,7 +48,12 @@ SAMPLES = list({pair: path for path, pair in reversed(PAIR_OF.items())}.values()
 WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
 CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
-    for pattern in ('cityscapes', '^fpn.*digit-scenes', 'coco', '^retinanet.*digit-scenes')
+    for pattern in (
+        'pspnet_r18.*cityscapes',
+        '^fpn.*digit-scenes',
+        '^retinanet.*coco',
+        '^retinanet.*digit-scenes',
+    )
 )
 #: Folders of the models that are trained on small data sets, teachers and students.
 OWN_DATA = ('digit_scenes', 'camvid', 'bccd')
@@ -61,9 +66,15 @@ SEGMENTATION_ONLY = (
     'MemoryContrastLoss',
     'NormalizedTargetLoss',
 )
-#: What a segmentor has no boxes for.
-DETECTION_ONLY = ('FocalGlobalLoss',)
-FAMILIES = ('pspnet', 'deeplabv3', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl')
+#: What a segmentor has no boxes for, or no assigner.
+DETECTION_ONLY = ('BoxDistributionLoss', 'CrossHeadLoss', 'FocalGlobalLoss', 'ProtocolLoss')
+#: What needs a head with distributions of boxes.
+DISTRIBUTIONS_ONLY = ('BoxDistributionLoss',)
+#: What needs decoders that take reference points: no pair here has them.
+QUERIES_ONLY = ('SharedQueriesLoss',)
+FAMILIES = (
+    'pspnet', 'deeplabv3', 'segformer', 'retinanet', 'faster-rcnn', 'fcos', 'reppoints', 'gfl',
+)  # fmt: skip
 SIZE = 128
 
 
@@ -91,7 +102,9 @@ def config_id(path: Path) -> str:
 
 def first_of(family: str) -> Path:
     return next(
-        path for path in SHIPPED if path.stem.startswith('cwd') and f'_{family}' in path.stem
+        path
+        for path in SHIPPED
+        if path.stem.startswith(('cwd', 'cirkd')) and f'_{family}' in path.stem
     )
 
 
@@ -145,19 +158,32 @@ def offline(cfg: Any) -> Any:
 
 
 def narrow(model: Any) -> Any:
-    """Make a PSPNet or a RetinaNet an eighth as wide; its modules keep their names."""
+    """Make a segmentor or a detector an eighth as wide; its modules keep their names."""
     widths = dict(
-        backbone=('base_channels', 'stem_channels'),
         neck=('in_channels', 'out_channels'),
         decode_head=('in_channels', 'channels'),
         auxiliary_head=('in_channels', 'channels'),
         bbox_head=('in_channels', 'feat_channels'),
     )
+    backbone, eighth = model.backbone, (lambda width: width // 8)
+    if 'MobileNetV2' in backbone.type:
+        backbone.widen_factor = 1 / 8
+        eighth = rounded_eighth
+    elif 'embed_dims' in backbone:
+        backbone.embed_dims //= 8
+    else:
+        for key in ('base_channels', 'stem_channels'):
+            backbone[key] = backbone.get(key, 64) // 8  # a ResNet's own default
     for part, keys in widths.items():
         for key in keys if part in model else ():
-            width = model[part].get(key, 64)  # a ResNet's own default
-            model[part][key] = [w // 8 for w in width] if isinstance(width, list) else width // 8
+            width = model[part][key]
+            model[part][key] = [*map(eighth, width)] if isinstance(width, list) else eighth(width)
     return model
+
+
+def rounded_eighth(width: int) -> int:
+    """An eighth as MobileNetV2 rounds it: to a multiple of 8."""
+    return max(8, (width // 8 + 4) // 8 * 8)
 
 
 def fit_for_a_test(model: Any) -> Any:
@@ -400,9 +426,15 @@ def losses_of(pair: str) -> set[str]:
 
 @pytest.mark.parametrize('pair', [CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET])
 def test_every_loss_has_a_recipe(pair: str) -> None:
-    exempt = DETECTION_ONLY if pair in (CITYSCAPES, DIGITS_SEG) else SEGMENTATION_ONLY
+    segments = pair in (CITYSCAPES, DIGITS_SEG)
+    exempt = DETECTION_ONLY if segments else (*SEGMENTATION_ONLY, *DISTRIBUTIONS_ONLY)
     kinds = {name for name in losses.__all__ if name[0].isupper()}
-    assert kinds - set(exempt) - losses_of(pair) == set()
+    assert kinds - {*exempt, *QUERIES_ONLY} - losses_of(pair) == set()
+
+
+def test_losses_on_distributions_of_boxes_have_a_recipe() -> None:
+    (pair,) = (pair for pair in PAIRS if pair.startswith('gfl'))
+    assert set(DISTRIBUTIONS_ONLY) <= losses_of(pair)
 
 
 @pytest.mark.parametrize(

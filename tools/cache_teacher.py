@@ -54,7 +54,7 @@ from mmkd_plugin.cache.store import (
     record_names,
     stored_size,
 )
-from mmkd_plugin.cache.wiring import is_cached
+from mmkd_plugin.cache.wiring import NO_WAY, is_cached
 from mmkd_plugin.cli import (
     UsageError,
     add_cfg_options,
@@ -253,6 +253,11 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
     if not terms:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:
+        if term.through is not None or term.queries is not None:
+            key = 'queries' if term.through is None else 'through'
+            raise UsageError(
+                f'distill.{term.name}.{key}: no cache can replace this teacher. {NO_WAY}'
+            )
         if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '

@@ -24,7 +24,7 @@ from rich.table import Table as Grid
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
-from benchmarks.gains import page, records, tables
+from benchmarks.gains import overview, page, records, tables
 from benchmarks.gains.plan import TRIALS, Budget, Run, chosen, estimate, find, needs, plan
 from benchmarks.gains.running import Place, perform, teacher_file
 from benchmarks.gains.training import RunError
@@ -60,9 +60,9 @@ def parse_args() -> argparse.Namespace:
         '--weights',
         nargs='+',
         type=weight,
-        metavar='FACTOR',
-        help='a grid instead of trials: multiples of the loss weights of the recipes, `auto` or '
-        '`auto:0.3`; each with all seeds',
+        metavar='WEIGHT',
+        help='a grid instead of trials: loss weights, `auto`, `auto:0.3` or `recipe`; each with '
+        'all seeds',
     )
     parser.add_argument('--no-trials', action='store_true', help='the weights of the recipes alone')
     parser.add_argument('--no-longer', action='store_true', help='no longer training of students')
@@ -78,6 +78,8 @@ def parse_args() -> argparse.Namespace:
 
 def weight(text: str) -> float | str:
     """Reads a weight of ``--weights``."""
+    if text == 'recipe':
+        return text
     word, colon, share = text.partition(':')
     try:
         number = float(share if colon else 1) if word == 'auto' else float(text)
@@ -85,7 +87,7 @@ def weight(text: str) -> float | str:
         number = 0.0
     if not 0 < number < float('inf'):
         raise argparse.ArgumentTypeError(
-            f'{text} is neither a factor above 0, `auto` nor `auto:0.3`'
+            f'{text} is neither a weight above 0, `auto`, `auto:0.3` nor `recipe`'
         )
     return text if word == 'auto' else number
 
@@ -107,7 +109,7 @@ def main() -> None:
         found = pick(args)
         budget = Budget(
             tuple(args.weights) if args.weights else None,
-            (1.0,) if args.no_trials else TRIALS,
+            ('recipe',) if args.no_trials else TRIALS,
             not args.no_longer,
         )
         done = records.read(args.results)
@@ -149,11 +151,13 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
     Raises:
         UsageError: If there are none.
     """
+    factor = QUICK['length'] if args.quick else 1
     data = [
         replace(
             one,
             seeds=args.seeds or one.seeds,
-            length=one.length * (QUICK['length'] if args.quick else 1),
+            length=one.length * factor,
+            teacher_length=one.teacher_length * factor,
         )
         for one in tables.DATA
     ]
@@ -375,7 +379,10 @@ def write_page(args: argparse.Namespace, console: Console) -> None:
         path, images = tables.ROOT / 'docs' / 'results.md', tables.ROOT / 'docs' / 'images'
     else:
         path, images = args.results.with_name('results.md'), args.results.parent
-    page.write(records.read(args.results), path, images)
+    found = records.read(args.results)
+    page.write(found, path, images)
+    if args.results == RESULTS:
+        overview.write(found)
     console.print(f'written: {path}', highlight=False)
 
 

@@ -11,9 +11,10 @@ from statistics import fmean, median
 from benchmarks.gains.records import Record
 from benchmarks.gains.tables import Table
 
-#: Multiples of a recipe's loss weights, one trial each, and the seed of these trials. Results have
-#: other seeds.
-TRIALS = (0.3, 1.0, 3.0)
+#: Loss weights that are tried, one trial each, and the seed of these trials. Results have other
+#: seeds. A share of the task's gradient means the same for every loss; a multiple of a weight that
+#: was found for other data and models does not.
+TRIALS = ('auto:0.1', 'auto:0.5', 'auto:2.5')
 TRIAL_SEED = 100
 #: A student that trains as long in wall time as a distilled one has one of these multiples of the
 #: iterations, the next one up.
@@ -59,7 +60,7 @@ class Run:
         )
 
     def __str__(self) -> str:
-        weight = {None: ''}.get(self.weight, f' ×{self.weight}')
+        weight = '' if self.weight is None else f' {self.weight}'
         longer = f' ×{self.length / self.table.data.length:g}' if self.method == 'longer' else ''
         trial = ' trial' if self.purpose == 'trial' else f' seed {self.seed}'
         return f'{self.table.data.name} {self.table.task[:3]} {self.method}{weight}{longer}{trial}'
@@ -72,13 +73,13 @@ class Budget:
     Args:
         weights (tuple, optional): Weights that all count, for a grid. Defaults to None: the trials
             choose one weight for each method.
-        trials (tuple[float]): Weights that are tried. Without any, the recipes' own count.
+        trials (tuple[float | str]): Weights that are tried. Without any, the recipes' own count.
             Defaults to ``TRIALS``.
         longer (bool): Whether the student alone is trained longer, too. Defaults to True.
     """
 
     weights: tuple[float | str, ...] | None = None
-    trials: tuple[float, ...] = TRIALS
+    trials: tuple[float | str, ...] = TRIALS
     longer: bool = True
 
 
@@ -121,7 +122,7 @@ def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
     mine = [record for record in records if _is_of(table, record)]
     runs = [Run(table, 'student', seed, length=length) for seed in seeds]
     if any(method in table.taught for method in table.recipes):
-        runs.insert(0, Run(table, 'teacher', length=length))
+        runs.insert(0, Run(table, 'teacher', length=table.data.teacher_length))
     weights: dict[str, tuple[float | str | None, ...]] = {}
     for method in table.recipes:
         if budget.weights is not None:
@@ -155,35 +156,39 @@ def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
 
 def best_weight(
     table: Table, method: str, records: Sequence[Record], budget: Budget
-) -> float | None:
-    """The weight with the best validation score of a method's trials; None until all are done.
-
-    Among equals it is the recipe's own, or the next to it. Trials that diverged are the worst.
-    """
+) -> float | str | None:
+    """The weight with the best validation score of a method's trials; None until all are done."""
     if len(budget.trials) < 2:
-        return budget.trials[0] if budget.trials else 1.0
+        return budget.trials[0] if budget.trials else 'recipe'
     scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
     return best_of(scores) if set(budget.trials) <= set(scores) else None
 
 
-def best_of(scores: Mapping[float, float | None]) -> float:
+def best_of(scores: Mapping[float | str, float | None]) -> float | str:
     """The weight with the best score of its trial.
 
-    Among equals it is the recipe's own, or the next to it. A trial that diverged is the worst.
+    Among equals it is the one in the middle. A trial that diverged is the worst.
 
     Args:
-        scores (Mapping[float, float | None]): Validation scores by weight.
+        scores (Mapping[float | str, float | None]): Validation scores by weight.
 
     Examples:
-        >>> best_of({0.3: 41.0, 1.0: 42.5, 3.0: None})
-        1.0
+        >>> best_of({'auto:0.1': 41.0, 'auto:0.5': 42.5, 'auto:2.5': None})
+        'auto:0.5'
     """
+    size = {weight: _size(weight) for weight in scores}
+    middle = fmean(size.values())
 
-    def rank(weight: float) -> tuple[float, float]:
+    def rank(weight: float | str) -> tuple[float, float]:
         score = scores[weight]
-        return (-math.inf if score is None else score, -abs(math.log(weight)))
+        return (-math.inf if score is None else score, -abs(size[weight] - middle))
 
     return max(scores, key=rank)
+
+
+def _size(weight: float | str) -> float:
+    """Logarithm of a weight or share."""
+    return math.log(float(weight.partition(':')[2]) if isinstance(weight, str) else weight)
 
 
 def time_ratio(
@@ -224,7 +229,7 @@ def needs(run: Run) -> list[Run]:
     """The runs that must be finished before one can start."""
     length, found = run.table.data.length, []
     if run.method in run.table.taught:
-        found.append(Run(run.table, 'teacher', length=length))
+        found.append(Run(run.table, 'teacher', length=run.table.data.teacher_length))
     if run.method not in ('teacher', 'student') and run.purpose == 'counted':
         found.append(Run(run.table, 'student', run.seed, length=length))
     return found

@@ -24,8 +24,8 @@ class Record:
         method (str): The recipe; ``'teacher'``, ``'student'`` or ``'longer'`` are those alone.
         config (str): The config, from the root of the repository.
         purpose (str): ``'counted'``, or ``'trial'`` for one of the trials that choose a weight.
-        weight (float | str, optional): What the loss weights of the recipe were multiplied by, or
-            ``'auto'``; None for runs without a recipe.
+        weight (float | str, optional): The loss weight of each term: a number, ``'auto'``,
+            ``'auto:0.3'``, or ``'recipe'`` for those of the recipe; None for runs without a recipe.
         seed (int): Its seed.
         length (float): Its iterations, in multiples of the recipe's.
         metric (str): The score's name.

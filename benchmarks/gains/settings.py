@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from mmengine.config import Config
 
 from mmkd_plugin.cli import is_distilled, read_config
-from mmkd_plugin.registry import MODELS
 
 
 def run_config(
@@ -31,8 +29,8 @@ def run_config(
         config (Path): A recipe, or a plain config.
         seed (int): The seed.
         length (float): What all lengths are multiplied by. Defaults to 1.
-        weight (float | str, optional): What the loss weight of each term is multiplied by, or
-            ``'auto'`` or ``'auto:0.3'``, which takes its place. Defaults to None: as it is.
+        weight (float | str, optional): The loss weight of each term: a number, ``'auto'``,
+            ``'auto:0.3'``, or ``'recipe'`` for that of the recipe. Defaults to None: there is none.
         teacher (tuple[Path, Path], optional): Config and checkpoint of the teacher. Defaults to
             None: there is none, or it is the recipe's.
 
@@ -57,11 +55,12 @@ def run_config(
 
 
 def set_weight(loss: dict, weight: float | str) -> None:
-    """Multiplies the weight of a loss, or hands it to the automatic weighting.
+    """Gives a loss another weight.
 
     Args:
         loss (dict): Config of the loss, changed in place.
-        weight (float | str): A factor, ``'auto'`` or ``'auto:<share>'``.
+        weight (float | str): A number, which each map gets if the loss has a list of them,
+            ``'auto'``, ``'auto:<share>'``, or ``'recipe'``, which changes nothing.
 
     Raises:
         ValueError: If the word is unknown.
@@ -70,20 +69,23 @@ def set_weight(loss: dict, weight: float | str) -> None:
         >>> loss = dict(type='mmkd_plugin.OverhaulLoss', loss_weight=[1, 2])
         >>> set_weight(loss, 3)
         >>> loss['loss_weight']
-        [3, 6]
+        [3, 3]
+        >>> set_weight(loss, 'auto:0.5')
+        >>> loss['loss_weight']
+        {'auto': 0.5}
     """
+    if weight == 'recipe':
+        return
     if isinstance(weight, str):
         word, _, share = weight.partition(':')
         if word != 'auto':
-            raise ValueError(f"a weight is a number, 'auto' or 'auto:0.3', not {weight!r}")
+            raise ValueError(
+                f"a weight is a number, 'auto', 'auto:0.3' or 'recipe', not {weight!r}"
+            )
         loss['loss_weight'] = dict(auto=float(share)) if share else 'auto'
-    elif weight != 1:
+    else:
         now = loss.get('loss_weight')
-        if now is None:
-            kind = MODELS.get(loss['type'])
-            now = inspect.signature(kind).parameters['loss_weight'].default
-        many = isinstance(now, (list, tuple))
-        loss['loss_weight'] = [one * weight for one in now] if many else now * weight
+        loss['loss_weight'] = [weight] * len(now) if isinstance(now, (list, tuple)) else weight
 
 
 def stretch(cfg: Config, factor: float) -> None:

@@ -1,13 +1,6 @@
-_base_ = 'mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+_base_ = '../_base_/pairs/deeplabv3_r101-d8_deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
 model = dict(
-    _delete_=True,
-    type='mmkd_plugin.Distiller',
-    student={{_base_.model}},
-    teacher=dict(
-        config='mmseg::deeplabv3/deeplabv3_r101-d8_4xb2-80k_cityscapes-512x1024.py',
-        checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/deeplabv3/deeplabv3_r101-d8_512x1024_80k_cityscapes/deeplabv3_r101-d8_512x1024_80k_cityscapes_20200606_113503-9e428899.pth',
-    ),
     distill=dict(
         cwd=dict(
             tap='decode_head.conv_seg',

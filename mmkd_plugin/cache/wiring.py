@@ -21,6 +21,12 @@ WIRING = (
     'from mmkd_plugin.cache.wiring import wire; wire(cfg)'
 )
 
+#: What a term is told that asks a teacher which is not there.
+NO_WAY = (
+    'It asks the teacher itself about the student, so the teacher has to run beside the student: '
+    'give its `config` and `checkpoint` without `type`'
+)
+
 
 def is_cached(teacher: Any) -> bool:
     """Returns whether the dict of a teacher is of a kind whose maps are stored."""
@@ -122,11 +128,19 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
 
     Returns:
         list[str]: Names of records, each once.
+
+    Raises:
+        ValueError: If a term needs the teacher itself.
     """
     found = []
     for name, line in distill.items():
-        tap = line.get('teacher_tap', line.get('tap')) if isinstance(line, dict) else None
-        if tap is None or line.get('teacher', teacher) != teacher:
+        if not isinstance(line, dict) or line.get('teacher', teacher) != teacher:
+            continue
+        for key in ('through', 'queries'):
+            if line.get(key) is not None:
+                raise ValueError(f"distill.{name}.{key}: teacher '{teacher}' is a cache. {NO_WAY}")
+        tap = line.get('teacher_tap', line.get('tap'))
+        if tap is None:
             continue
         if line.get('explainer') is None:
             found += map(str, Taps.parse(tap))

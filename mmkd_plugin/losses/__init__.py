@@ -3,10 +3,11 @@
 What makes them fast and exact lies in :mod:`mmkd_plugin.losses.numerics`.
 
 A loss takes the maps of the student and of the teacher, and knows nothing of models. By attributes
-or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``
-and ``compares_probabilities``, see :class:`mmkd_plugin.losses.traits.LossTraits`: the term reads
-them there. A loss with weights of its own may have ``setup(student_channels, teacher_channels)``:
-the term calls it once, when the channel counts are known.
+or properties it may declare ``needs``, ``compares``, ``needs_same_channels``, ``needs_same_size``,
+``needs_raw_maps`` and ``compares_probabilities``: the term reads them, see
+:class:`mmkd_plugin.losses.traits.LossTraits`. A loss with weights of its own may have
+``setup(student_channels, teacher_channels)``: the term calls it once, when the channel counts are
+known.
 
 To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`loss_weights` and
 :func:`full_precision`.
@@ -14,9 +15,11 @@ To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`lo
 
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
+from mmkd_plugin.losses.box_distribution import BoxDistributionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
 from mmkd_plugin.losses.cosine_hint import CosineHintLoss
+from mmkd_plugin.losses.cross_head import CrossHeadLoss
 from mmkd_plugin.losses.cross_image import CrossImageLoss
 from mmkd_plugin.losses.decoupled import DecoupledLoss
 from mmkd_plugin.losses.dense_contrast import DenseContrastLoss
@@ -41,17 +44,21 @@ from mmkd_plugin.losses.overhaul import OverhaulLoss
 from mmkd_plugin.losses.pair_wise import PairWiseLoss
 from mmkd_plugin.losses.pearson import PearsonLoss
 from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
+from mmkd_plugin.losses.protocol import ProtocolLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.review import ReviewLoss
+from mmkd_plugin.losses.shared_queries import SharedQueriesLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
 __all__ = [
     'ActivationBoundaryLoss',
     'AttentionLoss',
+    'BoxDistributionLoss',
     'ChannelWiseLoss',
     'ClassCorrelationLoss',
     'CosineHintLoss',
+    'CrossHeadLoss',
     'CrossImageLoss',
     'DecoupledLoss',
     'DenseContrastLoss',
@@ -73,9 +80,11 @@ __all__ = [
     'PairWiseLoss',
     'PearsonLoss',
     'PixelWiseLoss',
+    'ProtocolLoss',
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'ReviewLoss',
+    'SharedQueriesLoss',
     'SoftTargetLoss',
     'TokenRelationLoss',
     'check_shapes',

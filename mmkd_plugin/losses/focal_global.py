@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
-from mmkd_plugin.losses.numerics.boxes import pad_boxes
+from mmkd_plugin.losses.numerics.boxes import checked_boxes
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, weight
 from mmkd_plugin.losses.numerics.checks import temperature as checked_temperature
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
@@ -34,33 +34,6 @@ def attention(x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         ((of_positions / tau).softmax(1) * of_positions.shape[1]).view_as(x[:, :1]),
         ((of_channels / tau).softmax(1) * of_channels.shape[1])[:, :, None, None],
     )
-
-
-def checked_boxes(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
-    """The boxes of a batch as (N, n, 4), in float32 or wider, on the device of a map.
-
-    Args:
-        boxes (Tensor | Sequence[Tensor]): (N, n, 4), or (n, 4) for each image.
-        like (Tensor): A map of the student.
-
-    Returns:
-        Tensor: (N, n, 4), NaN where an image has fewer boxes than others.
-
-    Raises:
-        ValueError: If there are not as many images as in the map, or a tensor has another form.
-    """
-    if isinstance(boxes, Tensor):  # going through it would be one graph for each number of images
-        shapes, fit = tuple(boxes.shape), boxes.dim() == 3 and boxes.shape[2] == 4
-    else:
-        shapes = [tuple(x.shape) for x in boxes]
-        fit = all(len(shape) == 2 and shape[1] == 4 for shape in shapes)
-    if len(boxes) != like.shape[0] or not fit:
-        raise ValueError(
-            f'boxes do not fit the maps: boxes {shapes}, student {tuple(like.shape)}; give one '
-            'tensor (n, 4) per image, (0, 4) for an image without objects'
-        )
-    boxes = boxes if isinstance(boxes, Tensor) else pad_boxes(boxes)
-    return boxes.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def scale_masks(boxes: Tensor, image_size: Sequence[int], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ class LossTraits(NamedTuple):
             if so, a 1×1 convolution is added where they differ. Defaults to True.
         needs_same_size (bool): Whether their heights and widths must be equal; if so, the
             student's maps are resized where they differ. Defaults to True.
+        needs_raw_maps (bool): Whether the maps are compared as the models give them: nothing is
+            added or resized where they differ. Defaults to False.
         compares_probabilities (bool): Whether it compares the probabilities of classes and nothing
             else, so that the largest scores are enough. Defaults to False.
         teaches_nothing (Callable): For maps of that many ``channels``, of that ``size`` and of that
@@ -38,6 +40,7 @@ class LossTraits(NamedTuple):
     compares: str = 'maps'
     needs_same_channels: bool = True
     needs_same_size: bool = True
+    needs_raw_maps: bool = False
     compares_probabilities: bool = False
     teaches_nothing: Callable[..., str | None] = always_teaches
 

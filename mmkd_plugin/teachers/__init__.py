@@ -1,6 +1,6 @@
 """Teachers: one file for each kind."""
 
-from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.base import Batch, Lesson, Passage, Preview, Teacher, Trial
 from mmkd_plugin.teachers.cached import CachedTeacher
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.self_teacher import SelfTeacher
@@ -10,6 +10,7 @@ __all__ = [
     'CachedTeacher',
     'Lesson',
     'OnlineTeacher',
+    'Passage',
     'Preview',
     'SelfTeacher',
     'Teacher',

@@ -45,6 +45,29 @@ class Trial(NamedTuple):
     sync: bool = False
 
 
+class Passage(NamedTuple):
+    """A way through a part of a teacher, for maps of the student.
+
+    The part is frozen: gradients flow through it to the maps, and none to its weights.
+
+    Args:
+        maps (Sequence[Tensor]): The teacher's own maps where the part begins, ``(N, C, H, W)``,
+            without gradient.
+        run (Callable): Takes as many maps of these shapes, with gradient. Returns the map behind
+            the part for each.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin import Passage
+        >>> passage = Passage([torch.rand(2, 8, 4, 4)], lambda maps: [2 * x for x in maps])
+        >>> [x.shape for x in passage.run([torch.rand(2, 8, 4, 4)])]
+        [torch.Size([2, 8, 4, 4])]
+    """
+
+    maps: Sequence[Tensor]
+    run: Callable[[Sequence[Tensor]], list[Tensor]]
+
+
 class Preview(NamedTuple):
     """Tensors of a model for a made-up image, on the CPU.
 
@@ -55,6 +78,8 @@ class Preview(NamedTuple):
         size (int): Height and width of the image, pixels.
         classes (Mapping): Position of class scores in each map of a tap, None for other maps.
             Defaults to nothing.
+        passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
+            maps of the made-up image. Defaults to ``{}``.
 
     Examples:
         >>> import torch
@@ -70,6 +95,7 @@ class Preview(NamedTuple):
     scores: dict[View, Scores]
     size: int
     classes: Mapping[Tap, Sequence[ClassScores | None]] = NOTHING
+    passages: Mapping[View, Passage] = NOTHING
 
 
 class Batch(NamedTuple):
@@ -104,6 +130,10 @@ class Lesson(NamedTuple):
         chosen (Mapping[View, Chosen]): The classes to explain, for each view of explanations.
             Defaults to ``{}``.
         losses (Mapping[str, Any]): Losses of a teacher that is trained along. Defaults to ``{}``.
+        passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
+            the student's maps of the batch. Defaults to ``{}``.
+        queries (Mapping[View, list[Tensor]]): For each view of queries the reference points that
+            were asked, ``(Q, 4)`` for each group. Defaults to ``{}``.
 
     Examples:
         >>> import torch
@@ -116,6 +146,8 @@ class Lesson(NamedTuple):
     shown: Mapping[View, Maps]
     chosen: Mapping[View, Chosen] = NOTHING
     losses: Mapping[str, Any] = NOTHING
+    passages: Mapping[View, Passage] = NOTHING
+    queries: Mapping[View, list[Tensor]] = NOTHING
 
 
 class Teacher(ABC):

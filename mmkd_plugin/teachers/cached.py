@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.cache.loading import field_of, map_key
 from mmkd_plugin.cache.store import TeacherCache, check_stored, human_size
-from mmkd_plugin.cache.wiring import WIRING
+from mmkd_plugin.cache.wiring import NO_WAY, WIRING
 from mmkd_plugin.explanations import Chosen, Explanation, Scores, resized
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Maps, Tap, Taps
@@ -118,6 +118,10 @@ class CachedTeacher(Teacher):
                 'gradient of its task loss, which needs the teacher itself: give `config` and '
                 '`checkpoint` without `type`'
             )
+        for view in views:
+            if view.entrance or view.queries:
+                key = 'through' if view.entrance else 'queries'
+                raise ValueError(f'{view.term}.{key}: {owner} is a cache. {NO_WAY}')
         taps, self._reads = stored_taps(views), taps_of(views)
         check_stored(self.cache, list(map(str, taps)), owner)
         for augment in _batch_augments(student.preprocessor):

@@ -251,6 +251,28 @@ def order_between(ours: Names, theirs: Names) -> ClassOrder | None:
     return None if None in found else ClassOrder(tuple(found), len(theirs))
 
 
+def check_same_classes(here: str, theirs: Names | None, teacher: str) -> None:
+    """Refuses a teacher of other classes than the student's, or of the same in another order.
+
+    Args:
+        here (str): Name of the term in messages.
+        theirs (tuple[str, ...], optional): The classes of the teacher, None if not known.
+        teacher (str): Name of the teacher in messages.
+
+    Raises:
+        ValueError: If both are known, and they differ.
+    """
+    ours = classes_at_build()
+    if ours is None or theirs is None:
+        return
+    order = order_between(ours, theirs)
+    if order is None or not order.identity:
+        raise ValueError(
+            f"{here}: teacher '{teacher}' has other classes than the student's data set, or the "
+            'same in another order; their scores cannot be compared'
+        )
+
+
 # Terms --------------------------------------------------------------------------------------------
 
 

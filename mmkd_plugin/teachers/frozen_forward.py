@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, as_list, find_module
+from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
+from mmkd_plugin.taps.chain import Chain, chains_between, check_chains, run_chain
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
 from mmkd_plugin.taps.example import crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
@@ -45,16 +46,19 @@ class FrozenForward:
         size (int): Height and width of the made-up image, pixels. If the model does not take it,
             the size of the student's training crops is tried.
         owner (str): Name of the model in messages.
+        parts (Iterable[tuple[Taps, Taps]]): Where each part begins and ends that later calls may
+            run on maps of another model. Defaults to ``()``.
 
     Raises:
-        ValueError: If a tap does not run, or the model does not run in the precision that the
-            config asks for.
+        ValueError: If a tap does not run, the model does not run in the precision that the config
+            asks for, or modules alone do not lead from one end of a part to the other.
 
     Attributes:
         run (DryRun): Results of the trial.
         inference (Inference): The options in use.
         how (str): The options in use, for the plan.
         compiled (dict[nn.Module, Callable]): Compiled forwards by module.
+        chains (dict[tuple[Taps, Taps], list[Chain]]): The modules of each part, for each map.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class FrozenForward:
         device: torch.device,
         size: int,
         owner: str,
+        parts: Iterable[tuple[Taps, Taps]] = (),
     ) -> None:
         self.model = model
         self.taps = list(taps)
@@ -77,6 +82,7 @@ class FrozenForward:
         check_ran(model, self.run, taps, owner)
         with torch.no_grad():
             self._settle(*example)
+        self.chains = {part: self._chains(*part, *example) for part in dict.fromkeys(parts)}
 
     def _try_sizes(
         self, preprocessor: nn.Module, device: torch.device, size: int
@@ -98,6 +104,41 @@ class FrozenForward:
             else:
                 return replace(run, size=side, channels=example[0].shape[1]), example
         raise ValueError(self._cannot_run(problem, example)) from problem
+
+    def _chains(
+        self, start: Taps, end: Taps, inputs: Tensor, data_samples: list | None
+    ) -> list[Chain]:
+        """Finds the modules from some taps to others, and tries them on the model's own maps."""
+        heads = self._heads(self.taps)
+
+        def forward() -> None:
+            with EXACT.context(inputs.device):
+                dense_forward(self.model, inputs, data_samples, heads)
+
+        chains = chains_between(self.model, start, end, forward, self.run.places, self._owner)
+        read = self._maps(inputs, data_samples, self.taps, EXACT)
+        maps = as_list(start.of(read)), as_list(end.of(read))
+        with EXACT.context(inputs.device):
+            check_chains(self.model, chains, *maps, start, end, self._owner)
+        return chains
+
+    def through(self, part: tuple[Taps, Taps], maps: Sequence[Tensor]) -> list[Tensor]:
+        """Runs a part of the model on maps of another one, with an autograd graph to them.
+
+        Args:
+            part (tuple[Taps, Taps]): One of the parts given to the constructor.
+            maps (Sequence[Tensor]): Maps in the shapes of the model's own where the part begins.
+
+        Returns:
+            list[Tensor]: The map behind the part for each.
+        """
+        inference, _ = self._asked.where_differentiated.on(maps[0].device)
+        dtype = next(self.model.parameters()).dtype
+        with inference.context(maps[0].device):
+            return [
+                run_chain(self.model, chain, x.to(dtype))
+                for chain, x in zip(self.chains[part], maps, strict=True)
+            ]
 
     def _heads(self, taps: Sequence[Tap]) -> list[str] | None:
         """The heads to run for some taps, None for the whole model."""

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
+from mmkd_plugin.queries import Asked, decoder_watched, learnt_queries
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, classes_around, find_module
+from mmkd_plugin.seeds import seed_of_iteration
+from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
+from mmkd_plugin.taps.chain import names_in
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
-from mmkd_plugin.taps.example import image_channels
+from mmkd_plugin.taps.example import example_batch, image_channels
 from mmkd_plugin.taps.task_gradient import task_gradients
-from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
+from mmkd_plugin.teachers.base import Batch, Lesson, Passage, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
     ClassOrder,
     ScoresOfTaps,
@@ -27,12 +30,12 @@ from mmkd_plugin.teachers.classes import (
     check_names,
     classes_of_checkpoint,
 )
-from mmkd_plugin.teachers.frozen_forward import FrozenForward
+from mmkd_plugin.teachers.frozen_forward import EXACT, FrozenForward
 from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import build_model, checkpoint_hash, classes_in_config, state_hash
 from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
-from mmkd_plugin.words import as_written
+from mmkd_plugin.words import as_written, some
 
 
 @MODELS.register_module()
@@ -126,6 +129,7 @@ class OnlineTeacher(Teacher):
         self._convert: InputConverter | None = None
         self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
+        self._asked_views: list[View] = []
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
         self._orders: Mapping[Tap, ClassOrder] = {}
@@ -149,7 +153,8 @@ class OnlineTeacher(Teacher):
                 class scores cannot be explained.
         """
         owner = f"teacher '{self.name}'"
-        taps, gradient_taps = taps_of(views, 'maps', 'explanations'), taps_of(views, 'gradients')
+        taps = taps_of(views, 'maps', 'explanations', 'queries')
+        gradient_taps = taps_of(views, 'gradients')
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
@@ -167,20 +172,41 @@ class OnlineTeacher(Teacher):
                 device=device,
                 size=student.run.size,
                 owner=owner,
+                parts=[(view.entrance, view.taps) for view in views if view.entrance],
             )
             run = self.forward.run
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
+        self._asked_views = asking = of_kind(views, 'queries')
+        tried = self._try_asking(asking, device, run.size) if asking else {}
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
         self.model.to(home)
-        shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')}
+        shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')} | tried
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
         self._class_scores = run.scores
-        return Preview(run.values, shown, self._scores, run.size, run.scores)
+        passages = self._passages(views, run.values)
+        return Preview(run.values, shown, self._scores, run.size, run.scores, passages)
+
+    def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
+        """Returns the ways through parts of the model for views with an entrance."""
+
+        def way(view: View) -> Passage:
+            several = {tap: not isinstance(read[tap], Tensor) for tap in view.taps}
+            counts = {tap: len(as_list(read[tap])) for tap in view.taps}
+
+            def run(maps: Sequence[Tensor]) -> list[Tensor]:
+                given = iter(self.forward.through((view.entrance, view.taps), maps))
+                made = {tap: [next(given) for _ in range(counts[tap])] for tap in view.taps}
+                made = {tap: x if several[tap] else x[0] for tap, x in made.items()}
+                return as_list(view.of(self._arranged(made)))
+
+            return Passage(as_list(view.entrance.of(read)), run)
+
+        return {view: way(view) for view in views if view.entrance}
 
     def _check_channels(self, student: int | None) -> None:
         """Refuses a model for images with other channels than the student's."""
@@ -229,12 +255,15 @@ class OnlineTeacher(Teacher):
             Lesson: The tensors of these views.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
+        asking = of_kind(views, 'queries')
         read, slopes, left = {}, {}, views
         if gradients:  # the backward pass frees the graph, so explanations need another run
             read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
-            left = explaining
-        chosen, shown = {}, {}
+            left = [*explaining, *asking]
+        chosen, shown, queries = {}, {}, {}
         with ExitStack() as stack:
+            if asking:
+                asked = stack.enter_context(decoder_watched(self.model, f"teacher '{self.name}'"))
             if left:
                 on_path = [tap for view in explaining for tap in view.on_path()]
                 for view in explaining:
@@ -246,10 +275,38 @@ class OnlineTeacher(Teacher):
                 size = batch.inputs.shape[2:]
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
+        for view in asking:
+            seed = seed_of_iteration(view.term, batch.inputs.device)
+            learnt = learnt_queries(self.model, f"teacher '{self.name}'")
+            queries[view] = view.queries.groups(learnt, seed)
+            shown[view] = self._answers(asked, queries[view], batch.inputs.device)
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
-        return Lesson(shown, chosen)
+        return Lesson(shown, chosen, passages=self._passages(views, read), queries=queries)
+
+    @torch.no_grad()
+    def _answers(
+        self, asked: Asked, groups: Sequence[Tensor], device: torch.device
+    ) -> list[Tensor]:
+        """Returns what the last layer of the decoder answers, in float32."""
+        dtype = next(self.model.parameters()).dtype
+        with EXACT.context(device):
+            return [x[-1:] for x in asked.answers(groups, dtype)]
+
+    def _try_asking(
+        self, views: Sequence[View], device: torch.device, size: int
+    ) -> dict[View, list[Tensor]]:
+        """Asks the decoder about a made-up image."""
+        owner = f"teacher '{self.name}'"
+        learnt_queries(self.model, owner)
+        inputs, samples = example_batch(self.model, device, size)
+        with decoder_watched(self.model, owner) as asked:
+            self.forward(inputs, samples, taps_of(views))
+        return {
+            view: [x.cpu() for x in self._answers(asked, _on(device, view.queries.trial()), device)]
+            for view in views
+        }
 
     def read(
         self,
@@ -354,7 +411,27 @@ class OnlineTeacher(Teacher):
             text += ', runs its task loss and the gradient of it while a loss on gradients is on'
         if self.forward is not None:
             text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
+            text += self._second_runs()
+        if self._asked_views:
+            groups = some(dict.fromkeys(str(view.queries) for view in self._asked_views))
+            text += f'; its decoder, and the one of the student, are asked again: {groups}'
         return text
+
+    def _second_runs(self) -> str:
+        """Describes the parts that run again on maps of the student."""
+        names = names_in([c for chains in self.forward.chains.values() for c in chains])
+        if not names:
+            return ''
+        parts = nn.ModuleList({find_module(self.model, Tap(name), self.name) for name in names})
+        millions = sum(p.numel() for p in parts.parameters()) / 1e6
+        return (
+            f'; runs {some(names)} again on maps of the student, forward and backward '
+            f'({millions:.2f} M parameters)'
+        )
+
+
+def _on(device: torch.device, groups: Sequence[Tensor]) -> list[Tensor]:
+    return [points.to(device) for points in groups]
 
 
 def _detached(maps: Maps) -> Maps:

@@ -130,11 +130,17 @@ class SelfTeacher(nn.Module, Teacher):
         here = f"self-teacher '{self.name}'"
         if not isinstance(student.config, dict):
             raise ValueError("a self-teacher is built from the student's config; give a dict")
-        for view in of_kind(views, 'gradients', 'explanations'):
+        for view in of_kind(views, 'gradients', 'explanations', 'queries'):
             what = 'gradients of task losses' if view.kind == 'gradients' else view.kind
             raise ValueError(
                 f'{view.term}: {view.loss} compares {what}, which a self-teacher cannot show'
             )
+        for view in views:
+            if view.entrance:
+                raise ValueError(
+                    f'{view.term}.through: {here} learns along, and maps of the student go through '
+                    'a frozen teacher only; leave it out'
+                )
         maps, taps = tuple(as_list(self.tap.of(student.run.values))), taps_of(views)
         samples = student.run.samples and [sample.cpu() for sample in student.run.samples]
         neck, refined = self._try_neck(maps, here)

@@ -69,7 +69,8 @@ def _build_one(
         takes(module, ('map',), f'{here}.connector', 'a connector')
         return module
     differ = student.shape[1] != teacher.shape[1]
-    if differ and student.ndim == 4 and traits.needs_same_channels:
+    fits = traits.needs_same_channels and not traits.needs_raw_maps
+    if differ and student.ndim == 4 and fits:
         return ConvConnector(**channels)
     return nn.Identity()
 

@@ -24,6 +24,8 @@ KEYS = (
     'connector',
     'teacher_connector',
     'norm',
+    'through',
+    'queries',
     'schedule',
     'compile',
 )
@@ -57,6 +59,14 @@ def check_line(here: str, name: str, config: Any) -> None:
         raise ValueError(
             f"{here} has no `loss`: add loss=dict(type='mmkd_plugin.ChannelWiseLoss'), say"
         )
+    taps = [key for key in ('tap', 'student_tap', 'teacher_tap') if config.get(key) is not None]
+    if config.get('queries') is not None:
+        if taps:
+            raise ValueError(
+                f'{here} has `{taps[0]}` beside `queries`: answers of the decoders are compared, '
+                'so leave it out'
+            )
+        config = {**config, 'tap': 'decoder'}
     if any(config.get(key, config.get('tap')) is None for key in ('student_tap', 'teacher_tap')):
         raise ValueError(
             f"{here} has no tap: add tap='module.path', or `student_tap` and `teacher_tap` "

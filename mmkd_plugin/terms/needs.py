@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
-from mmengine.logging import MessageHub
 from torch import Tensor
 
+from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
+from mmkd_plugin.seeds import seed_of_iteration
+from mmkd_plugin.views import View
 
 
 @dataclass(frozen=True)
@@ -100,27 +100,13 @@ FROM_BATCH = {
 }
 
 
-def seed_of_iteration(term: str, device: torch.device) -> Tensor:
-    """Returns a seed of this iteration: a function of the run's seed, the process and the term.
-
-    A resumed run has the seeds of the one that never stopped, and nothing is saved for it.
-
-    Args:
-        term (str): Name of the term. Each has seeds of its own.
-        device (torch.device): Where the seed should lie.
-
-    Returns:
-        Tensor: A whole number from 0, int64 of shape ().
-    """
-    run = MessageHub.get_current_instance().runtime_info
-    key = (run.get('seed'), run.get('iter', 0), get_rank(), term)
-    number = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), 'big') >> 1
-    return torch.full((), number, dtype=torch.int64, device=device)
-
-
 #: Arguments of losses that are read from the run, by their name. Each function takes the name of
 #: the term and the device of the maps.
 FROM_RUN = {'seed': seed_of_iteration}
+
+#: Arguments of losses that the student finds while it computes its own losses: the results of the
+#: assigner of its head.
+FROM_STUDENT = ('assigned',)
 
 #: Arguments of losses that are computed from the weight and the bias of the batch norm that feeds
 #: the teacher's map, by their name.
@@ -158,3 +144,16 @@ def from_batch(
             if given[need] is None:
                 raise ValueError(f'{here} needs {source.words} (`{need}`); {batch} has none')
     return given
+
+
+def from_student(view: View, assigned: Mapping[View, Assigned]) -> dict[str, Any]:
+    """Reads the arguments of a loss that the student has found.
+
+    Args:
+        view (View): The view of the student by the term.
+        assigned (Mapping[View, Assigned]): What its assigner found, for each view that asks for it.
+
+    Returns:
+        dict[str, Any]: The arguments by name.
+    """
+    return {need: assigned[view] for need in FROM_STUDENT if view in assigned}

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.queries import DECODER, ENCODER, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
-from mmkd_plugin.teachers.base import Teacher
-from mmkd_plugin.teachers.classes import Compared
+from mmkd_plugin.teachers.base import Passage, Teacher
+from mmkd_plugin.teachers.classes import Compared, check_same_classes
 from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN, FROM_STUDENT
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
+from mmkd_plugin.terms.through import Through
 from mmkd_plugin.terms.trial import problem_of
 from mmkd_plugin.terms.watch import Watch
 from mmkd_plugin.views import View
@@ -51,6 +53,12 @@ class Term(nn.Module):
             file of its trained weights as ``checkpoint``. Defaults to None.
         norm (str | list[str], optional): Names of the teacher's batch norms that feed the maps, for
             a loss that needs them. Defaults to None: they are found.
+        through (Through, optional): Where the student's maps go into the teacher. The loss compares
+            what comes out at ``teacher_tap`` with the teacher's own maps there. Defaults to None:
+            it compares the student's maps.
+        queries (Queries, optional): The queries that both decoders are asked once more. The loss
+            compares their answers, and the taps are the encoder of the student and the decoder of
+            the teacher. Defaults to None.
         schedule (Schedule, optional): When the term is on. Defaults to None: always.
         compile (bool): Whether the loss runs through torch.compile in training. Defaults to False.
         auto (AutoWeight, optional): Finds the ``loss_weight`` of the loss during training. Defaults
@@ -82,6 +90,8 @@ class Term(nn.Module):
         connector: dict | list | str | None = 'auto',
         teacher_connector: dict | None = None,
         norm: str | Sequence[str] | None = None,
+        through: Through | None = None,
+        queries: Queries | None = None,
         schedule: Schedule | None = None,
         compile: bool = False,
         auto: AutoWeight | None = None,
@@ -104,7 +114,14 @@ class Term(nn.Module):
         self.watch = Watch(self.here, type(loss).__name__, self.traits, f"'{student_tap}'")
         self._connector = connector
         self._teacher_connector = teacher_connector
+        self.through = through
+        self.queries = queries
         _check_needs(self)
+        _check_raw(self, converts=connector not in ('auto', None) or teacher_connector)
+        if through is not None:
+            _check_through(self)
+        if queries is not None:
+            _check_queries(self, connector)
         if explainer is not None:
             _check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
         elif self.traits.compares == 'explanations':
@@ -113,9 +130,17 @@ class Term(nn.Module):
                 "explainer=dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')"
             )
         words = dict(term=self.here, loss=type(loss).__name__)
+        entrance = None if through is None else through.taps
         kind = 'explanations' if explainer is not None else self.traits.compares
-        self.student_view = View(student_tap, kind, explainer, 'student', **words)
-        self.teacher_view = View(teacher_tap, kind, explainer, 'teacher', **words)
+        kind = kind if queries is None else 'queries'
+        words['queries'] = queries
+        assigned = any(need in FROM_STUDENT for need in self.traits.needs)
+        self.student_view = View(
+            student_tap, kind, explainer, 'student', assigned=assigned, **words
+        )
+        self.teacher_view = View(
+            teacher_tap, kind, explainer, 'teacher', entrance=entrance, **words
+        )
 
     @property
     def student_tap(self) -> Taps:
@@ -131,8 +156,11 @@ class Term(nn.Module):
     def compared(self) -> Compared | None:
         """What it compares class by class if these are class scores; None if nothing.
 
-        Of explanations, these are the class scores.
+        Of explanations, these are the class scores. Scores that come out of the teacher on both
+        sides have one order.
         """
+        if self.through is not None or self.queries is not None:
+            return None
         if self.explainer is not None:
             return Compared(self.here, self.student_view.scores, self.teacher_view.scores)
         if self.traits.compares == 'gradients':
@@ -170,8 +198,10 @@ class Term(nn.Module):
         if explainer is not None:
             explainer = build_module(explainer, f'{here}.explainer')
         try:
-            student_tap = Taps.parse(config.get('student_tap', config.get('tap')))
-            teacher_tap = Taps.parse(config.get('teacher_tap', config.get('tap')))
+            queries = Queries.from_config(here, config.get('queries'))
+            taps = (ENCODER, DECODER) if queries is not None else (config.get('tap'),) * 2
+            student_tap = Taps.parse(config.get('student_tap', taps[0]))
+            teacher_tap = Taps.parse(config.get('teacher_tap', taps[1]))
             loss, share = _loss(config['loss'], f'{here}.loss')
             return cls(
                 name,
@@ -183,6 +213,8 @@ class Term(nn.Module):
                 connector=config.get('connector', 'auto'),
                 teacher_connector=config.get('teacher_connector'),
                 norm=config.get('norm'),
+                through=Through.from_config(here, config.get('through')),
+                queries=queries,
                 schedule=Schedule.from_config(f'{here}.schedule', config.get('schedule')),
                 compile=compile,
                 auto=None if share is None else AutoWeight(share),
@@ -198,6 +230,7 @@ class Term(nn.Module):
         *,
         source: Teacher | None = None,
         classes: int | None = None,
+        passage: Passage | None = None,
     ) -> None:
         """Builds the connectors and tries the loss on the maps of a dry forward.
 
@@ -205,12 +238,14 @@ class Term(nn.Module):
             student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student for
                 ``student_view``.
             teacher (Tensor | list[Tensor]): Maps of the teacher for ``teacher_view``.
-            given (dict, optional): Arguments of the loss from the batch of the same images, by
-                name. Defaults to None.
+            given (dict, optional): Arguments of the loss from the batch of the same images and
+                from the student, by name. Defaults to None.
             source (Teacher, optional): The teacher. It knows the batch norms that feed its maps and
                 the number of its classes. Defaults to None.
             classes (int, optional): Number of classes of the student's head around the tap.
                 Defaults to None: not known.
+            passage (Passage, optional): The way through the teacher for maps of these images, if
+                the term has a ``through``. Defaults to None.
 
         Raises:
             ValueError: If the loss cannot take these shapes.
@@ -218,6 +253,13 @@ class Term(nn.Module):
         """
         students, teachers = as_list(student), as_list(teacher)
         self._check_maps(students, teachers)
+        if self.through is not None and passage is None:
+            raise ValueError(
+                f"{self.here}.through: teacher '{self.teacher}' cannot run on maps of the student; "
+                'that takes a trained model that runs beside it (a teacher without `type`)'
+            )
+        if self.queries is not None and source is not None:
+            check_same_classes(self.here, source.class_names, source.name)
         if source is not None:
             self._check_classes(students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
@@ -228,15 +270,15 @@ class Term(nn.Module):
             )
         with torch.no_grad():
             pairs = list(zip(students, self._convert_teacher(teachers)))
-        self.connectors = build_connectors(self._connector, pairs, self.traits, self.here)
+            self.connectors = self._build_connectors(pairs, passage)
         self._count = len(pairs)
         training = self.training
         try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
-                self.eval()._set_up(pairs)
-                self.eval()(student, teacher, given)
-                behind = convert(self.connectors, students)
-            problem = problem_of(lambda s, t: self(s, t, given), student, teacher)
+                behind = self.eval()._behind(students, passage)
+                self._set_up(behind, pairs)
+                self(student, teacher, given, passage)
+            problem = problem_of(lambda s, t: self(s, t, given, passage), student, teacher)
         except Exception as error:  # whatever a foreign loss or connector makes of these maps
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             raise ValueError(
@@ -253,17 +295,31 @@ class Term(nn.Module):
             )
         self.watch.channels(behind)
         if self.auto is not None:
-            self._prepare_auto(student, teacher, given, len(pairs))
+            self._prepare_auto(len(pairs), student, teacher, given, passage)
 
-    def _prepare_auto(
-        self, student: Maps, teacher: Maps, given: dict[str, Any] | None, maps: int
-    ) -> None:
+    def _build_connectors(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], passage: Passage | None
+    ) -> nn.ModuleList:
+        if self.through is None:
+            return build_connectors(self._connector, pairs, self.traits, self.here)
+        students = [s for s, _ in pairs]
+        return self.through.connectors(
+            self._connector, students, passage.maps, self.here, self.student_tap
+        )
+
+    def _behind(self, students: Sequence[Tensor], passage: Passage | None) -> list[Tensor]:
+        """Returns the student's maps as the loss gets them, without resizing."""
+        if self.through is None:
+            return convert(self.connectors, students)
+        return passage.run(self.through.enter(self.connectors, students, passage.maps))
+
+    def _prepare_auto(self, maps: int, *compared: Any) -> None:
         """Finds out how many weights the loss takes: one for each map where that is possible."""
         training = self.training
         try:
             with torch.no_grad():
-                once = self.eval()(student, teacher, given)
-                twice, weights = self._doubled(student, teacher, given, maps)
+                once = self.eval()(*compared)
+                twice, weights = self._doubled(maps, *compared)
         finally:
             self.train(training)
         if not torch.isclose(2 * once, twice, rtol=1e-3):
@@ -274,18 +330,16 @@ class Term(nn.Module):
         self.auto.for_maps(weights)
         self.loss.loss_weight = 'auto'  # for the plan
 
-    def _doubled(
-        self, student: Maps, teacher: Maps, given: dict[str, Any] | None, maps: int
-    ) -> tuple[Tensor, int]:
+    def _doubled(self, maps: int, *compared: Any) -> tuple[Tensor, int]:
         """The loss with a weight of 2 for each map, or for all; and the number of weights."""
         if maps > 1:
             self.loss.loss_weight = (2.0,) * maps
             try:
-                return self(student, teacher, given), maps
+                return self(*compared), maps
             except (TypeError, ValueError):  # it compares the maps together
                 pass
         self.loss.loss_weight = 2.0
-        return self(student, teacher, given), 1
+        return self(*compared), 1
 
     def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
         if len(students) != len(teachers):
@@ -309,6 +363,8 @@ class Term(nn.Module):
     ) -> None:
         """Refuses scores of different numbers of classes: a 1×1 convolution cannot match them."""
         if self._connector != 'auto' or not self.traits.needs_same_channels or self.explainer:
+            return
+        if self.through is not None or self.queries is not None:
             return
         theirs = source.classes(self.teacher_tap.taps[0])
         if not ours or not theirs or ours == theirs:
@@ -341,12 +397,11 @@ class Term(nn.Module):
                 f'{self.here}: norm has {len(norms)} names for {count} maps; give one for each'
             )
 
-    def _set_up(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _set_up(self, students: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Lets the loss build its own modules for the channels behind the connectors."""
-        if not hasattr(self.loss, 'setup'):
-            return
-        students = convert(self.connectors, [s for s, _ in pairs])
-        self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
+        if hasattr(self.loss, 'setup'):
+            self.loss.setup([s.shape[1] for s in students], [t.shape[1] for _, t in pairs])
+            self.loss.train(self.training)
 
     def _convert_teacher(self, maps: list[Tensor]) -> list[Tensor]:
         if not self.teacher_connectors:
@@ -368,6 +423,7 @@ class Term(nn.Module):
         student: Maps,
         teacher: Maps,
         given: dict[str, Any] | None = None,
+        passage: Passage | None = None,
         measuring: bool = False,
     ) -> Tensor:
         """Computes the weighted loss, without the factor of the schedule.
@@ -375,8 +431,10 @@ class Term(nn.Module):
         Args:
             student (Tensor | list[Tensor]): Maps ``(N, C, H, W)`` of the student, with gradient.
             teacher (Tensor | list[Tensor]): Maps of the teacher.
-            given (dict, optional): Arguments of the loss from the batch, by name. Entries that the
-                loss does not need are ignored. Defaults to None.
+            given (dict, optional): Arguments of the loss from the batch and from the student, by
+                name. Entries that the loss does not need are ignored. Defaults to None.
+            passage (Passage, optional): The way through the teacher for maps of this batch, if the
+                term has a ``through``. Defaults to None.
             measuring (bool): Whether it is for a measurement of the weight, and not trained on.
                 Defaults to False.
 
@@ -394,8 +452,11 @@ class Term(nn.Module):
                 f'teacher, where the dry forward at build time gave {self._count}'
             )
         teachers = self._convert_teacher(teachers)
-        same_size = self.traits.needs_same_size
-        students = fit_all(self.connectors, students, teachers, same_size)
+        if self.through is not None:
+            students = self._behind(students, passage)
+        else:
+            same_size = self.traits.needs_same_size and not self.traits.needs_raw_maps
+            students = fit_all(self.connectors, students, teachers, same_size)
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
         if self.training:
@@ -477,9 +538,45 @@ def _check_explainer(term: Term, converts: Any) -> None:
         )
 
 
+def _check_through(term: Term) -> None:
+    """Refuses maps that go through the teacher where the loss compares something else."""
+    if term.explainer is not None or term.traits.compares != 'maps':
+        raise ValueError(
+            f'{term.here}.through: only maps go through the teacher, and this term compares '
+            f'{"explanations" if term.explainer is not None else term.traits.compares}; leave it '
+            'out'
+        )
+    if term._teacher_connector is not None:
+        raise ValueError(
+            f'{term.here}.through: what comes out of the teacher is compared as it is; leave '
+            '`teacher_connector` out'
+        )
+
+
+def _check_queries(term: Term, connector: Any) -> None:
+    """Refuses what cannot be done with the answers of decoders."""
+    others = dict(
+        explainer=term.explainer,
+        through=term.through,
+        teacher_connector=term._teacher_connector,
+        connector=None if connector == 'auto' else connector,
+    )
+    given = next((key for key, value in others.items() if value is not None), None)
+    if given is not None:
+        raise ValueError(
+            f'{term.here} has `{given}` beside `queries`: answers of the decoders are compared as '
+            'they are, so leave it out'
+        )
+    if term.traits.needs_same_channels or term.traits.compares != 'maps':
+        raise ValueError(
+            f'{term.here}.queries: {type(term.loss).__name__} does not compare the answers of '
+            'decoders; take mmkd_plugin.SharedQueriesLoss'
+        )
+
+
 def _check_needs(term: Term) -> None:
     """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_RUN, *FROM_NORM]
+    known = [*FROM_BATCH, *FROM_RUN, *FROM_STUDENT, *FROM_NORM]
     for need in term.traits.needs:
         if need not in known:
             raise ValueError(
@@ -490,6 +587,18 @@ def _check_needs(term: Term) -> None:
         raise ValueError(
             f'{term.here}.norm: {type(term.loss).__name__} needs no batch norm of the teacher; '
             'leave it out'
+        )
+
+
+def _check_raw(term: Term, converts: Any) -> None:
+    """Refuses a connector for a loss that compares maps as the models give them.
+
+    One before a way through the teacher is none of these.
+    """
+    if term.traits.needs_raw_maps and converts and term.through is None:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} compares what the heads give as it is; leave '
+            'the connector out'
         )
 
 

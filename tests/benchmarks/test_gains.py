@@ -11,9 +11,10 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from benchmarks.gains import page, records
+from benchmarks.gains import overview, page, records
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
+    ALONE,
     TRIAL_SEED,
     TRIALS,
     Budget,
@@ -149,10 +150,10 @@ def test_the_plan_before_anything_is_run():
 def test_results_settle_the_rest_of_the_plan():
     done = [*trials('cwd', 35.0, 36.0, 37.0), *trials('frskd', 35.0, 35.0, None)]
     weights = {run.method: run.weight for run in plan(TABLE, done, Budget()) if run.known}
-    assert (weights['cwd'], weights['frskd']) == (3.0, 1.0)
+    assert (weights['cwd'], weights['frskd']) == (TRIALS[2], TRIALS[1])
     for seed in (0, 1):
-        done += [record(seed=seed), record('cwd', seed, 36.0, 3.0, step_seconds=0.17)]
-        done += [record('frskd', seed, 36.0, 1.0, step_seconds=0.104)]
+        done += [record(seed=seed), record('cwd', seed, 36.0, TRIALS[2], step_seconds=0.17)]
+        done += [record('frskd', seed, 36.0, TRIALS[1], step_seconds=0.104)]
     longer = [run for run in plan(TABLE, done, Budget()) if run.method == 'longer']
     assert [(run.seed, run.length) for run in longer] == [(0, 2.0), (1, 2.0)]
     assert all(run.known for run in plan(TABLE, done, Budget()))
@@ -167,7 +168,9 @@ def test_a_grid_has_no_trials():
 
 
 def test_choosing():
-    assert [best_of(scores) for scores in ({0.3: 1.0, 1.0: None}, {0.3: 1.0, 1.0: 1.0})] == [0.3, 1]
+    assert best_of({0.3: 1.0, 1.0: None}) == 0.3
+    assert best_of({0.3: 1.0, 1.0: 1.0, 3.0: 1.0}) == 1.0
+    assert best_of({'auto:0.1': 1.0, 'auto:0.5': 2.0, 'auto:2.5': 1.0}) == 'auto:0.5'
     assert [longer_factor(ratio) for ratio in (0.9, 1.05, 1.06, 2.0, 2.01, 99)] == [
         1.0, 1.0, 1.25, 2.0, 2.5, 8.0,
     ]  # fmt: skip
@@ -202,10 +205,10 @@ def test_the_config_of_a_run():
     assert cfg.model.task.schedule.start == 25
     term = cfg.model.distill.activation_boundary
     assert term.schedule.stop == 25
-    assert term.loss.loss_weight == pytest.approx([1.125e-5, 2.25e-5, 4.5e-5, 9e-5])
+    assert term.loss.loss_weight == [3.0] * 4
     assert (cfg.model.teacher.config, cfg.model.teacher.checkpoint) == ('t.py', 'work/t.pth')
     assert test_split(cfg) == 'val'
-    plain = run_config(RECIPE, seed=7, weight=1.0)
+    plain = run_config(RECIPE, seed=7, weight='recipe')
     assert plain.train_cfg.max_iters == 1000
     assert digest(plain) == digest(run_config(RECIPE, seed=7)) != digest(cfg)
 
@@ -213,9 +216,10 @@ def test_the_config_of_a_run():
 @pytest.mark.parametrize(
     ('weight', 'before', 'after'),
     [
-        (1.0, dict(loss_weight=4), 4),
-        (0.5, dict(loss_weight=4), 2),
-        (3.0, dict(), 3),  # the default of the loss is 1
+        ('recipe', dict(loss_weight=4), 4),
+        (0.5, dict(loss_weight=4), 0.5),
+        (3.0, dict(), 3),
+        (3.0, dict(loss_weight=[1, 2]), [3, 3]),
         ('auto', dict(loss_weight=4), 'auto'),
         ('auto:0.3', dict(loss_weight=[1, 2]), dict(auto=0.3)),
     ],
@@ -242,10 +246,10 @@ def test_the_lines_of_finished_runs(tmp_path: Path):
 SOME = [
     record('teacher', 0, 50.0),
     *(record(seed=seed, score=30.0 + seed) for seed in range(3)),
-    *(record('cwd', s, 39.0 + 2 * s, 1.0, step_seconds=0.19) for s in range(3)),
-    *(record('nst', s, 20.0 + 2 * s, 1.0, step_seconds=0.1) for s in range(3)),
-    *(record('pair', s, (30.0, 32.0, 31.0)[s], 1.0, step_seconds=0.1) for s in range(3)),
-    *(record('wild', s, None, 1.0) for s in range(3)),
+    *(record('cwd', s, 39.0 + 2 * s, 'recipe', step_seconds=0.19) for s in range(3)),
+    *(record('nst', s, 20.0 + 2 * s, 'recipe', step_seconds=0.1) for s in range(3)),
+    *(record('pair', s, (30.0, 32.0, 31.0)[s], 'recipe', step_seconds=0.1) for s in range(3)),
+    *(record('wild', s, None, 'recipe') for s in range(3)),
     *(record('longer', s, 34.0 + s, length=2.0, iterations=2000) for s in range(3)),
 ]
 
@@ -260,7 +264,7 @@ def test_the_page_says_what_the_runs_say():
     rows = lines_of(text)
     assert list(rows) == ['cwd', 'pair', 'nst', 'wild']  # the largest gain first
     cwd = rows['cwd']
-    assert cwd[1:6] == ['×1', '3', '41.00', '+10.00 [+7.52, +12.48]', cwd[5]]
+    assert cwd[1:6] == ['recipe', '3', '41.00', '+10.00 [+7.52, +12.48]', cwd[5]]
     share = ratio_interval([9.0, 10.0, 11.0], [20.0, 19.0, 18.0])
     assert cwd[5] == f'{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]'
     assert cwd[6:] == ['helps', '1.90×', '+6.00 [+3.52, +8.48], 2×']
@@ -272,11 +276,23 @@ def test_the_page_says_what_the_runs_say():
 
 def test_trials_choose_the_row_and_a_grid_has_its_own_table():
     done = [*SOME, *trials('cwd', 30.0, 31.0, 32.0)]
-    done += [record('cwd', seed, 45.0, 3.0) for seed in range(3)]
-    done += [record('cwd', seed, 44.0, 'auto') for seed in range(3)]
+    done += [record('cwd', seed, 45.0, TRIALS[2]) for seed in range(3)]
+    done += [record('cwd', seed, 44.0, 3.0) for seed in range(3)]
     text = page.text(done)
-    assert lines_of(text)['cwd'][1] == '×3'
-    assert '| method | ×1 | ×3 | auto |' in text and '| cwd | +10.00 [' in text
+    assert lines_of(text)['cwd'][1] == TRIALS[2]
+    assert f'| method | 3 | {TRIALS[2]} | recipe |' in text and '| cwd | +13.00 [' in text
+
+
+def test_an_automatic_weight_is_compared_with_a_grid():
+    grid = {0.1: 36.0, 1.0: 41.0, 10.0: 35.0, 100.0: None, 1000.0: 20.0}
+    done = [r for r in SOME if r.method in ALONE]
+    done += [record('cwd', 0, score, weight) for weight, score in grid.items()]
+    assert 'against a grid' not in page.text([*done, record('nst', 0, 41.0, 'auto')])
+    text = page.text([*done, record('cwd', 0, 40.6, 'auto')])
+    assert '| cwd | 1 | +11.00 | +10.60 | yes |' in text
+    assert 'in 1 of 1 cells, and is below the student alone in 0.' in ' '.join(text.split())
+    text = ' '.join(page.text([*done, record('cwd', 0, 29.0, 'auto')]).split())
+    assert 'in 0 of 1 cells, and is below the student alone in 1.' in text
 
 
 def test_one_seed_has_no_interval():
@@ -296,7 +312,37 @@ def test_the_page_of_the_docs_is_that_of_the_runs():
     found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
     text = (ROOT / 'docs' / 'results.md').read_text(encoding='utf-8')
     assert text == page.text(found), 'write it again: python tools/reproduce.py --report'
+    assert (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8') == overview.choosing(found)
+    for name, block in overview.BLOCKS.items():
+        text = (ROOT / name).read_text(encoding='utf-8')
+        assert text == overview.filled(text, block(found)), f'{name}: write it again, as above'
     assert all(asdict(one)['seconds'] > 0 for one in found)
+
+
+def test_the_short_tables():
+    real = [replace(one, data='camvid', split='test') for one in SOME]
+    real.append(replace(record('teacher', score=50.0), data='camvid', split='test'))
+    (line,) = overview.real_table([*SOME, *real]).splitlines()[2:]
+    assert line.startswith('| CamVid | mIoU, test | 31.00 | 41.00 | 50.00 | +10.00 [+7.52, +12.48]')
+    assert line.endswith('| [cwd](configs/cwd.py) |')
+    lines = overview.matrix(real).splitlines()
+    assert lines[2] == '| cwd | **+10.0** [+7.5, +12.5], helps, recipe |'
+    assert lines[4:] == ['| pair | +0.0, inconclusive |', '| wild | diverged |']
+    text = overview.choosing(real)
+    assert '| [cwd](../configs/cwd.py) | recipe | +10.00 [+7.52, +12.48] | 1.90× |' in text
+    for words in (
+        'nothing: pair (+0.0).', 'the student alone: nst (-9.0).', 'Diverged: wild.'
+    ):  # fmt: skip
+        assert words in text
+    one_seed = [one for one in real if one.seed == 0]
+    assert overview.real_table(one_seed) == 'No runs are finished yet.\n'
+
+
+def test_a_block_needs_its_marks():
+    page_of = 'a\n<!-- gains: written by tools/reproduce.py -->\nold\n<!-- /gains -->\nb\n'
+    assert overview.filled(page_of, 'new\n') == page_of.replace('old', 'new')
+    with pytest.raises(ValueError, match='two marks'):
+        overview.filled('a\n', 'new\n')
 
 
 def test_an_interval_without_limits_is_written_without():

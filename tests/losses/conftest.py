@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-pytest.register_assert_rewrite('loss_contract', 'labelled', 'learning_contract')
+pytest.register_assert_rewrite(
+    'loss_contract', 'labelled', 'learning_contract', 'detection_contract'
+)
 
 
 @pytest.fixture(autouse=True, scope='package')

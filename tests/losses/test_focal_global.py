@@ -10,8 +10,8 @@ from learning_contract import LearningContract, set_up
 from loss_contract import alike, random_pair
 
 from mmkd_plugin.losses import FocalGlobalLoss
-from mmkd_plugin.losses.focal_global import checked_boxes, scale_masks
-from mmkd_plugin.losses.numerics.boxes import pad_boxes
+from mmkd_plugin.losses.focal_global import scale_masks
+from mmkd_plugin.losses.numerics.boxes import checked_boxes, pad_boxes
 
 SIZE = (60, 90)
 BOXES = [

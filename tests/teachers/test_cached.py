@@ -25,10 +25,13 @@ from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.paraphrasing import stage_config
 from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.stack import safe_loading
-from mmkd_plugin.taps import Tap, as_list
+from mmkd_plugin.taps import Tap, Taps, as_list
+from mmkd_plugin.taps.dry_run import DryRun
+from mmkd_plugin.teachers import Trial
 from mmkd_plugin.teachers.cached import CachedTeacher
 from mmkd_plugin.teachers.configs import build_teacher
 from mmkd_plugin.teachers.online import OnlineTeacher
+from mmkd_plugin.views import View
 from tests import stock_models
 from tests.caches import use_cache, write_cache
 from tests.runs import Record, assert_same, config, needs_ops, save_weights, train
@@ -599,6 +602,27 @@ def test_a_cache_of_another_teacher(scenes, checkpoints, caches, tmp_path):
         CachedTeacher(caches['mmseg'], **{**same, 'checkpoint': other})
     with pytest.raises(ValueError, match='written by a teacher of another config'):
         CachedTeacher(caches['mmseg'], **{**same, 'config': model_of('mmseg', 8)})
+
+
+def test_maps_of_the_student_need_the_teacher_itself(scenes, checkpoints, caches):
+    line = dict(student_tap='decode_head.conv_seg@input', through='decode_head.conv_seg@input')
+    cfg = use_cache(recipe('mmseg', scenes, checkpoints, RESIZE), caches['mmseg'])
+    cfg.merge_from_dict(
+        {'model.distill': dict(cross=dict(line, teacher_tap='decode_head.conv_seg'))}
+    )
+    words = r"distill.cross.through: teacher 'teacher' is a cache. It asks the teacher itself"
+    with pytest.raises(ValueError, match=words):
+        wire(cfg)
+    view = View(
+        Taps.parse('decode_head.conv_seg'),
+        entrance=Taps.parse('decode_head.conv_seg@input'),
+        term='distill.cross',
+    )
+    preprocessor = stock_models.build(model_of('mmseg')).data_preprocessor
+    with pytest.raises(ValueError, match=words):
+        CachedTeacher(caches['mmseg']).prepare(
+            Trial(None, preprocessor, DryRun()), [view], torch.device('cpu')
+        )
 
 
 def test_gradients_need_the_teacher_itself(caches):

@@ -140,6 +140,17 @@ def test_random_scales_are_said(segmentation, tmp_path, monkeypatch, call_tool):
     assert TeacherCache(str(tmp_path / 'x')).meta['scale']['scale'] == [64, 64]
 
 
+def test_a_teacher_for_maps_of_the_student_is_not_stored(
+    segmentation, tmp_path, monkeypatch, fails
+):
+    monkeypatch.chdir(segmentation)
+    cfg = Config.fromfile('distilled.py')
+    cfg.model.distill.cwd.through = 'decode_head.conv_seg@input'
+    cfg.dump('through.py')
+    said = fails('cache_teacher', 'through.py', '--out', tmp_path / 'x')
+    assert 'distill.cwd.through: no cache can replace this teacher. It asks the teacher its' in said
+
+
 def test_gradients_are_not_stored(segmentation, tmp_path, monkeypatch, fails):
     monkeypatch.chdir(segmentation)
     text = (segmentation / 'distilled.py').read_text()

@@ -31,6 +31,7 @@ def check_shapes(
     same_channels: bool = True,
     same_size: bool = True,
     size_hint: str = ADD_RESIZE,
+    channels_hint: str = ADD_CONV,
 ) -> None:
     """Refuse two maps that a loss cannot compare; nothing is ever broadcast.
 
@@ -41,6 +42,7 @@ def check_shapes(
         same_channels (bool): Whether the channel counts must be equal. Defaults to True.
         same_size (bool): Whether heights and widths must be equal. Defaults to True.
         size_hint (str): The advice to give when the sizes differ.
+        channels_hint (str): The advice to give when the channel counts differ.
 
     Raises:
         ValueError: If they cannot be compared. It names both shapes and a remedy.
@@ -59,7 +61,7 @@ def check_shapes(
             f'batch sizes differ: {shapes}; choose taps that see the same images in both models'
         )
     if same_channels and s[1] != t[1]:
-        raise ValueError(f'channel counts differ: {shapes}; {ADD_CONV}')
+        raise ValueError(f'channel counts differ: {shapes}; {channels_hint}')
     if same_size and s[2:] != t[2:]:
         raise ValueError(f'map sizes differ: {shapes}; {size_hint}')
 

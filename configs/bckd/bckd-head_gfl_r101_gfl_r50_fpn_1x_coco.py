@@ -1,0 +1,7 @@
+_base_ = '../_base_/pairs/gfl_r101_gfl_r50_fpn_1x_coco.py'
+
+model = dict(
+    distill=dict(
+        bckd=dict(tap='bbox_head', loss=dict(type='mmkd_plugin.ProtocolLoss')),
+    ),
+)

@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_bccd-256x192.py'
+
+model = dict(
+    distill=dict(
+        class_correlation=dict(
+            tap='bbox_head.retina_cls',
+            loss=dict(type='mmkd_plugin.ClassCorrelationLoss', tau=1, loss_weight='auto'),
+        ),
+    ),
+)

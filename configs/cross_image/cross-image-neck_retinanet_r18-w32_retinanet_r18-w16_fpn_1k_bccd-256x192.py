@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_bccd-256x192.py'
+
+model = dict(
+    distill=dict(
+        cross_image=dict(
+            tap='neck',
+            loss=dict(type='mmkd_plugin.CrossImageLoss', tau=0.1, loss_weight='auto'),
+        ),
+    ),
+)

@@ -1,0 +1,11 @@
+_base_ = '../_base_/pairs/fpn_r18-w32_fpn_r18-w16_1k_camvid-240x180.py'
+
+model = dict(
+    distill=dict(
+        cwd=dict(
+            tap='decode_head.conv_seg@input',
+            connector=dict(type='mmkd_plugin.ConvConnector', bias=False, norm=True, act=True),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto'),
+        ),
+    ),
+)

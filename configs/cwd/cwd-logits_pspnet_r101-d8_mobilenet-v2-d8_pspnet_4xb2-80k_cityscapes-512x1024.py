@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/pspnet_r101-d8_mobilenet-v2-d8_pspnet_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    distill=dict(
+        cwd=dict(
+            tap='decode_head.conv_seg',
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=3),
+        ),
+    ),
+)

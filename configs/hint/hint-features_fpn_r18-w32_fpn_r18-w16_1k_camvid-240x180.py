@@ -1,0 +1,11 @@
+_base_ = '../_base_/pairs/fpn_r18-w32_fpn_r18-w16_1k_camvid-240x180.py'
+
+model = dict(
+    distill=dict(
+        hint=dict(
+            tap='decode_head.conv_seg@input',
+            connector=dict(type='mmkd_plugin.ConvConnector', bias=False),
+            loss=dict(type='mmkd_plugin.HintLoss', loss_weight='auto'),
+        ),
+    ),
+)

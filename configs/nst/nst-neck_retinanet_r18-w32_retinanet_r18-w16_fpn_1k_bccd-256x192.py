@@ -1,0 +1,12 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_bccd-256x192.py'
+
+model = dict(
+    distill=dict(
+        nst=dict(
+            tap='neck',
+            loss=dict(
+                type='mmkd_plugin.NeuronSelectivityLoss', kernel='polynomial', loss_weight='auto'
+            ),
+        ),
+    ),
+)

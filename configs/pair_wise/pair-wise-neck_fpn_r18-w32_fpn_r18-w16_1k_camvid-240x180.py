@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/fpn_r18-w32_fpn_r18-w16_1k_camvid-240x180.py'
+
+model = dict(
+    distill=dict(
+        pair_wise=dict(
+            tap='neck',
+            loss=dict(type='mmkd_plugin.PairWiseLoss', pool=2, loss_weight='auto'),
+        ),
+    ),
+)

@@ -1,0 +1,143 @@
+"""Cross-head distillation (CrossKD): the teacher's head on the student's features."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkd_plugin.losses.numerics.assigned import Assigned, Level, levels_of, rows
+from mmkd_plugin.losses.numerics.checks import loss_weights, one_of, weight
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, weighted_sum
+from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.protocol import boxes_apart, classes_apart
+from mmkd_plugin.registry import MODELS
+
+
+def bins_apart(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """``sum of weight * KL(T || S)``, with KL summed over the bins of the four sides.
+
+    Args:
+        student (Tensor): Logits of the bins of each side, (N, P, 4*(n+1)), in float32 or wider.
+        teacher (Tensor): The same of the teacher.
+        weights (Tensor): Weight of each place, (N, P).
+
+    Returns:
+        Tensor: A scalar.
+    """
+    s, t = (x.unflatten(2, (4, -1)).log_softmax(3) for x in (student, teacher))
+    divergence = F.kl_div(s, t, reduction='none', log_target=True).sum((2, 3))
+    return (divergence * weights).sum()
+
+
+@MODELS.register_module()
+class CrossHeadLoss(nn.Module):
+    """Match what the teacher's head makes of the student's features with its own output (CrossKD).
+
+    Classes: ``cls * sum of lw * abs(p_T - p_S)^beta * BCE(S, p_T) / n_pos`` over places and
+    classes, with p the sigmoid of a score and lw the weights of the labels. Boxes, weighted by w,
+    the teacher's highest probability at a place: for distributions (GFL)
+    ``box * sum of w * KL / (4 * sum of w)``, both over all levels; for others
+    ``box * sum of w * (1 - GIoU) / n_pos`` of the decoded boxes. The term has a ``through``.
+
+    CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024.
+
+    - paper: https://arxiv.org/abs/2306.11369
+    - code: https://github.com/jbwang1997/CrossKD
+
+    Args:
+        boxes (str): ``'bins'`` for heads whose boxes are distributions, ``'decoded'`` for others.
+            Defaults to ``'bins'``.
+        beta (float): Power of the difference of probabilities, 0 or at least 1. Defaults to 1.0.
+        cls (float): Factor on classes. Defaults to 1.0.
+        box (float): Factor on boxes; 1 for RetinaNet. Defaults to 4.0.
+        loss_weight (float | list[float]): Factor on the loss, or one for each level. Defaults to
+            1.0.
+
+    Shape:
+        - student: the class scores (N, A*C, H, W) of all levels, and then their maps of boxes
+          (N, A*B, H, W), as they come out of the teacher.
+        - teacher: the same of the teacher itself.
+        - assigned: what the student's assigner found.
+        - output: a scalar.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range or, in ``forward``, if the maps are not those of
+            a head with such results.
+
+    Examples:
+        >>> import torch
+        >>> from mmkd_plugin.losses import CrossHeadLoss
+        >>> from mmkd_plugin.losses.numerics.assigned import Assigned
+        >>> labels, weights, n_pos = torch.full((2, 16), 3), torch.ones(2, 16), torch.ones(())
+        >>> found = Assigned([labels], [weights], [], n_pos, 3, None, None)
+        >>> student = [torch.randn(2, c, 4, 4, requires_grad=True) for c in (3, 32)]
+        >>> teacher = [torch.randn(2, c, 4, 4) for c in (3, 32)]
+        >>> loss = CrossHeadLoss(boxes='bins')(student, teacher, found)
+        >>> loss.backward()
+        >>> loss.shape, [x.grad.shape[1] for x in student]
+        (torch.Size([]), [3, 32])
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ('assigned',)
+    needs_same_channels: ClassVar[bool] = True
+    needs_same_size: ClassVar[bool] = True
+    needs_raw_maps: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        boxes: str = 'bins',
+        beta: float = 1.0,
+        cls: float = 1.0,
+        box: float = 4.0,
+        loss_weight: Weight = 1.0,
+    ) -> None:
+        super().__init__()
+        self.boxes = one_of('boxes', boxes, ('bins', 'decoded'))
+        if 0 < weight('beta', beta) < 1:
+            raise ValueError(f'beta must be 0 or at least 1, got {beta!r}')
+        self.beta, self.cls, self.box = beta, weight('cls', cls), weight('box', box)
+        if not cls and not box:
+            raise ValueError('cls and box are both 0: nothing is left of the loss')
+        self.loss_weight = loss_weights(loss_weight)
+
+    def forward(self, student: Maps, teacher: Maps, assigned: Assigned) -> Tensor:
+        """Return the weighted loss of the maps of a head."""
+        levels = levels_of(student, teacher, assigned)
+        values = [self._of_level(i, level, assigned) for i, level in enumerate(levels)]
+        if self.boxes == 'bins':
+            sure = sum(sure for *_, sure in values)
+            divisor = 4 * sure.clamp(min=torch.finfo(sure.dtype).tiny)
+        else:
+            divisor = assigned.n_pos.to(values[0][0].dtype)
+        losses = [self.cls * c + self.box * b / divisor for c, b, _ in values]
+        return weighted_sum(losses, self.loss_weight)
+
+    def _of_level(
+        self, index: int, level: Level, assigned: Assigned
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the classes, the sum over the boxes, and the sum of their weights."""
+        places = assigned.labels[index].shape[1]
+        with full_precision(*level.scores) as scores, full_precision(*level.boxes) as boxes:
+            s, t = (rows(x, places) for x in scores)
+            sure = t.amax(2).sigmoid()
+            weights = assigned.weights[index].to(s.dtype) / assigned.n_pos.to(s.dtype)
+            classes = classes_apart(s, t, weights, self.beta)
+            if self.boxes == 'bins':
+                sides = [rows(x, places) for x in boxes]
+                if sides[0].shape[2] < 8:
+                    raise ValueError(
+                        f'{sides[0].shape[2]} numbers are no distributions of the sides of a box: '
+                        "take boxes='decoded'"
+                    )
+                return classes, bins_apart(*sides, sure), sure.sum()
+            # both came out of the teacher
+            decoded = [assigned.decode(index, x, True) for x in boxes]
+            return classes, boxes_apart(*decoded, sure), sure.sum()
+
+    def extra_repr(self) -> str:
+        names = ('boxes', 'beta', 'cls', 'box', 'loss_weight')
+        return ', '.join(f'{name}={getattr(self, name)}' for name in names)
