@@ -75,8 +75,8 @@ class Distiller(NamedAsStudent):
             ``connector``, ``teacher_connector``, ``norm``, ``schedule`` and ``compile``. See
             :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
-            they are off the student stops after its last tap. Defaults to None: weight 1, always
-            on.
+            they are off the student stops after its last tap, unless a loss needs its assigner.
+            Defaults to None: weight 1, always on.
         data_preprocessor (dict, optional): Data preprocessor of a student whose own config has
             none. The runner fills it in. Defaults to None.
         compile (bool): Whether the losses of the terms run through torch.compile in training. A

@@ -253,6 +253,7 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
     if not terms:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:
+        term.check_stored()
         if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '
