@@ -220,9 +220,9 @@ class Term(nn.Module):
         """
         students, teachers = as_list(student), as_list(teacher)
         self._check_maps(students, teachers)
-        if source is not None and source.stored:
-            self.check_stored()
         if source is not None:
+            if source.stored:
+                self.check_stored()
             self._check_classes(students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
             self._take_norms(source, len(teachers))
