@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks import competitors, mmrazor
 from mmkd_plugin import losses as own
+from mmkd_plugin.losses.masked_generation import kept
 from mmkd_plugin.losses.numerics.assigned import Assigned, rows
 from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
@@ -151,7 +152,10 @@ class Case:
 
         student, teacher, others = maps(True), maps(False), ()
         count, channels, *side = self.shapes[0]
-        if self.others == 'labels':  # blocks of one class, some of them to ignore
+        if self.others == 'labels' and not side:
+            labels = torch.randint(0, self.classes, (count,), generator=generator)
+            others = (labels.to(device),)
+        elif self.others == 'labels':  # blocks of one class, some of them to ignore
             blocks = torch.randint(
                 0, self.classes + 2, (count, *(max(1, s // 4) for s in side)), generator=generator
             )
@@ -210,6 +214,43 @@ def razor(name: str, **options: float) -> Callable[[], Loss]:
     return lambda: partial(sum_over_maps, mmrazor.loss(name, **options))
 
 
+def razor_of_rows(name: str, **options: float) -> Callable[[], Loss]:
+    """MMRazor's form of a loss of classifiers, with the positions of a map as its images."""
+
+    def build() -> Loss:
+        loss = mmrazor.loss(name, **options)
+
+        def call(s: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            if labels is None:
+                return loss(competitors.rows(s), competitors.rows(t))
+            return loss(*competitors.with_labels(s, t, labels))
+
+        return call
+
+    return build
+
+
+def razor_generation(shapes: Sequence[Shape]) -> Callable[[], Loss]:
+    """MMRazor's loss behind the network and the masks of ours, which are those of its connector."""
+
+    def build() -> Loss:
+        loss, ours = mmrazor.loss('mgd_loss.MGDLoss', alpha_mgd=1), own.MaskedGenerationLoss()
+        torch.manual_seed(0)  # as in Case.ours
+        ours.setup(*2 * [[shape[1] for shape in shapes]])
+
+        def call(student: list[Tensor], teacher: list[Tensor], seed: Tensor) -> Tensor:
+            found = 0
+            for number, (s, t) in enumerate(zip(student, teacher)):
+                generate = ours.generators[number].to(s)
+                seen = kept(s, seed, ours.mask_ratio, stream=number)
+                found = found + loss(generate(s * seen), t)
+            return found
+
+        return call
+
+    return build
+
+
 def razor_overhaul() -> Loss:
     """Its connector raises the teacher's map to the margin before its loss sees it."""
     loss = mmrazor.loss('ofd_loss.OFDLoss', mul_factor=1)
@@ -219,7 +260,7 @@ def razor_overhaul() -> Loss:
 def cases(quick: bool = False) -> list[Case]:
     """Every case, with the papers' shapes or with small ones."""
     shapes = QUICK if quick else SHAPES
-    rows = (*_of_distributions(shapes), *_of_positions(), *_of_values(), *_of_samples())
+    rows = (*_of_distributions(shapes), *_of_positions(), *_of_values(shapes), *_of_samples())
     return [
         Case(loss, where, shapes[where], **{'options': {}, **more})
         for loss, wheres, more in rows
@@ -246,12 +287,20 @@ def _of_distributions(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     for where in logits:
         yield 'PixelWiseLoss', [where], kl(where, 1)
     yield 'SoftTargetLoss', ['classifier'], kl('classifier', 4)
-    yield 'ClassCorrelationLoss', ['logits', 'classifier'], {}
-    for loss in ('DecoupledLoss', 'NormalizedTargetLoss'):
-        yield loss, ['logits'], dict(others='labels')
+    correlation = dict(competitor=competitors.class_correlation)
+    correlation['razor'] = razor_of_rows('dist_loss.DISTLoss')
+    yield 'ClassCorrelationLoss', ['logits', 'logits at image size', 'classifier'], correlation
+    for where in ('logits', 'classifier'):
+        labels = dict(others='labels', classes=shapes[where][0][1])
+        decoupled = razor_of_rows('decoupled_kd.DKDLoss', tau=4, alpha=1, beta=8)
+        labels['competitor'] = competitors.decoupled
+        yield 'DecoupledLoss', [where], dict(labels, razor=decoupled)
+        labels['competitor'] = competitors.normalized_target
+        yield 'NormalizedTargetLoss', [where], labels
     yield 'JaccardLoss', ['logits', 'logits at image size'], {}
-    options = dict(tau=2, standardize=True)
-    yield 'SoftTargetLoss', ['classifier'], dict(options=options, variant='standardize')
+    standard = dict(options=dict(tau=2, standardize=True), variant='standardize')
+    yield 'SoftTargetLoss', ['classifier'], standard
+    yield 'PixelWiseLoss', ['logits at image size'], standard
 
 
 def _of_positions() -> Iterator[Row]:
@@ -269,9 +318,14 @@ def _of_positions() -> Iterator[Row]:
             variant=f'{CLASSES} classes',
         ),
     )
-    yield 'CrossImageLoss', ['one image'], {}
-    yield 'GramLoss', ['one image'], {}
-    yield 'TokenRelationLoss', ['one image'], dict(options=dict(queue=0))
+    across, within = (
+        partial(competitors.relations, tau=tau, across=across)
+        for tau, across in ((0.1, True), (0.07, False))
+    )
+    yield 'CrossImageLoss', ['one image'], dict(competitor=across)
+    yield 'GramLoss', ['one image'], dict(competitor=competitors.gram)
+    options = dict(queue=0)
+    yield 'TokenRelationLoss', ['one image'], dict(options=options, competitor=within)
     yield 'NeuronSelectivityLoss', ['features'], {}
     yield (
         'NeuronSelectivityLoss',
@@ -283,24 +337,29 @@ def _of_positions() -> Iterator[Row]:
         yield 'LocalSimilarityLoss', wheres, dict(options=options, variant=similarity)
 
 
-def _of_values() -> Iterator[Row]:
+def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     mean_squares = razor('l2_loss.L2Loss', normalize=False, div_element=True)
     yield 'HintLoss', ['features', 'pyramid'], dict(razor=mean_squares)
-    yield 'CosineHintLoss', ['features', 'pyramid'], dict(options=dict(scope='token'))
+    for scope in ('sample', 'token'):
+        hints = partial(sum_over_maps, partial(competitors.cosine_hint, scope=scope))
+        hints = dict(options=dict(scope=scope), variant=scope, competitor=hints)
+        yield 'CosineHintLoss', ['features', 'pyramid'], hints
     boundaries = razor('ab_loss.ABLoss', loss_weight=1000 / 3)
     yield 'ActivationBoundaryLoss', ['features'], dict(razor=boundaries)
     yield 'OverhaulLoss', ['features'], dict(razor=razor_overhaul, others='margin')
     yield 'FactorTransferLoss', ['features'], dict(razor=razor('factor_transfer_loss.FTLoss'))
     yield 'FSPLoss', ['two stages'], {}
-    yield 'PearsonLoss', ['features', 'pyramid'], dict(razor=razor('pkd_loss.PKDLoss'))
+    pearson = dict(competitor=partial(sum_over_maps, competitors.pearson))
+    yield 'PearsonLoss', ['features', 'pyramid'], dict(pearson, razor=razor('pkd_loss.PKDLoss'))
     yield 'ReviewLoss', ['pyramid'], {}
     yield 'DenseContrastLoss', ['tokens'], dict(others='seed')
     memory = dict(classes=CLASSES, pixels=2000, regions=200)
-    yield 'MemoryContrastLoss', ['logits'], dict(others='labels', options=memory)
+    yield 'MemoryContrastLoss', ['one image'], dict(others='labels', options=memory)
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
+    generation = dict(others='seed', razor=razor_generation(shapes['pyramid']))
+    yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')
     yield 'ProtocolLoss', ['head'], dict(others='assigned')
-    yield 'MaskedGenerationLoss', ['pyramid'], dict(others='seed')
 
 
 def _of_samples() -> Iterator[Row]:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words', 'registry', 'saving', 'seeds', 'taps', 'health', 'prefixes'),
+    ('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health', 'prefixes'),
     ('annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'losses', 'stack'),

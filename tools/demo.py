@@ -1,8 +1,8 @@
 """Watch a small model learn from a large one on DigitScenes; ``make demo`` runs this.
 
 It makes the data, trains a teacher, the student alone and the distilled student with
-``tools/train.py``, prints a table and draws ``report.png``. Run it again after an interruption: it
-goes on.
+``tools/train.py``, prints a table and draws ``report.png``. The runs are shorter than those of the
+configs. Run it again after an interruption: it goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -21,11 +23,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.patches import Patch, Rectangle
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks.gains.settings import run_config
 from benchmarks.gains.training import (
     RunError,
     last_checkpoint,
@@ -33,10 +38,12 @@ from benchmarks.gains.training import (
     scalars,
 )
 from benchmarks.gains.training import train as train_with_tool
+from mmkd_plugin.cores import Cores, free_cores, threads_for
 from mmkd_plugin.saving import WriteError, replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 4  # scenes in the report
+SAVED = 50  # iterations between checkpoints
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,9 @@ class Task:
         metric (str): Name of the score among mmengine's scalars.
         title (str): Name of the score in table and plot.
         percent (float): Factor that turns the score into a percentage.
+        length (float): Iterations and schedules of all three, in multiples of the configs'.
+            Defaults to 1.
+        batch_size (int): Images in a batch. Defaults to 4.
     """
 
     teacher: str
@@ -56,6 +66,8 @@ class Task:
     metric: str
     title: str
     percent: float
+    length: float = 1.0
+    batch_size: int = 4
 
 
 TASKS = {
@@ -66,6 +78,7 @@ TASKS = {
         metric='mIoU',
         title='mIoU',
         percent=1,
+        length=1.0,
     ),
     'detection': Task(
         teacher='digit_scenes/retinanet_r18-w32_fpn_1k_digit-scenes-128x128.py',
@@ -74,6 +87,7 @@ TASKS = {
         metric='coco/bbox_mAP',
         title='bbox mAP',
         percent=100,
+        length=0.8,
     ),
 }
 RUNS = ('teacher', 'student', 'distilled')
@@ -110,51 +124,46 @@ def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
     checkpoints: dict[str, Path] = {}
     for number, run in enumerate(RUNS, 1):
         config = ROOT / 'configs' / getattr(task, run)
-        options = [f'randomness.seed={seed}']
+        settings: dict[str, Any] = dict(seed=seed, length=task.length, batch_size=task.batch_size)
         if run == 'distilled':
-            options.append(f'model.teacher.checkpoint={checkpoints["teacher"]}')
+            settings['teacher'] = (ROOT / 'configs' / task.teacher, checkpoints['teacher'])
         title = f'[{number}/{len(RUNS)}] {NAMES[run]}'
-        checkpoints[run] = train(config, folder / run, options, title, console)
-    scores = {run: curve(folder / run, task) for run in RUNS}
+        checkpoints[run] = train(config, folder / run, settings, title, console)
+    scores = {run: score(folder / run, task) for run in RUNS}
     students = {run: 'student' if run == 'distilled' else run for run in RUNS}
     models = {
         run: load(name, ROOT / 'configs' / getattr(task, students[run]), checkpoints[run])
         for run in RUNS
     }
     console.print(results(task, folder, scores, models))
-    gap = scores['teacher'][-1][1] - scores['student'][-1][1]
-    gain = scores['distilled'][-1][1] - scores['student'][-1][1]
-    if gap > 0:
-        console.print(
-            f'Distillation {"closed" if gain >= 0 else "widened"} {abs(gain) / gap:.0%} of the gap '
-            f'between student and teacher ({gain:+.2f} of {gap:.2f} {task.title}).'
-        )
-    else:
-        console.print(
-            'The teacher is no better than the student here, so there is no gap to close.'
-        )
+    console.print(message(task, scores))
     report = folder / 'report.png'
     draw(name, task, scores, models, report)
-    console.print(f'Pictures and curves: {report}')
+    console.print(f'Pictures and scores: {report}')
 
 
-def train(config: Path, folder: Path, options: list[str], title: str, console: Console) -> Path:
+def train(
+    config: Path, folder: Path, settings: dict[str, Any], title: str, console: Console
+) -> Path:
     """Trains with ``tools/train.py`` unless it is done, and shows how far it is.
 
     Args:
         config (Path): The config.
         folder (Path): Its work dir; a run that was cut off goes on from its last checkpoint.
-        options (list[str]): ``--cfg-options``.
+        settings (dict): Arguments of :func:`shorter`.
         title (str): Name of the run on the screen.
         console (Console): Where to show it.
 
     Returns:
         Path: The last checkpoint.
     """
-    asked = {'config': config.name, 'options': options}
+    asked = json.loads(json.dumps({'config': config.name, **settings}, default=str))
     if state := done_before(folder, asked):
         console.print(f'{title}: done before, {state["seconds"] / 60:.1f} min')
         return Path(state['checkpoint'])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'config.py', shorter(config, **settings).pretty_text)
+    environment = beside_others(console)
     with progress_bar(console) as progress:
         bar = progress.add_task(title, total=None, note='starting')
         shown = 0  # where no bar can be drawn, a line now and then
@@ -168,16 +177,68 @@ def train(config: Path, folder: Path, options: list[str], title: str, console: C
                 console.print(f'{title}: {shown} of {total} iterations, {note}')
 
         try:
-            used = train_with_tool(config, folder, ['--cfg-options', *options], watch)
+            used = train_with_tool(folder / 'config.py', folder, [], watch, environment=environment)
         except RunError as error:
             raise RunError(
                 f'{title} failed: {error}\n'
                 'After mending the cause, the same command goes on from the last checkpoint.'
             ) from None
     checkpoint = last_checkpoint(folder)
-    done = {'asked': asked, 'checkpoint': str(checkpoint), 'seconds': used.seconds}
+    done = {
+        'asked': asked,
+        'checkpoint': str(checkpoint),
+        'seconds': used.seconds,
+        'cpu_seconds': used.cpu_seconds,
+    }
     write_text(folder / 'done.json', json.dumps(done))
     return checkpoint
+
+
+def shorter(config: Path, batch_size: int, **settings: Any) -> Config:
+    """The config of a run with smaller batches, saved every :data:`SAVED` iterations.
+
+    Args:
+        config (Path): The recipe.
+        batch_size (int): Images in a batch.
+        **settings: Arguments of :func:`run_config`.
+    """
+    cfg = run_config(config, **settings)
+    cfg.train_dataloader.batch_size = batch_size
+    cfg.default_hooks.checkpoint.interval = min(SAVED, cfg.train_cfg.max_iters)
+    return cfg
+
+
+def beside_others(console: Console) -> dict[str, str]:
+    """Looks for a second at what other programs do with the cores.
+
+    Returns:
+        dict[str, str]: Variables for a training; empty if the cores are free, or if the user has
+        chosen the number of threads.
+    """
+    if 'OMP_NUM_THREADS' in os.environ:
+        return {}
+    before = Cores.now()
+    time.sleep(1)
+    after = Cores.now()
+    free = free_cores(before, after)
+    environment = environment_for(free, torch.get_num_threads())
+    if environment:
+        variables = ' '.join(f'{key}={value}' for key, value in environment.items())
+        console.print(f'{free:.1f} of {after.count} cores are free: {variables}')
+    return environment
+
+
+def environment_for(free: float, wanted: int) -> dict[str, str]:
+    """The variables for a training on cores that others use too.
+
+    Args:
+        free (float): Cores that are free.
+        wanted (int): Threads of a training that has the cores for itself.
+    """
+    threads = threads_for(free, wanted)
+    if threads == wanted:
+        return {}
+    return {'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE'}
 
 
 def done_before(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -212,12 +273,24 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def curve(folder: Path, task: Task) -> list[tuple[int, float]]:
-    """Reads the validation score in percent, by iteration."""
+def score(folder: Path, task: Task) -> float:
+    """Reads the last validation score, in percent."""
     points = scalars(folder, task.metric)
     if not points:
         raise RunError(f'{folder} has no {task.title}; remove it and run the command again')
-    return [(step, value * task.percent) for step, value in points]
+    return points[-1][1] * task.percent
+
+
+def message(task: Task, scores: dict[str, float]) -> str:
+    """Says in a sentence how much of the gap is closed."""
+    gap = scores['teacher'] - scores['student']
+    gain = scores['distilled'] - scores['student']
+    if gap <= 0:
+        return 'The teacher is no better than the student here, so there is no gap to close.'
+    return (
+        f'Distillation {"closed" if gain >= 0 else "widened"} {abs(gain) / gap:.0%} of the gap '
+        f'between student and teacher ({gain:+.2f} of {gap:.2f} {task.title}).'
+    )
 
 
 @contextmanager
@@ -239,23 +312,25 @@ def load(name: str, config: Path, checkpoint: Path) -> Any:
 
 def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
     """Makes the table of the three runs."""
-    table = Table(title=f'DigitScenes, validation after {scores["teacher"][-1][0]} iterations')
-    for column in ('', task.title, 'parameters', 'training time'):
+    iterations = scalars(folder / 'student', task.metric)[-1][0]
+    table = Table(title=f'DigitScenes, validation after {iterations} iterations')
+    for column in ('', task.title, 'parameters', 'training time', 'processor time'):
         table.add_column(column, justify='left' if not column else 'right')
     for run in RUNS:
-        seconds = json.loads((folder / run / 'done.json').read_text())['seconds']
+        used = json.loads((folder / run / 'done.json').read_text())
         millions = sum(p.numel() for p in models[run].parameters()) / 1e6
         table.add_row(
             NAMES[run],
-            f'{scores[run][-1][1]:.2f}',
+            f'{scores[run]:.2f}',
             f'{millions:.2f} M',
-            f'{seconds / 60:.1f} min',
+            f'{used["seconds"] / 60:.1f} min',
+            f'{used["cpu_seconds"]:.0f} s',
         )
     return table
 
 
 def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
-    """Draws scenes with ground truth and predictions side by side, and the curves of the score."""
+    """Draws scenes with ground truth and predictions side by side, and the scores below."""
     files = sorted(Path('data/digit_scenes/img_dir/val').glob('*.png'))[:ROWS]
     show = show_masks if name == 'segmentation' else show_boxes
     truth = 'ground truth' + ('\n(white: ignored)' if name == 'segmentation' else '')
@@ -263,15 +338,15 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
         'image': lambda axes, file: axes.imshow(plt.imread(file)),
         truth: lambda axes, file: show(axes, file, None),
         **{
-            f'{NAMES[run]}\n{scores[run][-1][1]:.1f} {task.title}': (
+            f'{NAMES[run]}\n{scores[run]:.1f} {task.title}': (
                 lambda axes, file, run=run: show(axes, file, models[run])
             )
             for run in ('student', 'distilled', 'teacher')
         },
     }
     plt.switch_backend('agg')  # draws into a file, so no screen is needed
-    figure = plt.figure(figsize=(11, 2.15 * ROWS + 3.6), layout='constrained')
-    pictures, plot = figure.subfigures(2, 1, height_ratios=[2.15 * ROWS, 3.4])
+    figure = plt.figure(figsize=(11, 2.15 * ROWS + 2.6), layout='constrained')
+    pictures, plot = figure.subfigures(2, 1, height_ratios=[2.15 * ROWS + 0.3, 2.0])
     grid = pictures.subplots(ROWS, len(shown))
     for axes, title in zip(grid[0], shown, strict=True):
         axes.set_title(title, fontsize=11)
@@ -283,13 +358,19 @@ def draw(name: str, task: Task, scores: dict, models: dict, path: Path) -> None:
     digits = [Patch(color=plt.get_cmap('tab10')(n), label=str(n)) for n in range(10)]
     pictures.legend(handles=digits, ncols=10, loc='outside lower center', frameon=False)
     axes = plot.subplots()
-    colors = {'teacher': 'tab:gray', 'student': 'tab:orange', 'distilled': 'tab:blue'}
-    for run in RUNS:
-        steps, values = zip(*scores[run], strict=True)
-        axes.plot(steps, values, marker='o', markersize=4, color=colors[run], label=NAMES[run])
-    axes.set(xlabel='iteration', ylabel=f'validation {task.title} (%)', ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    colors = {'teacher': 'tab:gray', 'distilled': 'tab:blue', 'student': 'tab:orange'}
+    bars = axes.barh(
+        [NAMES[run] for run in colors],
+        [scores[run] for run in colors],
+        color=list(colors.values()),
+        height=0.62,
+    )
+    axes.bar_label(bars, fmt='%.1f', padding=4)
+    axes.set_xlabel(f'validation {task.title} (%)')
+    axes.set_title(message(task, scores), fontsize=11)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(axis='x', alpha=0.3)
+    axes.set_axisbelow(True)
     with replacing(path) as (beside,):
         figure.savefig(beside, format='png', dpi=110)
     plt.close(figure)

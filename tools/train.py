@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
@@ -30,6 +33,7 @@ from mmkd_plugin.cli import (
     load_config,
     plain_errors,
 )
+from mmkd_plugin.cores import Cores, free_cores, threads_for
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
@@ -81,6 +85,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    start = Cores.now()
     with safe_loading(), plain_errors():
         args = parse_args()
         cfg = load_config(args)
@@ -98,12 +103,28 @@ def main() -> None:
             with plain_disk_errors():
                 with classes_of_the_student(classes_of_config(cfg)):
                     runner = build_runner(cfg)
+                warn_of_busy_cores(start, Cores.now())
                 watch_data(runner)
                 make_resumable(runner)
                 with runner_errors_named(cfg):
                     runner.train()
                 if args.paraphraser:
                     save_paraphraser(runner, saved)
+
+
+def warn_of_busy_cores(before: Cores, after: Cores) -> None:
+    """Say how many threads would be faster, if other programs use the cores of a run on the CPU."""
+    if get_device() != 'cpu' or 'OMP_NUM_THREADS' in os.environ:
+        return
+    free, threads = free_cores(before, after), torch.get_num_threads()
+    fewer = threads_for(free, threads)
+    if fewer < threads:
+        print_log(
+            f'{free:.1f} of {after.count} cores are free for the {threads} threads of this run: '
+            f'OMP_NUM_THREADS={fewer} OMP_WAIT_POLICY=PASSIVE before the command makes it faster.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def use_amp(cfg: Config) -> None:

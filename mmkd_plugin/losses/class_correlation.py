@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics import class_correlation as fast
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     index_or_none,
@@ -17,15 +17,14 @@ from mmkd_plugin.losses.numerics.checks import (
     temperature,
     weight,
 )
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.numerics.vectors import distances_to_zero
 from mmkd_plugin.registry import MODELS
 
-EPS = 1e-8
 
-
-@keeps_its_gradient
+@with_fast_form(fast.class_correlation)
 def class_correlation(
     student: Tensor,
     teacher: Tensor,
@@ -83,7 +82,7 @@ def correlation(a: Tensor, b: Tensor, dims: tuple[int, ...], kept: Tensor | None
     """
     a, b = (centred(x, dims, kept) for x in (a, b))
     lengths = distances_to_zero(a, dims) * distances_to_zero(b, dims)
-    return (a * b).sum(dims) / (lengths + EPS)
+    return (a * b).sum(dims) / (lengths + fast.EPS)
 
 
 def centred(x: Tensor, dims: tuple[int, ...], kept: Tensor | None = None) -> Tensor:

@@ -5,20 +5,51 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of, weight
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass, through_sums
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.numerics.vectors import unit_samples, unit_vectors
 from mmkd_plugin.registry import MODELS
 
 SCOPES = ('sample', 'token')
+EPS = 1e-12  # a vector no longer than this has no direction
 
 
-@keeps_its_gradient
+def _in_pieces(
+    student: Tensor, teacher: Tensor, cos: float = 0.9, l1: float = 0.1, scope: str = 'sample'
+) -> Tensor:
+    check_shapes(student, teacher, ndims=(2, 4))
+    count, tokens = max(student.numel(), 1), max(len(student) * student.shape[2:].numel(), 1)
+    pair = [x.flatten(2) if x.dim() > 2 else x[:, :, None] for x in (student, teacher)]
+
+    def of_tokens(s: Tensor, t: Tensor) -> Tensor:
+        unit = partial(unit_vectors, eps=EPS)
+        apart = 1 - (unit(s) * unit(t)).sum(1)
+        value = F.smooth_l1_loss(s, t, reduction='sum')
+        return cos / tokens * apart.sum() + l1 / count * value
+
+    def sums(s: Tensor, t: Tensor) -> Tensor:
+        apart = F.smooth_l1_loss(s, t, reduction='none')
+        return torch.stack([x.sum((1, 2)) for x in (apart, s * t, s * s, t * t)], 1)
+
+    def finish(sums: Tensor) -> Tensor:
+        apart, along, of_s, of_t = sums.unbind(1)
+        s, t = (x.masked_fill(x <= EPS**2, torch.inf).sqrt() for x in (of_s, of_t))
+        cosine = along / s / t  # not by their product, whose gradient may be 0 * inf
+        return cos * (1 - cosine).sum() / len(sums) + l1 / count * apart.sum()
+
+    if scope == 'token' or not student.numel():
+        return one_pass(by_autograd(of_tokens), *pair, dim=2)
+    return through_sums(sums, finish, *pair)
+
+
+@with_fast_form(_in_pieces)
 def cosine_hint(
     student: Tensor, teacher: Tensor, cos: float = 0.9, l1: float = 0.1, scope: str = 'sample'
 ) -> Tensor:
@@ -35,7 +66,7 @@ def cosine_hint(
         Tensor: A scalar.
     """
     check_shapes(student, teacher, ndims=(2, 4))
-    unit = unit_samples if scope == 'sample' else partial(unit_vectors, eps=1e-12)
+    unit = unit_samples if scope == 'sample' else partial(unit_vectors, eps=EPS)
     with full_precision(student, teacher) as (s, t):
         apart = 1 - (unit(s) * unit(t)).sum(1)
         value = l1 * F.smooth_l1_loss(s, t, reduction='sum') / max(s.numel(), 1)

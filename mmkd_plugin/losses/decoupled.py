@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics import decoupled as fast
 from mmkd_plugin.losses.numerics.checks import (
     an_index,
     check_shapes,
@@ -23,12 +23,12 @@ from mmkd_plugin.losses.numerics.standard import STANDARD_EPS, standardised
 from mmkd_plugin.losses.numerics.targets import (
     is_target,
     log_softmax_of_others,
+    mean_of_rows,
     target_classes,
 )
 from mmkd_plugin.registry import MODELS
 
 
-@keeps_its_gradient
 def decoupled(
     student: Tensor,
     teacher: Tensor,
@@ -57,17 +57,24 @@ def decoupled(
     """
     check_shapes(student, teacher, ndims=(2, 4))
     classes, kept = target_classes(student, labels, ignore_index)
-    with full_precision(student, teacher) as (s, t):
-        if s.shape[1] == 1 or not len(s):  # no other class, no row
+    if student.shape[1] == 1 or not len(student):  # no other class, no row
+        with full_precision(student, teacher) as (s, _):
             return (s * 0).sum()
-        if standardize:
-            s, t = (standardised(x, (1,), STANDARD_EPS) for x in (s, t))
-        target = is_target(s, classes)
-        (y_s, n_s, q_s), (y_t, n_t, q_t) = (split(x / tau, classes, target) for x in (s, t))
-        of_target = y_t.exp() * (y_t - y_s) + n_t.exp() * (n_t - n_s)
-        of_others = (q_t.exp() * (q_t - q_s)).sum(1, keepdim=True)
-        rows = (alpha * of_target + beta * of_others).masked_fill(~kept, 0)
-        return tau**2 * rows.sum() / kept.sum().clamp(min=1)
+    of_rows = partial(divergences, alpha=alpha, beta=beta, tau=tau, standardize=standardize)
+    kernel = None if standardize else partial(fast.decoupled, alpha=alpha, beta=beta, tau=tau)
+    return tau**2 * mean_of_rows(of_rows, student, teacher, classes, kept, kernel)
+
+
+def divergences(
+    s: Tensor, t: Tensor, classes: Tensor, alpha: float, beta: float, tau: float, standardize: bool
+) -> Tensor:
+    """``alpha * KL(b_T || b_S) + beta * KL(q_T || q_S)`` of each row, (N, 1, ...)."""
+    if standardize:
+        s, t = (standardised(x, (1,), STANDARD_EPS) for x in (s, t))
+    target = is_target(s, classes)
+    (y_s, n_s, q_s), (y_t, n_t, q_t) = (split(x / tau, classes, target) for x in (s, t))
+    of_target = y_t.exp() * (y_t - y_s) + n_t.exp() * (n_t - n_s)
+    return alpha * of_target + beta * (q_t.exp() * (q_t - q_s)).sum(1, keepdim=True)
 
 
 def split(x: Tensor, classes: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

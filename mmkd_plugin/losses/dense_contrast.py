@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.hint import hint
 from mmkd_plugin.losses.masked_generation import checked_ratio, kept
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, temperature, weight
 from mmkd_plugin.losses.numerics.drawing import fresh_seed
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
@@ -19,6 +21,7 @@ from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 
+@keeps_its_gradient
 def dense_contrast(
     generated: Tensor, teacher: Tensor, groups: int, patch: Sequence[int], pool: int, tau: float
 ) -> Tensor:
@@ -177,7 +180,7 @@ class DenseContrastLoss(nn.Module):
             check_shapes(s, t)
             seen = kept(s, seed, self.mask_ratio, stream=number)
             with full_precision(run(generate, s * seen), t) as (y, t):
-                apart = (y - t).square().sum() / max(len(y), 1)
+                apart = hint(y, t) * y.shape[1:].numel()
                 contrast = dense_contrast(y, t, self.groups, self.patch, self.pool, self.tau)
                 return self.fd * apart + self.ctr * contrast
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 from mmkd_plugin.losses.numerics.boxes import checked_boxes
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, weight
 from mmkd_plugin.losses.numerics.checks import temperature as checked_temperature
@@ -65,6 +66,7 @@ def scale_masks(boxes: Tensor, image_size: Sequence[int], x: Tensor) -> tuple[Te
     return front, behind / behind.sum((2, 3), keepdim=True).clamp(min=1)
 
 
+@keeps_its_gradient
 def focal(
     student: Tensor,
     teacher: Tensor,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics import jaccard as fast
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     index_or_none,
@@ -17,14 +18,40 @@ from mmkd_plugin.losses.numerics.checks import (
     positive_number,
     weight,
 )
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass, through_sums
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 SCOPES = ('batch', 'image')
 
 
-@keeps_its_gradient
+def _in_pieces(
+    student: Tensor,
+    teacher: Tensor,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    smooth: float = 1.0,
+    scope: str = 'batch',
+    labels: Tensor | None = None,
+    ignore_index: int | None = None,
+) -> Tensor:
+    check_shapes(student, teacher)
+    maps = [x.flatten(2) for x in (student, teacher)]
+    if ignore_index is not None:
+        maps.append(kept_positions(student, labels, ignore_index).flatten(1)[:, None])
+    if not student.numel():
+        return one_pass(by_autograd(lambda s, t: s.sum()), *maps[:2])
+
+    def finish(sums: Tensor) -> Tensor:
+        sums = sums.sum(0, keepdim=True) if scope == 'batch' else sums
+        return ratio(*sums.unbind(1), alpha, beta, smooth)
+
+    return through_sums(fast.sums, finish, *maps, slope_of_sums=fast.slope_of_sums)
+
+
+@with_fast_form(_in_pieces)
 def jaccard(
     student: Tensor,
     teacher: Tensor,
@@ -55,16 +82,27 @@ def jaccard(
     if ignore_index is not None:
         kept = kept_positions(student, labels, ignore_index)[:, None]
     with full_precision(student, teacher) as (s, t):
-        p, q = s.softmax(1), t.softmax(1)
-        if kept is not None:
-            p, q = (x.masked_fill(~kept, 0) for x in (p, q))
-        dims = (0, 2, 3) if scope == 'batch' else (2, 3)
-        of_p, of_q, apart = (x.sum(dims) for x in (p, q, (p - q).abs()))
-        # tp + fp = sum p, tp + fn = sum q; with the distance, 1 - ratio keeps its digits
-        tp = (of_p + of_q - apart) / 2
-        fp, fn = of_p - tp, of_q - tp
-        missed = alpha * fp + beta * fn
-        return (missed / (tp + missed + smooth)).sum() / max(missed.numel(), 1)
+        of_samples = sums(s.flatten(2), t.flatten(2), None if kept is None else kept.flatten(2))
+        of_all = of_samples.sum(0, keepdim=True) if scope == 'batch' else of_samples
+        return ratio(*of_all.unbind(1), alpha, beta, smooth)
+
+
+def sums(s: Tensor, t: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Sums of p, q and ``abs(p - q)`` over the positions, (N, 3, C), of logits (N, C, n)."""
+    p, q = s.softmax(1), t.softmax(1)
+    if kept is not None:
+        p, q = (x.masked_fill(~kept, 0) for x in (p, q))
+    return torch.stack([x.sum(2) for x in (p, q, (p - q).abs())], 1)
+
+
+def ratio(
+    of_p: Tensor, of_q: Tensor, apart: Tensor, alpha: float, beta: float, smooth: float
+) -> Tensor:
+    """The loss from the :func:`sums`, each (N, C) or (1, C)."""
+    # tp + fp = sum p, tp + fn = sum q; with the distance, 1 - ratio keeps its digits
+    tp = (of_p + of_q - apart) / 2
+    missed = alpha * (of_p - tp) + beta * (of_q - tp)
+    return (missed / (tp + missed + smooth)).sum() / max(missed.numel(), 1)
 
 
 @MODELS.register_module()

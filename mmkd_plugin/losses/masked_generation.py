@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.hint import hint
 from mmkd_plugin.losses.numerics.checks import check_shapes, finite_number, loss_weights, one_of
 from mmkd_plugin.losses.numerics.drawing import fresh_seed, uniform
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.own_modules import check_set_up, generator, run
-from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.precision import no_autocast
 from mmkd_plugin.registry import MODELS
 
 MASKS = ('position', 'channel')
@@ -32,8 +33,9 @@ def masked_generation(
         Tensor: A scalar.
     """
     check_shapes(student, teacher)
-    with full_precision(run(generate, student * kept), teacher) as (generated, t):
-        return (generated - t).square().sum() / max(len(t), 1)
+    generated = run(generate, student * kept)
+    with no_autocast(student.device.type):
+        return hint(generated, teacher) * teacher.shape[1:].numel()
 
 
 def kept(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import relations as fast
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     labels_at,
@@ -15,7 +17,7 @@ from mmkd_plugin.losses.numerics.checks import (
     one_of,
     temperature,
 )
-from mmkd_plugin.losses.numerics.divergence import divergence
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.drawing import fresh_seed, some_of, uniform
 from mmkd_plugin.losses.numerics.gathering import world_size
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
@@ -30,20 +32,29 @@ SAMPLES = 4096, 1024  # pixels and regions that a position is compared with, of 
 PIXELS = 16  # of a class that an image adds
 
 
-def memory_contrast(student: Tensor, teacher: Tensor, rows: Tensor, tau: float) -> Tensor:
-    """``mean over positions of KL(softmax(t m / tau) || softmax(s m / tau))`` over rows m.
+@with_fast_form(fast.memory_contrast)
+def memory_contrast(
+    student: Tensor, teacher: Tensor, memories: Sequence[Tensor], kept: Tensor, tau: float
+) -> Tensor:
+    """``mean over positions of KL(softmax(t m / tau) || softmax(s m / tau))`` over rows m, summed.
 
     Args:
-        student (Tensor): Unit vectors, (n, C).
-        teacher (Tensor): Unit vectors, (n, C). They get no gradient.
-        rows (Tensor): Unit vectors m, (M, C).
+        student (Tensor): Vectors of the positions, (N, C, n); their directions s count.
+        teacher (Tensor): The same shape, with directions t. They get no gradient.
+        memories (Sequence[Tensor]): Unit vectors m, (M, C). The means for each are added up.
+        kept (Tensor): Which positions count, booleans (N, n).
         tau (float): Temperature.
 
     Returns:
-        Tensor: A scalar, 0 without positions.
+        Tensor: A scalar, 0 where no position counts.
     """
-    ours, theirs = (x @ rows.T for x in (student, teacher.detach()))
-    return divergence(ours, theirs, 1 / max(len(student), 1), tau, dim=1)
+    with full_precision(student, teacher) as (s, t):
+        s, t = (unit_vectors(x).mT for x in (s, t))
+        weight, parts = kept / kept.sum().clamp(min=1), []
+        for rows in memories:
+            log_s, log_t = ((x @ rows.to(s.dtype).mT / tau).log_softmax(2) for x in (s, t))
+            parts.append(((log_t.exp() * (log_t - log_s)).sum(2) * weight).sum())
+        return sum(parts[1:], start=parts[0])
 
 
 def region_means(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -230,17 +241,13 @@ class MemoryContrastLoss(nn.Module):
             found = labels_at(s, labels).flatten(1)
             outside = (found < 0) | (found >= self.classes) | (found == self.ignore_index)
             found = found.masked_fill(outside, self.classes)
-            with full_precision(run(projector, s), t) as (s, t):
-                s, t = (unit_vectors(x.flatten(2)) for x in (s, t))
-                if self.training:
-                    self._remember(t, found, memories, seed + number)
-                s, t = (x.mT[~outside] for x in (s, t))
-                rows = [
-                    self._sample(memory, kind, seed + number)
-                    for kind, memory in enumerate(memories)
-                ]
-                losses = [memory_contrast(s, t, row.to(s.dtype), self.tau) for row in rows]
-                return sum(losses) + 0 * s.sum()  # in DDP, every weight needs a gradient
+            s, t = run(projector, s).flatten(2), t.flatten(2)
+            if self.training:
+                self._remember(t, found, memories, seed + number)
+            rows = [
+                self._sample(memory, kind, seed + number) for kind, memory in enumerate(memories)
+            ]
+            return memory_contrast(s, t, rows, ~outside, self.tau)
 
         numbers = range(len(students))
         others = self.projectors, self.memories, numbers
@@ -248,7 +255,8 @@ class MemoryContrastLoss(nn.Module):
 
     def _remember(self, t: Tensor, labels: Tensor, memories: nn.ModuleList, seed: Tensor) -> None:
         pixels, regions = memories
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(t, t) as (t, _):
+            t = unit_vectors(t)
             regions.push(*region_means(t, labels, self.classes))
             pixels.push(*drawn_pixels(t, labels, self.classes, seed, self.draw))
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics import decoupled as fast
 from mmkd_plugin.losses.numerics.checks import (
     an_index,
     check_shapes,
@@ -20,12 +20,12 @@ from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.numerics.targets import (
     is_target,
     log_softmax_of_others,
+    mean_of_rows,
     target_classes,
 )
 from mmkd_plugin.registry import MODELS
 
 
-@keeps_its_gradient
 def normalized_target(
     student: Tensor,
     teacher: Tensor,
@@ -50,15 +50,20 @@ def normalized_target(
     """
     check_shapes(student, teacher, ndims=(2, 4))
     classes, kept = target_classes(student, labels, ignore_index)
-    with full_precision(student, teacher) as (s, t):
-        if s.shape[1] == 1 or not len(s):  # no other class, no row
+    if student.shape[1] == 1 or not len(student):  # no other class, no row
+        with full_precision(student, teacher) as (s, _):
             return (s * 0).sum()
-        log_s, log_t = (x.log_softmax(1).gather(1, classes) for x in (s, t))
-        target = is_target(s, classes)
-        q_s, q_t = (log_softmax_of_others(x / tau, target)[0] for x in (s, t))
-        of_others = (q_t.exp() * q_s).sum(1, keepdim=True)
-        rows = -log_t.exp() * log_s - gamma * tau**2 * of_others
-        return rows.masked_fill(~kept, 0).sum() / kept.sum().clamp(min=1)
+    of_rows = partial(cross_entropies, tau=tau, gamma=gamma)
+    kernel = partial(fast.normalized_target, tau=tau, gamma=gamma)
+    return mean_of_rows(of_rows, student, teacher, classes, kept, kernel)
+
+
+def cross_entropies(s: Tensor, t: Tensor, classes: Tensor, tau: float, gamma: float) -> Tensor:
+    """``-p_T(y) * log p_S(y) - gamma * tau^2 * sum q_T * log q_S`` of each row, (N, 1, ...)."""
+    log_s, log_t = (x.log_softmax(1).gather(1, classes) for x in (s, t))
+    target = is_target(s, classes)
+    q_s, q_t = (log_softmax_of_others(x / tau, target)[0] for x in (s, t))
+    return -log_t.exp() * log_s - gamma * tau**2 * (q_t.exp() * q_s).sum(1, keepdim=True)
 
 
 @MODELS.register_module()

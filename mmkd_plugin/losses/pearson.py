@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.hint import hint
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, one_of
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.precision import no_autocast
+from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass
+from mmkd_plugin.losses.numerics.precision import full_precision, no_autocast
 from mmkd_plugin.losses.numerics.standard import standardised
 from mmkd_plugin.registry import MODELS
 
@@ -38,7 +40,23 @@ def pearson(student: Tensor, teacher: Tensor, resize: str = 'student') -> Tensor
             s = resized(s, t)
         else:
             t = resized(t, s)
-        return hint(*(standardised(x, (0, 2, 3), EPS) for x in (s, t))) / 2
+        return gap_of_patterns(s, t)
+
+
+def _in_pieces(student: Tensor, teacher: Tensor) -> Tensor:
+    def formula(s: Tensor, t: Tensor) -> Tensor:
+        z_s, z_t = (standardised(x, (1, 2, 3), EPS) for x in (s, t))
+        return (z_s - z_t).square().sum() / (2 * max(student.numel(), 1))
+
+    by_channels = (x.transpose(0, 1) for x in (student, teacher))
+    return one_pass(by_autograd(formula), *by_channels, dim=4)  # a channel stays whole
+
+
+@with_fast_form(_in_pieces)
+def gap_of_patterns(student: Tensor, teacher: Tensor) -> Tensor:
+    """See :func:`pearson`; both maps have the same shape."""
+    with full_precision(student, teacher) as pair:
+        return hint(*(standardised(x, (0, 2, 3), EPS) for x in pair)) / 2
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass
 from mmkd_plugin.losses.numerics.pooling import adaptive_pool
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
@@ -15,6 +18,13 @@ from mmkd_plugin.registry import MODELS
 SIDES = (4, 2, 1)
 
 
+def _in_pieces(student: Tensor, teacher: Tensor) -> Tensor:
+    check_shapes(student, teacher)
+    planes = max(student.shape[:2].numel(), 1)
+    return one_pass(by_autograd(partial(context, planes=planes)), student, teacher, dim=1)
+
+
+@with_fast_form(_in_pieces)
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """``(MSE + sum_i MSE of both pooled to k_i x k_i / 2^i) / (1 + sum_i 1 / 2^i)``.
 
@@ -29,18 +39,23 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_shapes(student, teacher)
     with full_precision(student, teacher) as (s, t):
-        gap = s - t  # pooling is linear
-        total, weight, weights = _mean_square(gap), 1.0, 1.0
-        for side in SIDES:
-            if side < gap.shape[2]:
-                weight /= 2
-                weights += weight
-                total = total + weight * _mean_square(adaptive_pool(gap, (side, side), 'avg'))
-        return total / weights
+        return context(s, t, planes=max(student.shape[:2].numel(), 1))
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    return x.square().sum() / max(x.numel(), 1)
+def context(s: Tensor, t: Tensor, planes: int) -> Tensor:
+    """The formula of :func:`hierarchical_context`, with a mean over this number of planes."""
+    gap = s - t  # pooling is linear
+    total, weight, weights = _mean_square(gap, planes), 1.0, 1.0
+    for side in SIDES:
+        if side < gap.shape[2]:
+            weight /= 2
+            weights += weight
+            total = total + weight * _mean_square(adaptive_pool(gap, (side, side), 'avg'), planes)
+    return total / weights
+
+
+def _mean_square(x: Tensor, planes: int) -> Tensor:
+    return x.square().sum() / (planes * max(x.shape[2:].numel(), 1))
 
 
 @MODELS.register_module()

@@ -52,7 +52,7 @@ class LearningContract(LossContract):
     zeros_cost_nothing = False
     has_fast_form = False
     float16_at_1e4 = False
-    saved_maps = 6
+    saved_maps = 5
 
     def given(self, student: Tensor) -> dict[str, Any]:
         """Further arguments of the loss by name."""

@@ -60,7 +60,6 @@ class TestDenseContrastLoss(LearningContract):
         dict(groups=4, patch=(1, 2), pool=1, tau=0.7, mask_ratio=0, fd=1, ctr=0.1),
     )
     pairs = alike((2, 4, 4, 8), (1, 8, 5, 6))
-    saved_maps = 400  # the matrices of all pairs of tokens, of a map of 64 channels
 
     @staticmethod
     def reference(

@@ -63,7 +63,6 @@ class TestFocalGlobalLoss(LearningContract):
         dict(temperature=2.0, alpha=0.3, beta=3, gamma=0.1, lam=1e-3),
     )
     pairs = alike((2, 8, 6, 9), (2, 6, 7, 5), (2, 4, 1, 1), (2, 4, 1, 6))
-    saved_maps = 14
 
     @staticmethod
     def reference(student, teacher, temperature=0.5, alpha=1e-3, beta=5e-4, gamma=5e-4, lam=5e-6):

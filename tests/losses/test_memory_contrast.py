@@ -5,11 +5,15 @@ import doctest
 import numpy as np
 import pytest
 import torch
+from allocations import Allocations
 from loss_contract import random_pair, value_and_grad
+from memory import saved_bytes
 
 import mmkd_plugin.losses.memory_contrast
 from mmkd_plugin.losses import MemoryContrastLoss
-from mmkd_plugin.losses.memory_contrast import drawn_pixels, region_means
+from mmkd_plugin.losses.memory_contrast import drawn_pixels, memory_contrast, region_means
+from mmkd_plugin.losses.numerics import relations
+from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.losses.numerics.drawing import some_of
 from mmkd_plugin.losses.numerics.memory import ClassMemory
 
@@ -56,6 +60,33 @@ def test_the_formula_position_by_position():
             found.append((p_t * np.log(p_t / p_s)).sum())
         expected += np.mean(found)
     assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize('room', [1, 300, 2**20])
+@pytest.mark.parametrize('zero', [False, True])
+def test_the_fast_form_is_the_formula(monkeypatch, room, zero):
+    monkeypatch.setattr(relations, 'ROOM', room)
+    student, teacher = random_pair(SHAPES)
+    student.data[:, :, 0] *= not zero
+    loss = loss_of().eval()
+    value, grad = value_and_grad(lambda s, t: loss(s, t, labels_of(), SEED), student, teacher)
+    with formulas_as_written():
+        expected = value_and_grad(lambda s, t: loss(s, t, labels_of(), SEED), student, teacher)
+    torch.testing.assert_close((value, grad), expected)
+
+
+def test_no_matrix_of_similarities_is_held(monkeypatch):
+    monkeypatch.setattr(relations, 'ROOM', 2**14)
+    student, teacher = random_pair(((2, 16, 1024),) * 2, torch.float32)
+    memories, kept = [torch.randn(n, 16) for n in (3000, 500)], torch.ones(2, 1024).bool()
+
+    def compute():
+        return memory_contrast(student, teacher, memories, kept, 0.1)
+
+    assert saved_bytes(compute, student, teacher) == 4 * student.numel()
+    with Allocations() as made:
+        compute().backward()
+    assert made.peak < 2e6  # one matrix would take 24 MB
 
 
 def test_gradcheck():

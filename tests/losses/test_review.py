@@ -15,8 +15,6 @@ class TestReviewLoss(LossContract):
     pairs = alike(
         (2, 3, 6, 7), (1, 2, 5, 3), (2, 3, 1, 1), (1, 1, 1, 6), (2, 2, 4, 9), (3, 1, 2, 2)
     )
-    has_fast_form = False
-    saved_maps = 1.5
 
     @staticmethod
     def reference(student, teacher):

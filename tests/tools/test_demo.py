@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
 
 def run(demo, folder, monkeypatch, seed=0):
     student = str(folder / 'student.py')
-    task = demo.Task(student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1)
+    task = demo.Task(
+        student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1, batch_size=2
+    )
     monkeypatch.setitem(demo.TASKS, 'segmentation', task)
     monkeypatch.chdir(folder)
     console = Console(record=True, width=100)
@@ -58,7 +60,7 @@ def run(demo, folder, monkeypatch, seed=0):
 def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
     text = run(demo, folder, monkeypatch)
     for name in ('teacher', 'student alone', 'distilled student'):
-        assert re.search(rf'{name} +│ +\d+\.\d\d │ +0\.80 M │ +\d+\.\d min', text)
+        assert re.search(rf'{name} +│ +\d+\.\d\d │ +0\.80 M │ +\d+\.\d min │ +\d+ s', text)
     assert 'no gap to close' in text  # the teacher is the student's own config here
     with Image.open(folder / 'work' / 'report.png') as picture:
         assert picture.width > 1000 and len(picture.convert('RGB').getcolors(10**7)) > 100
@@ -72,28 +74,54 @@ def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
         run(demo, folder, monkeypatch, seed=1)
 
 
-def test_a_run_that_fails_says_where_to_look(demo, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'broken.py').write_text("model = dict(type='NoSuchModel')\n")
+def test_a_run_that_fails_says_where_to_look(demo, folder, tmp_path):
+    broken = tmp_path / 'broken.py'
+    broken.write_text(f"_base_ = '{folder}/student.py'\nmodel = dict(type='NoSuchModel')\n")
     with pytest.raises(demo.RunError) as error:
         demo.train(
-            tmp_path / 'broken.py', tmp_path / 'run', ['a=1'], 'teacher', Console(quiet=True)
+            broken, tmp_path / 'run', dict(seed=0, batch_size=2), 'teacher', Console(quiet=True)
         )
     text = str(error.value)
     assert text.startswith('teacher failed: the end of ') and 'train.log' in text
     assert 'the same command goes on' in text
 
 
-def test_the_curve_joins_the_parts_of_a_resumed_run(demo, tmp_path):
+def test_the_score_of_a_resumed_run_is_the_last_one(demo, tmp_path):
     for name, steps in (('20260101_000000', (100, 200)), ('20260101_010000', (200, 300))):
         data = tmp_path / name / 'vis_data'
         data.mkdir(parents=True)
         lines = [dict(mIoU=step / 10, step=step) for step in steps] + [dict(loss=1.0, step=150)]
         (data / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
     task = demo.TASKS['segmentation']
-    assert demo.curve(tmp_path, task) == [(100, 10.0), (200, 20.0), (300, 30.0)]
+    assert demo.score(tmp_path, task) == 30
     with pytest.raises(demo.RunError, match='has no mIoU'):
-        demo.curve(tmp_path / 'nothing', task)
+        demo.score(tmp_path / 'nothing', task)
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'student', 'distilled', 'said'),
+    [
+        (40, 20, 35, 'closed 75% of the gap between student and teacher (+15.00 of 20.00 mIoU)'),
+        (40, 20, 15, 'widened 25% of the gap between student and teacher (-5.00 of 20.00 mIoU)'),
+        (20, 20, 30, 'there is no gap to close'),
+    ],
+)
+def test_the_message(demo, teacher, student, distilled, said):
+    scores = dict(teacher=teacher, student=student, distilled=distilled)
+    assert said in demo.message(demo.TASKS['segmentation'], scores)
+
+
+@pytest.mark.parametrize(
+    ('free', 'wanted', 'threads'), [(2, 2, None), (1, 2, '1'), (0, 1, None), (5.2, 8, '5')]
+)
+def test_a_training_beside_others_gets_the_free_cores(demo, free, wanted, threads):
+    variables = {} if threads is None else dict(OMP_NUM_THREADS=threads, OMP_WAIT_POLICY='PASSIVE')
+    assert demo.environment_for(free, wanted) == variables
+
+
+def test_the_number_of_threads_that_the_user_chose_stays(demo, monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    assert demo.beside_others(Console(quiet=True)) == {}
 
 
 @pytest.mark.parametrize('name', ['segmentation', 'detection'])

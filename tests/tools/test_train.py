@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
+from mmkd_plugin.cores import Cores
 from tests.runs import Touch, needs_ops
 from tests.tools.tool_runs import TOOLS, load_tool, run_tool
 
@@ -28,6 +31,27 @@ def test_a_distilled_segmentor(trained):
     assert not [key for key in weights if not key.startswith(('backbone', 'decode', 'auxiliary'))]
     assert distillation_state(weights) is not None
     assert set(checkpoint['ema_state_dict']) == {'steps', *(f'module.{key}' for key in weights)}
+
+
+@pytest.mark.parametrize(
+    ('busy', 'chosen', 'said'),
+    [
+        (10, None, '1.0 of 2 cores are free for the 2 threads of this run: OMP_NUM_THREADS=1 '),
+        (2, None, None),
+        (10, '2', None),  # the user's own number
+    ],
+)
+def test_busy_cores(busy, chosen, said, monkeypatch, capfd):
+    train = load_tool('train')
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    if chosen:
+        monkeypatch.setenv('OMP_NUM_THREADS', chosen)
+    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    start = Cores(count=2, quota=math.inf, busy=50, passed=100, own=5)
+    train.warn_of_busy_cores(start, replace(start, busy=50 + busy, passed=120))
+    told = ''.join(capfd.readouterr())
+    assert said in told if said else not told
 
 
 def test_resume_from_the_latest(trained, segmentation, tmp_path):

@@ -93,9 +93,9 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     Examples:
         >>> import torch
         >>> from mmkd_plugin.losses.numerics.boxes import generalised_iou
-        >>> a, b = torch.tensor([0.0, 0, 2, 2]), torch.tensor([2.0, 0, 4, 2])
-        >>> generalised_iou(a, a).item(), generalised_iou(a, b + 4).round(decimals=2).item()
-        (1.0, -0.83)
+        >>> whole, half = torch.tensor([[0.0, 0, 2, 2], [0, 0, 1, 2]])
+        >>> generalised_iou(whole, whole).item(), generalised_iou(whole, half).item()
+        (1.0, 0.5)
     """
     intersection, union = overlap(a, b)
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])

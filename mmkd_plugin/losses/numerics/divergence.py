@@ -40,16 +40,20 @@ def divergence(
     Returns:
         Tensor: A scalar.
     """
-    kernel = partial(_bernoulli if sigmoid else _categorical, tau=tau, dim=dim)
+    kernel = partial(_bernoulli if sigmoid else categorical, tau=tau, dim=dim)
     cut = 3 - dim  # a distribution stays in one piece
     if isinstance(weight, Tensor):
         return one_pass(kernel, student, teacher, weight, dim=cut)
     return one_pass(partial(kernel, weight=weight), student, teacher, dim=cut)
 
 
-def _categorical(
+def categorical(
     s: Tensor, t: Tensor, weight: float | Tensor, tau: float, dim: int, slope: Slope
 ) -> Tensor:
+    """:func:`divergence` as a kernel, see :data:`~mmkd_plugin.losses.numerics.one_pass.Kernel`.
+
+    Logits may have any shape, and ``slope`` may be those of the student, which are then lost.
+    """
     # with u = s - max(s) and v = t - max(t), both in units of tau * ln(2):
     # KL = ln(2) * sum(p_t * (v - u)) + ln(sum(2^u) / sum(2^v))
     u = torch.sub(s, s.amax(dim, keepdim=True), out=slope).mul_(LOG2_E / tau)
@@ -79,3 +83,19 @@ def _bernoulli(
 
 def _tail(x: Tensor) -> Tensor:
     return x.abs().mul_(-LOG2_E).exp2_().log1p_()
+
+
+def probabilities(
+    x: Tensor, number: int = 0, kept: Tensor | None = None, tau: float = 1.0
+) -> Tensor:
+    """The softmax of logits over dimension 1, in the memory of :func:`.pieces.scratch`.
+
+    Args:
+        x (Tensor): Logits, (N, C, n).
+        number (int): See :func:`.pieces.scratch`. Defaults to 0.
+        kept (Tensor, optional): Booleans (N, 1, n); where they are False, all is 0.
+        tau (float): Temperature. Defaults to 1.0.
+    """
+    p = torch.sub(x, x.amax(1, keepdim=True), out=scratch(x, number)).mul_(LOG2_E / tau).exp2_()
+    total = p.sum(1, keepdim=True)
+    return p.div_(total if kept is None else total.masked_fill_(~kept, torch.inf))

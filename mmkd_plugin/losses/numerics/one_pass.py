@@ -85,6 +85,96 @@ def one_pass_by_samples(
     return one_pass(kernel, student, teacher, *others, dim=student.dim())
 
 
+def by_autograd(formula: Callable[..., Tensor]) -> Kernel:
+    """A kernel from a formula: autograd takes the gradient, of one piece at a time.
+
+    What the formula makes on its way is as small as a piece, so a CPU's cache holds it.
+
+    Args:
+        formula (Callable): Takes pieces of student, teacher and whatever else there is; returns
+            the part of the loss that comes from them.
+    """
+
+    def kernel(s: Tensor, t: Tensor, *others: Tensor, slope: Slope) -> Tensor:
+        if slope is None:
+            return formula(s, t, *others)
+        with torch.enable_grad():
+            leaf = s.detach().requires_grad_()
+            value = formula(leaf, t, *others)
+        slope.copy_(torch.autograd.grad(value, leaf)[0])
+        return value.detach()
+
+    return kernel
+
+
+def through_sums(
+    sums: Callable[..., Tensor],
+    finish: Callable[[Tensor], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    *others: Tensor,
+    slope_of_sums: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """``finish(sums(student, teacher, *others))``, in two passes over pieces of the maps.
+
+    The first adds the sums up. The second takes the gradient, piece by piece: what a sum is worth
+    is known then.
+
+    Args:
+        sums (Callable): Takes pieces; returns for each of their samples sums over the positions,
+            (n, ...). The pieces of a sample are cut along the positions, and their sums added up.
+        finish (Callable): Takes the sums of all samples, (N, ...); returns the loss.
+        student (Tensor): Map of the student, (N, C, L), of any floating-point type.
+        teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
+        others (Tensor): Further tensors to cut into the same pieces.
+        slope_of_sums (Callable, optional): Takes the worth of each of the sums, and pieces; returns
+            the gradient of ``(worth * sums).sum()``. Defaults to None: by autograd.
+
+    Returns:
+        Tensor: A scalar in float32 or wider. It can be differentiated once.
+    """
+    dtype = common_type(student, teacher)
+
+    def cut(piece: Piece) -> tuple[Tensor, ...]:
+        return tuple(x[piece].to(dtype) for x in (student.detach(), teacher.detach())) + tuple(
+            x[piece] for x in others
+        )
+
+    def first(piece: Piece) -> tuple[Piece, Tensor]:
+        return piece, sums(*cut(piece))
+
+    def compute(_: Tensor) -> tuple[Tensor, Tensor | None]:
+        found = each_piece(first, student, dim=2)
+        total = found[0][1].new_zeros(len(student), *found[0][1].shape[1:])
+        for piece, part in found:
+            total[piece[0]] += part
+        with torch.enable_grad():
+            value = finish(total.requires_grad_())
+        if slope is None:
+            return value.detach(), None
+        (worth,) = torch.autograd.grad(value, total)
+
+        def second(piece: Piece) -> None:
+            s, *rest = cut(piece)
+            if slope_of_sums is not None:
+                slope[piece] = slope_of_sums(worth[piece[0]], s, *rest)
+                return
+            with torch.enable_grad():
+                part = (sums(s.requires_grad_(), *rest) * worth[piece[0]]).sum()
+            slope[piece] = torch.autograd.grad(part, s)[0]
+
+        each_piece(second, student, dim=2)
+        return value.detach(), slope
+
+    wanted = student.requires_grad and torch.is_grad_enabled()
+    slope = empty_map(student, dtype) if wanted else None
+    with no_autocast(student.device.type):
+        if wanted:
+            return with_gradient(compute, student)
+        with torch.no_grad():
+            return compute(student)[0]
+
+
 def empty_map(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``torch.empty_like``, on a CPU in the huge pages that NumPy asks Linux for.
 

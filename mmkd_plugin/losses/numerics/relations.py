@@ -1,18 +1,21 @@
-"""Matrices of all pairs of positions, a few rows at a time, with the gradient by formula."""
+"""Matrices of all pairs of vectors, a few rows at a time, with the gradient by formula."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.autograd import with_gradient
+from mmkd_plugin.losses.numerics.divergence import categorical
+from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.numerics.vectors import lengths, through_lengths
 
-#: Entries of the rows that are held at once: 16 MB in float32.
-ROOM = 2**22
+#: Entries of the rows that are held at once: 4 MB in float32.
+ROOM = 2**20
 
 #: A vector no longer than this has no direction.
 EPS = 1e-12
@@ -64,7 +67,7 @@ def rows_of(x: Tensor, across: bool) -> Tensor:
 def row_divergence(
     a: Tensor, b: Tensor, tau: float, columns: int, count: int
 ) -> tuple[Tensor, Tensor]:
-    """``sum of KL(softmax(b / tau) || softmax(a / tau)) / count``, and its gradient.
+    """``sum of KL(softmax(b / tau) || softmax(a / tau)) / count``, and its gradient in place of a.
 
     Args:
         a (Tensor): The student's cosines, (B, r, M).
@@ -73,7 +76,35 @@ def row_divergence(
         columns (int): How many columns share a softmax; M is a multiple of it.
         count (int): The divisor that makes a mean of the sum.
     """
-    log_a, log_b = ((x / tau).unflatten(2, (-1, columns)).log_softmax(3) for x in (a, b))
-    p = log_b.exp()
-    value = (log_b - log_a).mul_(p).sum() / count
-    return value, log_a.exp_().sub_(p).div_(tau * count).flatten(2)
+    a, b = (x.unflatten(2, (-1, columns)) for x in (a, b))
+    value = categorical(a, b, 1 / count, tau, dim=3, slope=a)
+    return value, a.flatten(2)
+
+
+def memory_contrast(
+    student: Tensor, teacher: Tensor, memories: Sequence[Tensor], kept: Tensor, tau: float
+) -> Tensor:
+    """See :func:`mmkd_plugin.losses.memory_contrast.memory_contrast`."""
+    weight = (kept / kept.sum().clamp(min=1))[:, None]
+    compare = partial(_against_memories, memories, tau)
+    return one_pass(compare, student, teacher, weight, dim=2)
+
+
+def _against_memories(
+    memories: Sequence[Tensor], tau: float, s: Tensor, t: Tensor, weight: Tensor, slope: Slope
+) -> Tensor:
+    step = max(ROOM // max(len(s) * max(map(len, memories)), 1), 1)
+    value = s.new_zeros(())
+    for start in range(0, s.shape[2], step):
+        part = (slice(None), slice(None), slice(start, start + step))
+        length, gradient = lengths(s[part]), 0
+        ours, theirs = (s[part] / length).mT, (t[part] / lengths(t[part])).mT
+        for rows in memories:
+            rows = rows.to(s.dtype)
+            a, b = ours @ rows.mT, theirs @ rows.mT
+            factor = weight[part].mT.to(s.dtype)
+            value += categorical(a, b, factor, tau, dim=2, slope=None if slope is None else a)
+            gradient = gradient if slope is None else gradient + a @ rows
+        if slope is not None:
+            slope[part] = through_lengths(gradient.mT, s[part], length)
+    return value

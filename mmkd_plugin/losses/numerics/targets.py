@@ -2,10 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.checks import labels_at
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
+from mmkd_plugin.losses.numerics.one_pass import Kernel, by_autograd, one_pass
+from mmkd_plugin.losses.numerics.precision import full_precision
+
+#: Takes logits of the student and of the teacher, (N, C, ...), and the class of each row,
+#: (N, 1, ...); gives one number for each row, (N, 1, ...).
+OfRows = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def mean_in_pieces(
+    of_rows: OfRows,
+    student: Tensor,
+    teacher: Tensor,
+    classes: Tensor,
+    kept: Tensor,
+    kernel: Kernel | None = None,
+) -> Tensor:
+    """See :func:`mean_of_rows`."""
+
+    def formula(s: Tensor, t: Tensor, classes: Tensor, kept: Tensor) -> Tensor:
+        return of_rows(s, t, classes).masked_fill(~kept, 0).sum()
+
+    maps = [x.flatten(2) if x.dim() > 2 else x for x in (student, teacher, classes, kept)]
+    return one_pass(kernel or by_autograd(formula), *maps, dim=2) / kept.sum().clamp(min=1)
+
+
+@with_fast_form(mean_in_pieces)
+def mean_of_rows(
+    of_rows: OfRows,
+    student: Tensor,
+    teacher: Tensor,
+    classes: Tensor,
+    kept: Tensor,
+    kernel: Kernel | None = None,
+) -> Tensor:
+    """The mean over the rows that count, 0 without one.
+
+    Args:
+        of_rows (Callable): See :data:`OfRows`.
+        student (Tensor): Logits of the student, (N, C) or (N, C, H, W).
+        teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
+        classes (Tensor): See :func:`target_classes`.
+        kept (Tensor): See :func:`target_classes`.
+        kernel (Callable, optional): The sum of the rows of a piece that count, with its gradient
+            by formula; it takes ``s, t, classes, kept, slope``. Defaults to None: by autograd.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    with full_precision(student, teacher) as (s, t):
+        rows = of_rows(s, t, classes).masked_fill(~kept, 0)
+        return rows.sum() / kept.sum().clamp(min=1)
 
 
 def target_classes(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,62 @@
+"""The table of MMRazor's losses: complete, measured where it says so, and the one in the docs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cases, losses, mmrazor, versus
+from benchmarks.report import Report
+from mmkd_plugin import losses as own
+
+
+def folder() -> Path:
+    try:
+        return mmrazor.folder()
+    except mmrazor.NotInstalled as error:
+        pytest.skip(str(error))
+
+
+def test_each_loss_of_mmrazor_has_a_row():
+    tree = ast.parse((folder() / '__init__.py').read_text(encoding='utf-8'))
+    imported = [
+        a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names
+    ]
+    assert {row.theirs for row in versus.ROWS} == set(imported)
+
+
+def test_what_is_called_the_same_is_compared_by_a_test():
+    compared = {case.loss for case in cases.cases(quick=True) if case.razor}
+    assert {row.group for row in versus.ROWS if row.group} == compared
+
+
+def test_the_docs_have_the_tables_of_the_results():
+    page = (Path(__file__).parents[2] / 'docs' / 'performance.md').read_text(encoding='utf-8')
+    reports = [Report.load(file) for file in versus.FILES]
+    assert versus.table(reports).markdown() in page
+    assert versus.ratios(reports[1]).markdown() in page
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'options'),
+    [
+        (own.RKDDistanceLoss(normalize=True), 'relational_kd.DistanceWiseRKD', dict(loss_weight=1)),
+        (own.RKDAngleLoss(normalize=True), 'relational_kd.AngleWiseRKD', dict(loss_weight=1)),
+        (own.ClassCorrelationLoss(4, 2, 3), 'dist_loss.DISTLoss', dict(tau=4, inter_loss_weight=2)),
+        (own.PearsonLoss('teacher'), 'pkd_loss.PKDLoss', dict(resize_stu=False)),
+    ],
+)
+def test_options_that_both_have(ours, theirs, options):
+    folder()
+    if theirs.startswith('dist'):
+        options = dict(options, intra_loss_weight=3)
+    shapes = ((4, 5, 6, 6), (4, 5, 3, 3)) if theirs.startswith('pkd') else ((8, 5),) * 2
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    inputs = cases.Inputs(student.requires_grad_(), teacher)
+    forms = ours, mmrazor.loss(theirs, **options)
+    results = [losses.value_and_gradients(form, inputs) for form in forms]
+    assert losses.difference(*results) < 1e-6
