@@ -18,6 +18,7 @@ from mmkd_plugin.losses.masked_generation import kept
 from mmkd_plugin.losses.numerics.assigned import Assigned, rows
 from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
+from mmkd_plugin.losses.numerics.own_modules import run
 from mmkd_plugin.registry import MODELS
 
 Shape = tuple[int, ...]
@@ -239,11 +240,12 @@ def razor_generation(shapes: Sequence[Shape]) -> Callable[[], Loss]:
         ours.setup(*2 * [[shape[1] for shape in shapes]])
 
         def call(student: list[Tensor], teacher: list[Tensor], seed: Tensor) -> Tensor:
+            if not student[0].is_meta:
+                ours.to(student[0].device)
             found = 0
             for number, (s, t) in enumerate(zip(student, teacher)):
-                generate = ours.generators[number].to(s)
                 seen = kept(s, seed, ours.mask_ratio, stream=number)
-                found = found + loss(generate(s * seen), t)
+                found = found + loss(run(ours.generators[number], s * seen), t)
             return found
 
         return call
