@@ -76,8 +76,8 @@ class Distiller(NamedAsStudent):
             ``connector``, ``teacher_connector``, ``norm``, ``through``, ``queries``, ``schedule``
             and ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
-            they are off the student stops after its last tap. Defaults to None: weight 1, always
-            on.
+            they are off the student stops after its last tap, unless a loss needs its assigner.
+            Defaults to None: weight 1, always on.
         init_student_from_teacher (list[str] | dict[str, list[str]], optional): Names of modules
             that both models have: before training the student gets the teacher's weights there.
             With several teachers by the name of the teacher. Defaults to None: nothing is copied.

@@ -58,7 +58,7 @@ class Queries:
         if not isinstance(config, dict):
             raise ValueError(f'{here}: expected dict(random=300, learnt=True), got {short(config)}')
         check_keys(here, config, ('random', 'learnt'))
-        made = cls(**config)
+        made = cls(**{key: value for key, value in config.items() if key != '_scope_'})
         if not fits(made.random, int) or made.random < 0:
             raise ValueError(f'{here}.random must be a whole number from 0 on, got {made.random!r}')
         if not isinstance(made.learnt, bool):

@@ -136,6 +136,8 @@ def _by_teacher(config: Any, teachers: Mapping[str, Teacher]) -> dict[str, list[
                 f'{KEY}=dict({next(iter(teachers))}={list(config)})'
             )
         given = {next(iter(teachers)): config}
+    if not given:
+        raise ValueError(f'{FORM}, got {short(config)}')
     for name, parts in given.items():
         if not fits(parts, list[str]) or not parts or not all(parts):
             raise ValueError(f'{FORM}, got {short(config)}')

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError
@@ -157,14 +157,15 @@ def offline(cfg: Any) -> Any:
     return cfg
 
 
+#: What the widths of the parts behind a backbone are called.
+WIDTHS = (
+    'in_channels', 'out_channels', 'channels', 'feat_channels', 'point_feat_channels',
+    'fc_out_channels',
+)  # fmt: skip
+
+
 def narrow(model: Any) -> Any:
     """Make a segmentor or a detector an eighth as wide; its modules keep their names."""
-    widths = dict(
-        neck=('in_channels', 'out_channels'),
-        decode_head=('in_channels', 'channels'),
-        auxiliary_head=('in_channels', 'channels'),
-        bbox_head=('in_channels', 'feat_channels'),
-    )
     backbone, eighth = model.backbone, (lambda width: width // 8)
     if 'MobileNetV2' in backbone.type:
         backbone.widen_factor = 1 / 8
@@ -174,11 +175,19 @@ def narrow(model: Any) -> Any:
     else:
         for key in ('base_channels', 'stem_channels'):
             backbone[key] = backbone.get(key, 64) // 8  # a ResNet's own default
-    for part, keys in widths.items():
-        for key in keys if part in model else ():
-            width = model[part][key]
-            model[part][key] = [*map(eighth, width)] if isinstance(width, list) else eighth(width)
+    for part in model:
+        if part in ('neck', 'decode_head', 'auxiliary_head', 'bbox_head', 'rpn_head', 'roi_head'):
+            narrow_part(model[part], eighth)
     return model
+
+
+def narrow_part(part: dict, eighth: Callable[[int], int]) -> None:
+    """The same for a neck or a head, and the parts in it."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            narrow_part(value, eighth)
+        elif key in WIDTHS:
+            part[key] = [*map(eighth, value)] if isinstance(value, list) else eighth(value)
 
 
 def rounded_eighth(width: int) -> int:

@@ -105,6 +105,7 @@ def test_of_several_teachers_each_gives_its_part():
         (['decode_head', ''], 'must be a list of modules'),
         ('decode_head', 'must be a list of modules'),
         ([], 'must be a list of modules'),
+        ({}, 'must be a list of modules'),
         ([5], 'must be a list of modules'),
         (dict(teacher='decode_head'), 'must be a list of modules'),
         (dict(techer=['decode_head']), "a teacher 'techer'; did you mean 'teacher'?"),

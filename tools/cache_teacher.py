@@ -258,6 +258,7 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
             raise UsageError(
                 f'distill.{term.name}.{key}: no cache can replace this teacher. {NO_WAY}'
             )
+        term.check_stored()
         if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '

@@ -78,7 +78,7 @@ TASKS = {
         metric='mIoU',
         title='mIoU',
         percent=1,
-        length=0.8,
+        length=1.0,
     ),
     'detection': Task(
         teacher='digit_scenes/retinanet_r18-w32_fpn_1k_digit-scenes-128x128.py',

@@ -241,7 +241,7 @@ def _check_distributions(level: Level, places: int) -> None:
     if scores[2] * scores[3] != places or boxes[1] < 8:
         boxes_each = places // (scores[2] * scores[3])
         raise ValueError(
-            f'the head gives {boxes_each} boxes for each position and {boxes[1] // boxes_each} '
-            'numbers for a box, not a distribution for each of its sides; take a head such as that '
-            'of GFL, or ProtocolLoss'
+            'expected one box for each position, and a distribution for each of its sides; the '
+            f'head gives {boxes_each} with {boxes[1] // boxes_each} numbers each. Take a head such '
+            'as that of GFL, or ProtocolLoss'
         )

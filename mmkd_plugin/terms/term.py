@@ -248,7 +248,7 @@ class Term(nn.Module):
                 the term has a ``through``. Defaults to None.
 
         Raises:
-            ValueError: If the loss cannot take these shapes.
+            ValueError: If the loss cannot take these shapes, or maps of such a teacher.
             FileNotFoundError: If the weights of a ``teacher_connector`` do not exist.
         """
         students, teachers = as_list(student), as_list(teacher)
@@ -261,6 +261,8 @@ class Term(nn.Module):
         if self.queries is not None and source is not None:
             check_same_classes(self.here, source.class_names, source.name)
         if source is not None:
+            if source.stored:
+                self.check_stored()
             self._check_classes(students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
             self._take_norms(source, len(teachers))
@@ -492,6 +494,19 @@ class Term(nn.Module):
         if self.watch.due():
             self.watch.gradient(sizes)
         return sizes
+
+    def check_stored(self) -> None:
+        """Refuses to learn from stored maps if only those of the teacher itself are right.
+
+        Raises:
+            ValueError: If so.
+        """
+        if self.traits.needs_raw_maps:
+            raise ValueError(
+                f'{self.here}: {type(self.loss).__name__} compares what the heads give as it is, '
+                'and maps of a cache are resized and mirrored with the image, which the boxes that '
+                'they stand for are not. Train this one with the teacher itself'
+            )
 
     def describe_connectors(self) -> str:
         """Describes the connectors for the plan."""

@@ -108,7 +108,7 @@ def test_other_taps_get_what_the_only_head_found():
 
 
 def test_a_head_without_distributions():
-    words = 'the head gives 1 boxes for each position and 4 numbers for a box, not a distribution'
+    words = r'expected one box for each position, .*; the head gives 1 with 4 numbers each'
     with pytest.raises(ValueError, match=words):
         model_of('retinanet', line('BoxDistributionLoss', 'bbox_head'))
 
@@ -141,6 +141,16 @@ def test_a_connector_is_refused_and_class_scores_are_arranged():
     with pytest.raises(ValueError, match=r'distill\.t: ProtocolLoss compares what the heads give'):
         Term.from_config('t', term, ['teacher'])
     assert Term.from_config('t', line(), ['teacher']).compared is not None
+
+
+def test_maps_of_a_cache_are_refused():
+    term = Term.from_config('t', line(), ['teacher'])
+    words = r'distill\.t: ProtocolLoss .* Train this one with the teacher itself'
+    with pytest.raises(ValueError, match=words):
+        term.check_stored()
+    Term.from_config(
+        't', dict(tap='neck', loss=dict(type='NotesAssigned')), ['teacher']
+    ).check_stored()
 
 
 # Two processes ------------------------------------------------------------------------------------

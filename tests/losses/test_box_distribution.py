@@ -192,7 +192,7 @@ def test_the_certainty_of_the_student_gets_no_gradient():
 def test_heads_without_distributions(each, numbers):
     x = torch.ones(2, 2 * each, 4, 4)
     pair = [x, torch.ones(2, each * numbers, 4, 4)]
-    words = f'the head gives {each} boxes for each position and {numbers} numbers for a box, not a'
+    words = f'one box for each position.*; the head gives {each} with {numbers} numbers each'
     with pytest.raises(ValueError, match=words):
         BoxDistributionLoss()(pair, pair, assigned_for([x], each), boxes_of(2))
 

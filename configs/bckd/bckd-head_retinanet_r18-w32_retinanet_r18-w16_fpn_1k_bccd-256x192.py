@@ -1,0 +1,10 @@
+_base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_bccd-256x192.py'
+
+model = dict(
+    distill=dict(
+        bckd=dict(
+            tap='bbox_head',
+            loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight='auto'),
+        ),
+    ),
+)
