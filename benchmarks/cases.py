@@ -42,6 +42,7 @@ SHAPES: dict[str, list[Shape]] = {
     'classifier': [(256, 1000)],
     'cifar': [(128, 64, 8, 8)],
     'tokens': [(2, 512, 64, 128)],
+    'queries': [(1, 2, 600, 80), (1, 2, 600, 4)],
     'explanations': [(32, 1, 512, 1024)],
 }
 QUICK: dict[str, list[Shape]] = {
@@ -56,6 +57,7 @@ QUICK: dict[str, list[Shape]] = {
     'classifier': [(8, 10)],
     'cifar': [(4, 6, 4, 4)],
     'tokens': [(1, 16, 16, 32)],
+    'queries': [(1, 2, 20, 5), (1, 2, 20, 4)],
     'explanations': [(3, 1, 16, 32)],
 }
 CLASSES = 19
@@ -362,6 +364,8 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')
     yield 'ProtocolLoss', ['head'], dict(others='assigned')
+    yield 'CrossHeadLoss', ['head'], dict(others='assigned')
+    yield 'SharedQueriesLoss', ['queries'], {}
 
 
 def _of_samples() -> Iterator[Row]:
