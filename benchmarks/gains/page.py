@@ -312,9 +312,9 @@ def section(records: Sequence[Record], folder: str) -> str:
         facts.append(f'Student alone: {number(found.value)}{limits(found)}, {len(alone)} seeds.')
     if teacher:
         facts.append(f'Teacher: {number(teacher[-1].score)}.')
-    hours = sum(r.seconds for r in records) / 3600
+    hours = sum(r.step_seconds * r.iterations for r in records) / 3600
     facts.append(
-        f'{len(records)} runs, {hours:.1f} hours in sum, {" and ".join(devices(records))}.'
+        f'{len(records)} runs, {hours:.1f} hours of {" and ".join(devices(records))} in sum.'
     )
     days = sorted({r.date for r in records})
     versions = sorted({r.version for r in records})
@@ -422,7 +422,7 @@ def limits(found: Interval, form: str = '.2f') -> str:
 
 
 def devices(records: Sequence[Record]) -> list[str]:
-    names = {'cpu': 'one CPU thread each', 'cuda': 'one GPU each'}
+    names = {'cpu': 'one CPU thread', 'cuda': 'one GPU'}
     return [names[one] for one in sorted({r.device for r in records})]
 
 

@@ -236,19 +236,17 @@ def needs(run: Run) -> list[Run]:
 
 
 def estimate(run: Run, records: Sequence[Record]) -> float:
-    """Seconds that a run takes: as measured in its table, else guessed."""
-    mine = [r for r in records if _is_of(run.table, r) and r.iterations and r.seconds]
+    """Seconds that a run takes, if nothing else runs: as measured in its table, else guessed."""
+    mine = [r for r in records if _is_of(run.table, r) and r.step_seconds]
     length = run.length or run.table.data.length * 2
     name = 'student' if run.method == 'longer' else run.method
     iterations = run.table.iterations[name] * length
-    same = [r.seconds / r.iterations for r in mine if r.method == name]
+    same = [r.step_seconds for r in mine if r.method == name]
     if same:
         return median(same) * iterations
     kind = name if name in GUESSED_RATIO else 'method'
     others = [
-        r.seconds
-        / r.iterations
-        / GUESSED_RATIO[r.method if r.method in GUESSED_RATIO else 'method']
+        r.step_seconds / GUESSED_RATIO[r.method if r.method in GUESSED_RATIO else 'method']
         for r in mine
         if r.method != 'longer'
     ]

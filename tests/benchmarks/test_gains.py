@@ -319,6 +319,22 @@ def test_the_page_of_the_docs_is_that_of_the_runs():
     assert all(asdict(one)['seconds'] > 0 for one in found)
 
 
+def test_recipes_for_real_pictures_ship_with_the_weight_of_their_row():
+    found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
+    rows = [
+        row
+        for runs in page.groups(found)
+        if runs[0].data in overview.REAL
+        for row in page.main_rows(runs)
+    ]
+    assert rows
+    for row in rows:
+        shipped, tuned = (
+            run_config(ROOT / row.config, seed=0, weight=w) for w in (None, row.weight)
+        )
+        assert shipped.model.distill == tuned.model.distill, row.config
+
+
 def test_the_short_tables():
     real = [replace(one, data='camvid', split='test') for one in SOME]
     real.append(replace(record('teacher', score=50.0), data='camvid', split='test'))
