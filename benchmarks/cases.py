@@ -360,6 +360,7 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     memory = dict(classes=CLASSES, pixels=2000, regions=200)
     yield 'MemoryContrastLoss', ['one image'], dict(others='labels', options=memory)
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
+    yield 'AttentionGuidedLoss', ['pyramid'], {}
     generation = dict(others='seed', razor=razor_generation(shapes['pyramid']))
     yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')

@@ -56,7 +56,7 @@ ROWS = (
     Row('KDSoftCELoss', None, '`SoftTargetLoss` has the same gradient'),
     Row('WSLD', None, 'for classifiers'),
     Row('CRDLoss', None, 'for classifiers: a memory of 50,000 images by their number'),
-    Row('FBKDLoss', None, 'not written yet; `FocalGlobalLoss` has the same aim'),
+    Row('FBKDLoss', None, 'its layers are connectors; ours is `AttentionGuidedLoss` with its own'),
     Row('ActivationLoss', None, 'distillation without data (DAFL): for classifiers'),
     Row('OnehotLikeLoss', None, 'DAFL, as above'),
     Row('InformationEntropyLoss', None, 'DAFL, as above'),

@@ -23,6 +23,7 @@ _PUBLIC = {
     'explanations': ['BcosWeights', 'Explainer', 'GradCAM', 'GradientAttention'],
     'losses': [
         'ActivationBoundaryLoss',
+        'AttentionGuidedLoss',
         'AttentionLoss',
         'BoxDistributionLoss',
         'ChannelWiseLoss',

@@ -66,8 +66,11 @@ SEGMENTATION_ONLY = (
     'MemoryContrastLoss',
     'NormalizedTargetLoss',
 )
-#: What a segmentor has no boxes for, or no assigner.
-DETECTION_ONLY = ('BoxDistributionLoss', 'CrossHeadLoss', 'FocalGlobalLoss', 'ProtocolLoss')
+#: What a segmentor has no boxes for, or no assigner, or was made for detectors.
+DETECTION_ONLY = (
+    'AttentionGuidedLoss', 'BoxDistributionLoss', 'CrossHeadLoss', 'FocalGlobalLoss',
+    'ProtocolLoss',
+)  # fmt: skip
 #: What needs a head with distributions of boxes.
 DISTRIBUTIONS_ONLY = ('BoxDistributionLoss',)
 #: What needs decoders that take reference points: no pair here has them.

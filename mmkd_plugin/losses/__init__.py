@@ -15,6 +15,7 @@ To write a loss there are :func:`sum_over_maps`, :func:`check_shapes`, :func:`lo
 
 from mmkd_plugin.losses.activation_boundary import ActivationBoundaryLoss
 from mmkd_plugin.losses.attention import AttentionLoss
+from mmkd_plugin.losses.attention_guided import AttentionGuidedLoss
 from mmkd_plugin.losses.box_distribution import BoxDistributionLoss
 from mmkd_plugin.losses.channel_wise import ChannelWiseLoss
 from mmkd_plugin.losses.class_correlation import ClassCorrelationLoss
@@ -53,6 +54,7 @@ from mmkd_plugin.losses.token_relation import TokenRelationLoss
 
 __all__ = [
     'ActivationBoundaryLoss',
+    'AttentionGuidedLoss',
     'AttentionLoss',
     'BoxDistributionLoss',
     'ChannelWiseLoss',
