@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.config.config import BASE_KEY
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
@@ -91,6 +92,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
     saved = find_paraphraser(cfg, paraphraser)
+    keep_config(cfg)
     with work_dir_of_our_own(cfg):
         find_start(cfg, args.resume)
         wire(cfg)
@@ -173,6 +175,20 @@ def find_paraphraser(cfg: Config, train_it: bool) -> Path:
         for line in lines:
             line.teacher_connector.setdefault('checkpoint', str(path))
     return path
+
+
+def keep_config(cfg: Config) -> None:
+    """Lets the runner save the whole config under another name than a short one in the work dir.
+
+    Args:
+        cfg (Config): The config of the run. If its file lies in the work dir and builds on others,
+            the runner is told another name, ``<name>_full.py``.
+    """
+    file = Path(cfg.filename) if cfg.filename is not None else None
+    if file is None or file.resolve().parent != Path(cfg.work_dir).resolve():
+        return
+    if file.is_file() and BASE_KEY in file.read_text(encoding='utf-8'):
+        object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_full.py')))
 
 
 def save_paraphraser(runner: Runner, path: Path) -> None:
