@@ -22,7 +22,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkd_plugin.checkpoint import read_checkpoint
-from mmkd_plugin.choosing import choose, config_text, look_at_student, look_at_teacher
+from mmkd_plugin.choosing import check_method, choose, config_text, look_at_student, look_at_teacher
 from mmkd_plugin.cli import (
     UsageError,
     apply_options,
@@ -67,6 +67,7 @@ def main() -> None:
     start = Cores.now()
     with safe_loading(), plain_errors(), ExitStack() as stack:
         args = parse_args()
+        check_method(args.method)
         student = read_student(args.student)
         file = config_file(student, args)
         args.work_dir = str(file.parent)

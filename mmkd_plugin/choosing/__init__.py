@@ -4,7 +4,7 @@
 :mod:`choosing` picks, and :mod:`writing` makes the config.
 """
 
-from mmkd_plugin.choosing.choosing import Choice, choose
+from mmkd_plugin.choosing.choosing import Choice, check_method, choose
 from mmkd_plugin.choosing.looking import Level, Look, ScoreMap, look_at_student, look_at_teacher
 from mmkd_plugin.choosing.methods import METHODS
 from mmkd_plugin.choosing.writing import config_text
@@ -15,6 +15,7 @@ __all__ = [
     'Level',
     'Look',
     'ScoreMap',
+    'check_method',
     'choose',
     'config_text',
     'look_at_student',

@@ -38,6 +38,22 @@ class Choice(NamedTuple):
     why: str
 
 
+def check_method(name: str | None) -> None:
+    """Refuses a name that no method has.
+
+    Args:
+        name (str, optional): The name; None is accepted.
+
+    Raises:
+        ValueError: If it is unknown; the message has the nearest one.
+    """
+    known = list(dict.fromkeys(one for methods in METHODS.values() for one in methods))
+    if name is not None and name not in known:
+        raise ValueError(
+            f'there is no method {name}{did_you_mean(name, known)} (known: {", ".join(known)})'
+        )
+
+
 def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
     """Picks what to compare in two models, and how.
 
@@ -58,11 +74,7 @@ def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
         >>> choose(Look(neck=levels), Look(neck=levels)).term['tap']
         'neck'
     """
-    known = list(dict.fromkeys(name for methods in METHODS.values() for name in methods))
-    if method is not None and method not in known:
-        raise ValueError(
-            f'there is no method {method}{did_you_mean(method, known)} (known: {", ".join(known)})'
-        )
+    check_method(method)
     offers = _offers(student, teacher)
     if not offers:
         raise ValueError(

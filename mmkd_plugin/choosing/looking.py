@@ -267,8 +267,10 @@ def _learning(
     model: nn.Module, look: Look, run: DryRun, device: torch.device
 ) -> dict[str, bool] | None:
     """Which levels the task loss depends on, by their tap; None if it could not be tried."""
-    levels = [*look.neck, *look.backbone, *filter(None, [look.features])]
-    taps = [Tap.parse(level.tap) for level in levels]
+    levels = {root: getattr(look, root) for root in ROOTS if getattr(look, root)}
+    if look.features is not None:
+        levels[look.features.tap] = (look.features,)
+    taps = [Tap.parse(text) for text in levels]
     if not taps or run.problem is not None:
         return None
     copied = trial_copy(model, device)
@@ -278,14 +280,13 @@ def _learning(
     try:
         with torch.enable_grad(), reader:
             loss, _ = copied.parse_losses(copied(inputs, samples, mode='loss'))
-        maps = [reader.read(tap) for tap in taps]
+        maps = [x for tap in taps for x in as_list(reader.read(tap))]
         asked = [x for x in maps if x.requires_grad]
         slopes = iter(gradients_of(loss, asked) if asked else ())
     except Exception:  # the Distiller says later what is wrong
         return None
-    return {
-        level.tap: x.requires_grad and next(slopes) is not None for level, x in zip(levels, maps)
-    }
+    each = [level.tap for group in levels.values() for level in group]
+    return {tap: x.requires_grad and next(slopes) is not None for tap, x in zip(each, maps)}
 
 
 def _with_gradients(look: Look, learning: dict[str, bool] | None) -> Look:
