@@ -107,7 +107,7 @@ def _offers(student: Look, teacher: Look) -> dict[str, tuple[Taps, Taps]]:
         offers['features'] = student.features.tap, teacher.features.tap
     for root in ('neck', 'backbone'):
         ours, theirs = getattr(student, root), getattr(teacher, root)
-        pairs = matching_levels(ours, theirs)
+        pairs = matching_levels(ours, theirs, in_order=root == 'backbone')
         if pairs:
             same = all(s.channels == t.channels for s, t in pairs)
             kind = root if same or root == 'backbone' else f'other {root}'
@@ -138,7 +138,9 @@ def same_classes(student: Look, teacher: Look) -> bool:
     return (ours.classes, ours.each) == (theirs.classes, theirs.each)
 
 
-def matching_levels(ours: Sequence[Level], theirs: Sequence[Level]) -> list[tuple[Level, Level]]:
+def matching_levels(
+    ours: Sequence[Level], theirs: Sequence[Level], in_order: bool = False
+) -> list[tuple[Level, Level]]:
     """Pairs levels of the same stride; where a stride comes several times, its last level.
 
     If no stride is common, the last levels are a pair. Levels of the student that do not learn from
@@ -147,6 +149,8 @@ def matching_levels(ours: Sequence[Level], theirs: Sequence[Level]) -> list[tupl
     Args:
         ours (Sequence[Level]): The student's.
         theirs (Sequence[Level]): The teacher's.
+        in_order (bool): Whether as many levels on both sides belong together one by one, whatever
+            their strides, as stages of backbones do. Defaults to False.
 
     Examples:
         >>> ours = [Level('a', 8, 4.0), Level('b', 8, 8.0)]
@@ -154,17 +158,15 @@ def matching_levels(ours: Sequence[Level], theirs: Sequence[Level]) -> list[tupl
         >>> [(s.tap, t.tap) for s, t in matching_levels(ours, theirs)]
         [('b', 'c')]
     """
-    if len(ours) == len(theirs) and all(_same_stride(s, t) for s, t in zip(ours, theirs)):
+    if len(ours) == len(theirs) and (in_order or all(map(_same_stride, ours, theirs))):
         return [(s, t) for s, t in zip(ours, theirs) if s.learns]
     ours = [one for one in ours if one.learns]
     pairs = []
     for number, level in enumerate(ours):
-        if any(_same_stride(level, later) for later in ours[number + 1 :]):
-            continue
         fitting = [one for one in theirs if _same_stride(level, one)]
-        if fitting:
+        if fitting and not any(_same_stride(level, later) for later in ours[number + 1 :]):
             pairs.append((level, fitting[-1]))
-    return pairs or [(s, t) for s, t in zip(ours[-1:], theirs[-1:])]
+    return pairs or list(zip(ours[-1:], theirs[-1:]))
 
 
 def _same_stride(one: Level, other: Level) -> bool:
