@@ -27,6 +27,7 @@ from mmkd_plugin.cli import (
     UsageError,
     apply_options,
     check_folder,
+    check_launched,
     is_distilled,
     is_first_process,
     load_config,
@@ -67,6 +68,7 @@ def main() -> None:
     start = Cores.now()
     with safe_loading(), plain_errors(), ExitStack() as stack:
         args = parse_args()
+        check_launched(args.launcher)
         check_method(args.method)
         student = read_student(args.student)
         file = config_file(student, args)
