@@ -98,6 +98,14 @@ def read_student(name: str) -> Config:
             f'{name} is distilled already: python tools/train.py {name}; or give the config of its '
             'student'
         )
+    if Config._is_lazy_import(cfg.filename):
+        raise UsageError(
+            f'{name} is a pure-Python config, and what is written here cannot build on one. In a '
+            'config of your own, write `with read_base():` and `from .student import *`, then '
+            'model = dict(type=Distiller, student=model, teacher=..., distill=...) with the '
+            '`distill` that a config of the same model as text gets here; train it with '
+            'tools/train.py'
+        )
     return cfg
 
 
