@@ -133,7 +133,8 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
     names = names or classes_in_config(args.teacher, 'teacher')
     theirs = look_at_teacher(teacher, names, device, model.data_preprocessor)
     choice = choose(ours, theirs, args.method)
-    print_log(f'Compares {choice.why}.', logger='current')
+    if is_first_process(args.launcher):
+        print_log(f'Compares {choice.why}.', logger='current')
     return config_text(
         found_from(args.student),
         found_from(args.teacher),

@@ -126,20 +126,14 @@ def look_at_teacher(
     model.eval().to(device)
     try:
         with random_state_kept():
-            for heads in ([HEAD], []) if hasattr(model, HEAD) else ([],):
-                run = _try_teacher(model, _heads(model, heads), device, like)
+            head = _head(model)
+            for heads in ([head], []) if head else ([],):  # one that cannot be called alone
+                run = _try_teacher(model, heads, device, like)
                 if run.problem is None:
                     return _look(model, run, classes)
     finally:
         model.to(home)
     raise ValueError(f'the teacher could not be tried on a made-up image: {run.problem}')
-
-
-def _heads(model: nn.Module, heads: list[str]) -> list[str] | None:
-    """The heads to call, None for a model that has to run as a whole."""
-    if not hasattr(model, 'extract_feat'):
-        return None
-    return [_head(model) for _ in heads]
 
 
 def _head(model: nn.Module) -> str:
@@ -151,8 +145,10 @@ def _head(model: nn.Module) -> str:
 
 
 def _try_teacher(
-    model: nn.Module, heads: list[str] | None, device: torch.device, like: nn.Module
+    model: nn.Module, heads: list[str], device: torch.device, like: nn.Module
 ) -> DryRun:
+    """Runs the features of a model and some heads; ``problem`` is set if no size of image works."""
+    called = heads if hasattr(model, 'extract_feat') else None  # None runs the whole model
     problem = None
     for side in dict.fromkeys(
         (*EXAMPLE_SIZES, *crop_size(like), *crop_size(model.data_preprocessor))
@@ -160,7 +156,7 @@ def _try_teacher(
         inputs, samples = example_batch(model, device, side)
 
         def forward(inputs: Tensor = inputs, samples: list | None = samples) -> None:
-            dense_forward(model, inputs, samples, heads)
+            dense_forward(model, inputs, samples, called)
 
         try:
             ran = read_once(model, [], forward)

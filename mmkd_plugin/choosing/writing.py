@@ -40,7 +40,7 @@ def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> 
         >>> loss = dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto')
         >>> choice = Choice('neck', 'cwd', dict(tap='neck', loss=loss), 'levels of the neck')
         >>> text = config_text('student.py', 'teacher.py', 'teacher.pth', choice)
-        >>> text.splitlines()[-2].strip()
+        >>> text.splitlines()[-1].strip()
         "loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'))))"
     """
     taps = {key: value for key, value in choice.term.items() if key != 'loss'}
