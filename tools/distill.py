@@ -36,6 +36,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.cores import Cores
 from mmkd_plugin.distiller import build_student
+from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.saving import write_text
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import (
@@ -114,7 +115,7 @@ def config_file(student: Config, args: argparse.Namespace) -> Path:
     name = f'{Path(student.filename).stem}_distilled'
     options = args.cfg_options or {}
     folder = args.work_dir or options.get('work_dir') or student.get('work_dir')
-    folder = folder or str(Path('work_dirs', name))
+    folder = str(folder or Path('work_dirs', name))
     check_folder(folder, '--work-dir')
     return Path(folder, f'{name}.py')
 
@@ -129,7 +130,8 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
     with DefaultScope.overwrite_default_scope(student.get('default_scope', 'mmengine')):
         model = build_student(student.model, student.get('data_preprocessor'))
         ours = look_at_student(model, classes_of_config(student), device)
-    teacher = build_model(args.teacher, 'teacher')
+    with errors_named("teacher 'teacher'"):
+        teacher = build_model(args.teacher, 'teacher')
     names = names or classes_in_config(args.teacher, 'teacher')
     theirs = look_at_teacher(teacher, names, device, model.data_preprocessor)
     choice = choose(ours, theirs, args.method)
@@ -144,12 +146,12 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
 
 
 def of_student(options: dict[str, Any] | None) -> dict[str, Any]:
-    """The settings of the student's model, as its own config calls them."""
-    start = 'model.student.'
+    """The settings of the student, as its own config calls them."""
+    own, model = 'model.student.', 'model.'
     return {
-        f'model.{key.removeprefix(start)}': value
+        f'{model}{key.removeprefix(own)}' if key.startswith(own) else key: value
         for key, value in (options or {}).items()
-        if key.startswith(start)
+        if key.startswith(own) or not key.startswith(model)
     }
 
 
