@@ -18,6 +18,7 @@ from mmkd_plugin.losses.masked_generation import kept
 from mmkd_plugin.losses.numerics.assigned import Assigned, rows
 from mmkd_plugin.losses.numerics.compiling import formulas_as_written
 from mmkd_plugin.losses.numerics.maps import sum_over_maps
+from mmkd_plugin.losses.numerics.own_modules import run
 from mmkd_plugin.registry import MODELS
 
 Shape = tuple[int, ...]
@@ -41,6 +42,7 @@ SHAPES: dict[str, list[Shape]] = {
     'classifier': [(256, 1000)],
     'cifar': [(128, 64, 8, 8)],
     'tokens': [(2, 512, 64, 128)],
+    'queries': [(1, 2, 600, 80), (1, 2, 600, 4)],
     'explanations': [(32, 1, 512, 1024)],
 }
 QUICK: dict[str, list[Shape]] = {
@@ -55,6 +57,7 @@ QUICK: dict[str, list[Shape]] = {
     'classifier': [(8, 10)],
     'cifar': [(4, 6, 4, 4)],
     'tokens': [(1, 16, 16, 32)],
+    'queries': [(1, 2, 20, 5), (1, 2, 20, 4)],
     'explanations': [(3, 1, 16, 32)],
 }
 CLASSES = 19
@@ -239,11 +242,12 @@ def razor_generation(shapes: Sequence[Shape]) -> Callable[[], Loss]:
         ours.setup(*2 * [[shape[1] for shape in shapes]])
 
         def call(student: list[Tensor], teacher: list[Tensor], seed: Tensor) -> Tensor:
+            if not student[0].is_meta:
+                ours.to(student[0].device)
             found = 0
             for number, (s, t) in enumerate(zip(student, teacher)):
-                generate = ours.generators[number].to(s)
                 seen = kept(s, seed, ours.mask_ratio, stream=number)
-                found = found + loss(generate(s * seen), t)
+                found = found + loss(run(ours.generators[number], s * seen), t)
             return found
 
         return call
@@ -360,6 +364,8 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')
     yield 'ProtocolLoss', ['head'], dict(others='assigned')
+    yield 'CrossHeadLoss', ['head'], dict(others='assigned')
+    yield 'SharedQueriesLoss', ['queries'], {}
 
 
 def _of_samples() -> Iterator[Row]:

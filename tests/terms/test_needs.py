@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from mmengine.structures import InstanceData
 from torch import nn
 
+from mmkd_plugin import seeds as run_seeds
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.terms import Term, needs
+from mmkd_plugin.terms import Term
 from mmkd_plugin.terms.needs import from_batch
 from tests import stock_models
 from tests.runs import needs_ops
@@ -142,7 +143,7 @@ def test_a_seed_is_another_one_in_each_iteration_process_term_and_run(counters, 
     assert seed_of() == seeds[0]
     counters.update_info('iter', 1)
     seeds.append(seed_of())
-    monkeypatch.setattr(needs, 'get_rank', lambda: 1)
+    monkeypatch.setattr(run_seeds, 'get_rank', lambda: 1)
     seeds.append(seed_of())
     counters.update_info('seed', 1)
     seeds.append(seed_of())

@@ -70,7 +70,7 @@ def test_from_nothing_to_the_page_and_again(tiny: Path, call_tool):
         done['teacher'].score,
         done['student'].score,
     )
-    assert taught.weight == 1 and taught.config == 'ft-logits_teacher_student_tiny.py'
+    assert taught.weight == 'recipe' and taught.config == 'ft-logits_teacher_student_tiny.py'
     page = Path('results.md').read_text()
     assert f'| 1 | {taught.score:.2f} |' in page and Path('gains-tiny-student.png').is_file()
     work = Path('work_dirs/reproduce')
@@ -126,7 +126,7 @@ def test_a_run_that_diverges_is_a_result(tiny: Path):
     teacher = perform(Run(table, 'teacher'), [], place, lambda *_: None)
     assert teacher_file(table, place.work_dir).is_file()
     found = perform(
-        Run(table, 'ft-logits', 0, 1.0, purpose='trial'), [teacher], place, lambda *_: None
+        Run(table, 'ft-logits', 0, 'recipe', purpose='trial'), [teacher], place, lambda *_: None
     )
     assert found.score is None and found.val_score is None
     assert found.teacher_score == teacher.score and found.seconds > 0
@@ -148,7 +148,7 @@ def test_mistakes_are_told_in_a_line(tiny: Path, fails, arguments, words):
 def test_a_weight_that_is_none_is_refused(tiny: Path, call_tool, capsys, weight):
     with pytest.raises(SystemExit):
         call_tool('reproduce', '--weights', weight)
-    assert 'is neither a factor above 0' in capsys.readouterr().err
+    assert 'is neither a weight above 0' in capsys.readouterr().err
 
 
 def test_data_that_is_not_there_is_left_out(tiny: Path, fails, monkeypatch):
