@@ -162,13 +162,14 @@ def found_from(name: str, elsewhere: str = '::') -> str:
 
 def write(file: Path, text: str) -> None:
     """Writes the config, unless another one is there."""
-    if file.exists() and file.read_text(encoding='utf-8') != text:
+    if not file.exists():
+        write_text(file, text)
+    elif file.read_text(encoding='utf-8') != text:
         raise UsageError(
             f'{file} exists and is not what would be written now. Train with it (python '
             f'tools/train.py {file} --work-dir {file.parent}), move it away, or take another '
             '--work-dir'
         )
-    write_text(file, text)
     print_log(f'The config is {file}.', logger='current')
 
 
