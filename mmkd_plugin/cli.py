@@ -237,7 +237,15 @@ def is_first_process(launcher: str) -> bool:
     return int(os.environ.get(_RANK.get(launcher, ''), 0)) == 0
 
 
-def _check_launched(launcher: str) -> None:
+def check_launched(launcher: str) -> None:
+    """Refuses a launcher that did not start this process.
+
+    Args:
+        launcher (str): What started it, ``'none'`` for a single process.
+
+    Raises:
+        UsageError: If what this launcher sets is not set.
+    """
     missing = [name for name in _LAUNCHED.get(launcher, ()) if name not in os.environ]
     if missing:
         raise UsageError(
@@ -259,7 +267,7 @@ def load_config(args: argparse.Namespace) -> Config:
         UsageError: If there is no such config, see :func:`read_config`, or an argument cannot be
             used.
     """
-    _check_launched(args.launcher)
+    check_launched(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.work_dir is not None:
         check_folder(args.work_dir, '--work-dir')

@@ -122,7 +122,7 @@ class Distiller(NamedAsStudent):
         compile: bool = False,
     ) -> None:
         config = student if isinstance(student, dict) else None
-        student = _student(student, data_preprocessor)
+        student = build_student(student, data_preprocessor)
         with random_state_kept():  # the student starts as it would alone
             super().__init__(data_preprocessor=student.data_preprocessor)
             self.student = student
@@ -401,8 +401,16 @@ class Distiller(NamedAsStudent):
         )
 
 
-def _student(config: Any, data_preprocessor: Any) -> nn.Module:
-    """The student: a model as it is, or one built from its config."""
+def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
+    """The student: a model as it is, or one built from its config.
+
+    Args:
+        config (dict | nn.Module): The model or its config.
+        data_preprocessor (dict, optional): Taken if its config has none.
+
+    Raises:
+        ValueError: If it is no model that trains by itself, or cannot be built.
+    """
     student = config
     if not isinstance(config, nn.Module):
         if not isinstance(config, dict):

@@ -23,7 +23,8 @@ LAYERS = (
     ('cli', 'student', 'student_start', 'terms'),
     ('paraphrasing', 'plan'),
     ('distiller',),
-    ('converting', 'metrics', 'run_config', 'training_data', 'visualization'),
+    ('choosing', 'converting', 'metrics', 'run_config', 'training_data', 'visualization'),
+    ('training',),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}
 

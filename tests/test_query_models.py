@@ -61,6 +61,14 @@ def test_one_step(student, teacher, tap, maps):
         assert torch.equal(value, before[key]), key
 
 
+def test_a_teacher_of_more_queries_than_a_made_up_image_has_positions_shows_its_features():
+    teacher = stock_models.dino()
+    teacher['num_queries'] = 5000
+    taps = dict(student_tap='neck[1]', teacher_tap='neck[0]')
+    model = distiller(stock_models.retinanet(), teacher, dict(cwd=dict(loss=cwd(), **taps)))
+    assert model.train()(*batch(model), mode='loss')['distill.cwd.loss'].isfinite()
+
+
 @pytest.mark.parametrize('name', ['detr', 'dino', 'mask2former'])
 def test_the_student_predicts_and_saves_as_it_would_alone(name):
     config = getattr(stock_models, name)()

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from mmkd_plugin.taps import Tap, find_module
 
+#: The modules that run for the features alone.
+FEATURES = {'backbone', 'neck'}
+
 
 def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | None:
     """Finds the heads to call on the features for some taps.
@@ -25,7 +28,10 @@ def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | N
     Raises:
         ValueError: If a tap lies in the second stage of a detector.
     """
-    if not hasattr(model, 'extract_feat') or hasattr(model, 'forward_transformer'):
+    if not hasattr(model, 'extract_feat'):
+        return None
+    roots = {tap.path.partition('.')[0] for tap in taps}
+    if hasattr(model, 'forward_transformer') and not roots <= FEATURES:
         return None
     heads: dict[str, set[int]] = {}
     for tap in taps:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 
+from mmkd_plugin import training
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import read_config
+from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.cores import Cores
 from tests.runs import Touch, needs_ops
 from tests.tools.tool_runs import TOOLS, load_tool, run_tool
@@ -42,14 +43,13 @@ def test_a_distilled_segmentor(trained):
     ],
 )
 def test_busy_cores(busy, chosen, said, monkeypatch, log):
-    train = load_tool('train')
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     if chosen:
         monkeypatch.setenv('OMP_NUM_THREADS', chosen)
-    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(training, 'get_device', lambda: 'cpu')
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     start = Cores(count=2, quota=math.inf, busy=50, passed=100, own=5)
-    train.warn_of_busy_cores(start, replace(start, busy=50 + busy, passed=120))
+    training.warn_of_busy_cores(start, replace(start, busy=50 + busy, passed=120))
     assert [text for text in log.warnings if said and said in text] == log.warnings
     assert bool(log.warnings) is bool(said)
 
@@ -190,24 +190,23 @@ def test_auto_scale_lr_without_a_batch_size(fails, segmentation):
 
 
 def test_amp_and_auto_scale_lr_change_the_config(monkeypatch):
-    train = load_tool('train')
-    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(training, 'get_device', lambda: 'cuda')
     cfg = Config(
         dict(optim_wrapper=dict(type='OptimWrapper'), auto_scale_lr=dict(base_batch_size=16))
     )
-    train.use_amp(cfg)
-    train.use_auto_scale_lr(cfg)
+    training.use_amp(cfg)
+    training.use_auto_scale_lr(cfg)
     assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
     assert cfg.auto_scale_lr == dict(base_batch_size=16, enable=True)
-    train.use_amp(cfg)
+    training.use_amp(cfg)
     cfg.optim_wrapper = ConfigDict(type='DeepSpeedOptimWrapper')
-    with pytest.raises(train.UsageError, match='DeepSpeed'):
-        train.use_amp(cfg)
+    with pytest.raises(UsageError, match='DeepSpeed'):
+        training.use_amp(cfg)
 
 
 def test_resume_starts_anew_when_there_is_nothing_yet(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth', resume=True))
-    load_tool('train').resume_latest(cfg)
+    training.resume_latest(cfg)
     assert cfg.resume is False
     assert cfg.load_from == 'weights.pth'  # a job that restarts itself keeps its start
 

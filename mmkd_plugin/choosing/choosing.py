@@ -1,0 +1,194 @@
+"""Picks taps and a loss for a pair of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mmkd_plugin.choosing.looking import Level, Look
+from mmkd_plugin.choosing.methods import METHODS, NAMES
+from mmkd_plugin.teachers.classes import order_between
+from mmkd_plugin.words import did_you_mean
+
+#: Strides that differ by less than this factor are one: sizes are rounded.
+SAME_STRIDE = 1.2
+
+BY_HAND = (
+    'write the config by hand, with `student_tap` and `teacher_tap` where the two compute the same '
+    "thing: distill=dict(pkd=dict(student_tap='...', teacher_tap='...', "
+    "loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'))); docs/taps.md says how to "
+    'find them'
+)
+
+
+class Choice(NamedTuple):
+    """A term of ``distill``, and the reason for it.
+
+    Args:
+        kind (str): What is compared, a key of :data:`METHODS`.
+        method (str): Name of the method, and of the term.
+        term (dict[str, Any]): The config of the term.
+        why (str): The reasons in a sentence.
+    """
+
+    kind: str
+    method: str
+    term: dict[str, Any]
+    why: str
+
+
+def check_method(name: str | None) -> None:
+    """Refuses a name that no method has.
+
+    Args:
+        name (str, optional): The name; None is accepted.
+
+    Raises:
+        ValueError: If it is unknown; the message has the nearest one.
+    """
+    known = list(dict.fromkeys(one for methods in METHODS.values() for one in methods))
+    if name is not None and name not in known:
+        raise ValueError(
+            f'there is no method {name}{did_you_mean(name, known)} (known: {", ".join(known)})'
+        )
+
+
+def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
+    """Picks what to compare in two models, and how.
+
+    Args:
+        student (Look): What the student shows.
+        teacher (Look): What the teacher shows.
+        method (str, optional): Name of a method. Defaults to None: the first that fits.
+
+    Returns:
+        Choice: The term.
+
+    Raises:
+        ValueError: If there is no such method, or nothing in the two models suits it.
+
+    Examples:
+        >>> from mmkd_plugin.choosing import Level, Look, choose
+        >>> levels = (Level('neck[0]', 256, 8.0), Level('neck[1]', 256, 16.0))
+        >>> choose(Look(neck=levels), Look(neck=levels)).term['tap']
+        'neck'
+    """
+    check_method(method)
+    offers = _offers(student, teacher)
+    if not offers:
+        raise ValueError(
+            f'nothing to compare was found: the student has {student}, the teacher has {teacher}; '
+            f'{BY_HAND}'
+        )
+    for kind, methods in METHODS.items():
+        name = method or next(iter(methods))
+        if kind in offers and name in methods:
+            ours, theirs = offers[kind]
+            loss = dict(methods[name].loss, loss_weight='auto')
+            why = f'{NAMES[kind]}{_instead_of_scores(student, teacher, kind)}: {methods[name].why}'
+            return Choice(kind, name, {**_taps(ours, theirs), 'loss': loss}, why)
+    fitting = dict.fromkeys(name for kind in METHODS if kind in offers for name in METHODS[kind])
+    raise ValueError(
+        f'{method} compares nothing that both models have; for these two there are '
+        f'{", ".join(fitting)}'
+    )
+
+
+Taps = str | list[str]
+
+
+def _offers(student: Look, teacher: Look) -> dict[str, tuple[Taps, Taps]]:
+    """The places that both models have, by the kind of pair."""
+    offers: dict[str, tuple[Taps, Taps]] = {}
+    if same_classes(student, teacher):
+        offers['scores'] = student.scores.tap, teacher.scores.tap
+    if student.features and teacher.features and student.features.learns:
+        offers['features'] = student.features.tap, teacher.features.tap
+    for root in ('neck', 'backbone'):
+        ours, theirs = getattr(student, root), getattr(teacher, root)
+        pairs = matching_levels(ours, theirs, in_order=root == 'backbone')
+        if pairs:
+            same = all(s.channels == t.channels for s, t in pairs)
+            kind = root if same or root == 'backbone' else f'other {root}'
+            sides = zip(*pairs)
+            offers[kind] = tuple(
+                _of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs))
+            )
+    return offers
+
+
+def same_classes(student: Look, teacher: Look) -> bool:
+    """Whether class scores of both can be compared.
+
+    Args:
+        student (Look): What the student shows.
+        teacher (Look): What the teacher shows.
+    """
+    ours, theirs = student.scores, teacher.scores
+    if ours is None or theirs is None:
+        return False
+    names = student.classes, teacher.classes
+    if None not in names and (len(names[0]), len(names[1])) == (ours.classes, theirs.classes):
+        order = order_between(*names)
+        if order is None:
+            return False
+        if not order.identity:
+            return theirs.each >= theirs.classes and ours.each >= ours.classes
+    return (ours.classes, ours.each) == (theirs.classes, theirs.each)
+
+
+def matching_levels(
+    ours: Sequence[Level], theirs: Sequence[Level], in_order: bool = False
+) -> list[tuple[Level, Level]]:
+    """Pairs levels of the same stride; where a stride comes several times, its last level.
+
+    If no stride is common, the last levels are a pair. Levels of the student that do not learn from
+    its own loss are left out.
+
+    Args:
+        ours (Sequence[Level]): The student's.
+        theirs (Sequence[Level]): The teacher's.
+        in_order (bool): Whether as many levels on both sides belong together one by one, whatever
+            their strides, as stages of backbones do. Defaults to False.
+
+    Examples:
+        >>> ours = [Level('a', 8, 4.0), Level('b', 8, 8.0)]
+        >>> theirs = [Level('c', 8, 8.0), Level('d', 8, 16.0)]
+        >>> [(s.tap, t.tap) for s, t in matching_levels(ours, theirs)]
+        [('b', 'c')]
+    """
+    if len(ours) == len(theirs) and (in_order or all(map(_same_stride, ours, theirs))):
+        return [(s, t) for s, t in zip(ours, theirs) if s.learns]
+    ours = [one for one in ours if one.learns]
+    pairs = []
+    for number, level in enumerate(ours):
+        fitting = [one for one in theirs if _same_stride(level, one)]
+        if fitting and not any(_same_stride(level, later) for later in ours[number + 1 :]):
+            pairs.append((level, fitting[-1]))
+    return pairs or list(zip(ours[-1:], theirs[-1:]))
+
+
+def _same_stride(one: Level, other: Level) -> bool:
+    return abs(math.log(one.stride / other.stride)) < math.log(SAME_STRIDE)
+
+
+def _of_levels(root: str, levels: Sequence[Level], whole: Sequence[Level]) -> Taps:
+    """A tap for some levels: the module itself for all of them."""
+    if list(levels) == list(whole):
+        return root
+    taps = [level.tap for level in levels]
+    return taps[0] if len(taps) == 1 else taps
+
+
+def _taps(ours: Taps, theirs: Taps) -> dict[str, Taps]:
+    return dict(tap=ours) if ours == theirs else dict(student_tap=ours, teacher_tap=theirs)
+
+
+def _instead_of_scores(student: Look, teacher: Look, kind: str) -> str:
+    """Why class scores are not compared, if both models have some."""
+    if kind == 'scores' or None in (student.scores, teacher.scores):
+        return ''
+    if same_classes(student, teacher):
+        return ''
+    return ', because the classes differ'

@@ -1,0 +1,70 @@
+"""The methods for each kind of pair: one table, best first."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Method(NamedTuple):
+    """What is compared in which way.
+
+    Args:
+        loss (dict[str, Any]): The config of the loss, without its weight.
+        why (str): The reason, as the tool prints it.
+    """
+
+    loss: dict[str, Any]
+    why: str
+
+
+def _loss(name: str, **arguments: Any) -> dict[str, Any]:
+    return dict(type=f'mmkd_plugin.{name}', **arguments)
+
+
+CWD = 'the distribution of each channel over the image (CWD)'
+PKD = 'patterns of features, whatever their scale (PKD)'
+AT = 'where activations are strong, whatever the channels mean (AT)'
+PI = 'the distribution over the classes at each position (PI)'
+
+#: What a pair shows, best first, and the methods for it. The first one is taken unless the user
+#: names another. Change it here when a table of results says something else.
+METHODS: dict[str, dict[str, Method]] = {
+    # class scores before upsampling, of the same classes
+    'scores': {
+        'cwd': Method(_loss('ChannelWiseLoss', tau=4), CWD),
+        'pixel_wise': Method(_loss('PixelWiseLoss'), PI),
+    },
+    # the last map before the classifier
+    'features': {
+        'cwd': Method(_loss('ChannelWiseLoss', tau=4), CWD),
+        'pkd': Method(_loss('PearsonLoss'), PKD),
+        'at': Method(_loss('AttentionLoss'), AT),
+    },
+    # levels of two necks with the same channels
+    'neck': {
+        'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
+        'pkd': Method(_loss('PearsonLoss'), PKD),
+        'at': Method(_loss('AttentionLoss'), AT),
+    },
+    # levels of two necks with different channels
+    'other neck': {
+        'pkd': Method(_loss('PearsonLoss'), PKD),
+        'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
+        'at': Method(_loss('AttentionLoss'), AT),
+    },
+    # maps of two backbones
+    'backbone': {
+        'pkd': Method(_loss('PearsonLoss'), PKD),
+        'at': Method(_loss('AttentionLoss'), AT),
+        'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
+    },
+}
+
+#: What each kind of pair is called when it is told.
+NAMES = {
+    'scores': 'class scores before upsampling',
+    'features': 'the last map before the classifier',
+    'neck': 'levels of the neck',
+    'other neck': 'levels of the neck',
+    'backbone': 'maps of the backbone',
+}

@@ -1,0 +1,59 @@
+"""The config of a distilled student, as a person would write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmkd_plugin.choosing.choosing import Choice
+
+TEMPLATE = """# Compares {why}.
+_base_ = [{student!r}]
+
+model = dict(
+    _delete_=True,
+    type='mmkd_plugin.Distiller',
+    student={{{{_base_.model}}}},
+    teacher=dict(
+        config={config!r},
+        checkpoint={checkpoint!r}),
+    distill=dict(
+        {method}=dict(
+{taps},
+            loss={loss})))
+"""
+
+
+def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> str:
+    """Writes a config.
+
+    Args:
+        student (str): The student's config: a path, or ``package::path``.
+        teacher (str): The teacher's config.
+        checkpoint (str): File or URL of the teacher's weights.
+        choice (Choice): What is compared.
+
+    Returns:
+        str: The text of a Python config file.
+
+    Examples:
+        >>> loss = dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto')
+        >>> choice = Choice('neck', 'cwd', dict(tap='neck', loss=loss), 'levels of the neck')
+        >>> text = config_text('student.py', 'teacher.py', 'teacher.pth', choice)
+        >>> text.splitlines()[-1].strip()
+        "loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'))))"
+    """
+    taps = {key: value for key, value in choice.term.items() if key != 'loss'}
+    return TEMPLATE.format(
+        why=choice.why,
+        student=student,
+        config=teacher,
+        checkpoint=checkpoint,
+        method=choice.method,
+        taps=',\n'.join(f'            {key}={value!r}' for key, value in taps.items()),
+        loss=_call(choice.term['loss']),
+    )
+
+
+def _call(values: Mapping[str, Any]) -> str:
+    return f'dict({", ".join(f"{key}={value!r}" for key, value in values.items())})'

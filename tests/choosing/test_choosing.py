@@ -1,0 +1,177 @@
+"""The choice for a pair, as a function of what both models show."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmkd_plugin.choosing import METHODS, Level, Look, ScoreMap, choose
+from mmkd_plugin.choosing.choosing import matching_levels
+from mmkd_plugin.choosing.methods import NAMES
+from mmkd_plugin.registry import MODELS
+from mmkd_plugin.words import type_name
+
+
+def levels(root: str, *strides: float, channels: int = 256, idle: tuple = ()) -> tuple[Level, ...]:
+    return tuple(
+        Level(f'{root}[{i}]', channels, stride, i not in idle) for i, stride in enumerate(strides)
+    )
+
+
+def segmentor(classes: int = 19, names=None, at: str = 'decode_head.conv_seg', each=None) -> Look:
+    return Look(
+        scores=ScoreMap(at, classes, each or classes),
+        features=Level('decode_head.bottleneck', 512, 8.0),
+        backbone=levels('backbone', 4, 8, 8, 8),
+        classes=names,
+    )
+
+
+def detector(*strides: float, channels: int = 256, idle: tuple = ()) -> Look:
+    return Look(
+        neck=levels('neck', *strides, channels=channels, idle=idle),
+        backbone=levels('backbone', 4, 8, 16, 32, channels=channels),
+    )
+
+
+PYRAMID = 8, 16, 32, 64, 128
+ROAD, CAR, SKY = 'road', 'car', 'sky'
+
+CASES = {
+    'the same classes': (
+        (segmentor(), segmentor()),
+        ('scores', 'cwd', dict(tap='decode_head.conv_seg')),
+    ),
+    'another head': (
+        (segmentor(), segmentor(at='decode_head.1.conv_seg')),
+        (
+            'scores',
+            'cwd',
+            dict(student_tap='decode_head.conv_seg', teacher_tap='decode_head.1.conv_seg'),
+        ),
+    ),
+    'another number of classes': (
+        (segmentor(19), segmentor(150)),
+        ('features', 'cwd', dict(tap='decode_head.bottleneck')),
+    ),
+    'other names': (
+        (segmentor(2, (ROAD, CAR)), segmentor(2, (ROAD, SKY))),
+        ('features', 'cwd', dict(tap='decode_head.bottleneck')),
+    ),
+    'another order': (
+        (segmentor(2, (ROAD, CAR)), segmentor(2, (CAR, ROAD))),
+        ('scores', 'cwd', dict(tap='decode_head.conv_seg')),
+    ),
+    'another order, one score for two classes': (
+        (segmentor(2, (ROAD, CAR), each=1), segmentor(2, (CAR, ROAD), each=1)),
+        ('features', 'cwd', dict(tap='decode_head.bottleneck')),
+    ),
+    'more classes, the own among them': (
+        (segmentor(2, (ROAD, CAR)), segmentor(3, (CAR, SKY, ROAD))),
+        ('scores', 'cwd', dict(tap='decode_head.conv_seg')),
+    ),
+    'one score against two': (
+        (segmentor(2, each=1), segmentor(2)),
+        ('features', 'cwd', dict(tap='decode_head.bottleneck')),
+    ),
+    'no features in one': (
+        (segmentor(19), Look(backbone=levels('backbone', 16, 16))),
+        ('backbone', 'pkd', dict(student_tap='backbone[3]', teacher_tap='backbone[1]')),
+    ),
+    'two pyramids': ((detector(*PYRAMID), detector(*PYRAMID)), ('neck', 'cwd', dict(tap='neck'))),
+    'other channels': (
+        (detector(*PYRAMID, channels=96), detector(*PYRAMID)),
+        ('other neck', 'pkd', dict(tap='neck')),
+    ),
+    'other strides': (
+        (detector(*PYRAMID), detector(4, 8, 16)),
+        (
+            'neck',
+            'cwd',
+            dict(student_tap=['neck[0]', 'neck[1]'], teacher_tap=['neck[1]', 'neck[2]']),
+        ),
+    ),
+    'a level that does not learn': (
+        (detector(8, 16, 32, idle=(0,)), detector(8, 16, 32)),
+        ('neck', 'cwd', dict(tap=['neck[1]', 'neck[2]'])),
+    ),
+    'no neck in one': (
+        (detector(*PYRAMID), Look(backbone=levels('backbone', 4, 8, 16, 32))),
+        ('backbone', 'pkd', dict(tap='backbone')),
+    ),
+    'a single map': (
+        (
+            Look(backbone=(Level('backbone', 64, 32.0),)),
+            Look(backbone=(Level('backbone', 64, 32.0),)),
+        ),
+        ('backbone', 'pkd', dict(tap='backbone')),
+    ),
+}
+
+
+@pytest.mark.parametrize(('pair', 'expected'), CASES.values(), ids=CASES)
+def test_what_is_chosen(pair, expected):
+    choice = choose(*pair)
+    taps = {key: value for key, value in choice.term.items() if key != 'loss'}
+    assert (choice.kind, choice.method, taps) == expected
+    assert choice.term['loss'] == {
+        **METHODS[choice.kind][choice.method].loss,
+        'loss_weight': 'auto',
+    }
+    assert choice.why.startswith(NAMES[choice.kind])
+
+
+def test_the_reason_names_classes_that_differ():
+    assert 'because the classes differ' in choose(segmentor(19), segmentor(150)).why
+    assert 'classes differ' not in choose(segmentor(), segmentor()).why
+    assert 'classes differ' not in choose(segmentor(), segmentor(), 'at').why
+
+
+@pytest.mark.parametrize(
+    ('method', 'kind'), [('pixel_wise', 'scores'), ('pkd', 'features'), ('cwd', 'scores')]
+)
+def test_another_method(method, kind):
+    choice = choose(segmentor(), segmentor(), method)
+    assert (choice.method, choice.kind) == (method, kind)
+
+
+def test_methods_that_do_not_exist_or_do_not_fit():
+    with pytest.raises(ValueError, match=r'no method pkdd; did you mean `pkd`\? \(known: cwd, '):
+        choose(segmentor(), segmentor(), 'pkdd')
+    with pytest.raises(ValueError, match=r'pixel_wise compares nothing .* there are cwd, pkd, at'):
+        choose(detector(*PYRAMID), detector(*PYRAMID), 'pixel_wise')
+
+
+def test_a_pair_with_nothing_in_common_is_told_what_to_write():
+    with pytest.raises(ValueError) as caught:
+        choose(Look(), segmentor())
+    message = str(caught.value)
+    assert 'the student has no maps that were recognised' in message
+    assert "the teacher has class scores at 'decode_head.conv_seg'" in message
+    assert 'student_tap=' in message and 'docs/taps.md' in message
+    assert '\n' not in message
+
+
+def test_levels_without_a_common_stride_give_their_last_ones():
+    ours, theirs = levels('backbone', 4, 8), levels('backbone', 14, 14)
+    assert matching_levels(ours, theirs) == [(ours[1], theirs[1])]
+
+
+def test_stages_of_backbones_belong_together_in_order():
+    dilated, plain = levels('backbone', 4, 8, 8, 8), levels('backbone', 4, 8, 16, 32)
+    assert matching_levels(dilated, plain) == [(dilated[0], plain[0]), (dilated[3], plain[1])]
+    assert matching_levels(dilated, plain, in_order=True) == list(zip(dilated, plain))
+    assert choose(Look(backbone=dilated), Look(backbone=plain)).term['tap'] == 'backbone'
+
+
+def test_strides_may_be_rounded():
+    ours, theirs = levels('neck', 8, 16.1), levels('neck', 16)
+    assert matching_levels(ours, theirs) == [(ours[1], theirs[0])]
+
+
+def test_the_table():
+    assert set(METHODS) == set(NAMES)
+    for methods in METHODS.values():
+        for method in methods.values():
+            loss = MODELS.build(dict(method.loss))
+            assert type(loss).__name__ == type_name(method.loss['type'])
+            assert method.why
