@@ -207,10 +207,8 @@ class StudentForward:
                 stack.enter_context(view.context(student))
             if asking:
                 asked = stack.enter_context(decoder_watched(student, 'the student'))
-            with (
-                assigners_watched(student, heads) as found,
-                reader,
-            ):  # which may end the forward early: then there are no losses
+            found = stack.enter_context(assigners_watched(student, heads))
+            with reader:  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
             if gradients:

@@ -127,7 +127,7 @@ def test_the_terms_of_an_excerpt_are_accepted(text: str) -> None:
     scope: dict[str, Any] = {}
     exec(text, scope)
     for name, config in scope['distill'].items():
-        Term.from_config(name, config, [config.get('teacher', 'teacher')])
+        assert Term.from_config(name, config, [config.get('teacher', 'teacher')]).name == name
 
 
 @pytest.mark.parametrize('text', [b for b in EXCERPTS if b.id.startswith('docs/frskd.md')])
@@ -143,7 +143,8 @@ def test_the_terms_of_a_self_teacher_build(text: str) -> None:
         pytest.importorskip('mmcv.ops')
     cfg.model.distill = scope['distill']
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        MODELS.build(without_downloads(cfg.model))
+        model = MODELS.build(without_downloads(cfg.model))
+    assert set(model.distill) == set(scope['distill'])
 
 
 LOSSES = [block for block in blocks('python') if '(nn.Module):' in block.values[0]]

@@ -178,5 +178,5 @@ BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
 
 
 def has_interval(one: Row) -> bool:
-    """Whether there are enough seeds for one."""
-    return not one.diverged and math.isfinite(one.gain.low)
+    """Whether there are enough seeds for one: of two it is too wide to say anything."""
+    return not one.diverged and one.runs > 2 and math.isfinite(one.gain.low)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
+from mmkd_plugin.losses.focal_global import attention
+from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, whole_number
 from mmkd_plugin.losses.numerics.checks import temperature as checked_temperature
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.own_modules import check_set_up, run
@@ -18,20 +19,6 @@ from mmkd_plugin.registry import MODELS
 
 #: The authors' factors: on attended places and on relations, and on both means.
 PLACES, MEANS = 7e-5, 4e-3
-
-
-def place_attention(x: Tensor, temperature: float) -> Tensor:
-    """``H*W * softmax over positions of mean_C abs(x) / T``.
-
-    Args:
-        x (Tensor): (N, C, H, W), in float32 or wider.
-        temperature (float): T.
-
-    Returns:
-        Tensor: (N, 1, H, W).
-    """
-    size = x.abs().mean(1).flatten(1)
-    return ((size / temperature).softmax(1) * size.shape[1]).view_as(x[:, :1])
 
 
 class NonLocalBlock(nn.Module):
@@ -179,12 +166,12 @@ class AttentionGuidedLoss(nn.Module):
         check_shapes(student, teacher, same_channels=False)
         dtype, teacher = common_type(student, teacher), teacher.detach()
         with full_precision(student, teacher) as (s, t):
-            attention = sum(place_attention(x.detach(), self.temperature) for x in (s, t)) / 2
+            places = sum(attention(x.detach(), self.temperature)[0] for x in (s, t)) / 2
             channels, positions = s.mean((2, 3)), s.mean(1, keepdim=True)
             of_channels, of_positions = t.mean((2, 3)), t.mean(1, keepdim=True)
         related = run(layers.relations, run(layers.of_student, student))
         gaps = (
-            (PLACES, attention.sqrt(), teacher, run(layers.values, student)),
+            (PLACES, places.sqrt(), teacher, run(layers.values, student)),
             (MEANS, 1, of_channels, run(layers.channels, channels)),
             (MEANS, 1, of_positions, run(layers.positions, positions)),
             (PLACES, 1, run(layers.of_teacher, teacher), related),
@@ -201,11 +188,10 @@ class AttentionGuidedLoss(nn.Module):
 
 
 def _whole(name: str, value: int | Sequence[int]) -> int | list[int]:
-    """Checks numbers that must be whole and at least 1."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values or any(type(one) is not int or one < 1 for one in values):
-        raise ValueError(f'{name} must be at least 1 and whole, or a list of such, got {value!r}')
-    return list(value) if isinstance(value, (list, tuple)) else value
+    """Checks a number, or one for each map."""
+    if not isinstance(value, (list, tuple)):
+        return whole_number(name, value)
+    return [whole_number(name, one) for one in value]
 
 
 def _each(name: str, value: int | list[int], count: int) -> list[int]:

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from mmkd_plugin.losses.hint import hint
 from mmkd_plugin.losses.masked_generation import checked_ratio, kept
 from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, temperature, weight
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    temperature,
+    weight,
+    whole_number,
+)
 from mmkd_plugin.losses.numerics.drawing import fresh_seed
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.own_modules import check_set_up, generator, run
@@ -152,8 +158,7 @@ class DenseContrastLoss(nn.Module):
             raise ValueError(f'patch must be a height and a width, got {patch!r}')
         for name, values in dict(groups=[groups], patch=patch, pool=[pool]).items():
             for value in values:
-                if type(value) is not int or value < 1:
-                    raise ValueError(f'{name} must be at least 1 and whole, got {value!r}')
+                whole_number(name, value)
         self.groups, self.patch, self.pool = groups, tuple(patch), pool
         self.tau = temperature('tau', tau)
         self.mask_ratio = checked_ratio(mask_ratio)

@@ -16,6 +16,7 @@ from mmkd_plugin.losses.numerics.checks import (
     loss_weights,
     one_of,
     temperature,
+    whole_number,
 )
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.drawing import fresh_seed, some_of, uniform
@@ -196,8 +197,7 @@ class MemoryContrastLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in dict(classes=classes, pixels=pixels, regions=regions).items():
-            if type(value) is not int or value < 1:
-                raise ValueError(f'{name} must be at least 1 and whole, got {value!r}')
+            whole_number(name, value)
         if type(ignore_index) is not int:
             raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
         self.classes, self.pixels, self.regions = classes, pixels, regions

@@ -258,11 +258,8 @@ class Term(nn.Module):
                 f"{self.here}.through: teacher '{self.teacher}' cannot run on maps of the student; "
                 'that takes a trained model that runs beside it (a teacher without `type`)'
             )
-        if self.queries is not None and source is not None:
-            check_same_classes(self.here, source.class_names, source.name)
         if source is not None:
-            if source.stored:
-                self.check_stored()
+            self._check_source(source)
             self._check_classes(students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
             self._take_norms(source, len(teachers))
@@ -298,6 +295,13 @@ class Term(nn.Module):
         self.watch.channels(behind)
         if self.auto is not None:
             self._prepare_auto(len(pairs), student, teacher, given, passage)
+
+    def _check_source(self, source: Teacher) -> None:
+        """Refuses a teacher whose queries or stored maps mean something else."""
+        if self.queries is not None:
+            check_same_classes(self.here, source.class_names, source.name)
+        if source.stored:
+            self.check_stored()
 
     def _build_connectors(
         self, pairs: Sequence[tuple[Tensor, Tensor]], passage: Passage | None

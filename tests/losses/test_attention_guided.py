@@ -131,7 +131,7 @@ def test_few_channels_and_small_maps():
 
 
 @pytest.mark.parametrize(
-    'options', [dict(reduction=0), dict(pool=2.0), dict(pool=[]), dict(reduction=[4, True])]
+    'options', [dict(reduction=0), dict(pool=2.0), dict(pool=[0]), dict(reduction=[4, True])]
 )
 def test_whole_numbers(options):
     with pytest.raises(ValueError, match='must be at least 1 and whole'):

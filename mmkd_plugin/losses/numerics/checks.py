@@ -180,6 +180,21 @@ def finite_number(name: str, value: float) -> float:
     return value
 
 
+def whole_number(name: str, value: int) -> int:
+    """Return a whole number from 1 on; refuse others.
+
+    Args:
+        name (str): What the message calls it.
+        value (int): The number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if type(value) is not int or value < 1:
+        raise ValueError(f'{name} must be at least 1 and whole, got {value!r}')
+    return value
+
+
 def positive_number(name: str, value: float) -> float:
     """Return ``value`` if it is a finite number above 0, else raise naming the argument.
 
