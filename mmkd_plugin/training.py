@@ -30,7 +30,7 @@ from mmkd_plugin.cli import (
     is_first_process,
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
-from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
+from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
@@ -161,7 +161,7 @@ def find_paraphraser(cfg: Config, train_it: bool) -> Path:
     """Return the file of the trained teacher connectors; if asked, make the config train them."""
     path = Path(cfg.work_dir, FILE_NAME)
     lines = (cfg.model.get('distill') or {}) if is_distilled(cfg) else {}
-    lines = [line for line in lines.values() if has_teacher_connector(line)]
+    lines = {name: line for name, line in lines.items() if has_teacher_connector(line)}
     if train_it:
         if not lines:
             raise UsageError('--paraphraser: no term of `distill` has a `teacher_connector`')
@@ -172,8 +172,8 @@ def find_paraphraser(cfg: Config, train_it: bool) -> Path:
             )
         stage_config(cfg, str(path.with_suffix('')))
     else:
-        for line in lines:
-            line.teacher_connector.setdefault('checkpoint', str(path))
+        for name, line in lines.items():
+            line.teacher_connector.setdefault('checkpoint', usual_file(name, line, cfg.work_dir))
     return path
 
 
