@@ -20,7 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, save_checkpoint
 
 from mmkd_plugin.cache.wiring import wire
-from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
@@ -102,10 +102,21 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
             make_resumable(runner)
-            with runner_errors_named(cfg):
+            with runner_errors_named(cfg), file_named(cfg.get('load_from')):
                 runner.train()
             if paraphraser:
                 save_paraphraser(runner, saved)
+
+
+@contextmanager
+def file_named(path: str | None) -> Iterator[None]:
+    """Name the file that weights come from where only the weights are known."""
+    try:
+        yield
+    except CheckpointError as error:
+        if path is None or str(path) in str(error):
+            raise
+        raise CheckpointError(f'{path}: {error}') from error
 
 
 def warn_of_busy_cores(before: Cores, after: Cores) -> None:
