@@ -150,9 +150,7 @@ class Distiller(NamedAsStudent):
         with _taps_named(terms, self.teachers):
             forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
-        trial = Trial(
-            config, self.student.data_preprocessor, forward.run, sync, forward.sampled
-        )
+        trial = Trial(config, self.student.data_preprocessor, forward.run, sync, forward.sampled)
         with _taps_named(terms, self.teachers):
             previews = {
                 name: _prepared(name, teacher, trial, terms, device)

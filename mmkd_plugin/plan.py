@@ -81,7 +81,7 @@ def _loss(term: Term) -> str:
     if term.queries is not None:
         text += f'\nqueries: {term.queries}'
     if term.on_rois:
-        text += "\non the RoIs that the student samples (R), P of them positive"
+        text += '\non the RoIs that the student samples (R), P of them positive'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:

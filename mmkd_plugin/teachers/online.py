@@ -13,7 +13,15 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.assigners.rois import Sampled, Spot, Wish, ask, check_roi_head, features_of, roi_parts
+from mmkd_plugin.assigners.rois import (
+    Sampled,
+    Spot,
+    Wish,
+    ask,
+    check_roi_head,
+    features_of,
+    roi_parts,
+)
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
 from mmkd_plugin.queries import Asked, decoder_watched, learnt_queries
@@ -326,9 +334,7 @@ class OnlineTeacher(Teacher):
         self, views: Sequence[View], features: Maps, sampled: Mapping[int, Sampled]
     ) -> dict[View, Maps]:
         found = self._ask_rois(views, features, sampled)
-        found = {
-            wish: self._arranged({wish.tap: maps})[wish.tap] for wish, maps in found.items()
-        }
+        found = {wish: self._arranged({wish.tap: maps})[wish.tap] for wish, maps in found.items()}
         return {view: _of_wishes(view, found) for view in views}
 
     def _try_rois(
