@@ -92,9 +92,10 @@ goes on. `tools/reproduce.py` has the options:
 | `--jobs 4`, `--gpus 0 1` | processes of one thread, or one on each GPU |
 | `--weights 0.1 1 10 auto recipe` | these loss weights instead of trials |
 | `--results FILE` | where finished runs are noted |
-| `--report` | writes the page again |
+| `--report` | writes this page and the weights of the recipes again |
 
-Recipes are found by their names in `configs/`, so a new recipe is in the next plan.
+Recipes are found by their names in `configs/`, so a new recipe is in the next plan. A recipe ships
+with the weight of its row.
 """
 
 

@@ -1,4 +1,4 @@
-"""What the finished runs of a table say: a row for each method at each weight."""
+"""The finished runs of a table: a row for each method at each weight."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from benchmarks.gains import overview, page, records, rows
+from benchmarks.gains import overview, page, recipes, records, rows
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
     ALONE,
@@ -334,20 +334,37 @@ def test_the_page_of_the_docs_is_that_of_the_runs():
     assert all(asdict(one)['seconds'] > 0 for one in found)
 
 
-def test_recipes_for_real_pictures_ship_with_the_weight_of_their_row():
+def test_recipes_ship_with_the_weight_of_their_row():
     found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
-    known = [
-        row
-        for runs in rows.groups(found)
-        if runs[0].data in overview.REAL
-        for row in rows.main_rows(runs)
-    ]
+    known = [row for runs in rows.groups(found) for row in rows.main_rows(runs)]
     assert known
     for row in known:
         shipped, tuned = (
             run_config(ROOT / row.config, seed=0, weight=w) for w in (None, row.weight)
         )
         assert shipped.model.distill == tuned.model.distill, row.config
+
+
+@pytest.mark.parametrize(
+    ('before', 'weight', 'after'),
+    [
+        ("type='L', loss_weight=3", 'auto:0.5', "type='L', loss_weight=dict(auto=0.5)"),
+        ("type='Löss', loss_weight=dict(auto=0.5)", 'auto', "type='Löss', loss_weight='auto'"),
+        ("type='L', loss_weight=[1, 2]", 4.0, "type='L', loss_weight=[4.0, 4.0]"),
+        ("type='L'", 'auto:12.5', "type='L', loss_weight=dict(auto=12.5)"),
+        ("type='L',", 2.0, "type='L',loss_weight=2.0"),
+        ("type='L', loss_weight=2.0", 2.0, "type='L', loss_weight=2.0"),
+        ("type='L', loss_weight=3", 'recipe', "type='L', loss_weight=3"),
+    ],
+)
+def test_a_recipe_gets_another_weight(before, weight, after):
+    recipe = 'model = dict(task=dict(loss_weight=1), distill=dict(\n a=dict(loss=dict({}))))\n'
+    assert recipes.weighted(recipe.format(before), weight) == recipe.format(after)
+
+
+def test_a_recipe_must_write_its_loss():
+    with pytest.raises(ValueError, match='the term a inherits its loss'):
+        recipes.weighted("model = dict(distill=dict(a=dict(tap='neck')))", 'auto')
 
 
 def test_the_short_tables():
