@@ -91,11 +91,6 @@ class Spot(NamedTuple):
             each = ('masks',)
         return cls(int(match['stage'] or 0), part in PARTS[1], each)
 
-    @property
-    def positives(self) -> bool:
-        """Whether all that is compared there belongs to positive RoIs."""
-        return self.masks or self.each == ('boxes',)
-
 
 def is_behind_proposals(tap: Tap) -> bool:
     """Whether a tap lies in a RoI head.
@@ -119,6 +114,32 @@ def roi_parts(model: nn.Module, taps: Iterable[Tap]) -> nn.ModuleList:
     return nn.ModuleList(
         _of_stage(head.mask_head if masks else head.bbox_head, stage) for stage, masks in spots
     )
+
+
+def score_taps(model: nn.Module) -> dict[str, int]:
+    """The class scores of a detector's RoI head, stage by stage: the number of classes by the tap.
+
+    Args:
+        model (nn.Module): Any model.
+
+    Returns:
+        dict[str, int]: Empty if it has no RoI head of a known kind.
+    """
+    heads = getattr(getattr(model, ROI_HEAD, None), 'bbox_head', None)
+    name = f'{ROI_HEAD}.bbox_head'
+    stages = {name: heads}
+    if isinstance(heads, nn.ModuleList):
+        stages = {f'{name}.{number}': head for number, head in enumerate(heads)}
+    found = {
+        f'{name}.fc_cls': head.num_classes
+        for name, head in stages.items()
+        if isinstance(getattr(head, 'fc_cls', None), nn.Linear)
+    }
+    try:
+        check_roi_head(model, map(Tap, found), 'the model')
+    except ValueError:
+        return {}
+    return found
 
 
 def check_roi_head(model: nn.Module, taps: Iterable[Tap], owner: str) -> None:
@@ -229,14 +250,15 @@ def _sampled(results: Sequence[Any], head: nn.Module) -> Sampled:
     return Sampled(rois, torch.cat(positive), torch.cat(labels), head.num_classes, coder)
 
 
-def labels_of(taps: Iterable[Tap], sampled: Mapping[int, Sampled]) -> Tensor | None:
-    """The classes of the RoIs at taps of a student; None if the taps are not those of one place."""
-    spots = {(spot.stage, spot.positives) for spot in map(Spot.of, taps)}
-    if len(spots) > 1:
-        return None
-    ((stage, positives),) = spots
-    one = sampled[stage]
-    return one.labels[one.positive] if positives else one.labels
+def labels_of(taps: Iterable[Tap], sampled: Mapping[int, Sampled]) -> Tensor | list[Tensor]:
+    """The classes of the RoIs at taps of a student, ``(R,)`` or ``(P,)``; one for each tensor."""
+    found = []
+    for spot in map(Spot.of, taps):
+        one = sampled[spot.stage]
+        for kind in spot.each or ('features',):
+            few = spot.masks or kind == 'boxes'
+            found.append(one.labels[one.positive] if few else one.labels)
+    return found[0] if len(found) == 1 else found
 
 
 def shapes_of(taps: Iterable[Tap], maps: Maps) -> str:

@@ -645,11 +645,6 @@ def _check_rois(term: Term, student: Taps, teacher: Taps) -> None:
             f'{term.here}: {type(term.loss).__name__} needs `{others[0]}` of maps of the image, '
             f"and '{student}' belongs to RoIs; take another loss, such as mmkd_plugin.HintLoss"
         )
-    if needs and len(student.taps) > 1:
-        raise ValueError(
-            f'{term.here}: {type(term.loss).__name__} needs the classes of the RoIs (`labels`), '
-            'and those of each tap are others; give each tap a term of its own'
-        )
 
 
 def _check_needs(term: Term) -> None:
