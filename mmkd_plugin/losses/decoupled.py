@@ -128,8 +128,8 @@ class DecoupledLoss(nn.Module):
     Shape:
         - student: (N, C) or (N, C, H, W), or a sequence of such tensors (the losses are added up).
         - teacher: the same shapes as the student.
-        - labels: integers, (N,) or (N, h, w), or one such tensor for each map; resized by nearest to
-          each map of another size.
+        - labels: integers, (N,) or (N, h, w), or one such tensor for each map; resized by nearest
+          to each map of another size.
         - output: a scalar. A single class always costs 0.
 
     Raises:
