@@ -17,6 +17,7 @@ from mmkd_plugin.cache.wiring import names_of
 from mmkd_plugin.taps.tap import map_tensors
 from mmkd_plugin.teachers.classes import classes_of_the_student
 from mmkd_plugin.terms import Term
+from mmkd_plugin.visualization.gallery import places_of
 from tests import stock_models
 from tests.ddp import in_two_processes
 from tests.runs import assert_same, config, make_data, needs_ops, save_weights, train
@@ -464,6 +465,11 @@ def test_a_cache_cannot_replace_the_teacher():
     words = r"distill\.kd: teacher 'teacher' is a cache. It asks the teacher itself about"
     with pytest.raises(ValueError, match=words):
         names_of(dict(kd=line()), 'teacher')
+
+
+def test_a_picture_shows_maps_and_no_rois():
+    terms = [Term.from_config('kd', one, ['teacher']) for one in (line(), line('neck', 'HintLoss'))]
+    assert [str(place) for place in places_of(terms)] == ['neck']
 
 
 # Runs ---------------------------------------------------------------------------------------------
