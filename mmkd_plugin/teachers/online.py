@@ -145,6 +145,7 @@ class OnlineTeacher(Teacher):
         self._loss_run: DryRun | None = None
         self._asked_views: list[View] = []
         self._roi_views: list[View] = []
+        self._roi_scores: ScoresOfTaps = {}
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
         self._orders: Mapping[Tap, ClassOrder] = {}
@@ -195,20 +196,22 @@ class OnlineTeacher(Teacher):
             self._padding = self._needed_padding(device, run.size)
         self._asked_views = asking = of_kind(views, 'queries')
         tried = self._try_asking(asking, device, run.size) if asking else {}
-        if self._roi_views:
-            run, of_rois = self._try_rois(run, self._roi_views, student.sampled, device)
-            tried |= of_rois
+        of_rois = self._try_rois(run, student.sampled, device) if self._roi_views else {}
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
+        if self._roi_views:
+            tried |= {view: _of_wishes(view, of_rois) for view in self._roi_views}
+            values = {wish.tap: maps for wish, maps in of_rois.items()}
+            run = replace(run, values={**run.values, **values})
         self.model.to(home)
         shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')} | tried
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
-        self._class_scores = run.scores
+        self._class_scores = {**run.scores, **self._roi_scores}
         passages = self._passages(views, run.values)
-        return Preview(run.values, shown, self._scores, run.size, run.scores, passages)
+        return Preview(run.values, shown, self._scores, run.size, self._class_scores, passages)
 
     def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
         """Returns the ways through parts of the model for views with an entrance."""
@@ -338,27 +341,20 @@ class OnlineTeacher(Teacher):
         return {view: _of_wishes(view, found) for view in views}
 
     def _try_rois(
-        self,
-        run: DryRun,
-        views: Sequence[View],
-        sampled: Mapping[int, Sampled],
-        device: torch.device,
-    ) -> tuple[DryRun, dict[View, Maps]]:
-        """Asks the RoI head in a trial; adds what it gave to what the other taps did."""
+        self, run: DryRun, sampled: Mapping[int, Sampled], device: torch.device
+    ) -> dict[Wish, Maps]:
+        """Asks the RoI head in a trial, and notes how its class scores lie."""
         features = map_tensors(run.values[features_of(self.model)], lambda x: x.to(device))
         on_device = {stage: one.to(device) for stage, one in sampled.items()}
-        with heads_watched(self.model, taps_of(views)) as given:
-            found = self._ask_rois(views, features, on_device)
-        scores = {
+        with heads_watched(self.model, taps_of(self._roi_views)) as given:
+            found = self._ask_rois(self._roi_views, features, on_device)
+        self._roi_scores = {
             wish.tap: (None,) * len(as_list(maps))
             if Spot.of(wish.tap).masks
             else class_scores(self.model, wish.tap, maps, given)
             for wish, maps in found.items()
         }
-        found = {wish: map_tensors(maps, Tensor.cpu) for wish, maps in found.items()}
-        values = {wish.tap: maps for wish, maps in found.items()}
-        run = replace(run, values={**run.values, **values}, scores={**run.scores, **scores})
-        return run, {view: _of_wishes(view, found) for view in views}
+        return {wish: map_tensors(maps, Tensor.cpu) for wish, maps in found.items()}
 
     @torch.no_grad()
     def _answers(
