@@ -15,7 +15,7 @@ LAYERS = (
     ('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health', 'prefixes'),
     ('annotations', 'foreign'),
     ('runner_errors',),
-    ('building', 'losses', 'stack'),
+    ('building', 'checkpoint_errors', 'losses', 'stack'),
     ('assigners',),
     ('cache', 'checkpoint', 'connectors', 'models'),
     ('explanations', 'queries', 'running', 'student_names', 'student_state'),
