@@ -141,7 +141,7 @@ def stock_teachers(model: dict) -> list[dict]:
 def offline(cfg: Any) -> Any:
     """Fit a model's config to a test: random weights, BN for SyncBN, no large crops."""
     if isinstance(cfg, dict):
-        for key, value in cfg.items():
+        for key, value in list(cfg.items()):
             if key in ('pretrained', 'checkpoint') or (
                 key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'
             ):
@@ -150,6 +150,8 @@ def offline(cfg: Any) -> Any:
                 value['size'] = (SIZE, SIZE)  # mmseg pads to the crop size
             elif key == 'type' and value == 'SyncBN':
                 cfg[key] = 'BN'
+            elif key == 'teacher_connector' and 'PHIS' in value['type']:
+                del cfg[key]  # there is no file, and nothing is random about it
             elif key == 'teacher_connector':
                 value['checkpoint'] = None  # tools/train.py names the file
             else:
@@ -455,7 +457,7 @@ def test_losses_on_distributions_of_boxes_have_a_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    'path', [path for path in PAIR_OF if 'teacher_connector' in path.read_text()], ids=config_id
+    'path', [path for path in PAIR_OF if 'Paraphraser' in path.read_text()], ids=config_id
 )
 def test_a_paraphraser_is_trained_for_an_eighth_of_the_run(path: Path, tmp_path: Path) -> None:
     with loaded(path) as cfg:
