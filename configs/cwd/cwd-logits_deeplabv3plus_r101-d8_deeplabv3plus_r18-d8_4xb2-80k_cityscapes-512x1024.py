@@ -1,4 +1,6 @@
-_base_ = '../_base_/pairs/deeplabv3plus_r101-d8_deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+_base_ = (
+    '../_base_/pairs/deeplabv3plus_r101-d8_deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+)
 
 model = dict(
     distill=dict(
