@@ -1,4 +1,4 @@
-_base_ = 'mmseg::upernet/upernet_r18_4xb4-160k_ade20k-512x512.py'
+_base_ = '../students/upernet_r18_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
     _delete_=True,

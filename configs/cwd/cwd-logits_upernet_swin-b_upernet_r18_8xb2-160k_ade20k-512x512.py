@@ -1,4 +1,4 @@
-_base_ = '../_base_/pairs/upernet_swin-b_upernet_r18_4xb4-160k_ade20k-512x512.py'
+_base_ = '../_base_/pairs/upernet_swin-b_upernet_r18_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
     distill=dict(
