@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.running.hook import make_resumable
+from mmkd_plugin.taps.example import example_batch
 from mmkd_plugin.training_data import (
     CheckTrainingData,
     DataError,
@@ -25,8 +27,9 @@ from mmkd_plugin.training_data import (
     check_data,
     watch_data,
 )
+from tests import stock_models
 from tests.runs import DET_CLASSES, Record, assert_same, needs_ops
-from tests.stock_models import build, cwd
+from tests.stock_models import build, calls_of, cwd, distiller
 
 pytestmark = [pytest.mark.usefixtures('own_globals'), needs_ops]
 
@@ -172,6 +175,29 @@ def test_trained_as_users_do(kind, middle, data, tmp_path):
     assert_same(again.teacher, watch.teacher[3 * middle :])
     for part in ('state_dict', 'ema_state_dict', 'optimizer'):
         assert_same(dict(resumed[part]), dict(saved[part]))
+
+
+def test_batches_padded_to_a_fixed_size():
+    """The teacher gets what its own preprocessor would make of the batch, padding included."""
+    models = stock_models.mask_rcnn(), stock_models.mask_rcnn(16)
+    for model in models:
+        _, (sample,) = example_batch(build(model), torch.device('cpu'))
+        side = sample.metainfo['img_shape'][0]
+        pad = dict(type='BatchFixedSizePad', size=(side + 32, side + 32), pad_mask=True)
+        model['data_preprocessor'].update(pad_mask=True, batch_augments=[pad])
+    models[1]['data_preprocessor'].update(mean=[9, 8, 7], std=[50, 60, 70], bgr_to_rgb=False)
+    images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
+
+    def batch() -> dict:
+        return dict(inputs=list(images), data_samples=[sample.clone() for _ in images])
+
+    model = distiller(*models, dict(cwd=dict(tap='neck', loss=cwd()))).train()
+    teacher = model.teachers['teacher'].model
+    calls = calls_of(teacher.backbone)
+    model.train_step(batch(), OptimWrapper(torch.optim.SGD(model.parameters(), 0.001)))
+    expected = teacher.data_preprocessor(batch(), training=True)['inputs']
+    assert expected.shape[-1] == side + 32
+    torch.testing.assert_close(calls[-1][0][0], expected)
 
 
 def test_a_pipeline_for_the_end_is_tried_before_training(data, tmp_path):
