@@ -525,6 +525,7 @@ def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
         num_classes=classes,
     )
     model['train_cfg']['rcnn']['mask_size'] = 8
+    model['test_cfg']['rcnn']['mask_thr_binary'] = 0.5
     return dict(model, type='MaskRCNN')
 
 

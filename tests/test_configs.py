@@ -46,12 +46,15 @@ PAIR_OF = {path: pair for path in SHIPPED for pair in PAIRS if path.stem.endswit
 ALONE = [path for path in SHIPPED if path.parent.name == 'frskd' and path not in PAIR_OF]
 #: Pairs whose whole models take long to build: ``make families`` builds them.
 LARGE = ('x101', 'swin', 'convnext', 'rtmdet', 'yolox', 'deeplabv3plus', 'mit-b0_8xb2')
-LEFT_OUT = () if os.environ.get('FAMILIES') == 'all' else LARGE
+#: Of these, pairs that differ from others in size alone.
+LIKE_OTHERS = ('x101-32x4d_atss', 'x101-64x4d_fcos', 'mit-b0_8xb2', 'deeplabv3plus')
+if os.environ.get('FAMILIES') == 'all':
+    LARGE = LIKE_OTHERS = ()
 #: One recipe of each pair; what is true of the pair is tested with it alone.
 SAMPLES = [
     path
     for path in {pair: path for path, pair in reversed(PAIR_OF.items())}.values()
-    if not any(part in path.stem for part in LEFT_OUT)
+    if not any(part in path.stem for part in LARGE)
 ]
 WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
 CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
@@ -406,11 +409,16 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize('path', buildable([*PAIR_OF, *ALONE]))
+@pytest.mark.parametrize(
+    'path',
+    buildable(p for p in (*PAIR_OF, *ALONE) if not any(part in p.stem for part in LIKE_OTHERS)),
+)
 def test_every_term_teaches_the_backbone(path: Path, counters: MessageHub) -> None:
     """One step in each phase of a recipe; two images have no angles between them, so three."""
     torch.manual_seed(0)
     with loaded(path) as cfg:
+        if 'lraspp' in path.stem:
+            pytest.skip('its head pools 49×49 positions, more than these images have')
         model = MODELS.build(fit_for_a_test(cfg.model))
     schedules, length = schedules_of(cfg.model), cfg.train_cfg
     moments = {0} | {s[key] for s in schedules.values() for key in ('start', 'stop') if key in s}
