@@ -209,15 +209,13 @@ def narrow(model: Any) -> Any:
     return model
 
 
-def narrow_part(part: dict | list, eighth: Callable[[int], int]) -> None:
+def narrow_part(part: dict, eighth: Callable[[int], int]) -> None:
     """The same for a neck or a head, and the parts in it."""
-    if isinstance(part, list):  # the heads of a cascade
-        for one in part:
-            narrow_part(one, eighth)
-        return
     for key, value in part.items():
-        if isinstance(value, dict) or (key == 'bbox_head' and isinstance(value, list)):
-            narrow_part(value, eighth)
+        stages = [value] if isinstance(value, dict) else value
+        if isinstance(stages, list) and isinstance(stages[0], dict):  # a cascade has several
+            for stage in stages:
+                narrow_part(stage, eighth)
         elif key in WIDTHS:
             part[key] = [*map(eighth, value)] if isinstance(value, list) else eighth(value)
 
@@ -237,7 +235,7 @@ def fit_for_a_test(model: Any) -> Any:
     return model
 
 
-def packed_inputs(scope: str, num: int = 2, masks: bool = False) -> dict:
+def packed_inputs(scope: str, num: int = 2, masks: bool = True) -> dict:
     """Random images with random labels, as a data loader of mmseg or mmdet hands them over."""
     generator = torch.Generator().manual_seed(0)
 
