@@ -475,17 +475,6 @@ def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
     return _det('FasterRCNN', width, heads, start=0)
 
 
-def cascade_rcnn(width: int = 8, classes: int = 4) -> dict:
-    """Cascade R-CNN-R18 of two stages."""
-    model = faster_rcnn(width, classes)
-    roi_head, rcnn = model['roi_head'], model['train_cfg']['rcnn']
-    head = dict(roi_head['bbox_head'], reg_class_agnostic=True)
-    roi_head.update(type='CascadeRoIHead', num_stages=2, stage_loss_weights=[1, 0.5])
-    roi_head['bbox_head'] = [head, head]
-    model['train_cfg']['rcnn'] = [rcnn, rcnn]
-    return dict(model, type='CascadeRCNN')
-
-
 def yolox(width: int = 16, classes: int = 4) -> dict:
     """YOLOX, as its stock config has it but narrow: ``width`` channels in its first level."""
     c = [width, 2 * width, 4 * width]
