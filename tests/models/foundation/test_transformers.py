@@ -249,11 +249,11 @@ def test_what_cannot_be_loaded_is_said_in_one_line(root, tmp_path, monkeypatch):
     get = 'hf download facebook/dinov3-vitb16-pretrain-lvd1689m --local-dir dinov3-vitb16/'
     fails(FileNotFoundError, f'no foundation model at dinov3-vitb16/.*: {get}', 'dinov3-vitb16/')
     fails(FileNotFoundError, 'hf download OWNER/NAME --local-dir x', 'x')
-    fails(FileNotFoundError, 'has no config.json', _without(root, 'dinov3', 'config.json'))
+    fails(FileNotFoundError, r'has no config\.json', _without(root, 'dinov3', 'config.json'))
     bare = _without(root, 'dinov3', 'model.safetensors')
-    fails(FileNotFoundError, 'has no weights: expected model.safetensors', bare)
+    fails(FileNotFoundError, r'has no weights: expected model\.safetensors', bare)
     (bare / 'pytorch_model.bin').write_bytes(pickle.dumps(_Code(), 2))
-    fails(CheckpointError, 'pytorch_model.bin', bare)
+    fails(CheckpointError, r'pytorch_model\.bin', bare)
     torch.save(dict(weights=_Code()), bare / 'pytorch_model.bin')
     fails(CheckpointError, 'would run code', bare)
     assert not (tmp_path / 'ran').exists()
@@ -272,7 +272,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(root, tmp_path, monkeypatch):
     (bare / 'config.json').write_text('[]')
     fails(ValueError, 'holds a list', bare)
 
-    fails(ValueError, "one of 'transformers'.*did you mean", source='transformer')
+    fails(ValueError, r"one of 'transformers'.*did you mean", source='transformer')
     fails(ValueError, 'there is no block 2', blocks=[2])
     fails(ValueError, 'blocks must be a list', blocks=[])
     fails(ValueError, 'stride must be a whole number', stride=0)
@@ -287,5 +287,5 @@ def test_a_wrong_tap_names_those_that_there_are(root):
     config = dict(
         type='mmkd_plugin.FoundationModel', source='transformers', path=save('dinov3', root)
     )
-    with pytest.raises(ValueError, match="'mapz'.*'?maps'?"):
+    with pytest.raises(ValueError, match=r"'mapz'.*'?maps'?"):
         prepare(OnlineTeacher(config, None), build(fcn()).data_preprocessor, [Tap('mapz')])
