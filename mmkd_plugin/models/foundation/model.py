@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from mmkd_plugin.words import did_you_mean, short
 #: The libraries; each has a module here with a function ``load``.
 SOURCES = {
     'transformers': 'from_transformers',
+    'timm': 'from_timm',
+    'mmpretrain': 'from_mmpretrain',
     'efficientnet_lite': 'from_efficientnet_lite',
 }
 
@@ -39,7 +42,8 @@ class FoundationModel(BaseModel):
     and ``stride · j`` on, as in a convolutional network.
 
     Args:
-        source (str): The library: ``'transformers'`` or ``'efficientnet_lite'``.
+        source (str): The library: ``'transformers'``, ``'timm'``, ``'mmpretrain'`` or
+            ``'efficientnet_lite'``.
         path (str): Folder or file of the weights on this machine. Nothing is downloaded, and no
             code in it runs.
         blocks (Sequence[int]): The blocks whose maps ``maps`` gives, from 0; those below 0 count
@@ -48,6 +52,8 @@ class FoundationModel(BaseModel):
             coarsest map if they differ. A smaller one shows the model a larger image. Defaults to
             None: the patch, or the next power of two (16 for a patch of 14), so it fits the maps of
             students. If the model takes images of one size alone, the smallest that fits there.
+        config (str | dict, optional): The model, where the files at ``path`` do not say it: the
+            config of a model of mmpretrain, or the name of one of timm. Defaults to None.
         data_preprocessor (dict, optional): A data preprocessor of mmengine, which says the
             normalisation. Defaults to None: the one that lies with the weights.
 
@@ -71,15 +77,16 @@ class FoundationModel(BaseModel):
         path: str,
         blocks: Sequence[int] = (-1,),
         stride: int | None = None,
+        config: str | dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
-        encoder = _loader(source)(path, _numbers(blocks))
+        encoder = _loader(source)(path, _numbers(blocks), config)
         if data_preprocessor is None:
             data_preprocessor = dict(
                 type='mmengine.ImgDataPreprocessor',
                 mean=list(encoder.mean),
                 std=list(encoder.std),
-                bgr_to_rgb=True,
+                bgr_to_rgb=encoder.rgb,
             )
         super().__init__(data_preprocessor)
         self.weights_from = path
@@ -175,7 +182,7 @@ def _numbers(blocks: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _loader(source: str) -> Callable[[str, list[int]], Encoder]:
+def _loader(source: str) -> Callable[[str, list[int], Any], Encoder]:
     if source not in SOURCES:
         hint = did_you_mean(str(source), SOURCES, "'{}'", cutoff=0.5)
         raise ValueError(
