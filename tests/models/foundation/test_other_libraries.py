@@ -1,4 +1,4 @@
-"""FoundationModel with backbones of timm, mmpretrain and EfficientNet-Lite, where they are there."""
+"""FoundationModel with backbones of timm, mmpretrain and EfficientNet-Lite, where installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from mmkd_plugin import FoundationModel
 from mmkd_plugin.checkpoint import CheckpointError
-from tests.models.foundation.test_transformers import shown
+from tests.models.foundation.weights import shown
 
 
 @torch.no_grad()

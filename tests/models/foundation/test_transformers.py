@@ -18,7 +18,7 @@ from mmkd_plugin import FoundationModel
 from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers import OnlineTeacher
-from tests.models.foundation.weights import KINDS, normalised, plain, save
+from tests.models.foundation.weights import KINDS, normalised, plain, save, shown
 from tests.stock_models import build, fcn
 from tests.teaching import prepare, taught
 
@@ -35,16 +35,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model(kind: str, root: Path, **kwargs) -> FoundationModel:
     return FoundationModel('transformers', save(kind, root), **kwargs).eval()
-
-
-def shown(model: FoundationModel, images: Tensor, samples: list | None = None) -> list:
-    """Maps, tokens and summary of normalised images."""
-    read: list = []
-    for module in (model.maps, model.tokens, model.summary):
-        module.register_forward_hook(lambda _, __, output: read.append(output))
-    with torch.no_grad():
-        model(images, samples)
-    return read
 
 
 @pytest.fixture

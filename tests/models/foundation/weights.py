@@ -78,6 +78,16 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.flip(1) / 255 - mean) / std
 
 
+def shown(model: nn.Module, images: Tensor, samples: list | None = None) -> list:
+    """Maps, tokens and summary of a foundation model for normalised images."""
+    read: list = []
+    for module in (model.maps, model.tokens, model.summary):
+        module.register_forward_hook(lambda _, __, output: read.append(output))
+    with torch.no_grad():
+        model(images, samples)
+    return read
+
+
 #: Weights for :func:`stand_in`, saved when the first config wants them.
 _FOLDER = TemporaryDirectory()
 
