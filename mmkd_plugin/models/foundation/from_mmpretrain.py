@@ -46,7 +46,8 @@ def load(path: str, blocks: Sequence[int], config: Any = None) -> Encoder:
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model, numbers = _model(registry, backbone, blocks, name)
     load_weights(model, file, name=name)
-    made = _MMPretrain(model.eval(), numbers, name)
+    model.eval()  # which returns nothing in mmpretrain
+    made = _MMPretrain(model, numbers, name)
     said = read.get('data_preprocessor') or read['model'].get('data_preprocessor') or {}
     if not said.get('mean') or not said.get('std'):
         raise ValueError(f'config: {name} has no `data_preprocessor` with mean and std')

@@ -77,7 +77,8 @@ def test_mmpretrain(tmp_path: Path) -> None:
     backbone = dict(type='VisionTransformer', arch=layers, img_size=56, patch_size=14)
     said = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
     config = dict(model=dict(backbone=backbone), data_preprocessor=said)
-    plain = MODELS.build(dict(backbone, out_type='raw')).eval()
+    plain = MODELS.build(dict(backbone, out_type='raw'))
+    plain.eval()
     state = {f'backbone.{key}': value for key, value in plain.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'vit.pth')
     path = str(tmp_path / 'vit.pth')
