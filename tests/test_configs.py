@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from mmkd_plugin import losses, stack
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
+from tests.models.foundation.weights import stand_in
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SHIPPED = sorted(
@@ -60,7 +61,7 @@ WHOLE = [path for path in SHIPPED if path not in PAIR_OF or path in SAMPLES]
 CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
     next(pair for pair in PAIRS if re.search(pattern, pair))
     for pattern in (
-        'pspnet_r18.*cityscapes',
+        '^pspnet.*pspnet_r18.*cityscapes',
         '^fpn.*digit-scenes',
         '^retinanet.*coco',
         '^retinanet.*digit-scenes',
@@ -171,6 +172,8 @@ def offline(cfg: Any) -> Any:
                 del cfg[key]  # there is no file, and nothing is random about it
             elif key == 'teacher_connector':
                 value['checkpoint'] = None  # tools/train.py names the file
+            elif key == 'source':
+                cfg['path'] = stand_in(value, cfg['path'])
             else:
                 offline(value)
     elif isinstance(cfg, (list, tuple)):
@@ -336,7 +339,7 @@ def test_config_builds(path: Path) -> None:
 @pytest.mark.parametrize('path', buildable(SAMPLES))
 def test_narrow_models_have_the_modules_of_the_whole_ones(path: Path) -> None:
     with loaded(path) as cfg:
-        if '::' not in cfg.model.teacher.config or 'mobilenet-v3' in path.stem:
+        if not stock_teachers(cfg.model) or 'mobilenet-v3' in path.stem:
             pytest.skip('these models are small as they are')
         for model in (cfg.model.student, read(cfg.model.teacher.config).model):
             whole = MODELS.build(offline(copy.deepcopy(model)))
