@@ -108,9 +108,12 @@ def _of_map(
     if any(_same(x, other) for other in mixed):
         return ClassScores(1, head.num_classes, 0)
     place, module = places_of(model, tap)[0], find_module(model, tap, 'the model')
-    classifies = place.where == CLASS_SCORES or place.where == 'output' and (
-        module is getattr(head, 'conv_seg', None)
-        or (isinstance(module, nn.Linear) and 'cls' in place.path.rpartition('head')[2])
+    classifies = place.where == CLASS_SCORES or (
+        place.where == 'output'
+        and (
+            module is getattr(head, 'conv_seg', None)
+            or (isinstance(module, nn.Linear) and 'cls' in place.path.rpartition('head')[2])
+        )
     )
     if not classifies and not any(_same(x, other) for other in scores):
         return None

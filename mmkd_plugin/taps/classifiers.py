@@ -70,7 +70,7 @@ def taken_by(head: nn.Module) -> str:
     return 'dropout' if isinstance(dropout, nn.Module) else classifier_in(head)
 
 
-def map_of(output: Any) -> Tensor | None:
+def map_of(output: Any) -> tuple[Tensor | None, Any]:
     """Returns the class scores of each position in what a head gives.
 
     Args:
@@ -79,23 +79,32 @@ def map_of(output: Any) -> Tensor | None:
             logits ``(N, Q, H, W)``.
 
     Returns:
-        Tensor | None: ``(N, C, H, W)`` of the last stage or layer, for a mask classifier those of
-        :func:`semantic_scores`. None if the head gives something else.
+        tuple[Tensor | None, Any]: ``(N, C, H, W)`` of the last stage or layer, for a mask
+        classifier those of :func:`semantic_scores`; None if the head gives something else. And the
+        output for the model to go on with: of tensors that hold all layers in one, a copy through
+        which gradients reach the last layer alone.
 
     Examples:
-        >>> map_of(([torch.rand(2, 5, 4)], [torch.rand(2, 5, 8, 8)])).shape
+        >>> map_of(([torch.rand(2, 5, 4)], [torch.rand(2, 5, 8, 8)]))[0].shape
         torch.Size([2, 3, 8, 8])
     """
     if isinstance(output, Tensor):
-        return output if output.ndim == 4 else None
+        return (output if output.ndim == 4 else None), output
     if not isinstance(output, (list, tuple)) or not output:
-        return None
-    if len(output) == 2:
-        last = [part[-1] for part in output if isinstance(part, (list, tuple, Tensor)) and len(part)]
-        last = sorted((x for x in last if isinstance(x, Tensor)), key=lambda x: x.ndim)
-        if [x.ndim for x in last] == [3, 4] and last[0].shape[:2] == last[1].shape[:2]:
-            return semantic_scores(*last)
-    return map_of(output[-1]) if isinstance(output[-1], Tensor) else None
+        return None, output
+    layers = [_layers(part) for part in output] if len(output) == 2 else []
+    pair = sorted((part[-1] for part in layers if part), key=lambda x: x.ndim)
+    if [x.ndim for x in pair] == [3, 4] and pair[0].shape[:2] == pair[1].shape[:2]:
+        again = (torch.stack(x) if isinstance(y, Tensor) else y for x, y in zip(layers, output))
+        return semantic_scores(*pair), type(output)(again)
+    last = output[-1]
+    return (last if isinstance(last, Tensor) and last.ndim == 4 else None), output
+
+
+def _layers(part: Any) -> list[Tensor]:
+    """The tensors of each layer, ``[]`` for something else."""
+    layers = list(part) if isinstance(part, (list, tuple, Tensor)) else []
+    return layers if all(isinstance(x, Tensor) for x in layers) else []
 
 
 def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
@@ -105,6 +114,9 @@ def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
     object" left out, times the probability that a position lies in the mask. Its logarithm is
     returned: a softmax of it over the classes gives their shares at a position, one over the
     positions the distribution of a class over the image.
+
+    The model goes on with the logits and not with the map. So its ``made_of`` has the mask logits,
+    at which the gradient of the task loss can be measured.
 
     Args:
         classes (Tensor): Class logits ``(N, Q, C + 1)``, "no object" last.
@@ -117,7 +129,14 @@ def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
     with torch.autocast(masks.device.type, enabled=False):
         shares = classes.to(dtype).softmax(-1)[..., :-1]
         inside = masks.to(dtype).sigmoid()
-        return (torch.einsum('bqc,bqhw->bchw', shares, inside) + FLOOR).log()
+        scores = (torch.einsum('bqc,bqhw->bchw', shares, inside) + FLOOR).log()
+    scores.made_of = masks
+    return scores
+
+
+def made_of(scores: Tensor) -> Tensor:
+    """Returns the tensor of a model that a map is made of: the map itself if a module gave it."""
+    return getattr(scores, 'made_of', scores)
 
 
 class ForwardHook:

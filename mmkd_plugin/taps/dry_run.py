@@ -21,6 +21,9 @@ from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten, places_of
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
+#: A weight whose values are all smaller makes a trial divide by zero, where a model normalises.
+TINY = 1e-12
+
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -125,6 +128,8 @@ def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
     with torch.no_grad():  # until `init_weights` some parameters hold arbitrary memory
         for parameter in model.parameters():
             parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
+            if parameter.ndim > 1 and parameter.abs().max() < TINY:  # its output has no direction
+                parameter.normal_(std=0.02)
     return model
 
 

@@ -125,7 +125,7 @@ class TapReader:
 
     def _scored(self, tap: Tap, module: nn.Module, output: Any) -> Any:
         """Keeps the class scores in what a head gives."""
-        scores = map_of(output)
+        scores, output = map_of(output)
         if scores is None:
             raise TapError(
                 f"the class scores of '{tap.path}' cannot be read: {type(module).__name__} gives "

@@ -19,7 +19,9 @@ from mmkd_plugin.taps.classifiers import (
 
 Maps = Tensor | list[Tensor]
 
-_FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu|class_scores))?')
+_FORM = re.compile(
+    r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu|class_scores))?'
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def places_of(model: nn.Module, tap: Tap, owner: str = 'the model') -> tuple[Tap
         >>> str(places_of(model, Tap.parse('class_scores'))[0])
         'decode_head.conv_seg'
     """
-    if not tap.named or (tap.path == CLASS_SCORES and isinstance(_child(model, tap.path), nn.Module)):
+    if not tap.named or (
+        tap.path == CLASS_SCORES and isinstance(_child(model, tap.path), nn.Module)
+    ):
         return (tap,)
     if tap.index:
         plain = str(replace(tap, index=()))
