@@ -89,8 +89,8 @@ class View:
             if any(place.where == CLASS_SCORES for place in places_of(model, tap, owner)):
                 raise ValueError(
                     f"{owner}: '{tap}' is computed from what its head gives, and {self.loss} takes "
-                    f'{self.kind} there, which need a map that the model goes on with; tap a module '
-                    'by its name'
+                    f'{self.kind} there, which needs a map that the model goes on with; tap a '
+                    'module by its name'
                 )
 
     def context(self, model: nn.Module) -> AbstractContextManager:
