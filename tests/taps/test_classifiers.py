@@ -208,6 +208,25 @@ def test_they_teach_and_learn_with_an_automatic_weight(student, teacher):
 
 
 @needs_ops
+def test_a_head_that_takes_more_than_features_teaches(tmp_path):
+    teacher = model_of('san')
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'san.pth')
+    source = dict(config=stock_models.san(), checkpoint=str(tmp_path / 'san.pth'))
+    loss = dict(type='mmkd_plugin.PixelWiseLoss')
+    term = dict(pi=dict(tap='class_scores', loss=loss))
+    model = distiller(stock_models.fcn(), source, term).train()
+    inputs, samples = batch(model)
+    (shown,) = model.teachers['teacher'].read(inputs, samples, [NAMED]).values()
+    seen = []
+    teacher.eval().decode_head.predict_by_feat = lambda given, _: seen.append(given)
+    teacher.encode_decode(inputs, [sample.metainfo for sample in samples])
+    masks, classes = seen[0]
+    expected = (by_hand(classes, masks) + FLOOR).log()
+    torch.testing.assert_close(shown, expected, rtol=0.05, atol=0.05)
+    assert model(inputs, samples, mode='loss')['distill.pi.loss'].isfinite()
+
+
+@needs_ops
 def test_a_share_is_measured_at_the_masks():
     config = stock_models.mask2former_segmentor()
     loss = dict(type='mmkd_plugin.PixelWiseLoss', loss_weight=dict(auto=0.5))
