@@ -286,3 +286,7 @@ def test_nothing_of_the_model_follows_a_semantic_map():
     loss = dict(type='mmkd_plugin.GradientAttentionLoss')
     with pytest.raises(ValueError, match=r"'class_scores' is computed .* takes gradients there"):
         distiller(config, config, dict(jacobian=dict(tap='class_scores', loss=loss)))
+    place, hint = 'backbone.layer4', dict(type='mmkd_plugin.HintLoss')
+    line = dict(student_tap=place, through=place, teacher_tap='class_scores', loss=hint)
+    with pytest.raises(ValueError, match=r"no modules lead from 'backbone.layer4' to 'class_sc"):
+        distiller(stock_models.fcn(), config, dict(hint=line))
