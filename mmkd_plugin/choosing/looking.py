@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.rois import score_taps
 from mmkd_plugin.taps import Tap, TapReader, as_list, places_of
 from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
@@ -69,6 +70,8 @@ class Look:
         neck (tuple[Level, ...]): The levels of its neck. Defaults to ``()``.
         backbone (tuple[Level, ...]): Those of its backbone. Defaults to ``()``.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None.
+        rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
+            ``()``: it has none that can be compared.
     """
 
     scores: ScoreMap | None = None
@@ -76,6 +79,7 @@ class Look:
     neck: tuple[Level, ...] = ()
     backbone: tuple[Level, ...] = ()
     classes: Names | None = None
+    rois: tuple[ScoreMap, ...] = ()
 
     def __str__(self) -> str:
         found = [
@@ -86,6 +90,7 @@ class Look:
                 for root in ROOTS
                 if getattr(self, root)
             ),
+            self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -108,7 +113,7 @@ def look_at_student(model: nn.Module, classes: Names | None, device: torch.devic
             run = dry_run_student(model, _candidates(model, ran), device)
         except ValueError:  # a head that gives class scores in a form of its own
             run = dry_run_student(model, _levels_of(ran), device)
-        look = _look(run, classes)
+        look = _look(model, run, classes)
         return _with_gradients(look, _learning(model, look, run, device))
 
 
@@ -135,7 +140,7 @@ def look_at_teacher(
             for heads in (whole, []) if whole else (whole,):  # one that cannot be called alone
                 run = _try_teacher(model, heads, device, like)
                 if run.problem is None:
-                    return _look(run, classes)
+                    return _look(model, run, classes)
     finally:
         model.to(home)
     raise ValueError(f'the teacher could not be tried on a made-up image: {run.problem}')
@@ -189,7 +194,7 @@ def _has(model: nn.Module, tap: Tap, run: DryRun | None = None) -> bool:
     return run is None or place.where == CLASS_SCORES or place.path in run.ran
 
 
-def _look(run: DryRun, classes: Names | None) -> Look:
+def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
     scores = _scores(run)
     taken = run.values.get(TAKEN)
     return Look(
@@ -197,6 +202,7 @@ def _look(run: DryRun, classes: Names | None) -> Look:
         None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
         *(_levels(run, root) for root in ROOTS),
         classes,
+        tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
     )
 
 
