@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.structures import InstanceData
@@ -19,8 +17,7 @@ from mmkd_plugin.teachers.classes import classes_of_the_student
 from mmkd_plugin.terms import Term
 from mmkd_plugin.visualization.gallery import places_of
 from tests import stock_models
-from tests.ddp import in_two_processes
-from tests.runs import assert_same, config, make_data, needs_ops, save_weights, train
+from tests.runs import assert_same, needs_ops
 from tests.stock_models import batch, distiller
 
 pytestmark = [pytest.mark.usefixtures('counters'), needs_ops]
@@ -470,31 +467,3 @@ def test_a_cache_cannot_replace_the_teacher():
 def test_a_picture_shows_maps_and_no_rois():
     terms = [Term.from_config('kd', one, ['teacher']) for one in (line(), line('neck', 'HintLoss'))]
     assert [str(place) for place in places_of(terms)] == ['neck']
-
-
-# Runs ---------------------------------------------------------------------------------------------
-
-
-def train_and_save(rank: int, cfg: Config) -> None:
-    model = train(cfg).model.module
-    weights = dict(model.named_parameters())
-    torch.save([weights, model.distill.kd.auto.weight], Path(cfg.work_dir, f'{rank}.pt'))
-
-
-def test_two_processes(tmp_path):
-    (tmp_path / 'data').mkdir()
-    make_data(tmp_path / 'data')
-    student, teacher = (detector('faster', width, classes=2) for width in (8, 16))
-    for one in (student, teacher):  # a level of one position and one anchor breaks the stock RPN
-        one['rpn_head']['anchor_generator'].update(ratios=[0.5, 1.0, 2.0])
-    model = dict(
-        _scope_='mmdet',
-        type='mmkd_plugin.Distiller',
-        student=student,
-        teacher=dict(config=teacher, checkpoint=save_weights(teacher, tmp_path / 'teacher.pth')),
-        distill=dict(kd=line(loss_weight='auto')),
-    )
-    in_two_processes(train_and_save, config(model, tmp_path / 'data', tmp_path, 2))
-    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
-    assert_same(first[0], second[0])
-    assert first[1] == second[1] > 0
