@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Scores
+from mmkd_plugin.queries import Group
 from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.taps.class_scores import ClassScores
 from mmkd_plugin.taps.dry_run import DryRun
@@ -80,6 +81,8 @@ class Preview(NamedTuple):
             Defaults to nothing.
         passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
             maps of the made-up image. Defaults to ``{}``.
+        queries (Mapping[View, list[Group]]): For each view of queries some of those that a batch
+            is asked. Defaults to ``{}``.
 
     Examples:
         >>> import torch
@@ -96,6 +99,7 @@ class Preview(NamedTuple):
     size: int
     classes: Mapping[Tap, Sequence[ClassScores | None]] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
+    queries: Mapping[View, list[Group]] = NOTHING
 
 
 class Batch(NamedTuple):
@@ -132,8 +136,8 @@ class Lesson(NamedTuple):
         losses (Mapping[str, Any]): Losses of a teacher that is trained along. Defaults to ``{}``.
         passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
             the student's maps of the batch. Defaults to ``{}``.
-        queries (Mapping[View, list[Tensor]]): For each view of queries the reference points that
-            were asked, ``(Q, 4)`` for each group. Defaults to ``{}``.
+        queries (Mapping[View, list[Group]]): For each view of queries the groups that were asked.
+            Defaults to ``{}``.
 
     Examples:
         >>> import torch
@@ -147,7 +151,7 @@ class Lesson(NamedTuple):
     chosen: Mapping[View, Chosen] = NOTHING
     losses: Mapping[str, Any] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
-    queries: Mapping[View, list[Tensor]] = NOTHING
+    queries: Mapping[View, list[Group]] = NOTHING
 
 
 class Teacher(ABC):

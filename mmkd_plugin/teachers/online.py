@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
-from mmkd_plugin.queries import Asked, decoder_watched, learnt_queries
+from mmkd_plugin.queries import Asked, Group, decoder_watched
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.seeds import seed_of_iteration
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
@@ -178,7 +178,7 @@ class OnlineTeacher(Teacher):
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
         self._asked_views = asking = of_kind(views, 'queries')
-        tried = self._try_asking(asking, device, run.size) if asking else {}
+        tried, queries = self._try_asking(asking, device, run.size) if asking else ({}, {})
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
@@ -189,7 +189,7 @@ class OnlineTeacher(Teacher):
             self._scores[view], shown[view] = tried
         self._class_scores = run.scores
         passages = self._passages(views, run.values)
-        return Preview(run.values, shown, self._scores, run.size, run.scores, passages)
+        return Preview(run.values, shown, self._scores, run.size, run.scores, passages, queries)
 
     def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
         """Returns the ways through parts of the model for views with an entrance."""
@@ -263,7 +263,7 @@ class OnlineTeacher(Teacher):
         chosen, shown, queries = {}, {}, {}
         with ExitStack() as stack:
             if asking:
-                asked = stack.enter_context(decoder_watched(self.model, f"teacher '{self.name}'"))
+                asked = stack.enter_context(decoder_watched(self.model, self._asked_for(asking)))
             if left:
                 on_path = [tap for view in explaining for tap in view.on_path()]
                 for view in explaining:
@@ -276,19 +276,24 @@ class OnlineTeacher(Teacher):
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
         for view in asking:
-            seed = seed_of_iteration(view.term, batch.inputs.device)
-            learnt = learnt_queries(self.model, f"teacher '{self.name}'")
-            queries[view] = view.queries.groups(learnt, seed)
-            shown[view] = self._answers(asked, queries[view], batch.inputs.device)
+            device = batch.inputs.device
+            queries[view] = self._groups(asked, view, seed_of_iteration(view.term, device))
+            shown[view] = self._answers(asked, queries[view], device)
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         return Lesson(shown, chosen, passages=self._passages(views, read), queries=queries)
 
+    def _asked_for(self, views: Sequence[View]) -> str:
+        return f"{views[0].term}.queries: teacher '{self.name}'"
+
+    def _groups(self, asked: Asked, view: View, seed: Tensor) -> list[Group]:
+        """Returns the queries that both models are asked, in float32."""
+        with EXACT.context(seed.device):
+            return asked.groups(view.queries, seed)
+
     @torch.no_grad()
-    def _answers(
-        self, asked: Asked, groups: Sequence[Tensor], device: torch.device
-    ) -> list[Tensor]:
+    def _answers(self, asked: Asked, groups: Sequence[Group], device: torch.device) -> list[Tensor]:
         """Returns what the last layer of the decoder answers, in float32."""
         dtype = next(self.model.parameters()).dtype
         with EXACT.context(device):
@@ -296,17 +301,18 @@ class OnlineTeacher(Teacher):
 
     def _try_asking(
         self, views: Sequence[View], device: torch.device, size: int
-    ) -> dict[View, list[Tensor]]:
-        """Asks the decoder about a made-up image."""
-        owner = f"teacher '{self.name}'"
-        learnt_queries(self.model, owner)
+    ) -> tuple[dict[View, list[Tensor]], dict[View, list[Group]]]:
+        """Asks the decoder three queries of each group about a made-up image; with the queries."""
         inputs, samples = example_batch(self.model, device, size)
-        with decoder_watched(self.model, owner) as asked:
+        with decoder_watched(self.model, self._asked_for(views)) as asked:
             self.forward(inputs, samples, taps_of(views))
-        return {
-            view: [x.cpu() for x in self._answers(asked, _on(device, view.queries.trial()), device)]
-            for view in views
-        }
+        shown, queries = {}, {}
+        for view in views:
+            seed = torch.zeros((), dtype=torch.int64, device=device)
+            groups = [group.first(3) for group in self._groups(asked, view, seed)]
+            shown[view] = [x.cpu() for x in self._answers(asked, groups, device)]
+            queries[view] = [group.to('cpu') for group in groups]
+        return shown, queries
 
     def read(
         self,
@@ -428,10 +434,6 @@ class OnlineTeacher(Teacher):
             f'; runs {some(names)} again on maps of the student, forward and backward '
             f'({millions:.2f} M parameters)'
         )
-
-
-def _on(device: torch.device, groups: Sequence[Tensor]) -> list[Tensor]:
-    return [points.to(device) for points in groups]
 
 
 def _detached(maps: Maps) -> Maps:
