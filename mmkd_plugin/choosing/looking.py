@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.queries import decoder_watched, has_decoder
 from mmkd_plugin.taps import Tap, TapReader, as_list, find_module
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, random_state_kept
@@ -59,6 +60,19 @@ class ScoreMap:
 
 
 @dataclass(frozen=True)
+class QueryForm:
+    """The queries that a decoder can be asked with.
+
+    Args:
+        form (str): What a query is. Two decoders can be asked the same if this is the same.
+        classes (int): The number of classes that it answers.
+    """
+
+    form: str
+    classes: int
+
+
+@dataclass(frozen=True)
 class Look:
     """What a model shows of a made-up image.
 
@@ -68,6 +82,8 @@ class Look:
         neck (tuple[Level, ...]): The levels of its neck. Defaults to ``()``.
         backbone (tuple[Level, ...]): Those of its backbone. Defaults to ``()``.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None.
+        queries (QueryForm, optional): The queries of its decoder. Defaults to None: it cannot be
+            asked.
     """
 
     scores: ScoreMap | None = None
@@ -75,6 +91,7 @@ class Look:
     neck: tuple[Level, ...] = ()
     backbone: tuple[Level, ...] = ()
     classes: Names | None = None
+    queries: QueryForm | None = None
 
     def __str__(self) -> str:
         found = [
@@ -85,6 +102,7 @@ class Look:
                 for root in ROOTS
                 if getattr(self, root)
             ),
+            self.queries and f'queries that are {self.queries.form}',
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -105,6 +123,7 @@ def look_at_student(model: nn.Module, classes: Names | None, device: torch.devic
         ran = dry_run_student(model, [], device)
         run = dry_run_student(model, _candidates(model, ran), device)
         look = _look(model, run, classes)
+        look = replace(look, queries=_query_form(trial_copy(model, device), device, 'loss'))
         return _with_gradients(look, _learning(model, look, run, device))
 
 
@@ -130,7 +149,8 @@ def look_at_teacher(
             for heads in ([head], []) if head else ([],):  # one that cannot be called alone
                 run = _try_teacher(model, heads, device, like)
                 if run.problem is None:
-                    return _look(model, run, classes)
+                    queries = _query_form(model, device, 'tensor')
+                    return replace(_look(model, run, classes), queries=queries)
     finally:
         model.to(home)
     raise ValueError(f'the teacher could not be tried on a made-up image: {run.problem}')
@@ -200,6 +220,20 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
         *(_levels(run, root) for root in ROOTS),
         classes,
     )
+
+
+@torch.no_grad()
+def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm | None:
+    """What the decoder of a detector can be asked with, None if it cannot be."""
+    for side in EXAMPLE_SIZES if has_decoder(model) else ():
+        inputs, samples = example_batch(model, device, side)
+        with decoder_watched(model, 'the model') as asked:
+            try:
+                model(inputs, samples, mode=mode)
+                return QueryForm(asked.kind.form, asked.kind.classes)
+            except Exception:  # no such queries, or more of them than positions
+                continue
+    return None
 
 
 def _levels(run: DryRun, root: str) -> tuple[Level, ...]:

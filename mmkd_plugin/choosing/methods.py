@@ -25,6 +25,7 @@ CWD = 'the distribution of each channel over the image (CWD)'
 PKD = 'patterns of features, whatever their scale (PKD)'
 AT = 'where activations are strong, whatever the channels mean (AT)'
 PI = 'the distribution over the classes at each position (PI)'
+KD_DETR = 'class scores and boxes (KD-DETR)'
 
 #: What a pair shows, best first, and the methods for it. The first one is taken unless the user
 #: names another. Change it here when a table of results says something else.
@@ -52,6 +53,10 @@ METHODS: dict[str, dict[str, Method]] = {
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
         'at': Method(_loss('AttentionLoss'), AT),
     },
+    # decoders that can be asked with the same queries, for the same classes
+    'queries': {
+        'kd_detr': Method(_loss('SharedQueriesLoss', tau=10), KD_DETR),
+    },
     # maps of two backbones
     'backbone': {
         'pkd': Method(_loss('PearsonLoss'), PKD),
@@ -66,5 +71,6 @@ NAMES = {
     'features': 'the last map before the classifier',
     'neck': 'levels of the neck',
     'other neck': 'levels of the neck',
+    'queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
 }

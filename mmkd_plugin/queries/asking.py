@@ -42,8 +42,8 @@ class Asked:
         head = getattr(self._model, HEAD)
         if head.cls_out_channels != head.num_classes:
             raise ValueError(
-                f'{self._owner} ({type(self._model).__name__}) has a score of the background beside '
-                'those of its classes, and only independent scores are compared; take '
+                f'{self._owner} ({type(self._model).__name__}) has a score of the background '
+                'beside those of its classes, and only independent scores are compared; take '
                 'use_sigmoid=True in `loss_cls` of its head'
             )
         return kind
@@ -94,6 +94,11 @@ class Asked:
         return found
 
 
+def has_decoder(model: nn.Module) -> bool:
+    """Whether a model has a decoder as detectors of mmdet have it, of whatever family."""
+    return hasattr(model, METHOD)
+
+
 @contextmanager
 def decoder_watched(model: nn.Module, owner: str) -> Iterator[Asked]:
     """Notes what the decoder of a model is called with while the block runs.
@@ -106,10 +111,10 @@ def decoder_watched(model: nn.Module, owner: str) -> Iterator[Asked]:
         Asked: The call; filled while the model runs.
     """
     asked = Asked(model, owner)
-    method = getattr(model, METHOD, None)
-    if method is None:
+    if not has_decoder(model):
         yield asked
         return
+    method = getattr(model, METHOD)
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         asked.call = None if args else kwargs

@@ -89,6 +89,11 @@ class Kind(ABC):
         """How many numbers make a query."""
         return 4
 
+    @property
+    def classes(self) -> int:
+        """How many classes its answers have."""
+        return self.model.bbox_head.num_classes
+
     @abstractmethod
     def own(self) -> Group:
         """Returns the queries of the call, without those for denoising."""

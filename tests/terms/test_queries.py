@@ -190,7 +190,7 @@ def test_the_plan_says_what_it_costs():
         (dict(student=stock_models.retinanet()), "the student has no module 'encoder'"),
         (
             dict(teacher=stock_models.detr()),
-            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries with reference points",
+            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries with reference",
         ),
         (
             dict(student=stock_models.detr()),
@@ -198,16 +198,16 @@ def test_the_plan_says_what_it_costs():
         ),
         (
             dict(student=stock_models.deformable_detr()),
-            r'the student \(DeformableDETR\) takes points with 512 learnt numbers each, of Deformable'
-            ' DETR, and the queries of the teacher are boxes',
+            r'the student \(DeformableDETR\) takes points with 512 learnt numbers each, of '
+            'Deformable DETR, and the queries of the teacher are boxes',
         ),
         (
             dict(teacher=stock_models.conditional_detr()),
-            r'the student \(DABDETR\) takes boxes, and .* of the teacher are points with 256 learnt',
+            r'the student \(DABDETR\) takes boxes, and .* of the teacher are points with 256',
         ),
         (
             dict(student=with_background(stock_models.dab_detr())),
-            r'the student \(DABDETR\) has a score of the background .* use_sigmoid=True in `loss_cls`',
+            r'the student \(DABDETR\) has a score of the background .* use_sigmoid=True in ',
         ),
     ],
 )
