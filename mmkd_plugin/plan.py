@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from mmkd_plugin.losses.numerics.memory import ClassMemory
+from mmkd_plugin.queries import DECODER
 from mmkd_plugin.taps import Maps, as_list
 from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View
 from mmkd_plugin.words import table_text
 
 
@@ -49,8 +51,8 @@ def plan(
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
-            f'{term.student_tap}\n{shapes(s, student.size)}',
-            f'{teacher}{term.teacher_tap}\n{shapes(t, run.size)}',
+            _seen(term.student_view, student),
+            f'{teacher}{_seen(term.teacher_view, run)}',
             connector or 'none',
             _loss(term),
             str(term.schedule),
@@ -85,6 +87,15 @@ def _loss(term: Term) -> str:
     if term.norms is not None:
         text += f'\n{", ".join(term.norms.needs)} of {", ".join(term.norms.names)}'
     return text
+
+
+def _seen(view: View, model: Preview) -> str:
+    """Where a model is read, and the shapes of what is found there."""
+    if view.queries is None:
+        return f'{view.taps}\n{shapes(view.taps.of(model.maps), model.size)}'
+    scores = as_list(model.shown[view])[0]
+    layers = f'{len(scores)} layers' if len(scores) > 1 else 'last layer'
+    return f'{DECODER}\n{layers}, {scores.shape[-1]} classes'
 
 
 def shapes(maps: Maps, size: int) -> str:

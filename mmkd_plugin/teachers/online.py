@@ -129,7 +129,7 @@ class OnlineTeacher(Teacher):
         self._convert: InputConverter | None = None
         self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
-        self._asked_views: list[View] = []
+        self._counts: dict[View, list[int]] = {}  # of queries, by group
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
         self._orders: Mapping[Tap, ClassOrder] = {}
@@ -177,7 +177,7 @@ class OnlineTeacher(Teacher):
             run = self.forward.run
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
-        self._asked_views = asking = of_kind(views, 'queries')
+        asking = of_kind(views, 'queries')
         tried, queries = self._try_asking(asking, device, run.size) if asking else ({}, {})
         if gradient_taps:
             run = self._try_loss(every, device, owner)
@@ -309,7 +309,9 @@ class OnlineTeacher(Teacher):
         shown, queries = {}, {}
         for view in views:
             seed = torch.zeros((), dtype=torch.int64, device=device)
-            groups = [group.first(3) for group in self._groups(asked, view, seed)]
+            groups = self._groups(asked, view, seed)
+            self._counts[view] = [group.places.shape[-2] for group in groups]
+            groups = [group.first(3) for group in groups]
             shown[view] = [x.cpu() for x in self._answers(asked, groups, device)]
             queries[view] = [group.to('cpu') for group in groups]
         return shown, queries
@@ -418,8 +420,11 @@ class OnlineTeacher(Teacher):
         if self.forward is not None:
             text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
             text += self._second_runs()
-        if self._asked_views:
-            groups = some(dict.fromkeys(str(view.queries) for view in self._asked_views))
+        if self._counts:
+            groups = some(
+                f'{view.queries} ({" + ".join(map(str, counts))})'
+                for view, counts in self._counts.items()
+            )
             text += f'; its decoder, and the one of the student, are asked again: {groups}'
         return text
 
