@@ -4,8 +4,24 @@
 :mod:`asking` repeats a call of a decoder.
 """
 
-from mmkd_plugin.queries.asking import DECODER, ENCODER, Asked, decoder_watched, has_decoder
+from mmkd_plugin.queries.asking import (
+    BEFORE_DECODER,
+    DECODER,
+    ENCODER,
+    Asked,
+    decoder_watched,
+    has_decoder,
+)
 from mmkd_plugin.queries.kinds import Group
 from mmkd_plugin.queries.queries import Queries
 
-__all__ = ['DECODER', 'ENCODER', 'Asked', 'Group', 'Queries', 'decoder_watched', 'has_decoder']
+__all__ = [
+    'BEFORE_DECODER',
+    'DECODER',
+    'ENCODER',
+    'Asked',
+    'Group',
+    'Queries',
+    'decoder_watched',
+    'has_decoder',
+]

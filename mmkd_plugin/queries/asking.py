@@ -15,6 +15,8 @@ from mmkd_plugin.taps.tap import map_tensors
 
 #: The modules of a detector of mmdet that a question runs: its memory comes out of the first.
 ENCODER, DECODER, HEAD = 'encoder', 'decoder', 'bbox_head'
+#: Where a teacher is read, by which its forward ends: its decoder runs for the questions alone.
+BEFORE_DECODER = [ENCODER, f'{DECODER}[0]@input']
 #: The method of a detector that runs the decoder.
 METHOD = 'forward_decoder'
 

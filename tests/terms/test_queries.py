@@ -186,7 +186,7 @@ def test_the_plan_says_what_it_costs():
             dict(teacher=stock_models.dab_detr(16, classes=3)),
             'numbers of classes differ: student 4, teacher 3',
         ),
-        (dict(teacher=stock_models.retinanet()), "teacher 'teacher' has no module 'decoder'"),
+        (dict(teacher=stock_models.retinanet()), "teacher 'teacher' has no module 'encoder'"),
         (dict(student=stock_models.retinanet()), "the student has no module 'encoder'"),
         (
             dict(teacher=stock_models.detr()),
