@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from mmkd_plugin.assigners.rois import shapes_of
 from mmkd_plugin.losses.numerics.memory import ClassMemory
 from mmkd_plugin.queries import DECODER
 from mmkd_plugin.taps import Maps, as_list
@@ -51,8 +52,8 @@ def plan(
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
-            _seen(term.student_view, student),
-            f'{teacher}{_seen(term.teacher_view, run)}',
+            _seen(term, term.student_view, student),
+            f'{teacher}{_seen(term, term.teacher_view, run)}',
             connector or 'none',
             _loss(term),
             str(term.schedule),
@@ -77,6 +78,8 @@ def _loss(term: Term) -> str:
         text += f'\n{term.through.describe()}'
     if term.queries is not None:
         text += f'\nqueries: {term.queries}'
+    if term.on_rois:
+        text += '\non the RoIs that the student samples (R), P of them positive'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:
@@ -89,10 +92,12 @@ def _loss(term: Term) -> str:
     return text
 
 
-def _seen(view: View, model: Preview) -> str:
+def _seen(term: Term, view: View, model: Preview) -> str:
     """Where a model is read, and the shapes of what is found there."""
-    if view.queries is None:
-        return f'{view.taps}\n{shapes(view.taps.of(model.maps), model.size)}'
+    if term.queries is None:
+        maps = view.taps.of(model.maps)
+        said = shapes_of(view.taps, maps) if term.on_rois else shapes(maps, model.size)
+        return f'{view.taps}\n{said}'
     scores = as_list(model.shown[view])[0]
     layers = f'{len(scores)} layers' if len(scores) > 1 else 'last layer'
     return f'{DECODER}\n{layers}, {scores.shape[-1]} classes'

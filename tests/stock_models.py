@@ -358,6 +358,20 @@ def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
     return dict(model, type='MaskRCNN')
 
 
+def cascade_rcnn(width: int = 8, classes: int = 4, masks: bool = False) -> dict:
+    """Cascade R-CNN-R18 of two stages, whose boxes are the same for all classes."""
+    model = (mask_rcnn if masks else faster_rcnn)(width, classes)
+    roi_head, stages = model['roi_head'], []
+    for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1]):
+        coder = dict(roi_head['bbox_head']['bbox_coder'], target_stds=stds)
+        stages.append(dict(roi_head['bbox_head'], reg_class_agnostic=True, bbox_coder=coder))
+    roi_head.update(
+        type='CascadeRoIHead', num_stages=2, stage_loss_weights=[1, 0.5], bbox_head=stages
+    )
+    model['train_cfg']['rcnn'] = [model['train_cfg']['rcnn']] * 2
+    return dict(model, type='CascadeRCNN')
+
+
 def _attention(width: int, **kwargs: Any) -> dict:
     return dict(embed_dims=width, dropout=0.0, **kwargs)
 

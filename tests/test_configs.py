@@ -179,7 +179,7 @@ def quick(model: Any) -> Any:
 #: What the widths of the parts behind a backbone are called.
 WIDTHS = (
     'in_channels', 'out_channels', 'channels', 'feat_channels', 'point_feat_channels',
-    'fc_out_channels',
+    'fc_out_channels', 'conv_out_channels',
 )  # fmt: skip
 
 
@@ -203,8 +203,10 @@ def narrow(model: Any) -> Any:
 def narrow_part(part: dict, eighth: Callable[[int], int]) -> None:
     """The same for a neck or a head, and the parts in it."""
     for key, value in part.items():
-        if isinstance(value, dict):
-            narrow_part(value, eighth)
+        stages = [value] if isinstance(value, dict) else value
+        if isinstance(stages, list) and isinstance(stages[0], dict):  # a cascade has several
+            for stage in stages:
+                narrow_part(stage, eighth)
         elif key in WIDTHS:
             part[key] = [*map(eighth, value)] if isinstance(value, list) else eighth(value)
 
@@ -247,12 +249,15 @@ def packed_inputs(scope: str, num: int = 2) -> dict:
             sample.gt_sem_seg = PixelData(data=randint(10, (1, SIZE, SIZE)))
         else:
             from mmdet.structures import DetDataSample
+            from mmdet.structures.mask import BitmapMasks
 
             corner = randint(SIZE // 2, (3, 2)).float()
             size = 16 + randint(SIZE // 2 - 16, (3, 2)).float()
             sample = DetDataSample(metainfo={**metainfo, 'img_id': index})
             sample.gt_instances = InstanceData(
-                bboxes=torch.cat([corner, corner + size], dim=1), labels=randint(3, (3,))
+                bboxes=torch.cat([corner, corner + size], dim=1),
+                labels=randint(3, (3,)),
+                masks=BitmapMasks(randint(2, (3, SIZE, SIZE)).byte().numpy(), SIZE, SIZE),
             )
             sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
         samples.append(sample)

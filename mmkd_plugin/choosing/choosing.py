@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mmkd_plugin.choosing.looking import Level, Look
+from mmkd_plugin.choosing.looking import Level, Look, ScoreMap
 from mmkd_plugin.choosing.methods import METHODS, NAMES
-from mmkd_plugin.teachers.classes import order_between
+from mmkd_plugin.teachers.classes import Names, order_between
 from mmkd_plugin.words import did_you_mean
 
 #: Strides that differ by less than this factor are one: sizes are rounded.
@@ -100,7 +100,8 @@ Taps = str | list[str]
 def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
     """The keys of a term that say what is compared, by the kind of pair."""
     offers: dict[str, dict[str, Any]] = {}
-    if same_classes(student, teacher):
+    names = student.classes, teacher.classes
+    if same_classes(student.scores, teacher.scores, names):
         offers['scores'] = _taps(student.scores.tap, teacher.scores.tap)
     if student.features and teacher.features and student.features.learns:
         offers['features'] = _taps(student.features.tap, teacher.features.tap)
@@ -116,6 +117,9 @@ def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
             offers[kind] = _taps(
                 *(_of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs)))
             )
+    stages = list(zip(student.rois, teacher.rois))  # a single stage is like the first of several
+    if stages and all(same_classes(*pair, names) for pair in stages):
+        offers['rois'] = _taps(*(_one_or_all([one.tap for one in side]) for side in zip(*stages)))
     return offers
 
 
@@ -134,17 +138,18 @@ def same_queries(student: Look, teacher: Look) -> bool:
     return order is not None and order.identity
 
 
-def same_classes(student: Look, teacher: Look) -> bool:
-    """Whether class scores of both can be compared.
+def same_classes(
+    ours: ScoreMap | None, theirs: ScoreMap | None, names: tuple[Names | None, Names | None]
+) -> bool:
+    """Whether class scores of a student and a teacher can be compared.
 
     Args:
-        student (Look): What the student shows.
-        teacher (Look): What the teacher shows.
+        ours (ScoreMap, optional): The student's.
+        theirs (ScoreMap, optional): The teacher's.
+        names (tuple): The names of the classes of both, None where they are not known.
     """
-    ours, theirs = student.scores, teacher.scores
     if ours is None or theirs is None:
         return False
-    names = student.classes, teacher.classes
     if None not in names and (len(names[0]), len(names[1])) == (ours.classes, theirs.classes):
         order = order_between(*names)
         if order is None:
@@ -193,7 +198,10 @@ def _of_levels(root: str, levels: Sequence[Level], whole: Sequence[Level]) -> Ta
     """A tap for some levels: the module itself for all of them."""
     if list(levels) == list(whole):
         return root
-    taps = [level.tap for level in levels]
+    return _one_or_all([level.tap for level in levels])
+
+
+def _one_or_all(taps: list[str]) -> Taps:
     return taps[0] if len(taps) == 1 else taps
 
 
@@ -205,6 +213,6 @@ def _instead_of_scores(student: Look, teacher: Look, kind: str) -> str:
     """Why class scores are not compared, if both models have some."""
     if kind == 'scores' or None in (student.scores, teacher.scores):
         return ''
-    if same_classes(student, teacher):
+    if same_classes(student.scores, teacher.scores, (student.classes, teacher.classes)):
         return ''
     return ', because the classes differ'

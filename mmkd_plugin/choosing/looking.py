@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.rois import score_taps
 from mmkd_plugin.queries import decoder_watched, has_decoder
 from mmkd_plugin.taps import Tap, TapReader, as_list, find_module
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
@@ -84,6 +85,8 @@ class Look:
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None.
         queries (QueryForm, optional): The queries of its decoder. Defaults to None: it cannot be
             asked.
+        rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
+            ``()``: it has none that can be compared.
     """
 
     scores: ScoreMap | None = None
@@ -92,6 +95,7 @@ class Look:
     backbone: tuple[Level, ...] = ()
     classes: Names | None = None
     queries: QueryForm | None = None
+    rois: tuple[ScoreMap, ...] = ()
 
     def __str__(self) -> str:
         found = [
@@ -103,6 +107,7 @@ class Look:
                 if getattr(self, root)
             ),
             self.queries and f'queries that are {self.queries.form}',
+            self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -219,6 +224,7 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
         None if scores is None else _features(model, run, scores.tap),
         *(_levels(run, root) for root in ROOTS),
         classes,
+        rois=tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
     )
 
 
@@ -227,12 +233,12 @@ def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm 
     """What the decoder of a detector can be asked with, None if it cannot be."""
     for side in EXAMPLE_SIZES if has_decoder(model) else ():
         inputs, samples = example_batch(model, device, side)
-        with decoder_watched(model, 'the model') as asked:
-            try:
+        try:
+            with decoder_watched(model, 'the model', stop=True) as asked:
                 model(inputs, samples, mode=mode)
-                return QueryForm(asked.kind.form, asked.kind.classes)
-            except Exception:  # no such queries, or more of them than positions
-                continue
+            return QueryForm(asked.kind.form, asked.kind.classes)
+        except Exception:  # no such queries, or more of them than positions
+            continue
     return None
 
 

@@ -11,6 +11,7 @@ from mmkd_plugin.queries.asking import (
     Asked,
     decoder_watched,
     has_decoder,
+    made_up,
 )
 from mmkd_plugin.queries.kinds import Group
 from mmkd_plugin.queries.queries import Queries
@@ -24,4 +25,5 @@ __all__ = [
     'Queries',
     'decoder_watched',
     'has_decoder',
+    'made_up',
 ]

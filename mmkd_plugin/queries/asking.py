@@ -96,18 +96,36 @@ class Asked:
         return found
 
 
+class _Called(BaseException):
+    """Ends a forward at the call of the decoder; ``except Exception`` does not catch it."""
+
+
+def made_up(answers: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Returns numbers from 0 to 1 in the shapes of answers.
+
+    A model that is not initialised yet may answer NaN, because parts of it are raw memory.
+
+    Args:
+        answers (Sequence[Tensor]): What a decoder answered.
+        seed (int): Other seeds give other numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(x.shape, generator=generator) for x in answers]
+
+
 def has_decoder(model: nn.Module) -> bool:
     """Whether a model has a decoder as detectors of mmdet have it, of whatever family."""
     return hasattr(model, METHOD)
 
 
 @contextmanager
-def decoder_watched(model: nn.Module, owner: str) -> Iterator[Asked]:
+def decoder_watched(model: nn.Module, owner: str, stop: bool = False) -> Iterator[Asked]:
     """Notes what the decoder of a model is called with while the block runs.
 
     Args:
         model (nn.Module): A detector of mmdet.
         owner (str): Name of the model in messages.
+        stop (bool): Whether the forward ends with the call. Defaults to False.
 
     Yields:
         Asked: The call; filled while the model runs.
@@ -120,10 +138,14 @@ def decoder_watched(model: nn.Module, owner: str) -> Iterator[Asked]:
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         asked.call = None if args else kwargs
+        if stop:
+            raise _Called
         return method(*args, **kwargs)
 
     setattr(model, METHOD, noted)  # it is no module, which a hook could watch
     try:
         yield asked
+    except _Called:
+        pass
     finally:
         delattr(model, METHOD)

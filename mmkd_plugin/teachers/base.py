@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners import Sampled
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.queries import Group
 from mmkd_plugin.taps import Maps, Tap, Taps
@@ -31,6 +32,8 @@ class Trial(NamedTuple):
         run (DryRun): Results of a dry forward of the student: the maps at the ``student_taps`` of
             all teachers, the made-up data samples, and the size of the image.
         sync (bool): Whether the student has SyncBatchNorm. Defaults to False.
+        sampled (Mapping[int, Sampled]): The RoIs that it sampled in a trial, by the number of the
+            stage, if a view asks about them. Defaults to ``{}``.
 
     Examples:
         >>> from mmengine.model import BaseDataPreprocessor
@@ -44,6 +47,7 @@ class Trial(NamedTuple):
     preprocessor: nn.Module
     run: DryRun
     sync: bool = False
+    sampled: Mapping[int, Sampled] = NOTHING
 
 
 class Passage(NamedTuple):
@@ -138,6 +142,8 @@ class Lesson(NamedTuple):
             the student's maps of the batch. Defaults to ``{}``.
         queries (Mapping[View, list[Group]]): For each view of queries the groups that were asked.
             Defaults to ``{}``.
+        on_rois (Callable, optional): Takes the RoIs that the student sampled, and gives what the
+            views of RoIs compare. Defaults to None: there are no such views.
 
     Examples:
         >>> import torch
@@ -152,6 +158,13 @@ class Lesson(NamedTuple):
     losses: Mapping[str, Any] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
     queries: Mapping[View, list[Group]] = NOTHING
+    on_rois: Callable[[Mapping[int, Sampled]], dict[View, Maps]] | None = None
+
+    def asked(self, sampled: Mapping[int, Sampled]) -> Lesson:
+        """The lesson with the views of RoIs, once the student has sampled them."""
+        if self.on_rois is None:
+            return self
+        return self._replace(shown={**self.shown, **self.on_rois(sampled)}, on_rois=None)
 
 
 class Teacher(ABC):
