@@ -8,7 +8,9 @@ from functools import partial
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
 
+from mmkd_plugin import Distiller
 from tests import stock_models
 from tests.runs import needs_ops
 from tests.stock_models import batch, build, cwd, distiller
@@ -234,3 +236,16 @@ def test_a_detector_that_selects_queries_in_another_way_is_refused():
     line = dict(queries=dict(), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
     with pytest.raises(ValueError, match=r"teacher 'teacher' \(DDQDETR\) has no queries with ref"):
         distiller(ASKED['dino'](), config, dict(kd=line))
+
+
+def test_a_student_that_is_not_initialised_yet_can_be_tried():
+    student = build(ASKED['dino']())
+    student.level_embed.data.fill_(torch.nan)  # it is raw memory until `init_weights`
+    loss = dict(type='mmkd_plugin.SharedQueriesLoss', loss_weight='auto')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = Distiller(
+            student,
+            dict(config=ASKED['dino'](16), checkpoint=None),
+            dict(kd=dict(queries=dict(random=5), loss=loss)),
+        )
+    assert model.distill.kd.auto is not None
