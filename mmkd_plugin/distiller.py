@@ -19,7 +19,7 @@ from mmkd_plugin.health import as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.student import Seen, StudentForward
+from mmkd_plugin.student import Seen, StudentForward, check_head_losses
 from mmkd_plugin.student_names import NamedAsStudent
 from mmkd_plugin.student_start import StudentStart
 from mmkd_plugin.student_state import (
@@ -448,6 +448,7 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
     std = getattr(student.data_preprocessor, 'std', None)
     if isinstance(std, Tensor) and not bool((std > 0).all()):
         raise ValueError('student.data_preprocessor.std must be above 0 in all channels')
+    check_head_losses(student)
     return student
 
 

@@ -80,6 +80,8 @@ class StudentForward:
         taps: Sequence[Tap],
         device: torch.device,
     ) -> None:
+        for view in views:
+            view.check_path(student, 'the student')
         self.run: DryRun = dry_run_student(student, [*taps_of(views), *taps], device)
         self._heads = {
             view: find_head(student, view.taps, _asking(view), 'the student')
@@ -316,3 +318,26 @@ def _watched(
 
 def _asking(view: View) -> str:
     return f"{view.term}: {view.loss} needs what the student's assigner found (`assigned`)"
+
+
+def check_head_losses(student: nn.Module) -> None:
+    """Refuses losses that the decode heads of a segmentor could not call in the first batch.
+
+    Args:
+        student (nn.Module): The student. Heads that compute their losses in a way of their own
+            pass.
+
+    Raises:
+        ValueError: If one of them is no loss of a decode head.
+    """
+    for name, module in student.named_modules():
+        method = getattr(type(module), 'loss_by_feat', None)
+        if getattr(method, '__module__', '') != 'mmseg.models.decode_heads.decode_head':
+            continue
+        losses = module.loss_decode
+        for loss in losses if isinstance(losses, nn.ModuleList) else [losses]:
+            if not hasattr(loss, 'loss_name'):
+                raise ValueError(
+                    f'student.{name}.loss_decode: {type(loss).__name__} is no loss of a decode '
+                    'head, which has a `loss_name`, such as CrossEntropyLoss'
+                )

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from mmkd_plugin.taps.example import example_batch
 
+#: How mask classifiers are trained: points of masks, and the costs of a match.
+MASK_POINTS = dict(num_points=64, oversample_ratio=3.0, importance_sample_ratio=0.75)
+MASK_COSTS = [
+    dict(type='ClassificationCost'),
+    dict(type='CrossEntropyLossCost', use_sigmoid=True),
+    dict(type='DiceCost', pred_act=True),
+]
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
@@ -145,6 +152,217 @@ def beit(width: int = 8, classes: int = 5, side: int = 64, **preprocessor: Any) 
     )
     head = dict(type='FCNHead', in_channels=2 * width, in_index=2, channels=width, num_convs=1)
     return _seg(backbone, head, classes, **{'size': (side, side), **preprocessor})
+
+
+def upernet_swin(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """UPerNet on a Swin transformer, stride 4."""
+    backbone = dict(
+        type='SwinTransformer',
+        embed_dims=width,
+        window_size=4,
+        mlp_ratio=2,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+    )
+    head = dict(
+        type='UPerHead',
+        in_channels=[width * 2**i for i in range(4)],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2),
+        channels=2 * width,
+    )
+    return _seg(backbone, head, classes, **preprocessor)
+
+
+def segnext(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """SegNeXt: MSCAN and a head that factorises a matrix, starting at random; stride 8."""
+    stages = [width * 2**i for i in range(4)]
+    backbone = dict(
+        type='MSCAN',
+        embed_dims=stages,
+        mlp_ratios=[2, 2, 2, 2],
+        depths=[1, 1, 1, 1],
+        norm_cfg=dict(type='BN'),
+    )
+    head = dict(
+        type='LightHamHead',
+        in_channels=stages[1:],
+        in_index=[1, 2, 3],
+        channels=2 * width,
+        ham_channels=2 * width,
+        ham_kwargs=dict(MD_R=4, train_steps=2, eval_steps=2),
+    )
+    model = _seg(backbone, head, classes, **preprocessor)
+    model['decode_head']['norm_cfg'] = dict(type='GN', num_groups=2)
+    return model
+
+
+def _small_head(channels: int, index: int, classes: int = 5, **kwargs: Any) -> dict:
+    """A head of the real-time segmentors."""
+    return dict(
+        type='FCNHead',
+        in_channels=channels,
+        channels=channels,
+        in_index=index,
+        num_convs=1,
+        concat_input=False,
+        num_classes=classes,
+        norm_cfg=dict(type='BN'),
+        **kwargs,
+    )
+
+
+def stdc(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """STDC with an auxiliary head, and one for edges; stride 8."""
+    stages = [width, width, 2 * width, 4 * width, 8 * width]
+    backbone = dict(
+        type='STDCContextPathNet',
+        backbone_cfg=dict(
+            type='STDCNet',
+            stdc_type='STDCNet1',
+            in_channels=3,
+            channels=stages,
+            bottleneck_type='cat',
+            num_convs=4,
+            norm_cfg=dict(type='BN'),
+            act_cfg=dict(type='ReLU'),
+        ),
+        last_in_channels=(stages[4], stages[3]),
+        out_channels=width,
+        ffm_cfg=dict(in_channels=3 * width, out_channels=2 * width, scale_factor=4),
+    )
+    head = _small_head(2 * width, 3)
+    head.pop('num_classes')
+    head.pop('norm_cfg')
+    model = _seg(backbone, head, classes, **preprocessor)
+    edges = dict(type='STDCHead', boundary_threshold=0.1)
+    edges['loss_decode'] = [
+        dict(type='CrossEntropyLoss', loss_name='loss_ce', use_sigmoid=True),
+        dict(type='DiceLoss', loss_name='loss_dice'),
+    ]
+    model['auxiliary_head'] = [
+        _small_head(width, 2, classes),
+        {**_small_head(2 * width, 0, 2), **edges},
+    ]
+    return model
+
+
+def bisenetv2(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """BiSeNetV2 with an auxiliary head, stride 8."""
+    backbone = dict(
+        type='BiSeNetV2',
+        detail_channels=(width, width, 2 * width),
+        semantic_channels=(width, width, width, 2 * width),
+        semantic_expansion_ratio=1,
+        bga_channels=2 * width,
+    )
+    head = _small_head(2 * width, 0)
+    head.pop('num_classes')
+    head.pop('norm_cfg')
+    model = _seg(backbone, head, classes, **preprocessor)
+    model['auxiliary_head'] = [_small_head(width, 1, classes)]
+    return model
+
+
+def pidnet(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """PIDNet: three branches, of which one learns edges; stride 8."""
+    backbone = dict(
+        type='PIDNet', channels=width, ppm_channels=width, num_stem_blocks=1, num_branch_blocks=1
+    )
+    model = _seg(backbone, dict(type='PIDHead'), classes, **preprocessor)
+    head = model['decode_head']
+    head.pop('dropout_ratio')
+    pixels = dict(type='OhemCrossEntropy', thres=0.9, min_kept=100)
+    losses = [dict(type='CrossEntropyLoss'), pixels, dict(type='BoundaryLoss'), pixels]
+    head.update(in_channels=4 * width, channels=4 * width, loss_decode=losses)
+    return model
+
+
+def ddrnet(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """DDRNet: two branches, stride 8."""
+    backbone = dict(type='DDRNet', channels=width, ppm_channels=width, norm_cfg=dict(type='BN'))
+    head = dict(type='DDRHead', in_channels=4 * width, channels=2 * width)
+    model = _seg(backbone, head, classes, **preprocessor)
+    pixels = dict(type='OhemCrossEntropy', thres=0.9, min_kept=100)
+    model['decode_head']['loss_decode'] = [pixels, pixels]
+    return model
+
+
+def san(width: int = 8, classes: int = 5) -> dict:
+    """SAN: masks of a side network, and classes by the similarity to embeddings of their names."""
+    clip, names = 4 * width, [f'thing {number}' for number in range(classes)]
+    layers = dict(num_layers=2, num_heads=2, mlp_ratio=1)
+    heads = dict(
+        num_heads=2, num_layers=1, embed_channels=width, mlp_channels=width, num_mlp=1, rescale=True
+    )
+    model = _seg({}, {}, classes, size=None, size_divisor=64)
+    del model['backbone']
+    model.update(
+        type='MultimodalEncoderDecoder',
+        encoder_resolution=0.5,
+        image_encoder=dict(
+            layers,
+            type='VisionTransformer',
+            img_size=(64, 64),
+            patch_size=16,
+            patch_pad=0,
+            embed_dims=clip,
+            out_origin=True,
+            out_indices=(0, 1),
+            output_cls_token=True,
+            patch_bias=False,
+            pre_norm=True,
+            frozen_exclude=['pos_embed'],
+        ),
+        text_encoder=dict(
+            layers,
+            type='CLIPTextEncoder',
+            vocabulary=names,
+            templates=['a {}'],
+            embed_dims=2 * width,
+            output_dims=2 * width,
+        ),
+        decode_head=dict(
+            type='SideAdapterCLIPHead',
+            num_classes=classes,
+            deep_supervision_idxs=[1],
+            align_corners=False,
+            san_cfg=dict(
+                in_channels=3,
+                clip_channels=clip,
+                embed_dims=2 * width,
+                patch_size=16,
+                patch_bias=True,
+                num_queries=6,
+                fusion_index=[0, 1, 2],
+                cfg_encoder=dict(num_encode_layer=2, num_heads=2, mlp_ratio=1),
+                cfg_decoder=heads,
+                norm_cfg=dict(type='LN'),
+            ),
+            maskgen_cfg=dict(
+                sos_token_num=6,
+                num_layers=1,
+                embed_dims=clip,
+                num_heads=2,
+                mlp_ratio=1,
+                out_dims=2 * width,
+            ),
+            train_cfg=MASK_POINTS
+            | dict(assigner=dict(type='HungarianAssigner', match_costs=MASK_COSTS)),
+            loss_decode=[
+                dict(
+                    type='CrossEntropyLoss',
+                    loss_name='loss_cls_ce',
+                    class_weight=[1.0] * classes + [0.1],
+                ),
+                dict(type='CrossEntropyLoss', use_sigmoid=True, loss_name='loss_mask_ce'),
+                dict(
+                    type='DiceLoss', ignore_index=None, naive_dice=True, loss_name='loss_mask_dice'
+                ),
+            ],
+        ),
+    )
+    return model
 
 
 def _det(
@@ -341,6 +559,31 @@ def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
     return _det('FasterRCNN', width, heads, start=0)
 
 
+def yolox(width: int = 16, classes: int = 4) -> dict:
+    """YOLOX, as its stock config has it but narrow: ``width`` channels in its first level."""
+    c = [width, 2 * width, 4 * width]
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True, reduction='sum')
+    return dict(
+        _scope_='mmdet',
+        type='YOLOX',
+        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+        backbone=dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=width / 256),
+        neck=dict(type='YOLOXPAFPN', in_channels=c, out_channels=c[0], num_csp_blocks=1),
+        bbox_head=dict(
+            type='YOLOXHead',
+            num_classes=classes,
+            in_channels=c[0],
+            feat_channels=c[0],
+            loss_cls=loss,
+            loss_obj=loss,
+            loss_bbox=dict(type='IoULoss', mode='square', eps=1e-16, reduction='sum'),
+            loss_l1=dict(type='L1Loss', reduction='sum'),
+        ),
+        train_cfg=dict(assigner=dict(type='SimOTAAssigner', center_radius=2.5)),
+        test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.65)),
+    )
+
+
 def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
     """Mask R-CNN-R18: its training needs masks."""
     model = faster_rcnn(width, classes)
@@ -355,6 +598,7 @@ def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
         num_classes=classes,
     )
     model['train_cfg']['rcnn']['mask_size'] = 8
+    model['test_cfg']['rcnn']['mask_thr_binary'] = 0.5
     return dict(model, type='MaskRCNN')
 
 
@@ -629,21 +873,67 @@ def mask2former(width: int = 8, classes: int = 4) -> dict:
         ),
         panoptic_fusion_head=dict(type='MaskFormerFusionHead', **split),
         train_cfg=dict(
-            num_points=64,
-            oversample_ratio=3.0,
-            importance_sample_ratio=0.75,
-            assigner=dict(
-                type='HungarianAssigner',
-                match_costs=[
-                    dict(type='ClassificationCost'),
-                    dict(type='CrossEntropyLossCost', use_sigmoid=True),
-                    dict(type='DiceCost', pred_act=True),
-                ],
-            ),
+            **MASK_POINTS,
+            assigner=dict(type='HungarianAssigner', match_costs=MASK_COSTS),
             sampler=dict(type='MaskPseudoSampler'),
         ),
         test_cfg=dict(panoptic_on=False, semantic_on=False, instance_on=True, max_per_image=5),
     )
+
+
+def _as_segmentor(head: dict, width: int, classes: int) -> dict:
+    """A head of mmdetection that classifies masks, in the segmentor that mmsegmentation makes."""
+    model = _seg(resnet(width), {}, classes)
+    model['decode_head'] = dict(head, num_classes=classes, align_corners=False)
+    return model
+
+
+def _in_mmdet(config: Any) -> Any:
+    """A config of mmdetection with its library in front of each type that mmsegmentation has."""
+    if isinstance(config, dict):
+        found = {key: _in_mmdet(value) for key, value in config.items()}
+        if 'Loss' in str(found.get('type')) or 'PixelDecoder' in str(found.get('type')):
+            found['type'] = f'mmdet.{found["type"]}'
+        return found
+    return [_in_mmdet(x) for x in config] if isinstance(config, list) else config
+
+
+def mask2former_segmentor(width: int = 8, classes: int = 5) -> dict:
+    """Mask2Former-R18 of mmsegmentation."""
+    model = mask2former(width, classes)
+    head = _in_mmdet(model['panoptic_head'])
+    costs = [{**cost, 'type': f'mmdet.{cost["type"]}'} for cost in MASK_COSTS]
+    head['train_cfg'] = dict(
+        MASK_POINTS,
+        assigner=dict(type='mmdet.HungarianAssigner', match_costs=costs),
+        sampler=dict(type='mmdet.MaskPseudoSampler'),
+    )
+    return _as_segmentor(head, width, classes)
+
+
+def maskformer_segmentor(width: int = 8, classes: int = 5) -> dict:
+    """MaskFormer-R18 of mmsegmentation: its layers lie in one tensor."""
+    model = mask2former_segmentor(width, classes)
+    head, embed = model['decode_head'], 2 * width
+    for key in ('strides', 'num_transformer_feat_level', 'num_things_classes', 'num_stuff_classes'):
+        del head[key]
+    head.update(
+        type='MaskFormerHead',
+        in_index=[0, 1, 2, 3],
+        enforce_decoder_input_project=False,
+        pixel_decoder=dict(
+            type='mmdet.PixelDecoder',
+            norm_cfg=dict(type='GN', num_groups=2),
+            act_cfg=dict(type='ReLU'),
+        ),
+        loss_mask=dict(type='mmdet.FocalLoss', use_sigmoid=True),
+    )
+    head['train_cfg']['assigner']['match_costs'][1] = dict(
+        type='mmdet.FocalLossCost', binary_input=True
+    )
+    head['transformer_decoder']['num_layers'] = 2
+    assert embed == head['feat_channels']
+    return model
 
 
 def build(config: dict) -> nn.Module:

@@ -58,8 +58,8 @@ class Passage(NamedTuple):
     Args:
         maps (Sequence[Tensor]): The teacher's own maps where the part begins, ``(N, C, H, W)``,
             without gradient.
-        run (Callable): Takes as many maps of these shapes, with gradient. Returns the map behind
-            the part for each.
+        run (Callable): Takes as many maps of these shapes, with gradient. Returns the maps behind
+            the part, as many as the teacher has there.
 
     Examples:
         >>> import torch

@@ -126,12 +126,16 @@ class OnlineTeacher(Teacher):
         )
         self.checkpoint = checkpoint
         self.model = build_model(config, name)
-        if checkpoint is None:
+        #: Where its weights come from; None if they are random. Some models load them themselves.
+        self.weights_from: str | None = checkpoint or getattr(self.model, 'weights_from', None)
+        if self.weights_from is None:
             print_log(
                 f"Teacher '{name}' has no checkpoint: its weights are random.",
                 logger='current',
                 level=logging.WARNING,
             )
+        elif checkpoint is None:
+            self.source = self.weights_from
         else:
             label = name if name == 'teacher' else f"teacher '{name}'"
             loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
@@ -175,6 +179,8 @@ class OnlineTeacher(Teacher):
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
+        for view in views:
+            view.check_path(self.model, owner)
         self._check_channels(student.run.channels)
         self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device

@@ -106,7 +106,7 @@ class Term(nn.Module):
         self.schedule = schedule or Schedule()
         self.explainer = explainer
         self.connectors = nn.ModuleList()
-        self._count = 0  # of maps of each model
+        self._counts = 0, 0  # maps of each model
         self.teacher_connectors = Outside()
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.norms: NormConstants | None = None
@@ -267,12 +267,12 @@ class Term(nn.Module):
             FileNotFoundError: If the weights of a ``teacher_connector`` do not exist.
         """
         students, teachers = as_list(student), as_list(teacher)
-        self._check_maps(students, teachers)
         if self.through is not None and passage is None:
             raise ValueError(
                 f"{self.here}.through: teacher '{self.teacher}' cannot run on maps of the student; "
                 'that takes a trained model that runs beside it (a teacher without `type`)'
             )
+        self._check_maps(students, teachers if passage is None else passage.maps)
         if source is not None:
             self._check_source(source)
             self._check_classes(students[0], teachers[0], source, classes)
@@ -285,7 +285,7 @@ class Term(nn.Module):
         with torch.no_grad():
             pairs = list(zip(students, self._convert_teacher(teachers)))
             self.connectors = self._build_connectors(pairs, passage)
-        self._count = len(pairs)
+        self._counts = len(students), len(teachers)
         training = self.training
         try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
@@ -362,11 +362,12 @@ class Term(nn.Module):
         self.loss.loss_weight = 2.0
         return self(*compared), 1
 
-    def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
+    def _check_maps(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
         if len(students) != len(teachers):
+            theirs = self.teacher_tap if self.through is None else self.through.taps
             raise ValueError(
                 f"{self.here}: '{self.student_tap}' gives {len(students)} maps in the student and "
-                f"'{self.teacher_tap}' {len(teachers)} in the teacher; name one of them, such as "
+                f"'{theirs}' {len(teachers)} in the teacher; name one of them, such as "
                 f"student_tap='{self.student_tap.taps[0].path}[0]', or taps with as many"
             )
         for s, t in zip(students, teachers) if self.traits.compares == 'gradients' else ():
@@ -468,10 +469,11 @@ class Term(nn.Module):
                 cannot compare the maps.
         """
         students, teachers = as_list(student), as_list(teacher)
-        if not len(students) == len(teachers) == self._count:
+        if (len(students), len(teachers)) != self._counts:
             raise ValueError(
                 f'{self.here}: {len(students)} maps of the student and {len(teachers)} of the '
-                f'teacher, where the dry forward at build time gave {self._count}'
+                'teacher, where the dry forward at build time gave '
+                f'{" and ".join(map(str, dict.fromkeys(self._counts)))}'
             )
         teachers = self._convert_teacher(teachers)
         if self.through is not None:
