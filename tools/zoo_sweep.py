@@ -21,6 +21,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # each process has one thread
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 import torch
+from mmengine.registry import MODELS
 
 from benchmarks.zoo import configs, page, records
 from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TEACHERS, WORKS, Outcome
@@ -108,11 +109,7 @@ class Sweep:
         """Tries what is left."""
         torch.set_num_threads(1)
         prepare()
-        import mmdet.models
-        import mmseg.models  # noqa: F401  # once, before the processes are forked
-        from mmdet.utils import register_all_modules
-
-        register_all_modules(init_default_scope=False)
+        import_all()
         say(f'reading configs, {len(self.names)} of them at most')
         found = configs.candidates(self.names, self.args.per_family)
         for one in found:
@@ -188,6 +185,18 @@ class Sweep:
 
 def _outcome(record: records.Record) -> Outcome:
     return Outcome(record.outcome, record.stage, record.reason, record.rung, record.compared)
+
+
+def import_all() -> None:
+    """Imports once, before processes are forked, what each of them needs."""
+    import mmseg.models
+    import torch._dynamo  # noqa: F401  # which optimizers import
+    from mmdet.utils import register_all_modules
+
+    import mmkd_plugin.registry  # noqa: F401
+
+    register_all_modules(init_default_scope=False)
+    MODELS.get('mmkd_plugin.Distiller')
 
 
 def tool(name: str) -> ModuleType:
