@@ -8,8 +8,10 @@ again after an interruption, and it goes on.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -87,6 +89,7 @@ def main() -> None:
         names = configs.names(args.only)
         if not names:
             raise UsageError(f'--only {" ".join(args.only)} names no config')
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what it has started
         Sweep(args, names).run()
         write_page(args)
 
@@ -111,7 +114,7 @@ class Sweep:
         prepare()
         import_all()
         say(f'reading configs, {len(self.names)} of them at most')
-        found = configs.candidates(self.names, self.args.per_family)
+        found = configs.candidates(self.names, self.args.per_family, self.known())
         for one in found:
             if not one.model:
                 self.keep([one], '', Outcome('no model', '', one.reason), 0.0)
@@ -124,6 +127,7 @@ class Sweep:
             f'{sum(map(len, every))} segmentors and detectors, {len(every)} different models; '
             f'{len(todo)} to try, for {configs_left} configs'
         )
+        gc.freeze()  # else each process goes through all that was imported
         attempts(
             list(self.groups),
             tool('distill'),
@@ -132,6 +136,14 @@ class Sweep:
             self.args.logs.absolute(),
             self.ended,
         )
+
+    def known(self) -> dict[str, configs.Candidate]:
+        """The configs that need not be read again, by name."""
+        return {
+            one.config: configs.Candidate(one.config, one.model, one.reason)
+            for one in self.done.values()
+            if one.outcome not in self.args.again
+        }
 
     def teacher(self, config: str) -> str:
         """The teacher of a config."""
@@ -178,6 +190,7 @@ class Sweep:
                 rung=outcome.rung,
                 compared=outcome.compared,
                 seconds=round(seconds, 1),
+                model=one.model,
                 tried=tried or group[0].name,
             )
         records.write(self.args.results, list(self.done.values()))

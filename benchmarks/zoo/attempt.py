@@ -133,14 +133,15 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
     """
     model, whole = shrunken(cfg, library, rung), cfg.to_dict()
     classes = classes_of(model)
-    scale = next((one for one in _scales(whole.get('train_dataloader'))), 1.0)
+    steps = {one['type']: one for one in _with_types(whole.get('train_dataloader'))}
     images = dict(
         type='MadeUpImages',
         library=library,
         side=side_of(model, rung),
         classes=classes,
         channels=len((model.get('data_preprocessor') or {}).get('mean') or (0, 0, 0)),
-        label_scale=scale,
+        label_scale=steps.get('SegRescale', {}).get('scale_factor', 1.0),
+        proposals='LoadProposals' in steps,
     )
     return dict(
         default_scope=library,
@@ -160,16 +161,16 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
     )
 
 
-def _scales(value: Any) -> Iterator[float]:
-    """The factors by which a pipeline shrinks the label maps of a detector."""
+def _with_types(value: Any) -> Iterator[dict[str, Any]]:
+    """All dicts with a ``type`` below a value, such as the steps of a pipeline."""
     if isinstance(value, Mapping):
-        if value.get('type') == 'SegRescale':
-            yield value['scale_factor']
+        if isinstance(value.get('type'), str):
+            yield value
         for inner in value.values():
-            yield from _scales(inner)
+            yield from _with_types(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _scales(inner)
+            yield from _with_types(inner)
 
 
 def _optimizer(wrapper: dict[str, Any] | None) -> dict[str, Any]:

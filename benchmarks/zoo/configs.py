@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -68,18 +68,21 @@ def candidate(name: str) -> Candidate:
     return Candidate(name, hashlib.sha256(repr(model).encode()).hexdigest()[:12])
 
 
-def candidates(found: Sequence[str], each: int | None) -> list[Candidate]:
+def candidates(
+    found: Sequence[str], each: int | None, known: Mapping[str, Candidate]
+) -> list[Candidate]:
     """Reads configs.
 
     Args:
         found (Sequence[str]): Their names.
         each (int, optional): The rest of a family is not read once it has so many different
-            models. Defaults to None: all are read.
+            models; None: all are read.
+        known (Mapping[str, Candidate]): Those that need not be read, by name.
     """
     read, models = [], defaultdict(set)
     for name in found:
         if each is None or len(models[family_of(name)]) < each:
-            read.append(one := candidate(name))
+            read.append(one := known.get(name) or candidate(name))
             models[family_of(name)] |= {one.model} - {''}
     return read
 

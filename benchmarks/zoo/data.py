@@ -24,13 +24,22 @@ class MadeUpImages(Dataset):
         classes (int): Labels are below this.
         channels (int): Channels of the images. Defaults to 3.
         label_scale (float): Height of a detector's label map by that of the image. Defaults to 1.
+        proposals (bool): Whether there are proposals. Defaults to False: a detector that finds
+            them itself takes those instead.
     """
 
     def __init__(
-        self, library: str, side: int, classes: int, channels: int = 3, label_scale: float = 1.0
+        self,
+        library: str,
+        side: int,
+        classes: int,
+        channels: int = 3,
+        label_scale: float = 1.0,
+        proposals: bool = False,
     ) -> None:
         self.library, self.side, self.classes = library, side, classes
         self.channels, self.label_side = channels, int(side * label_scale)
+        self.proposals = proposals
         self.metainfo = dict(
             classes=tuple(f'class {i}' for i in range(classes)), palette=[(0, 0, 0)] * classes
         )
@@ -64,7 +73,7 @@ class MadeUpImages(Dataset):
         )
 
     def detected(self) -> Any:
-        """Labels of a detector: two boxes with their masks, and proposals."""
+        """Labels of a detector: two boxes with their masks."""
         import numpy as np
         from mmdet.structures import DetDataSample
         from mmdet.structures.bbox import HorizontalBoxes
@@ -84,14 +93,16 @@ class MadeUpImages(Dataset):
             labels=labels,
             masks=BitmapMasks(masks, self.side, self.side),
         )
-        return DetDataSample(
+        sample = DetDataSample(
             gt_instances=instances,
             ignored_instances=ignored,
-            proposals=InstanceData(bboxes=boxes + 2, scores=torch.ones(2)),
             gt_sem_seg=PixelData(
                 sem_seg=torch.zeros(1, self.label_side, self.label_side, dtype=torch.long)
             ),
         )
+        if self.proposals:
+            sample.proposals = InstanceData(bboxes=boxes + 2, scores=torch.ones(2))
+        return sample
 
 
 @HOOKS.register_module()

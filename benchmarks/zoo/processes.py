@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -63,6 +64,7 @@ class Attempt:
         code = 1
         try:
             os.setpgid(0, 0)
+            gc.disable()  # it does not live long
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open('w') as file:
                 os.dup2(file.fileno(), 1)

@@ -25,6 +25,7 @@ class Record:
         rung (str): How far the model was shrunken.
         compared (str): What is compared.
         seconds (float): Processor time of the attempt.
+        model (str): A digest of its shrunken model.
         tried (str): The config of the same shrunken model that was tried for it, or itself.
     """
 
@@ -36,6 +37,7 @@ class Record:
     rung: str
     compared: str
     seconds: float
+    model: str
     tried: str
 
 

@@ -117,7 +117,7 @@ def _classes(model: Mapping[str, Any], library: str) -> dict[int, int]:
     counts = dict(_leaves(model))
     if isinstance(things := counts.get('num_things_classes'), int):
         stuff = counts.get('num_stuff_classes') or 0
-        new.setdefault(things + stuff, _things(things) + _stuff(stuff))
+        new[things + stuff] = _things(things) + _stuff(stuff)
     return new
 
 
