@@ -95,12 +95,16 @@ class StudentForward:
         values = self.run.values
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients')}
         for view in of_kind(views, 'queries'):
-            shown[view] = self._try_asking(view, trial_copy(student, device), device)
+            shown[view] = self._try_asking(view, self._copy(student, device), device)
         for view in of_kind(views, 'explanations'):
-            copy = trial_copy(student, device)
+            copy = self._copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
             self._scores[view], shown[view] = tried
         return Preview(values, shown, self._scores, self.run.size, self.run.scores)
+
+    def _copy(self, student: nn.Module, device: torch.device) -> nn.Module:
+        """Returns a copy of the student for a further trial."""
+        return trial_copy(student, device, self.run.initialised)
 
     @torch.no_grad()
     def _try_asking(self, view: View, model: nn.Module, device: torch.device) -> list[Tensor]:
@@ -133,7 +137,7 @@ class StudentForward:
                 f'{_asking(next(iter(self._heads)))}, and the training forward of the student '
                 f'could not be tried on a made-up image: {self.run.problem}'
             )
-        copy, size = trial_copy(student, device), (self.run.size, self.run.size)
+        copy, size = self._copy(student, device), (self.run.size, self.run.size)
         inputs = torch.rand(1, self.run.channels, *size, device=device)
         with torch.no_grad(), assigners_watched(copy, set(self._heads.values())) as found:
             copy(inputs, self.run.samples, mode='loss')

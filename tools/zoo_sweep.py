@@ -202,8 +202,7 @@ def _outcome(record: records.Record) -> Outcome:
 
 def import_all() -> None:
     """Imports once, before processes are forked, what each of them needs."""
-    import mmseg.models
-    import torch._dynamo  # noqa: F401  # which optimizers import
+    import mmseg.models  # noqa: F401
     from mmdet.utils import register_all_modules
 
     import mmkd_plugin.registry  # noqa: F401

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -186,9 +185,7 @@ def _optimizer(wrapper: dict[str, Any] | None) -> dict[str, Any]:
 def alone(settings: dict[str, Any], folder: Path) -> None:
     """A step of the student alone, with the runner of mmengine; its checkpoint is not kept."""
     hooks = dict(checkpoint=None)
-    cfg = Config(
-        dict(settings, work_dir=str(folder), experiment_name='alone', default_hooks=hooks)
-    )
+    cfg = Config(dict(settings, work_dir=str(folder), experiment_name='alone', default_hooks=hooks))
     torch.manual_seed(0)
     Runner.from_cfg(cfg).train()
 

@@ -11,7 +11,6 @@ from functools import cache
 from itertools import zip_longest
 from typing import Any
 
-
 from benchmarks.zoo.shrinking import RUNGS, class_of, shrunken
 from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.stack import shipped_config

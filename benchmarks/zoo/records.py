@@ -65,5 +65,7 @@ def read(path: Path) -> dict[tuple[str, str], Record]:
 def write(path: Path, records: Sequence[Record]) -> None:
     """Writes all lines, in the order of their names; the file is whole at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(asdict(one)) for one in sorted(records, key=lambda r: (r.config, r.teacher))]
+    lines = [
+        json.dumps(asdict(one)) for one in sorted(records, key=lambda r: (r.config, r.teacher))
+    ]
     write_text(path, ''.join(f'{line}\n' for line in lines))

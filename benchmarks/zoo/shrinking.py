@@ -40,19 +40,16 @@ RUNGS = (
     Rung('whole', 1, False, None),
 )
 
-#: Exceptions of families: what keys of a class become, whatever the rules say.
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
-
 CHANNELS = re.compile(r'(^|_)(channels?|dims?|feats)$')
 #: Counts that may be one, or that many at most.
 COUNTS = dict(
     num_convs=1,
     stacked_convs=1,
     num_stacked_convs=1,
-    num_queries=20,
-    num_proposals=20,
+    num_queries=10,
+    num_proposals=10,
     num_dn_queries=10,
-    num_matching_queries=20,
+    num_matching_queries=10,
     max_per_img=10,
     nms_pre=100,
     num=32,
@@ -154,18 +151,16 @@ class Shrinking:
         kind = type_name(config.get('type') or '')
         if self.rung.width > 1:
             config = {**self.defaults(config), **config}
-        shrunk = {
-            key: self.of_key(key, value) for key, value in config.items() if key not in FILES
-        }
+        shrunk = {key: self.of_key(key, value) for key, value in config.items() if key not in FILES}
         if kind in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             shrunk['type'] = 'BN'
-        if kind.endswith('DataPreProcessor') or kind.endswith('DataPreprocessor'):
+        if kind.endswith(('DataPreProcessor', 'DataPreprocessor')):
             shrunk |= _same_colours(config)
         if self.rung.depth:
             shrunk |= _fewer_layers(config, kind)
         if 'stride' in shrunk and 'crop_size' in shrunk:  # of sliding windows
             shrunk['stride'] = (self.side // 2, self.side // 2)
-        return shrunk | EXCEPTIONS.get(kind, {})
+        return shrunk
 
     def of_key(self, key: str, value: Any) -> Any:
         """A value by the name of its key."""

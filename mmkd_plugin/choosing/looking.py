@@ -269,7 +269,7 @@ def _learning(
     taps = [Tap.parse(text) for text in levels]
     if not taps or run.problem is not None:
         return None
-    copied = trial_copy(model, device)
+    copied = trial_copy(model, device, run.initialised)
     masks = bool(run.samples) and 'masks' in getattr(run.samples[0], 'gt_instances', {})
     inputs, samples = example_batch(copied, device, run.size, masks)
     reader = TapReader(copied, taps, clone=frozenset(taps))

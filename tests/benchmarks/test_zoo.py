@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from mmengine.config import Config
 
@@ -25,7 +23,8 @@ SAMPLE = {
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': 'class scores',
     'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': 'class scores',
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': 'levels of the neck',
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py': 'levels of the neck',
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': 'levels of the neck',
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': 'maps of the backbone',
@@ -84,7 +83,7 @@ def model(text: str = '') -> Config:
             WHOLE,
             dict(class_weight=[1.0, 1.0, 1.0, 0.1]),
         ),
-        ('a=dict(num_queries=300, max_per_img=100)', SMALL, dict(num_queries=20, max_per_img=10)),
+        ('a=dict(num_queries=300, max_per_img=100)', SMALL, dict(num_queries=10, max_per_img=10)),
     ],
 )
 def test_a_rule(text: str, rung: Rung, expected: dict) -> None:
