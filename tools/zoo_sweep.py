@@ -202,10 +202,9 @@ def _outcome(record: records.Record) -> Outcome:
 
 def import_all() -> None:
     """Imports once, before processes are forked, what each of them needs."""
-    import mmseg.models  # noqa: F401
+    for name in ('mmseg.models', 'mmkd_plugin.registry', 'torch._dynamo'):  # the last by optimizers
+        importlib.import_module(name)
     from mmdet.utils import register_all_modules
-
-    import mmkd_plugin.registry  # noqa: F401
 
     register_all_modules(init_default_scope=False)
     MODELS.get('mmkd_plugin.Distiller')
@@ -226,7 +225,7 @@ def say(text: str) -> None:
 def write_page(args: argparse.Namespace) -> None:
     """Writes docs/zoo.md, or a page beside other results."""
     path = PAGE if args.results == RESULTS else args.results.with_suffix('.md')
-    page.write(list(records.read(args.results).values()), path)
+    page.write(list(records.read(args.results).values()), len(configs.names()), path)
     say(f'written: {path}')
 
 

@@ -38,26 +38,30 @@ make zoo OPTIONS='--only "mmdet::detr/*" --again fails'
 """
 
 
-def write(records: Sequence[Record], path: Path) -> None:
+def write(records: Sequence[Record], shipped: int, path: Path) -> None:
     """Writes the page.
 
     Args:
         records (Sequence[Record]): All outcomes.
+        shipped (int): How many configs there are.
         path (Path): The file.
     """
-    write_text(path, text_of(records))
+    write_text(path, text_of(records, shipped))
 
 
-def text_of(records: Sequence[Record]) -> str:
+def text_of(records: Sequence[Record], shipped: int) -> str:
     """The page.
 
     Args:
         records (Sequence[Record]): All outcomes.
+        shipped (int): How many configs there are.
     """
     tried = [one for one in records if one.outcome in (WORKS, FAILS, NOT_OURS)]
     shared = [one for one in tried if one.teacher != SIBLING]
     siblings = [one for one in tried if one.teacher == SIBLING]
-    parts = [INTRO, *_counts(shared, 'the teacher that all share')]
+    seen = len({one.config for one in records})
+    parts = [INTRO, f'{seen} of {shipped} configs have been looked at.', '']
+    parts += [*_counts(shared, 'the teacher that all share')]
     if siblings:
         parts += _counts(siblings, 'a teacher of the same family')
     parts += ['', '## By folder', '', *_families(shared)]

@@ -150,7 +150,8 @@ def test_records_are_what_was_written(tmp_path):
 
 
 def test_the_page():
-    text = page.text_of(SOME)
+    text = page.text_of(SOME, shipped=9)
+    assert '5 of 9 configs have been looked at' in text
     assert '4 configs of 3 different models were tried' in text
     assert '3 train alone, **2 of these work (66.7 %)**' in text
     assert '| mmseg/a | 2 | 2 | 2 | class scores |' in text
