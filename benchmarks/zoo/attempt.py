@@ -21,7 +21,7 @@ import benchmarks.zoo.data  # noqa: F401  # which registers what the configs nam
 from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken, side_of
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
-from mmkd_plugin.words import first_line, type_name
+from mmkd_plugin.words import first_line, some, type_name
 
 #: The teachers that all students of a library share.
 TEACHERS = {
@@ -97,7 +97,7 @@ def attempt(work: Work, distill: ModuleType) -> Outcome:
         try:
             settings = settings_of(read_config(work.config), work.library, rung)
             with quick():
-                alone(settings, work.folder / 'alone')
+                keys = alone(settings, work.folder / 'alone')
             break
         except Exception as error:  # a model may raise anything
             traceback.print_exc()
@@ -115,7 +115,7 @@ def attempt(work: Work, distill: ModuleType) -> Outcome:
         return Outcome(FAILS, 'distill', reason_of(error), rung.name)
     work.told('load')
     try:
-        loaded(settings, work.folder / 'run' / 'iter_1.pth')
+        loaded(settings, work.folder / 'run' / 'iter_1.pth', keys)
     except Exception as error:
         traceback.print_exc()
         return Outcome(FAILS, 'load', reason_of(error), rung.name, compared)
@@ -182,12 +182,12 @@ def _optimizer(wrapper: dict[str, Any] | None) -> dict[str, Any]:
     return wrapper
 
 
-def alone(settings: dict[str, Any], folder: Path) -> None:
-    """A step of the student alone, with the runner of mmengine; its checkpoint is not kept."""
+def alone(settings: dict[str, Any], folder: Path) -> set[str]:
+    """A step of the student alone, with the runner of mmengine; returns the keys of its state."""
     hooks = dict(checkpoint=None)
     cfg = Config(dict(settings, work_dir=str(folder), experiment_name='alone', default_hooks=hooks))
     torch.manual_seed(0)
-    Runner.from_cfg(cfg).train()
+    return set(Runner.from_cfg(cfg).train().state_dict())
 
 
 def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleType) -> str:
@@ -223,15 +223,26 @@ def save_weights(config: Path, checkpoint: Path) -> None:
     save_checkpoint(dict(state_dict=model.state_dict(), meta={}), str(checkpoint))
 
 
-def loaded(settings: dict[str, Any], checkpoint: Path) -> None:
+def loaded(settings: dict[str, Any], checkpoint: Path, keys: set[str]) -> None:
     """Loads a checkpoint into the stock model.
+
+    Args:
+        settings (dict[str, Any]): The config of the student.
+        checkpoint (Path): The checkpoint of the distilled student.
+        keys (set[str]): Those that the student has after training alone. A few models get
+            further ones then, which their own constructor does not make.
 
     Raises:
         RuntimeError: If a key is missing or unexpected.
     """
     weights = state_dict_of(read_checkpoint(checkpoint))
+    if missing := sorted(keys - set(weights)):
+        raise RuntimeError(f'missing in the checkpoint: {some(missing, 3)}')
+    if unexpected := sorted(set(weights) - keys):
+        raise RuntimeError(f'unexpected in the checkpoint: {some(unexpected, 3)}')
     init_default_scope(settings['default_scope'])
-    MODELS.build(Config(settings).model).load_state_dict(weights, strict=True)
+    model = MODELS.build(Config(settings).model)
+    model.load_state_dict(weights, strict=keys == set(model.state_dict()))
 
 
 def write_config(file: Path, settings: Mapping[str, Any]) -> None:

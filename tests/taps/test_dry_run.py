@@ -192,6 +192,13 @@ def test_it_learns_and_teaches_at_that_size(student, teacher):
     assert losses['distill.cwd.loss'] > 0
 
 
+def test_a_teacher_of_another_size_says_which_one_it_takes():
+    teacher = stock_models.beit(16, side=80, size=(80, 80))
+    distill = dict(cwd=dict(tap='backbone[0]', loss=cwd()))
+    with pytest.raises(ValueError, match='takes images of 80x80 pixels alone'):
+        distiller(stock_models.fcn(), teacher, distill)
+
+
 @pytest.mark.parametrize(
     ('taps', 'owner'),
     [(('backbone[9]', 'backbone[0]'), 'the student'), (('backbone', 'backbone[9]'), "teacher 't'")],
