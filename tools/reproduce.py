@@ -24,7 +24,7 @@ from rich.table import Table as Grid
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
-from benchmarks.gains import overview, page, records, tables
+from benchmarks.gains import overview, page, recipes, records, tables
 from benchmarks.gains.plan import TRIALS, Budget, Run, chosen, estimate, find, needs, plan
 from benchmarks.gains.running import Place, perform, teacher_file
 from benchmarks.gains.training import RunError
@@ -39,7 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--dry-run', action='store_true', help='print the plan, and train nothing')
     parser.add_argument(
-        '--report', action='store_true', help='write the page from what is there, and train nothing'
+        '--report',
+        action='store_true',
+        help='write pages and weights of recipes from what is there, and train nothing',
     )
     parser.add_argument(
         '--quick',
@@ -383,6 +385,7 @@ def write_page(args: argparse.Namespace, console: Console) -> None:
     page.write(found, path, images)
     if args.results == RESULTS:
         overview.write(found)
+        recipes.write(found)
     console.print(f'written: {path}', highlight=False)
 
 

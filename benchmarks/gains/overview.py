@@ -8,7 +8,8 @@ from pathlib import Path
 from textwrap import fill
 
 from benchmarks.gains.intervals import mean_interval
-from benchmarks.gains.page import (
+from benchmarks.gains.records import Record
+from benchmarks.gains.rows import (
     Row,
     groups,
     limits,
@@ -20,7 +21,6 @@ from benchmarks.gains.page import (
     title_of,
     weight_name,
 )
-from benchmarks.gains.records import Record
 from benchmarks.gains.tables import ROOT
 from mmkd_plugin.saving import write_text
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
 from textwrap import fill
 
 import matplotlib
@@ -14,14 +12,26 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
-from benchmarks.gains.plan import ALONE, LONGER, TRIAL_SEED, TRIALS, best_of, longer_factor
+from benchmarks.gains.intervals import mean_interval
+from benchmarks.gains.plan import LONGER, TRIAL_SEED, TRIALS
 from benchmarks.gains.records import Record
-from benchmarks.gains.tables import DATA
+from benchmarks.gains.rows import (
+    Row,
+    gain,
+    groups,
+    limits,
+    main_rows,
+    number,
+    percent,
+    row,
+    signed,
+    students,
+    title_of,
+    weight_name,
+    weights_of,
+)
+from benchmarks.gains.weights import against_grids, trials
 from mmkd_plugin.saving import replacing, write_text
-
-#: Fixed weights that make a grid.
-GRID = 5
 
 COLOURS = {'helps': '#0072B2', 'hurts': '#D55E00', 'inconclusive': '0.55'}
 
@@ -82,46 +92,11 @@ goes on. `tools/reproduce.py` has the options:
 | `--jobs 4`, `--gpus 0 1` | processes of one thread, or one on each GPU |
 | `--weights 0.1 1 10 auto recipe` | these loss weights instead of trials |
 | `--results FILE` | where finished runs are noted |
-| `--report` | writes the page again |
+| `--report` | writes this page and the weights of the recipes again |
 
-Recipes are found by their names in `configs/`, so a new recipe is in the next plan.
+Recipes are found by their names in `configs/`, so a new recipe is in the next plan. A recipe ships
+with the weight of its row.
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method at one weight.
-
-    Args:
-        method (str): Its name.
-        config (str): Its recipe.
-        weight (float | str): Its weight, as in :class:`Record`.
-        runs (int): Seeds.
-        score (float): Mean score in percent.
-        gain (Interval): Over the student alone.
-        share (Interval, optional): Of the gap; None without a gap.
-        ratio (float, optional): Time of an iteration in multiples of the student's.
-        against (float, optional): The multiple of iterations of the longer student.
-        over_longer (Interval, optional): Gain over that student.
-        diverged (int): Runs without a score.
-    """
-
-    method: str
-    config: str
-    weight: float | str
-    runs: int
-    score: float
-    gain: Interval
-    share: Interval | None
-    ratio: float | None
-    against: float | None
-    over_longer: Interval | None
-    diverged: int
-
-    @property
-    def verdict(self) -> str:
-        """In a word."""
-        return 'diverged' if self.diverged else self.gain.verdict
 
 
 def write(records: Sequence[Record], path: Path, images: Path) -> None:
@@ -150,7 +125,7 @@ def text(records: Sequence[Record], folder: str = 'images/') -> str:
     """
     parts = [HEAD]
     found = groups(records)
-    parts += against_grids(found)
+    parts += [*against_grids(found), *trials(found)]
     if not found:
         parts.append('## Tables\n\nNo runs are finished yet.\n')
     for one in found:
@@ -158,148 +133,9 @@ def text(records: Sequence[Record], folder: str = 'images/') -> str:
     return '\n'.join(parts)
 
 
-def against_grids(tables: Sequence[Sequence[Record]]) -> list[str]:
-    """The section that compares the default automatic weight with grids of fixed ones, if any."""
-    lines, reached, harmed = [], 0, 0
-    for records in tables:
-        for method in sorted({r.method for r in records if r.weight == 'auto'}):
-            cells = {w: row(records, method, w) for w in weights_of(records, method)}
-            fixed = {w: c for w, c in cells.items() if not isinstance(w, str) and c is not None}
-            auto = cells.get('auto')
-            if auto is None or len(fixed) < GRID:
-                continue
-            best = max(fixed, key=lambda w: _value(fixed[w]))
-            enough = _value(auto) >= 0.95 * _value(fixed[best])
-            reached, harmed = reached + enough, harmed + (_value(auto) < 0)
-            lines.append(
-                f'| {title_of(records[0])} | {method} | {best:g} | {gain(fixed[best])} '
-                f'| {gain(auto)} | {"yes" if enough else "no"} |'
-            )
-    if not lines:
-        return []
-    words = (
-        f"Each method once more, with `loss_weight='auto'` and with {GRID} fixed weights, a factor "
-        f'of ten apart. The automatic weight reaches 95 % of the gain of the best fixed one in '
-        f'{reached} of {len(lines)} cells, and is below the student alone in {harmed}. The best of '
-        f'{GRID} runs has luck on its side, the automatic weight is one run.'
-    )
-    head = '| table | method | best weight | its gain | gain with `auto` | reaches 95 % |'
-    return [
-        '\n'.join(
-            [
-                '## The automatic weight against a grid',
-                '',
-                fill(words, 100, break_on_hyphens=False),
-                '',
-                head,
-                '|---|---|---|---|---|---|',
-                *lines,
-                '',
-            ]
-        )
-    ]
-
-
-def _value(one: Row) -> float:
-    return -math.inf if math.isnan(one.gain.value) else one.gain.value
-
-
-def groups(records: Sequence[Record]) -> list[list[Record]]:
-    """The runs of each table, in the order of the data sets; repeated runs count once."""
-    order = {data.name: number for number, data in enumerate(DATA)}
-    found: dict[tuple, dict[tuple, Record]] = {}
-    for record in records:
-        table = (order.get(record.data, len(order)), record.data, record.task, record.student)
-        run = (record.method, record.purpose, record.weight, record.seed, record.length)
-        found.setdefault(table, {}).setdefault(run, record)
-    return [list(runs.values()) for _, runs in sorted(found.items(), key=lambda item: item[0])]
-
-
-def title_of(record: Record) -> str:
-    """The name of a table."""
-    titles = {data.name: data.title for data in DATA}
-    model = record.student.partition('_')[0]
-    return f'{titles.get(record.data, record.data)}, {record.task}: {model}'
-
-
 def plot_name(record: Record) -> str:
     """The file of its plot."""
     return f'gains-{record.data}-{record.student.partition("_")[0]}.png'.replace('_', '-')
-
-
-def students(records: Sequence[Record]) -> dict[int, Record]:
-    """The runs of the student alone, by seed."""
-    return {r.seed: r for r in records if r.method == 'student' and r.score is not None}
-
-
-def row(records: Sequence[Record], method: str, weight: float | str) -> Row | None:
-    """A method at a weight; None if no seed has both it and the student alone."""
-    alone = students(records)
-    runs = [
-        r
-        for r in records
-        if (r.method, r.weight, r.purpose) == (method, weight, 'counted') and r.seed in alone
-    ]
-    if not runs:
-        return None
-    whole = [r for r in runs if r.score is not None]
-    gains = [r.score - alone[r.seed].score for r in whole]
-    share = None
-    if whole and all(r.teacher_score is not None for r in whole):
-        share = ratio_interval(gains, [r.teacher_score - alone[r.seed].score for r in whole])
-    ratio = against = over = None
-    if whole:
-        base = median(r.step_seconds for r in alone.values())
-        ratio = median(r.step_seconds for r in whole) / base
-        against = longer_factor(ratio)
-        length = whole[0].length * against
-        compared = {
-            r.seed: r.score
-            for r in records
-            if r.method == ('student' if against == 1 else 'longer')
-            and r.score is not None
-            and math.isclose(r.length, length)
-        }
-        pairs = [r.score - compared[r.seed] for r in whole if r.seed in compared]
-        over = mean_interval(pairs) if pairs else None
-    nothing = Interval(math.nan, -math.inf, math.inf)
-    return Row(
-        method,
-        runs[0].config,
-        weight,
-        len(whole),
-        fmean(r.score for r in whole) if whole else math.nan,
-        mean_interval(gains) if gains else nothing,
-        share,
-        ratio,
-        against,
-        over,
-        len(runs) - len(whole),
-    )
-
-
-def weights_of(records: Sequence[Record], method: str) -> list[float | str]:
-    """The weights of a method that count, numbers first."""
-    found = {r.weight for r in records if r.method == method and r.purpose == 'counted'}
-    return sorted(found, key=lambda one: (isinstance(one, str), one))
-
-
-def tuned_weight(records: Sequence[Record], method: str) -> float | str:
-    """The weight that the trials chose; without all trials the recipe's own, or the first."""
-    counted = weights_of(records, method)
-    trials = [r for r in records if r.method == method and r.purpose == 'trial']
-    scores = {r.weight: r.val_score for r in trials}
-    if set(TRIALS) <= set(scores) and best_of(scores) in counted:
-        return best_of(scores)
-    return 'recipe' if 'recipe' in counted else counted[0]
-
-
-def main_rows(records: Sequence[Record]) -> list[Row]:
-    """A row for each method at its weight, the largest gain first."""
-    methods = {r.method for r in records if r.purpose == 'counted'} - set(ALONE)
-    rows = [row(records, method, tuned_weight(records, method)) for method in sorted(methods)]
-    known = [one for one in rows if one is not None]
-    return sorted(known, key=lambda one: math.inf if math.isnan(one.score) else -one.gain.value)
 
 
 def section(records: Sequence[Record], folder: str) -> str:
@@ -388,39 +224,6 @@ def table_line(one: Row) -> str:
         over,
     ]
     return f'| {" | ".join(cells)} |'
-
-
-def weight_name(weight: float | str) -> str:
-    """A weight as readers see it."""
-    return weight if isinstance(weight, str) else f'{weight:g}'
-
-
-def gain(one: Row) -> str:
-    """The gain, or that there is none."""
-    if math.isnan(one.gain.value):
-        return f'diverged ({one.diverged})'
-    return signed(one.gain) + (f', {one.diverged} diverged' if one.diverged else '')
-
-
-def number(value: float) -> str:
-    return '' if math.isnan(value) else f'{value:.2f}'
-
-
-def signed(found: Interval) -> str:
-    """A difference with its interval."""
-    return f'{found.value:+.2f}{limits(found, "+.2f")}'
-
-
-def percent(found: Interval) -> str:
-    """A share with its interval."""
-    if math.isinf(found.low):
-        return f'{found.value:.0%} [any]'
-    return f'{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]'
-
-
-def limits(found: Interval, form: str = '.2f') -> str:
-    """The limits of an interval, or nothing if there are none."""
-    return '' if math.isinf(found.low) else f' [{found.low:{form}}, {found.high:{form}}]'
 
 
 def devices(records: Sequence[Record]) -> list[str]:

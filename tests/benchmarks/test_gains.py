@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from benchmarks.gains import overview, page, records
+from benchmarks.gains import overview, page, recipes, records, rows
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
     ALONE,
@@ -295,6 +295,21 @@ def test_an_automatic_weight_is_compared_with_a_grid():
     assert 'in 0 of 1 cells, and is below the student alone in 1.' in text
 
 
+def test_the_trials_of_all_methods_are_shown():
+    students = [r for r in SOME if r.method == 'student']
+    done = [record('teacher', score=51.0), *students, *trials('cwd', 30.0, 33.0, 36.0)]
+    assert '## The trials' not in page.text([r for r in done if r.purpose == 'counted'])
+    text = ' '.join(page.text([*done, *trials('nst', 41.0, 21.0, None)]).split())
+    assert '| cwd | 31.00 | 30.00 | 33.00 | 36.00 | 51.00 |' in text
+    assert '| nst | 31.00 | 41.00 | 21.00 | diverged | 51.00 |' in text
+    assert (  # of the gap of 20: -5 and 50, 10 and -50 %, 25 % and nothing
+        f'On the mean of 2 methods the trials close, of the gap between student and teacher on '
+        f'this split, 22% of it with `{TRIALS[0]}` (below the student in 1), -20% of it with '
+        f'`{TRIALS[1]}` (below the student in 1), 12% of it with `{TRIALS[2]}` (below the student '
+        f'in 0).'
+    ) in text
+
+
 def test_one_seed_has_no_interval():
     rows = lines_of(page.text([r for r in SOME if r.seed == 0]))
     assert rows['cwd'][4:7] == ['+9.00', '45% [any]', 'inconclusive']
@@ -319,20 +334,37 @@ def test_the_page_of_the_docs_is_that_of_the_runs():
     assert all(asdict(one)['seconds'] > 0 for one in found)
 
 
-def test_recipes_for_real_pictures_ship_with_the_weight_of_their_row():
+def test_recipes_ship_with_the_weight_of_their_row():
     found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
-    rows = [
-        row
-        for runs in page.groups(found)
-        if runs[0].data in overview.REAL
-        for row in page.main_rows(runs)
-    ]
-    assert rows
-    for row in rows:
+    known = [row for runs in rows.groups(found) for row in rows.main_rows(runs)]
+    assert known
+    for row in known:
         shipped, tuned = (
             run_config(ROOT / row.config, seed=0, weight=w) for w in (None, row.weight)
         )
         assert shipped.model.distill == tuned.model.distill, row.config
+
+
+@pytest.mark.parametrize(
+    ('before', 'weight', 'after'),
+    [
+        ("type='L', loss_weight=3", 'auto:0.5', "type='L', loss_weight=dict(auto=0.5)"),
+        ("type='Löss', loss_weight=dict(auto=0.5)", 'auto', "type='Löss', loss_weight='auto'"),
+        ("type='L', loss_weight=[1, 2]", 4.0, "type='L', loss_weight=[4.0, 4.0]"),
+        ("type='L'", 'auto:12.5', "type='L', loss_weight=dict(auto=12.5)"),
+        ("type='L',", 2.0, "type='L',loss_weight=2.0"),
+        ("type='L', loss_weight=2.0", 2.0, "type='L', loss_weight=2.0"),
+        ("type='L', loss_weight=3", 'recipe', "type='L', loss_weight=3"),
+    ],
+)
+def test_a_recipe_gets_another_weight(before, weight, after):
+    recipe = 'model = dict(task=dict(loss_weight=1), distill=dict(\n a=dict(loss=dict({}))))\n'
+    assert recipes.weighted(recipe.format(before), weight) == recipe.format(after)
+
+
+def test_a_recipe_must_write_its_loss():
+    with pytest.raises(ValueError, match='the term a inherits its loss'):
+        recipes.weighted("model = dict(distill=dict(a=dict(tap='neck')))", 'auto')
 
 
 def test_the_short_tables():
@@ -363,4 +395,4 @@ def test_a_block_needs_its_marks():
 
 
 def test_an_interval_without_limits_is_written_without():
-    assert page.signed(Interval(1.0, -math.inf, math.inf)) == '+1.00'
+    assert rows.signed(Interval(1.0, -math.inf, math.inf)) == '+1.00'
