@@ -206,6 +206,8 @@ def _levels(run: DryRun, root: str) -> tuple[Level, ...]:
     value = run.values.get(Tap(root))
     if value is None or run.calls[Tap(root)] != 1:
         return ()
+    if any(x.shape[0] != 1 for x in as_list(value)):  # several branches for each image
+        return ()
     if isinstance(value, Tensor):
         return (_level(root, value, run.size),)
     return tuple(_level(f'{root}[{i}]', x, run.size) for i, x in enumerate(as_list(value)))
