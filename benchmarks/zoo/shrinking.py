@@ -255,8 +255,8 @@ def _fewer_layers(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     layers, taken = config.get('num_layers'), config.get('out_indices')
     if isinstance(layers, int) and isinstance(taken, (list, tuple)):
         new |= dict(num_layers=len(taken), out_indices=type(taken)(range(len(taken))))
-    elif isinstance(layers, int):
-        new['num_layers'] = min(layers, 3 if layers % 3 == 0 and layers > 6 else 2)
+    elif isinstance(layers, int) and layers > 3:  # three take turns with the levels of a neck
+        new['num_layers'] = 3 if layers == 9 else 2
     if 'Res' in kind and isinstance(config.get('depth'), int):
         new['depth'] = min(config['depth'], 50)
     if 'deepen_factor' in config:
