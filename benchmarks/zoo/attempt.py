@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
 
 import benchmarks.zoo.data  # noqa: F401  # which registers what the configs name
+from benchmarks.zoo.configs import without_paths
 from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken, side_of
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
@@ -282,5 +282,5 @@ def is_missing(error: Exception) -> bool:
 def reason_of(error: BaseException) -> str:
     """An error in a line, without what differs from run to run."""
     text = first_line(error) if isinstance(error, Exception) else str(error).split('\n')[0]
-    text = re.sub(r'/\S*/', '.../', text).removeprefix('distill.py: error: ')
+    text = without_paths(text).removeprefix('distill.py: error: ')
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,15 +57,23 @@ def candidate(name: str) -> Candidate:
     try:
         cfg = read_config(name)
     except (UsageError, FileNotFoundError) as error:
-        text = str(error)
-        kind = 'has no model' if 'has no `model`' in text else text.replace(f'{name} ', '')
-        return Candidate(name, reason=kind)
+        return Candidate(name, reason=without_paths(str(error).removeprefix(f'{name} ')))
     if cfg.get('train_dataloader') is None:
         return Candidate(name, reason='does not train')
     if not _is_task_model(cfg.model.get('type'), library):
         return Candidate(name, reason=f'{cfg.model.get("type")} is no segmentor and no detector')
     model = shrunken(cfg, library, RUNGS[0])
     return Candidate(name, hashlib.sha256(repr(model).encode()).hexdigest()[:12])
+
+
+def without_paths(text: str) -> str:
+    """A message without the folders of this machine.
+
+    Examples:
+        >>> without_paths("no file '/home/me/configs/a.py'")
+        "no file '.../a.py'"
+    """
+    return re.sub(r'/\S*/', '.../', text)
 
 
 def candidates(
