@@ -15,7 +15,7 @@ OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test fuzz attacks lint clean python
+.PHONY: help demo reproduce zoo install test families fuzz attacks lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -49,6 +49,10 @@ install: python  ## Environment for development: both libraries, compiled ops, t
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
 	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+
+families:  ## Each kind of model from build to export; the largest recipes built whole
+	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/test_families.py \
+	  tests/test_configs.py -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2'
 
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz

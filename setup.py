@@ -4,9 +4,11 @@ The OpenMMLab packages are extras and never requirements: two stacks share their
 installing the one over the other overwrites its files.
 """
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -29,6 +31,20 @@ def long_description():
     return (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
+class BuildForMim(build_py):
+    """Puts recipes and tools into the wheel, where mim looks for them. A clone has them itself."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'mmkd_plugin', '.mim')
+        skipped = shutil.ignore_patterns('__pycache__')
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=skipped, dirs_exist_ok=True)
+        shutil.copy(ROOT / 'model-index.yml', target)
+
+
 setup(
     name='mmkd-plugin',
     version=version(),
@@ -44,4 +60,5 @@ setup(
         for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'test')
     },
     zip_safe=False,
+    cmdclass={'build_py': BuildForMim},
 )

@@ -31,6 +31,7 @@ SHAPES: dict[str, list[Shape]] = {
     'logits at image size': [(2, 19, 512, 1024)],
     'features': [(8, 512, 64, 128)],
     'one image': [(1, 128, 64, 128)],
+    'level': [(2, 256, 50, 84)],
     'pyramid': [(2, 256, h, w) for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))],
     'head': [
         (2, channels, h, w)
@@ -50,6 +51,7 @@ QUICK: dict[str, list[Shape]] = {
     'logits at image size': [(1, 5, 32, 64)],
     'features': [(3, 16, 8, 16)],
     'one image': [(1, 8, 8, 16)],
+    'level': [(1, 8, 12, 16)],
     'pyramid': [(1, 8, 12, 16), (1, 8, 6, 8), (1, 8, 3, 4)],
     'head': [(1, channels, h, w) for channels in (5, 16) for h, w in ((12, 16), (6, 8))],
     'two stages': [(2, 6, 8, 16), (2, 8, 8, 16)],
@@ -255,6 +257,67 @@ def razor_generation(shapes: Sequence[Shape]) -> Callable[[], Loss]:
     return build
 
 
+def razor_attention_guided(shape: Shape) -> Callable[[], Loss]:
+    """MMRazor's loss behind its connectors, with the weights of ours.
+
+    Theirs pool by 2 first and then by their ``maxpool_stride``. Their last convolution of a block
+    has no bias; the mean that its norm takes off holds ours.
+    """
+
+    def build() -> Loss:
+        loss, ours = mmrazor.loss('fbkd_loss.FBKDLoss'), own.AttentionGuidedLoss()
+        torch.manual_seed(0)  # as in Case.ours
+        ours.setup([shape[1]], [shape[1]])
+        of_student, of_teacher = _razor_connectors(ours.adaptions[0])
+
+        def call(student: Tensor, teacher: Tensor) -> Tensor:
+            if not student.is_meta:
+                for module in (of_student, of_teacher):
+                    module.to(student.device, student.dtype)
+            return loss(of_student(student), of_teacher(teacher))
+
+        return call
+
+    return build
+
+
+def _razor_connectors(layers: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Their connectors of student and teacher with the weights of our layers."""
+    channels, pool = layers.channels.out_features, layers.of_teacher.pool
+    options = dict(in_channels=channels, reduction=4, sub_sample=True, maxpool_stride=pool // 2)
+    of_student, of_teacher = (
+        mmrazor.connector(f'fbkd_connector.FBKD{side}Connector', **options)
+        for side in ('Student', 'Teacher')
+    )
+    own_layers = (layers.channels, layers.positions, layers.values, layers.relations)
+    theirs = (
+        of_student.channel_wise_adaptation,
+        of_student.spatial_wise_adaptation,
+        of_student.adaptation_layers,
+        of_student.non_local_adaptation,
+    )
+    for ours, other in zip(own_layers, theirs):
+        other.load_state_dict(ours.state_dict())
+    blocks = (
+        (layers.of_student, of_student.student_non_local),
+        (
+            layers.of_teacher,
+            of_teacher.teacher_non_local,
+        ),
+    )
+    for ours, other in blocks:
+        for name in ('theta', 'phi', 'g'):
+            part = getattr(other, name)  # with pooling behind phi and g
+            while isinstance(part, nn.Sequential):
+                part = part[0]
+            part.conv.load_state_dict(getattr(ours, name).state_dict())
+        other.conv_out.bn.load_state_dict(ours.norm.state_dict())
+        other.conv_out.conv.weight.data.copy_(ours.w.weight.data)
+        other.conv_out.bn.running_mean.sub_(ours.w.bias.data)
+        other.eval()
+    return of_student, of_teacher
+
+
 def razor_overhaul() -> Loss:
     """Its connector raises the teacher's map to the margin before its loss sees it."""
     loss = mmrazor.loss('ofd_loss.OFDLoss', mul_factor=1)
@@ -361,6 +424,8 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     yield 'MemoryContrastLoss', ['one image'], dict(others='labels', options=memory)
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
     yield 'AttentionGuidedLoss', ['pyramid'], {}
+    # Their pooling does not take the smallest maps of a pyramid.
+    yield 'AttentionGuidedLoss', ['level'], dict(razor=razor_attention_guided(*shapes['level']))
     generation = dict(others='seed', razor=razor_generation(shapes['pyramid']))
     yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 import types
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mmengine.registry import Registry
 from torch import nn
@@ -47,21 +49,38 @@ def loss(name: str, **options: float) -> nn.Module:
     Raises:
         NotInstalled: If the package is not there.
     """
+    return _build(folder(), name, options)
+
+
+def connector(name: str, **options: int | bool) -> nn.Module:
+    """Builds one of its connectors, as :func:`loss` does.
+
+    Args:
+        name (str): File and class, ``'fbkd_connector.FBKDStudentConnector'``.
+        **options: Arguments of the class.
+
+    Raises:
+        NotInstalled: If the package is not there.
+    """
+    return _build(folder().parent / 'architectures' / 'connectors', name, options)
+
+
+def _build(where: Path, name: str, options: Mapping[str, Any]) -> nn.Module:
     file, _, kind = name.partition('.')
-    path = folder() / f'{file}.py'
-    spec = importlib.util.spec_from_file_location(f'_mmrazor_{file}', path)
-    module = importlib.util.module_from_spec(spec)
-    stubs = {'mmrazor': types.ModuleType('mmrazor')}
-    stubs['mmrazor.registry'] = types.ModuleType('mmrazor.registry')
+    package = f'_mmrazor_{where.name}'
+    stubs = {one: types.ModuleType(one) for one in ('mmrazor', 'mmrazor.registry', package)}
     stubs['mmrazor.registry'].MODELS = Registry('model')
+    stubs[package].__path__ = [str(where)]
     before = {stub: sys.modules.get(stub) for stub in stubs}
     sys.modules.update(stubs)
     try:
-        spec.loader.exec_module(module)
+        module = importlib.import_module(f'{package}.{file}')
     finally:
         for stub, old in before.items():
             if old is None:
                 del sys.modules[stub]
             else:
                 sys.modules[stub] = old
+        for loaded in [one for one in sys.modules if one.startswith(f'{package}.')]:
+            del sys.modules[loaded]
     return getattr(module, kind)(**options)

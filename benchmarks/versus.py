@@ -47,6 +47,11 @@ ROWS = (
     Row(
         'MGDLoss', 'MaskedGenerationLoss', 'with the same masks; network and masks are of the loss'
     ),
+    Row(
+        'FBKDLoss',
+        'AttentionGuidedLoss',
+        'its layers are connectors, with half the `pool`, and start with blocks that add nothing',
+    ),
     Row('L1Loss', None, '`HintLoss`, or `CosineHintLoss(cos=0, l1=1)`, which is smooth at 0'),
     Row(
         'CrossEntropyLoss',
@@ -56,7 +61,6 @@ ROWS = (
     Row('KDSoftCELoss', None, '`SoftTargetLoss` has the same gradient'),
     Row('WSLD', None, 'for classifiers'),
     Row('CRDLoss', None, 'for classifiers: a memory of 50,000 images by their number'),
-    Row('FBKDLoss', None, 'its layers are connectors; ours is `AttentionGuidedLoss` with its own'),
     Row('ActivationLoss', None, 'distillation without data (DAFL): for classifiers'),
     Row('OnehotLikeLoss', None, 'DAFL, as above'),
     Row('InformationEntropyLoss', None, 'DAFL, as above'),

@@ -62,6 +62,7 @@ _PUBLIC = {
     'metrics': ['ExplanationLocalization', 'ExplanationSimilarity', 'TeacherAgreement'],
     'models.backbones': ['BcosResNet'],
     'models.batch_augments': ['CutMix', 'Mixup'],
+    'models.foundation': ['FoundationModel'],
     'models.necks': ['BiFPN', 'BiFPNClassifier', 'BiFPNSegSelfTeacher', 'BiFPNSelfTeacher'],
     'running.hook': ['SafeCheckpoints'],
     'registry': ['HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS'],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import pickle
@@ -10,7 +9,7 @@ import re
 import shlex
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmkd_plugin.checkpoint_errors import CheckpointError, existing_file, explain, nearest_names
 from mmkd_plugin.prefixes import behind, is_counter, parts, unwrapped
 from mmkd_plugin.stack import UNPICKLING_ERRORS, safe_load, safe_loading
-from mmkd_plugin.words import first_line, some
+from mmkd_plugin.words import some
 
 __all__ = [
     'METADATA_KEY',
@@ -45,17 +45,12 @@ METADATA_KEY = 'mmkd'
 """A distilled state dict keeps everything but the student in ``_metadata[''][METADATA_KEY]``."""
 
 _WEIGHTS_KEYS = ('state_dict', 'model')
-_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 _READ_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, OSError, MemoryError)
 STATE_VERSION = 1
 """Version of the entry :data:`METADATA_KEY`."""
 
 _SLACK = 2**26
 """Bytes that tensors may take beyond what the file holds: views that repeat a value."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that exists but cannot be used; the message says why and what to do."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -75,7 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = str(path)
     if '://' not in path:
-        path = str(_existing_file(path))
+        path = str(existing_file(path))
     try:
         if path.endswith('.safetensors'):
             checkpoint = _read_safetensors(path)
@@ -87,7 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except _READ_ERRORS as error:
-        raise CheckpointError(_explain(path, error)) from error
+        raise CheckpointError(explain(path, error)) from error
     _check_size(state_dict_of(checkpoint, path), path)
     return checkpoint
 
@@ -519,7 +514,7 @@ def check_records(path: str | Path) -> None:
         raise
     except (*_READ_ERRORS, *UNPICKLING_ERRORS) as error:
         if not name:
-            raise CheckpointError(_explain(str(path), error)) from error
+            raise CheckpointError(explain(str(path), error)) from error
         raise CheckpointError(
             f'{path} is damaged: the checksum of {name} in it does not fit; copy or download it '
             'again'
@@ -564,47 +559,7 @@ def _metadata_of(weights: Mapping[str, Tensor], name: str | Path) -> OrderedDict
     return OrderedDict(metadata)
 
 
-# Errors of reading --------------------------------------------------------------------------------
-
-
-def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
-    """Names existing files that a wrong path may have meant.
-
-    Args:
-        path (str | Path): The missing file.
-        suffixes (Iterable[str]): Endings of the files to name when no name is similar. Defaults to
-            ``()``.
-
-    Returns:
-        str: A clause that begins with ``'; '``.
-    """
-    path = Path(path).expanduser()
-    folder = path.parent
-    if not folder.is_dir():
-        existing = next((p for p in folder.parents if p.is_dir()), Path())
-        return f'; the folder {folder} does not exist either, only {existing.resolve()} does'
-    names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
-    near = near or [name for name in names if name.endswith(tuple(suffixes))]
-    if not near:
-        return f'; nothing of the kind is in {folder.resolve()}'
-    return f'; in {folder.resolve()} there is {some(near)}'
-
-
-def _existing_file(path: str) -> Path:
-    if not path:
-        raise CheckpointError("a checkpoint is named '', which is no file")
-    file = Path(path).expanduser()
-    if file.is_file():
-        return file
-    if file.is_dir():
-        raise CheckpointError(f'{path} is a folder{_checkpoints_in(file)}: name the file')
-    raise FileNotFoundError(f'no checkpoint at {path}{nearest_names(file, _SUFFIXES)}')
-
-
-def _checkpoints_in(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(_SUFFIXES))
-    return f'; in {folder.resolve()} there is {some(names)}' if names else ' without checkpoints'
+# Files of other kinds -----------------------------------------------------------------------------
 
 
 def _read_remote(path: str) -> Any:
@@ -614,7 +569,7 @@ def _read_remote(path: str) -> Any:
     except KeyError as error:
         raise CheckpointError(f'{path}: mmengine knows no such model ({error})') from error
     except UNPICKLING_ERRORS as error:
-        raise CheckpointError(_explain(path, error)) from error
+        raise CheckpointError(explain(path, error)) from error
 
 
 def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
@@ -629,66 +584,4 @@ def _read_safetensors(path: str) -> OrderedDict[str, Tensor]:
         try:
             return OrderedDict(load_file(str(local), device='cpu'))
         except SafetensorError as error:
-            raise CheckpointError(_explain(path, error)) from error
-
-
-_REFUSED = re.compile(
-    r'(?:GLOBAL|Unsupported class) ([\w.<>]*\w)|unrecognized function (.+?)$', re.M
-)
-
-
-def _explain(path: str, error: Exception) -> str:
-    """Says in one sentence why a loader raised an error."""
-    text = str(error)
-    refused = _REFUSED.search(text)
-    if refused is not None:
-        return _explain_refusal(path, refused[1] or refused[2])
-    if isinstance(error, MemoryError) or 'MemoryError' in text or "can't allocate" in text:
-        return f'{path} asks for more memory than there is: {first_line(error)}'
-    if 'legacy .tar' in text:
-        return (
-            f'{path} is in the format of torch before 0.1.10, which cannot be read without running '
-            f'code from it: load and save it once with torch, where nothing can be harmed'
-        )
-    if 'TorchScript' in text:
-        return f'{path} is a TorchScript program, not a checkpoint: save its `state_dict()`'
-    # torch surrounds the reason with advice on `weights_only`, which does not help here.
-    reason = first_line(error, prefer='Unsupported operand')
-    if '://' in path or isinstance(error, PermissionError):
-        return f'{path} could not be read: {reason}'
-    return f'{_explain_damage(Path(path))} ({reason})'
-
-
-def _explain_refusal(path: str, what: str) -> str:
-    program = (
-        f'import torch; ckpt = torch.load({path!r}, weights_only=False); '
-        "torch.save({'state_dict': ckpt['state_dict']}, 'weights.pth')"
-    )
-    return (
-        f'{path} holds `{what}`, which is not data: to load it would run code that the file '
-        f'chooses, so it was refused. If you trust where the file comes from, save its weights '
-        f'alone, in a place where nothing can be harmed: python -c {shlex.quote(program)}'
-    )
-
-
-def _explain_damage(file: Path) -> str:
-    size = file.stat().st_size
-    with file.open('rb') as stream:
-        head = stream.read(64)
-    if size == 0:
-        return f'{file} is empty'
-    if head.startswith(b'version https://git-lfs'):
-        return f'{file} is a Git LFS pointer, not the file itself: run `git lfs pull`'
-    if head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
-        return f'{file} ({size} bytes) is a web page, not a checkpoint: the download went wrong'
-    if head[0] == 0x80 and head[1:2] > b'\x02':
-        return (
-            f'{file} is a plain pickle, not a file of `torch.save`, and cannot be loaded safely: '
-            f'if you trust it, load it yourself and save its weights with `torch.save`'
-        )
-    if head.startswith((b'PK\x03\x04', b'\x80')) or file.suffix in _SUFFIXES:
-        return (
-            f'{file} is truncated or corrupt: its {size} bytes ({size / 2**20:.1f} MiB) are not a '
-            f'whole checkpoint; copy or download it again'
-        )
-    return f'{file} ({size} bytes) is not a checkpoint'
+            raise CheckpointError(explain(path, error)) from error

@@ -19,7 +19,7 @@ from mmkd_plugin.health import as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.student import Seen, StudentForward
+from mmkd_plugin.student import Seen, StudentForward, check_head_losses
 from mmkd_plugin.student_names import NamedAsStudent
 from mmkd_plugin.student_start import StudentStart
 from mmkd_plugin.student_state import (
@@ -150,7 +150,7 @@ class Distiller(NamedAsStudent):
         with _taps_named(terms, self.teachers):
             forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
-        trial = Trial(config, self.student.data_preprocessor, forward.run, sync)
+        trial = Trial(config, self.student.data_preprocessor, forward.run, sync, forward.sampled)
         with _taps_named(terms, self.teachers):
             previews = {
                 name: _prepared(name, teacher, trial, terms, device)
@@ -167,7 +167,7 @@ class Distiller(NamedAsStudent):
             ours, theirs = term.student_view, term.teacher_view
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
-            given |= from_student(ours, assigned)
+            given |= from_student(ours, assigned, forward.sampled)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
@@ -258,6 +258,7 @@ class Distiller(NamedAsStudent):
             queries=queries,
         )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
+        lessons = {name: lesson.asked(seen.sampled) for name, lesson in lessons.items()}
         losses = dict(seen.losses)
         for lesson in lessons.values():
             losses |= lesson.losses
@@ -300,7 +301,10 @@ class Distiller(NamedAsStudent):
             _check_gradient(term, student)
         due = [term for term in active if learning and self.training and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
-        each = {term: given | from_student(term.student_view, seen.assigned) for term in active}
+        each = {
+            term: given | from_student(term.student_view, seen.assigned, seen.sampled)
+            for term in active
+        }
         values = {
             term: term(
                 *maps, each[term], ways[term], measuring=term in due and term.auto is not None
@@ -439,6 +443,7 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
     std = getattr(student.data_preprocessor, 'std', None)
     if isinstance(std, Tensor) and not bool((std > 0).all()):
         raise ValueError('student.data_preprocessor.std must be above 0 in all channels')
+    check_head_losses(student)
     return student
 
 
@@ -528,8 +533,8 @@ def _position(counter: str) -> int:
 
 
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
-    """Returns the name in messages and the needs of each term's loss."""
-    return [(f'{term.here}: {type(term.loss).__name__}', term.traits.needs) for term in terms]
+    """Returns the name in messages and the needs of each term's loss, apart from those of RoIs."""
+    return [(f'{term.here}: {type(term.loss).__name__}', term.needs_of_batch) for term in terms]
 
 
 @contextmanager

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkd_plugin.building import build_module
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.taps import as_list
-from mmkd_plugin.taps.dry_run import DryRun
-from mmkd_plugin.taps.example import random_state_kept
-from mmkd_plugin.teachers.base import Batch, Trial
-from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
-from mmkd_plugin.terms.term import Term
-from mmkd_plugin.views import View
+from mmkd_plugin.taught_maps import TaughtMaps
+from mmkd_plugin.terms.teacher_connector import is_measured
 
 FILE_NAME = 'paraphraser.pth'
+
+#: The file of teacher connectors that are measured and not trained.
+FITTED_NAME = 'fitted.pth'
 
 #: Keys of a Distiller without a meaning for this stage, in which the student does not run.
 ONLY_FOR_THE_STUDENT = ('task', 'compile')
@@ -73,38 +70,23 @@ class ParaphraserTraining(BaseModel):
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=student.get('data_preprocessor') or data_preprocessor)
-        configs = teacher_configs(teacher)
         lines = {name: line for name, line in distill.items() if has_teacher_connector(line)}
         if not lines:
             raise ValueError(
                 'no term of `distill` has a `teacher_connector`; nothing to train here'
             )
-        self.terms = {
-            name: Term.from_config(name, line, list(configs)) for name, line in lines.items()
-        }
-        used = {term.teacher for term in self.terms.values()}
-        for name in used:
-            if kind_of_teacher(configs[name]).learns:
-                raise ValueError(f"'{name}' is trained along: it cannot have a `teacher_connector`")
-        with random_state_kept():
-            self.teachers = {name: build_teacher(configs[name]) for name in configs if name in used}
+        trained = {name: line for name, line in lines.items() if not measured(name, line)}
+        lines = trained or lines
+        self.taught = TaughtMaps(teacher, lines, self.data_preprocessor)
+        self.teachers = self.taught.teachers
         self.paraphrasers = nn.ModuleDict()
-        trial, device = Trial(None, self.data_preprocessor, DryRun()), torch.device(get_device())
-        for name, teacher in self.teachers.items():
-            preview = teacher.prepare(trial, self._views(name), device)
-            for term in self._terms_of(name):
-                self.paraphrasers[term.name] = nn.ModuleList(
-                    _build(lines[term.name]['teacher_connector'], term.name, x)
-                    for x in as_list(preview.shown[term.teacher_view])
-                )
-            print_log(f'\n{teacher.work()}', logger='current')
+        for name, maps in self.taught.first.items():
+            self.paraphrasers[name] = nn.ModuleList(
+                _build(lines[name]['teacher_connector'], name, x) for x in maps
+            )
+        for one in self.teachers.values():
+            print_log(f'\n{one.work()}', logger='current')
         print_log(f'\n{self.paraphrasers}', logger='current')
-
-    def _terms_of(self, teacher: str) -> list[Term]:
-        return [term for term in self.terms.values() if term.teacher == teacher]
-
-    def _views(self, teacher: str) -> list[View]:
-        return [term.teacher_view for term in self._terms_of(teacher)]
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'loss'
@@ -124,20 +106,16 @@ class ParaphraserTraining(BaseModel):
         """
         if mode != 'loss':
             raise ValueError(f"a ParaphraserTraining only trains, it has no mode='{mode}'")
-        losses = {}
-        for name, teacher in self.teachers.items():
-            lesson = teacher.teach(Batch(inputs, data_samples), self._views(name))
-            for term in self._terms_of(name):
-                maps = as_list(lesson.shown[term.teacher_view])
-                losses[f'{term.name}.loss'] = sum(
-                    paraphraser.reconstruction_loss(x)
-                    for paraphraser, x in zip(self.paraphrasers[term.name], maps)
-                )
-        return losses
+        return {
+            f'{term}.loss': sum(
+                paraphraser.reconstruction_loss(x)
+                for paraphraser, x in zip(self.paraphrasers[term], maps)
+            )
+            for term, maps in self.taught.of(inputs, data_samples)
+        }
 
     def _apply(self, fn: Any, recurse: bool = True) -> ParaphraserTraining:
-        for teacher in self.teachers.values():
-            teacher.apply_to_tensors(fn, recurse)
+        self.taught.apply_to_tensors(fn, recurse)
         return super()._apply(fn, recurse)
 
 
@@ -148,6 +126,37 @@ def has_teacher_connector(line: Any) -> bool:
         line (Any): The config of a term, a value of ``distill``.
     """
     return isinstance(line, dict) and isinstance(line.get('teacher_connector'), dict)
+
+
+def usual_file(name: str, line: dict, work_dir: str) -> str:
+    """Where a run finds the weights of a teacher connector whose config names no file.
+
+    Args:
+        name (str): Name of the term.
+        line (dict): The config of the term, with a ``teacher_connector``.
+        work_dir (str): The work dir of the run.
+
+    Returns:
+        str: A file in the work dir.
+
+    Raises:
+        ValueError: If there is no such connector.
+    """
+    return str(Path(work_dir, FITTED_NAME if measured(name, line) else FILE_NAME))
+
+
+def measured(name: str, line: dict) -> bool:
+    """Whether the teacher connector of a term is measured, and not trained.
+
+    Args:
+        name (str): Name of the term.
+        line (dict): The config of the term, with a ``teacher_connector``.
+
+    Raises:
+        ValueError: If there is no such connector.
+    """
+    config = line['teacher_connector']
+    return 'type' in config and is_measured(config, f'distill.{name}.teacher_connector')
 
 
 def stage_config(cfg: Config, work_dir: str) -> None:
@@ -182,7 +191,8 @@ def _build(config: dict, term: str, maps: Tensor) -> nn.Module:
     config = {key: value for key, value in config.items() if key != 'checkpoint'}
     module = build_module(config, here, dict(in_channels=maps.shape[1]))
     if not hasattr(module, 'reconstruction_loss'):
+        fit = ': it is measured, by tools/fit_connector.py' if hasattr(module, 'observe') else ''
         raise ValueError(
-            f'{here}: {type(module).__name__} has no `reconstruction_loss` to train it'
+            f'{here}: {type(module).__name__} has no `reconstruction_loss` to train it{fit}'
         )
     return module

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from mmkd_plugin.assigners.rois import shapes_of
 from mmkd_plugin.losses.numerics.memory import ClassMemory
-from mmkd_plugin.taps import Maps, as_list
+from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.words import table_text
@@ -49,8 +50,8 @@ def plan(
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
-            f'{term.student_tap}\n{shapes(s, student.size)}',
-            f'{teacher}{term.teacher_tap}\n{shapes(t, run.size)}',
+            f'{term.student_tap}\n{_shapes(term, term.student_tap, s, student.size)}',
+            f'{teacher}{term.teacher_tap}\n{_shapes(term, term.teacher_tap, t, run.size)}',
             connector or 'none',
             _loss(term),
             str(term.schedule),
@@ -65,6 +66,10 @@ def plan(
     return '\n'.join(lines)
 
 
+def _shapes(term: Term, taps: Taps, maps: Maps, size: int) -> str:
+    return shapes_of(taps, maps) if term.on_rois else shapes(maps, size)
+
+
 def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
     if term.auto is not None:
@@ -75,6 +80,8 @@ def _loss(term: Term) -> str:
         text += f'\n{term.through.describe()}'
     if term.queries is not None:
         text += f'\nqueries: {term.queries}'
+    if term.on_rois:
+        text += '\non the RoIs that the student samples (R), P of them positive'
     if term.explainer is not None:
         text += f'\non explanations: {term.explainer}'
     if term.compiled is not None:

@@ -186,6 +186,13 @@ def _check_settings(cfg: Config) -> None:
     for number, one in enumerate(cfg.get('custom_hooks') or []):
         if isinstance(one, dict) and 'type' not in one:
             raise ValueError(f"custom_hooks[{number}] has no `type`, such as 'EMAHook'")
+        if isinstance(one, dict) and type_name(one['type']) == 'EMAHook':
+            interval = one.get('interval', 1)
+            if not fits(interval, int) or interval < 1:
+                raise ValueError(
+                    f'custom_hooks[{number}].interval must be {expected(int)} of 1 or more, got '
+                    f'{short(interval)}'
+                )
     wrapper = cfg.get('optim_wrapper')
     if (
         wrapper is not None

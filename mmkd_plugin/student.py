@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.assigners import assigners_watched, find_head
+from mmkd_plugin.assigners import Sampled, assigners_watched, find_head
+from mmkd_plugin.assigners.rois import (
+    check_once,
+    check_roi_head,
+    compared_of_student,
+    rois_watched,
+)
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.queries import decoder_watched
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
 from mmkd_plugin.taps.example import example_batch, random_state_kept
+from mmkd_plugin.taps.tap import map_tensors
 from mmkd_plugin.taps.task_gradient import (
     once_only,
     scaled_losses,
@@ -34,12 +41,15 @@ class Seen(NamedTuple):
         maps (dict[Tap, Maps]): The maps at each tap, with gradient.
         shown (dict[View, Maps]): Maps, gradients or explanations for each view, with gradient.
         assigned (dict[View, Assigned]): What its assigner found, for each view that asks for it.
+        sampled (dict[int, Sampled]): The RoIs that it sampled, by the number of the stage, if a
+            view asks about them.
     """
 
     losses: dict[str, Any]
     maps: dict[Tap, Maps]
     shown: dict[View, Maps]
     assigned: dict[View, Assigned]
+    sampled: dict[int, Sampled]
 
 
 class StudentForward:
@@ -60,6 +70,7 @@ class StudentForward:
 
     Attributes:
         run (DryRun): Results of the trial.
+        sampled (dict[int, Sampled]): The RoIs that the student sampled in a trial, on the CPU.
     """
 
     def __init__(
@@ -77,6 +88,32 @@ class StudentForward:
         }
         self._scores: dict[View, Scores] = {}
         self._checked = False
+        self.sampled: dict[int, Sampled] = {}
+        self._on_rois: dict[Tap, Maps] = {}
+        if of_kind(views, 'rois'):
+            self._try_rois(student, taps_of(views, 'rois'), device)
+
+    def _try_rois(self, student: nn.Module, taps: Sequence[Tap], device: torch.device) -> None:
+        """Lets a copy sample RoIs on a made-up image, and reads taps in its RoI head."""
+        check_roi_head(student, taps, 'the student')
+        if self.run.problem is not None:
+            raise ValueError(
+                f"the student: '{taps[0]}' is read for RoIs that it samples in its training "
+                f'forward, which could not be tried on a made-up image: {self.run.problem}'
+            )
+        check_once(self.run.calls, taps)
+        copy, inputs = self._example(student, device)
+        reader = self._reader(copy, taps, (), stop=False)
+        with torch.no_grad(), rois_watched(copy) as sampled, reader:
+            copy(inputs, self.run.samples, mode='loss')
+        maps = compared_of_student({tap: reader.read(tap) for tap in taps}, taps, sampled)
+        self._on_rois = {tap: map_tensors(value, Tensor.cpu) for tap, value in maps.items()}
+        self.sampled = {stage: one.to(torch.device('cpu')) for stage, one in sampled.items()}
+
+    def _example(self, student: nn.Module, device: torch.device) -> tuple[nn.Module, Tensor]:
+        """A copy of the student, and a made-up image for the labels of the trial."""
+        size = self.run.channels, self.run.size, self.run.size
+        return self._copy(student, device), torch.rand(1, *size, device=device)
 
     def preview(self, student: nn.Module, views: Sequence[View], device: torch.device) -> Preview:
         """Returns the results of the trial for views; tries explanations in a copy of the student.
@@ -92,8 +129,8 @@ class StudentForward:
         Raises:
             ValueError: If the student's class scores cannot be explained.
         """
-        values = self.run.values
-        shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients')}
+        values = {**self.run.values, **self._on_rois}
+        shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients', 'rois')}
         for view in of_kind(views, 'queries'):
             shown[view] = self._try_asking(view, self._copy(student, device), device)
         for view in of_kind(views, 'explanations'):
@@ -137,8 +174,7 @@ class StudentForward:
                 f'{_asking(next(iter(self._heads)))}, and the training forward of the student '
                 f'could not be tried on a made-up image: {self.run.problem}'
             )
-        copy, size = self._copy(student, device), (self.run.size, self.run.size)
-        inputs = torch.rand(1, self.run.channels, *size, device=device)
+        copy, inputs = self._example(student, device)
         with torch.no_grad(), assigners_watched(copy, set(self._heads.values())) as found:
             copy(inputs, self.run.samples, mode='loss')
         return self._by_view(copy, {head: one.on_cpu() for head, one in found.items()}, self._heads)
@@ -159,6 +195,7 @@ class StudentForward:
     def forget(self) -> None:
         """Drops the maps and the data samples of the trial."""
         self.run = self.run.without_maps()
+        self._on_rois = {}
 
     def __call__(
         self,
@@ -196,7 +233,7 @@ class StudentForward:
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
         asking, gradient_taps = of_kind(views, 'queries'), taps_of(gradients)
-        every = [*taps_of(views, 'maps', 'explanations', 'queries'), *taps]
+        every = [*taps_of(views, 'maps', 'explanations', 'queries', 'rois'), *taps]
         every = list(dict.fromkeys(every))
         heads = {self._heads[view] for view in views if view.assigned}
         stop = task == 0 and not (heads or asking)
@@ -212,6 +249,7 @@ class StudentForward:
             if asking:
                 asked = stack.enter_context(decoder_watched(student, 'the student'))
             found = stack.enter_context(assigners_watched(student, heads))
+            sampled = stack.enter_context(rois_watched(student, bool(of_kind(views, 'rois'))))
             with reader:  # which may end the forward early: then there are no losses
                 losses = dict(student(inputs, data_samples, mode='loss'))
             read = {tap: reader.read(tap) for tap in [*every, *gradient_taps]}
@@ -228,9 +266,11 @@ class StudentForward:
         shown |= {view: asked.answers(queries[view]) for view in asking}
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
+        for view in of_kind(views, 'rois'):
+            shown[view] = view.of(compared_of_student(read, view.taps, sampled))
         if task != 1:
             losses = scaled_losses(losses, task) if task else {}
-        return Seen(losses, read, shown, self._by_view(student, found, views))
+        return Seen(losses, read, shown, self._by_view(student, found, views), sampled)
 
     def _reader(
         self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool
@@ -263,3 +303,26 @@ class StudentForward:
 
 def _asking(view: View) -> str:
     return f"{view.term}: {view.loss} needs what the student's assigner found (`assigned`)"
+
+
+def check_head_losses(student: nn.Module) -> None:
+    """Refuses losses that the decode heads of a segmentor could not call in the first batch.
+
+    Args:
+        student (nn.Module): The student. Heads that compute their losses in a way of their own
+            pass.
+
+    Raises:
+        ValueError: If one of them is no loss of a decode head.
+    """
+    for name, module in student.named_modules():
+        method = getattr(type(module), 'loss_by_feat', None)
+        if getattr(method, '__module__', '') != 'mmseg.models.decode_heads.decode_head':
+            continue
+        losses = module.loss_decode
+        for loss in losses if isinstance(losses, nn.ModuleList) else [losses]:
+            if not hasattr(loss, 'loss_name'):
+                raise ValueError(
+                    f'student.{name}.loss_decode: {type(loss).__name__} is no loss of a decode '
+                    'head, which has a `loss_name`, such as CrossEntropyLoss'
+                )

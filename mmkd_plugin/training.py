@@ -20,7 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, save_checkpoint
 
 from mmkd_plugin.cache.wiring import wire
-from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
@@ -30,7 +30,7 @@ from mmkd_plugin.cli import (
     is_first_process,
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
-from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config
+from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
@@ -102,10 +102,21 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
             make_resumable(runner)
-            with runner_errors_named(cfg):
+            with runner_errors_named(cfg), file_named(cfg.get('load_from')):
                 runner.train()
             if paraphraser:
                 save_paraphraser(runner, saved)
+
+
+@contextmanager
+def file_named(path: str | None) -> Iterator[None]:
+    """Name the file that weights come from where only the weights are known."""
+    try:
+        yield
+    except CheckpointError as error:
+        if path is None or str(path) in str(error):
+            raise
+        raise CheckpointError(f'{path}: {error}') from error
 
 
 def warn_of_busy_cores(before: Cores, after: Cores) -> None:
@@ -161,7 +172,7 @@ def find_paraphraser(cfg: Config, train_it: bool) -> Path:
     """Return the file of the trained teacher connectors; if asked, make the config train them."""
     path = Path(cfg.work_dir, FILE_NAME)
     lines = (cfg.model.get('distill') or {}) if is_distilled(cfg) else {}
-    lines = [line for line in lines.values() if has_teacher_connector(line)]
+    lines = {name: line for name, line in lines.items() if has_teacher_connector(line)}
     if train_it:
         if not lines:
             raise UsageError('--paraphraser: no term of `distill` has a `teacher_connector`')
@@ -172,8 +183,8 @@ def find_paraphraser(cfg: Config, train_it: bool) -> Path:
             )
         stage_config(cfg, str(path.with_suffix('')))
     else:
-        for line in lines:
-            line.teacher_connector.setdefault('checkpoint', str(path))
+        for name, line in lines.items():
+            line.teacher_connector.setdefault('checkpoint', usual_file(name, line, cfg.work_dir))
     return path
 
 

@@ -114,14 +114,17 @@ class CheckedPipeline(Compose):
     Args:
         transforms (Sequence): Built transforms.
         expected (Expected): What the model can learn from.
+        packs (bool): Whether its last step packs what the model is given; a wrapper of the data
+            set does it elsewhere. Defaults to True.
 
     Raises:
         DataError: When it is called, if a file is missing or cannot be used.
     """
 
-    def __init__(self, transforms: Sequence[Any], expected: Expected) -> None:
+    def __init__(self, transforms: Sequence[Any], expected: Expected, packs: bool = True) -> None:
         self.transforms = transforms
         self.expected = expected
+        self.packs = packs
 
     def __call__(self, data: dict) -> dict | None:
         about = {key: data.get(key) for key in ('img_path', 'img_id', 'seg_map_path')}
@@ -138,7 +141,8 @@ class CheckedPipeline(Compose):
             if not looked_at and _is_loaded(data):
                 looked_at = True
                 self._check_loaded(data, about)
-        self._check_packed(data, about)
+        if self.packs:
+            self.check_packed(data, about)
         return data
 
     def _check_loaded(self, data: dict, about: dict) -> None:
@@ -161,8 +165,16 @@ class CheckedPipeline(Compose):
             if all(type(t).__module__.partition('.')[0] in _STOCK for t in self.transforms):
                 self._check_ids(labels, where)
 
-    def _check_packed(self, data: dict, about: dict) -> None:
-        """Checks what the model is given."""
+    def check_packed(self, data: dict, about: dict) -> None:
+        """Checks what the model is given.
+
+        Args:
+            data (dict): What the last step has made.
+            about (dict): What the data set knows of the image.
+
+        Raises:
+            DataError: If the model cannot learn from it.
+        """
         if self.expected.head and not (isinstance(data, dict) and 'inputs' in data):
             raise DataError(
                 f'{_name(about)}: the pipeline gives no `inputs`; its last step packs them, such '
@@ -271,14 +283,64 @@ def check_data(dataset: Any, expected: Expected, samples: int = 8, key: str = 't
         if len(leaf) == 0:
             raise DataError(_without_images(leaf, key))
         _check_list(leaf, expected, key)
+    around = list(_wrappers_with_pipelines(dataset))
+    inside = [leaf for wrapper in around for leaf in leaves(wrapper)]
     with random_state_kept():
         for leaf in parts:
             transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
             if transforms is None:
                 continue
-            pipeline = CheckedPipeline(copy.deepcopy(transforms), expected)
+            pipeline = CheckedPipeline(copy.deepcopy(transforms), expected, leaf not in inside)
             for index in _spread(len(leaf), max(samples // len(parts), 1)):
                 pipeline(leaf.get_data_info(index))
+        for wrapper in around:
+            _check_wrapper(wrapper, expected, max(samples // len(parts), 1))
+
+
+def _wrappers_with_pipelines(dataset: Any) -> Iterator[Any]:
+    """The wrappers that put a pipeline behind those of the data sets inside, to mix images."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner == [None]:
+        return
+    if hasattr(dataset, 'pipeline'):
+        yield dataset
+        return
+    for one in inner:
+        yield from _wrappers_with_pipelines(one)
+
+
+def _check_wrapper(wrapper: Any, expected: Expected, samples: int) -> None:
+    """Mixes a few images, and checks what the model would be given."""
+    trial = copy.copy(wrapper)
+    trial.pipeline = copy.deepcopy(wrapper.pipeline)
+    checks = CheckedPipeline([], expected)
+    for index in _spread(len(trial), samples):
+        about = trial.get_data_info(index)
+        try:
+            mixed = trial[index]
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f'{_name(about)}: the pipeline of {type(wrapper).__name__} failed: '
+                f'{_one_line(error)}'
+            ) from error
+        checks.check_packed(mixed, about)
+
+
+def _check_switch(dataset: Any, expected: Expected, hook: Hook) -> None:
+    """Tries the pipeline that a hook puts in place of that of the data set, late in training."""
+    key, config = f'custom_hooks: {type(hook).__name__}.switch_pipeline', hook.switch_pipeline
+    try:
+        transforms = Compose(config).transforms
+    except Exception as error:
+        raise ValueError(explained(error, key, config)) from error
+    pipeline = CheckedPipeline(transforms, expected)
+    with random_state_kept():
+        try:
+            pipeline(next(leaves(dataset)).get_data_info(0))
+        except DataError as error:
+            raise DataError(f'{key}: {error}') from error
 
 
 def _spread(total: int, count: int) -> Iterator[int]:
@@ -409,8 +471,11 @@ class CheckTrainingData(Hook):
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
-        expected = Expected.by(_model_of(runner))
-        check_data(runner.train_dataloader.dataset, expected, self.samples)
+        expected, dataset = Expected.by(_model_of(runner)), runner.train_dataloader.dataset
+        check_data(dataset, expected, self.samples)
+        for hook in runner.hooks:
+            if hasattr(hook, 'switch_pipeline'):
+                _check_switch(dataset, expected, hook)
         if runner.val_loop is not None:
             check_data(runner.val_dataloader.dataset, Expected(), 1, 'val')
 
@@ -432,11 +497,13 @@ def watch_data(runner: Runner) -> None:
         loader = getattr(runner, f'_{key}_dataloader', None)
         if isinstance(loader, dict):
             setattr(runner, f'_{key}_dataloader', _build(runner, loader, key))
-    loader, expected = runner._train_dataloader, Expected.by(_model_of(runner))
-    for leaf in leaves(getattr(loader, 'dataset', None)):
+    dataset = getattr(runner._train_dataloader, 'dataset', None)
+    expected = Expected.by(_model_of(runner))
+    inside = [leaf for wrapper in _wrappers_with_pipelines(dataset) for leaf in leaves(wrapper)]
+    for leaf in leaves(dataset):
         pipeline = getattr(leaf, 'pipeline', None)
         if type(pipeline) is Compose:
-            leaf.pipeline = CheckedPipeline(pipeline.transforms, expected)
+            leaf.pipeline = CheckedPipeline(pipeline.transforms, expected, leaf not in inside)
     if not any(isinstance(hook, CheckTrainingData) for hook in runner.hooks):
         runner.register_hook(CheckTrainingData())
 

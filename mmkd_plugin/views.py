@@ -15,7 +15,7 @@ from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, random_state_kept
 
 #: The kinds of tensors that a loss may compare.
-KINDS = ('maps', 'gradients', 'explanations', 'queries')
+KINDS = ('maps', 'gradients', 'explanations', 'queries', 'rois')
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class View:
         kind (str): ``'maps'``: the maps at the taps. ``'gradients'``: the gradients of the model's
             task loss with respect to these maps. ``'explanations'``: explanations of the model's
             class scores by these maps. ``'queries'``: answers of the model's decoder to queries
-            that both models are asked. Defaults to ``'maps'``.
+            that both models are asked. ``'rois'``: what the RoI heads give for the RoIs that the
+            student samples. Defaults to ``'maps'``.
         explainer (Explainer, optional): Makes the explanations. Defaults to None.
         side (str): ``'student'`` or ``'teacher'``: selects the explainer's tap of the class
             scores. Defaults to ``'teacher'``.
@@ -39,6 +40,8 @@ class View:
         entrance (Taps, optional): Places before the taps at which maps of another model can go in,
             to be run as far as the taps. Defaults to None: nothing goes in.
         queries (Queries, optional): The queries to ask. Defaults to None.
+        rois (Taps, optional): The student's taps, whose RoIs are asked about, one for each of the
+            taps. Defaults to None.
         term (str): Name of the term in messages, such as ``'distill.cwd'``. Defaults to ``''``.
         loss (str): Name of its loss in messages. Defaults to ``''``.
 
@@ -58,6 +61,7 @@ class View:
     assigned: bool = False
     entrance: Taps | None = None
     queries: Queries | None = None
+    rois: Taps | None = None
     term: str = field(default='', compare=False)
     loss: str = field(default='', compare=False)
 
@@ -72,7 +76,7 @@ class View:
 
     def on_path(self) -> tuple[Tap, ...]:
         """Returns the taps from which later outputs need an autograd graph."""
-        return () if self.kind in ('maps', 'queries') else tuple(self.taps)
+        return () if self.kind in ('maps', 'queries', 'rois') else tuple(self.taps)
 
     def context(self, model: nn.Module) -> AbstractContextManager:
         """Returns the context in which the forward and the backward pass of a model run.

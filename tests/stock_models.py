@@ -147,6 +147,140 @@ def beit(width: int = 8, classes: int = 5, side: int = 64, **preprocessor: Any) 
     return _seg(backbone, head, classes, **{'size': (side, side), **preprocessor})
 
 
+def upernet_swin(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """UPerNet on a Swin transformer, stride 4."""
+    backbone = dict(
+        type='SwinTransformer',
+        embed_dims=width,
+        window_size=4,
+        mlp_ratio=2,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+    )
+    head = dict(
+        type='UPerHead',
+        in_channels=[width * 2**i for i in range(4)],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2),
+        channels=2 * width,
+    )
+    return _seg(backbone, head, classes, **preprocessor)
+
+
+def segnext(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """SegNeXt: MSCAN and a head that factorises a matrix, starting at random; stride 8."""
+    stages = [width * 2**i for i in range(4)]
+    backbone = dict(
+        type='MSCAN',
+        embed_dims=stages,
+        mlp_ratios=[2, 2, 2, 2],
+        depths=[1, 1, 1, 1],
+        norm_cfg=dict(type='BN'),
+    )
+    head = dict(
+        type='LightHamHead',
+        in_channels=stages[1:],
+        in_index=[1, 2, 3],
+        channels=2 * width,
+        ham_channels=2 * width,
+        ham_kwargs=dict(MD_R=4, train_steps=2, eval_steps=2),
+    )
+    model = _seg(backbone, head, classes, **preprocessor)
+    model['decode_head']['norm_cfg'] = dict(type='GN', num_groups=2)
+    return model
+
+
+def _small_head(channels: int, index: int, classes: int = 5, **kwargs: Any) -> dict:
+    """A head of the real-time segmentors."""
+    return dict(
+        type='FCNHead',
+        in_channels=channels,
+        channels=channels,
+        in_index=index,
+        num_convs=1,
+        concat_input=False,
+        num_classes=classes,
+        norm_cfg=dict(type='BN'),
+        **kwargs,
+    )
+
+
+def stdc(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """STDC with an auxiliary head, and one for edges; stride 8."""
+    stages = [width, width, 2 * width, 4 * width, 8 * width]
+    backbone = dict(
+        type='STDCContextPathNet',
+        backbone_cfg=dict(
+            type='STDCNet',
+            stdc_type='STDCNet1',
+            in_channels=3,
+            channels=stages,
+            bottleneck_type='cat',
+            num_convs=4,
+            norm_cfg=dict(type='BN'),
+            act_cfg=dict(type='ReLU'),
+        ),
+        last_in_channels=(stages[4], stages[3]),
+        out_channels=width,
+        ffm_cfg=dict(in_channels=3 * width, out_channels=2 * width, scale_factor=4),
+    )
+    head = _small_head(2 * width, 3)
+    head.pop('num_classes')
+    head.pop('norm_cfg')
+    model = _seg(backbone, head, classes, **preprocessor)
+    edges = dict(type='STDCHead', boundary_threshold=0.1)
+    edges['loss_decode'] = [
+        dict(type='CrossEntropyLoss', loss_name='loss_ce', use_sigmoid=True),
+        dict(type='DiceLoss', loss_name='loss_dice'),
+    ]
+    model['auxiliary_head'] = [
+        _small_head(width, 2, classes),
+        {**_small_head(2 * width, 0, 2), **edges},
+    ]
+    return model
+
+
+def bisenetv2(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """BiSeNetV2 with an auxiliary head, stride 8."""
+    backbone = dict(
+        type='BiSeNetV2',
+        detail_channels=(width, width, 2 * width),
+        semantic_channels=(width, width, width, 2 * width),
+        semantic_expansion_ratio=1,
+        bga_channels=2 * width,
+    )
+    head = _small_head(2 * width, 0)
+    head.pop('num_classes')
+    head.pop('norm_cfg')
+    model = _seg(backbone, head, classes, **preprocessor)
+    model['auxiliary_head'] = [_small_head(width, 1, classes)]
+    return model
+
+
+def pidnet(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """PIDNet: three branches, of which one learns edges; stride 8."""
+    backbone = dict(
+        type='PIDNet', channels=width, ppm_channels=width, num_stem_blocks=1, num_branch_blocks=1
+    )
+    model = _seg(backbone, dict(type='PIDHead'), classes, **preprocessor)
+    head = model['decode_head']
+    head.pop('dropout_ratio')
+    pixels = dict(type='OhemCrossEntropy', thres=0.9, min_kept=100)
+    losses = [dict(type='CrossEntropyLoss'), pixels, dict(type='BoundaryLoss'), pixels]
+    head.update(in_channels=4 * width, channels=4 * width, loss_decode=losses)
+    return model
+
+
+def ddrnet(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
+    """DDRNet: two branches, stride 8."""
+    backbone = dict(type='DDRNet', channels=width, ppm_channels=width, norm_cfg=dict(type='BN'))
+    head = dict(type='DDRHead', in_channels=4 * width, channels=2 * width)
+    model = _seg(backbone, head, classes, **preprocessor)
+    pixels = dict(type='OhemCrossEntropy', thres=0.9, min_kept=100)
+    model['decode_head']['loss_decode'] = [pixels, pixels]
+    return model
+
+
 def _det(
     kind: str, width: int, bbox_head: dict, start: int = 1, outs: int = 5, **kwargs: Any
 ) -> dict:
@@ -341,6 +475,31 @@ def faster_rcnn(width: int = 8, classes: int = 4) -> dict:
     return _det('FasterRCNN', width, heads, start=0)
 
 
+def yolox(width: int = 16, classes: int = 4) -> dict:
+    """YOLOX, as its stock config has it but narrow: ``width`` channels in its first level."""
+    c = [width, 2 * width, 4 * width]
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True, reduction='sum')
+    return dict(
+        _scope_='mmdet',
+        type='YOLOX',
+        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+        backbone=dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=width / 256),
+        neck=dict(type='YOLOXPAFPN', in_channels=c, out_channels=c[0], num_csp_blocks=1),
+        bbox_head=dict(
+            type='YOLOXHead',
+            num_classes=classes,
+            in_channels=c[0],
+            feat_channels=c[0],
+            loss_cls=loss,
+            loss_obj=loss,
+            loss_bbox=dict(type='IoULoss', mode='square', eps=1e-16, reduction='sum'),
+            loss_l1=dict(type='L1Loss', reduction='sum'),
+        ),
+        train_cfg=dict(assigner=dict(type='SimOTAAssigner', center_radius=2.5)),
+        test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.65)),
+    )
+
+
 def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
     """Mask R-CNN-R18: its training needs masks."""
     model = faster_rcnn(width, classes)
@@ -355,7 +514,22 @@ def mask_rcnn(width: int = 8, classes: int = 4) -> dict:
         num_classes=classes,
     )
     model['train_cfg']['rcnn']['mask_size'] = 8
+    model['test_cfg']['rcnn']['mask_thr_binary'] = 0.5
     return dict(model, type='MaskRCNN')
+
+
+def cascade_rcnn(width: int = 8, classes: int = 4, masks: bool = False) -> dict:
+    """Cascade R-CNN-R18 of two stages, whose boxes are the same for all classes."""
+    model = (mask_rcnn if masks else faster_rcnn)(width, classes)
+    roi_head, stages = model['roi_head'], []
+    for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1]):
+        coder = dict(roi_head['bbox_head']['bbox_coder'], target_stds=stds)
+        stages.append(dict(roi_head['bbox_head'], reg_class_agnostic=True, bbox_coder=coder))
+    roi_head.update(
+        type='CascadeRoIHead', num_stages=2, stage_loss_weights=[1, 0.5], bbox_head=stages
+    )
+    model['train_cfg']['rcnn'] = [model['train_cfg']['rcnn']] * 2
+    return dict(model, type='CascadeRCNN')
 
 
 def _attention(width: int, **kwargs: Any) -> dict:

@@ -464,6 +464,14 @@ def test_mistakes_in_a_term_are_named_at_build_time(distill, message):
         distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
 
 
+def test_a_loss_that_no_decode_head_can_call():
+    student = stock_models.pspnet()
+    student['decode_head']['loss_decode'] = dict(type='mmkd_plugin.HintLoss')
+    words = r'^student\.decode_head\.loss_decode: HintLoss is no loss of a decode head'
+    with pytest.raises(ValueError, match=words):
+        distiller(student, stock_models.pspnet(), LOGITS)
+
+
 @pytest.mark.parametrize(
     ('teacher', 'message'),
     [

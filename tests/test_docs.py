@@ -29,6 +29,7 @@ from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
 from mmkd_plugin.terms.schedule import CURVES, Schedule
 from mmkd_plugin.terms.term import Term
 from tests import stock_models
+from tests.models.foundation.weights import stand_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -96,6 +97,8 @@ def without_downloads(cfg: Any) -> Any:
                 cfg[key] = None
             elif key == 'data_preprocessor' and 'size' in cfg[key]:
                 cfg[key]['size'] = (128, 128)
+            elif key == 'source':
+                cfg['path'] = stand_in(cfg['source'], cfg['path'])
             else:
                 without_downloads(cfg[key])
     elif isinstance(cfg, (list, tuple)):

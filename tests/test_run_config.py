@@ -87,6 +87,10 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
     [
         (dict(randomness=dict(seed='a')), r"^randomness\.seed must be a whole number.*'a'"),
         (dict(randomness=dict(seed=1.5)), r'^randomness\.seed must be a whole number'),
+        (
+            dict(custom_hooks=[dict(type='A'), dict(type='EMAHook', interval=0)]),
+            r'^custom_hooks\[1\]\.interval must be a whole number of 1 or more, got 0',
+        ),
         (dict(default_scope='mmsegg'), r"^default_scope='mmsegg': no such .*mean `mmseg`\?"),
     ],
 )

@@ -334,31 +334,6 @@ def test_a_hook_that_loads_norms_by_name_works_in_a_run(data, tmp_path, own_glob
     assert hook.loaded == [len(norms_of(build(student)))]
 
 
-def yolox(width: float, classes: int) -> dict:
-    """YOLOX, as its stock config has it but narrow."""
-    c = [int(n * width) for n in (256, 512, 1024)]
-    loss = dict(type='CrossEntropyLoss', use_sigmoid=True, reduction='sum')
-    return dict(
-        _scope_='mmdet',
-        type='YOLOX',
-        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
-        backbone=dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=width),
-        neck=dict(type='YOLOXPAFPN', in_channels=c, out_channels=c[0], num_csp_blocks=1),
-        bbox_head=dict(
-            type='YOLOXHead',
-            num_classes=classes,
-            in_channels=c[0],
-            feat_channels=c[0],
-            loss_cls=loss,
-            loss_obj=loss,
-            loss_bbox=dict(type='IoULoss', mode='square', eps=1e-16, reduction='sum'),
-            loss_l1=dict(type='L1Loss', reduction='sum'),
-        ),
-        train_cfg=dict(assigner=dict(type='SimOTAAssigner', center_radius=2.5)),
-        test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.65)),
-    )
-
-
 class BeforeNorms(Hook):
     """Notes the norms before :class:`SyncNormHook` averages them."""
 
@@ -379,7 +354,7 @@ def train_yolox(rank: int, cfg: Config) -> None:
 @needs_ops
 def test_yolox_averages_its_norms_over_two_processes(data, tmp_path):
     """The hooks are those of the stock config: mmdet's SyncNormHook and an average of weights."""
-    student, teacher = (yolox(width, len(DET_CLASSES)) for width in (0.125, 0.25))
+    student, teacher = (stock_models.yolox(width, len(DET_CLASSES)) for width in (32, 64))
     model = distilled(student, teacher, tmp_path, 'neck', 'mmdet')
     model['distill']['cwd']['connector'] = dict(type='mmkd_plugin.ConvConnector', norm=True)
     hooks = [

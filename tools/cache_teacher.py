@@ -253,10 +253,10 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
     if not terms:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:
-        if term.through is not None or term.queries is not None:
-            key = 'queries' if term.through is None else 'through'
+        if term.through is not None or term.queries is not None or term.on_rois:
+            key = '.through' if term.through is not None else '.queries' if term.queries else ''
             raise UsageError(
-                f'distill.{term.name}.{key}: no cache can replace this teacher. {NO_WAY}'
+                f'distill.{term.name}{key}: no cache can replace this teacher. {NO_WAY}'
             )
         term.check_stored()
         if term.traits.compares == 'gradients':

@@ -8,8 +8,12 @@ model = dict(
         crosskd=dict(
             student_tap=branches,
             through=branches,
-            teacher_tap=['bbox_head.atss_cls', *[f'bbox_head.scales.{n}' for n in range(5)]],
-            loss=dict(type='mmkd_plugin.CrossHeadLoss', boxes='decoded', box=1),
+            teacher_tap=[
+                'bbox_head.atss_cls',
+                *[f'bbox_head.scales.{n}' for n in range(5)],
+                'bbox_head.atss_centerness',
+            ],
+            loss=dict(type='mmkd_plugin.CrossHeadLoss', boxes='decoded', box=1, centerness=1),
         ),
     ),
 )

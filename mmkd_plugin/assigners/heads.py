@@ -116,9 +116,18 @@ def _fcos(head: nn.Module, given: Mapping[str, Any], result: Sequence) -> Assign
     labels, targets = ([x.unflatten(0, (images, -1)) for x in one] for one in result)
     weights = [torch.ones_like(x, dtype=torch.float32) for x in labels]
     priors = [torch.cat([x, x], 1).expand(images, -1, -1) for x in given['points']]
-    positive = sum(((x >= 0) & (x < head.num_classes)).sum() for x in labels)
-    n_pos = _mean(positive.float())
-    return _assigned(head, (labels, weights, priors, targets), n_pos, _distances, True)
+    positive = [(x >= 0) & (x < head.num_classes) for x in labels]
+    n_pos = _mean(sum(x.sum() for x in positive).float())
+    found = _assigned(head, (labels, weights, priors, targets), n_pos, _distances, True)
+    taught = [head.centerness_target(x[there]).sum() for x, there in zip(targets, positive)]
+
+    def finish(level: int, values: Tensor) -> Tensor:
+        """What the head does without a module, as at inference."""
+        if head.norm_on_bbox:
+            return values.clamp(min=0) * head.strides[level]
+        return values.exp()
+
+    return found._replace(finish=finish, centerness=_mean(sum(taught).float()))
 
 
 def _rtmdet(head: nn.Module, _: Mapping[str, Any], result: Sequence) -> Assigned:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module
 from mmkd_plugin.cache.images import common_root, kind_of, loading_part, plain, training_scale
 from mmkd_plugin.cache.recording import record_training, train_pipelines
@@ -142,6 +143,8 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
         tap = line.get('teacher_tap', line.get('tap'))
         if tap is None:
             continue
+        if line.get('explainer') is None and any(map(is_behind_proposals, Taps.parse(tap))):
+            raise ValueError(f"distill.{name}: teacher '{teacher}' is a cache. {NO_WAY}")
         if line.get('explainer') is None:
             found += map(str, Taps.parse(tap))
         else:

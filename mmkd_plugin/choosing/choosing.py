@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mmkd_plugin.choosing.looking import Level, Look
+from mmkd_plugin.choosing.looking import Level, Look, ScoreMap
 from mmkd_plugin.choosing.methods import METHODS, NAMES
-from mmkd_plugin.teachers.classes import order_between
+from mmkd_plugin.teachers.classes import Names, order_between
 from mmkd_plugin.words import did_you_mean
 
 #: Strides that differ by less than this factor are one: sizes are rounded.
@@ -101,7 +101,8 @@ Taps = str | list[str]
 def _offers(student: Look, teacher: Look) -> dict[str, tuple[Taps, Taps]]:
     """The places that both models have, by the kind of pair."""
     offers: dict[str, tuple[Taps, Taps]] = {}
-    if same_classes(student, teacher):
+    names = student.classes, teacher.classes
+    if same_classes(student.scores, teacher.scores, names):
         offers['scores'] = student.scores.tap, teacher.scores.tap
     if student.features and teacher.features and student.features.learns:
         offers['features'] = student.features.tap, teacher.features.tap
@@ -115,20 +116,24 @@ def _offers(student: Look, teacher: Look) -> dict[str, tuple[Taps, Taps]]:
             offers[kind] = tuple(
                 _of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs))
             )
+    stages = list(zip(student.rois, teacher.rois))  # a single stage is like the first of several
+    if stages and all(same_classes(*pair, names) for pair in stages):
+        offers['rois'] = tuple(_one_or_all([one.tap for one in side]) for side in zip(*stages))
     return offers
 
 
-def same_classes(student: Look, teacher: Look) -> bool:
-    """Whether class scores of both can be compared.
+def same_classes(
+    ours: ScoreMap | None, theirs: ScoreMap | None, names: tuple[Names | None, Names | None]
+) -> bool:
+    """Whether class scores of a student and a teacher can be compared.
 
     Args:
-        student (Look): What the student shows.
-        teacher (Look): What the teacher shows.
+        ours (ScoreMap, optional): The student's.
+        theirs (ScoreMap, optional): The teacher's.
+        names (tuple): The names of the classes of both, None where they are not known.
     """
-    ours, theirs = student.scores, teacher.scores
     if ours is None or theirs is None:
         return False
-    names = student.classes, teacher.classes
     if None not in names and (len(names[0]), len(names[1])) == (ours.classes, theirs.classes):
         order = order_between(*names)
         if order is None:
@@ -177,7 +182,10 @@ def _of_levels(root: str, levels: Sequence[Level], whole: Sequence[Level]) -> Ta
     """A tap for some levels: the module itself for all of them."""
     if list(levels) == list(whole):
         return root
-    taps = [level.tap for level in levels]
+    return _one_or_all([level.tap for level in levels])
+
+
+def _one_or_all(taps: list[str]) -> Taps:
     return taps[0] if len(taps) == 1 else taps
 
 
@@ -189,6 +197,6 @@ def _instead_of_scores(student: Look, teacher: Look, kind: str) -> str:
     """Why class scores are not compared, if both models have some."""
     if kind == 'scores' or None in (student.scores, teacher.scores):
         return ''
-    if same_classes(student, teacher):
+    if same_classes(student.scores, teacher.scores, (student.classes, teacher.classes)):
         return ''
     return ', because the classes differ'

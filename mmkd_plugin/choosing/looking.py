@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.rois import score_taps
 from mmkd_plugin.taps import Tap, TapReader, as_list, find_module
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, random_state_kept
@@ -68,6 +69,8 @@ class Look:
         neck (tuple[Level, ...]): The levels of its neck. Defaults to ``()``.
         backbone (tuple[Level, ...]): Those of its backbone. Defaults to ``()``.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None.
+        rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
+            ``()``: it has none that can be compared.
     """
 
     scores: ScoreMap | None = None
@@ -75,6 +78,7 @@ class Look:
     neck: tuple[Level, ...] = ()
     backbone: tuple[Level, ...] = ()
     classes: Names | None = None
+    rois: tuple[ScoreMap, ...] = ()
 
     def __str__(self) -> str:
         found = [
@@ -85,6 +89,7 @@ class Look:
                 for root in ROOTS
                 if getattr(self, root)
             ),
+            self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -199,6 +204,7 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
         None if scores is None else _features(model, run, scores.tap),
         *(_levels(run, root) for root in ROOTS),
         classes,
+        tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
     )
 
 

@@ -25,6 +25,8 @@ CWD = 'the distribution of each channel over the image (CWD)'
 PKD = 'patterns of features, whatever their scale (PKD)'
 AT = 'where activations are strong, whatever the channels mean (AT)'
 PI = 'the distribution over the classes at each position (PI)'
+DKD = 'the certainty about the labelled class, and apart from it all others (DKD)'
+KD = 'the distribution over the classes (soft targets)'
 
 #: What a pair shows, best first, and the methods for it. The first one is taken unless the user
 #: names another. Change it here when a table of results says something else.
@@ -58,6 +60,11 @@ METHODS: dict[str, dict[str, Method]] = {
         'at': Method(_loss('AttentionLoss'), AT),
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
     },
+    # class scores of RoI heads, of the same classes
+    'rois': {
+        'dkd': Method(_loss('DecoupledLoss', beta=0.25, tau=1), DKD),
+        'soft_target': Method(_loss('SoftTargetLoss', tau=1), KD),
+    },
 }
 
 #: What each kind of pair is called when it is told.
@@ -67,4 +74,5 @@ NAMES = {
     'neck': 'levels of the neck',
     'other neck': 'levels of the neck',
     'backbone': 'maps of the backbone',
+    'rois': "class scores of the student's RoIs",
 }

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
+from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
 from mmkd_plugin.registry import MODELS
+
+
+class Seen(NamedTuple):
+    """The moments of the channels over some positions, in float64.
+
+    Args:
+        count (int): Number of positions.
+        origin (Tensor): A vector near the mean, (C, 1), that is taken off each position first.
+        sums (Tensor): The sum over positions, (C,).
+        products (Tensor): The sum of the products of each two channels, (C, C).
+    """
+
+    count: int
+    origin: Tensor
+    sums: Tensor
+    products: Tensor
 
 
 @MODELS.register_module()
@@ -19,7 +36,8 @@ class PHISNormalizer(nn.Module):
     eigenvectors of the channels' covariance, and H is a Hadamard matrix over the root of its order,
     which spreads the variance evenly. Unlike standardising channel by channel, it keeps the angles
     and the ratios of distances, so that losses of several teachers are balanced and nothing is
-    distorted. :meth:`fit` measures it in one pass over a sample of maps; then it is fixed.
+    distorted. ``tools/fit_connector.py`` measures it in one pass over training images, as
+    :meth:`fit` does over a sample of maps; then it is fixed.
 
     H is a product of Sylvester's and Paley's matrices. Channel counts for which there is none, such
     as those that 4 does not divide, get a random rotation, and variances only near 1.
@@ -53,10 +71,10 @@ class PHISNormalizer(nn.Module):
         self.in_channels = self.out_channels = in_channels
         self.register_buffer('mean', torch.zeros(in_channels))
         self.register_buffer('weight', torch.zeros(in_channels, in_channels))
+        self._seen: Seen | None = None
 
-    @torch.no_grad()
     def fit(self, maps: Iterable[Tensor]) -> PHISNormalizer:
-        """Measures mean and covariance of the channels.
+        """Measures mean and covariance of the channels over some maps.
 
         Args:
             maps (Iterable[Tensor]): Maps of the teacher, ``(N, in_channels, H, W)`` each.
@@ -65,28 +83,60 @@ class PHISNormalizer(nn.Module):
             PHISNormalizer: This module.
 
         Raises:
-            ValueError: If there are fewer than two positions in all, or all are alike.
+            ValueError: If there are fewer than two positions in all, all are alike, or a value is
+                not finite.
         """
-        count, origin, sums, squares = 0, None, 0, 0
         for x in maps:
-            rows = x.transpose(0, 1).flatten(1).double().cpu()
-            origin = rows.mean(1, keepdim=True) if origin is None else origin
-            rows = rows - origin  # digits are kept where the mean is large
-            count, sums, squares = (
-                count + rows.shape[1],
-                sums + rows.sum(1),
-                squares + rows @ rows.mT,
-            )
+            self.observe(x)
+        self.conclude()
+        return self
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Adds the positions of a map to what is measured, in float64.
+
+        Args:
+            x (Tensor): Map of the teacher, ``(N, in_channels, H, W)``.
+        """
+        x = x.cpu() if widest(x) == torch.float32 else x
+        rows = x.transpose(0, 1).flatten(1).double()
+        if self._seen is None:
+            # digits are kept where the mean is large
+            origin = rows.mean(1, keepdim=True) if rows.numel() else rows.new_zeros(len(rows), 1)
+            self._seen = Seen(0, origin, torch.zeros_like(origin[:, 0]), torch.zeros(()))
+        seen, rows = self._seen, rows - self._seen.origin
+        self._seen = Seen(
+            seen.count + rows.shape[1],
+            seen.origin,
+            seen.sums + rows.sum(1),
+            seen.products + rows @ rows.mT,
+        )
+
+    @torch.no_grad()
+    def conclude(self) -> None:
+        """Computes the rotation and the scale from all maps since the last time.
+
+        Raises:
+            ValueError: If there are fewer than two positions in all, all are alike, or a value is
+                not finite.
+        """
+        seen, self._seen = self._seen, None
+        count = 0 if seen is None else seen.count
         if count < 2:
-            raise ValueError(f'PHISNormalizer.fit needs two positions or more, got {count}')
-        covariance = (squares - torch.outer(sums, sums) / count) / (count - 1)
-        values, vectors = torch.linalg.eigh(covariance)
+            raise ValueError(
+                f'PHISNormalizer needs two positions or more to be fitted, got {count}'
+            )
+        covariance = (seen.products - torch.outer(seen.sums, seen.sums) / count) / (count - 1)
+        if not covariance.isfinite().all():
+            raise ValueError('PHISNormalizer was to be fitted on maps that are not finite')
+        values, vectors = torch.linalg.eigh(covariance.cpu())
         scale = values.clamp(min=0).mean().sqrt()
         if not scale > 0:
-            raise ValueError('PHISNormalizer.fit needs maps that vary: all positions are alike')
-        self.mean.copy_(origin[:, 0] + sums / count)
+            raise ValueError(
+                'PHISNormalizer needs maps that vary to be fitted: all positions are alike'
+            )
+        self.mean.copy_(seen.origin[:, 0] + seen.sums / count)
         self.weight.copy_(even_rotation(self.in_channels) @ vectors.mT / scale)
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises a map.
@@ -101,7 +151,9 @@ class PHISNormalizer(nn.Module):
             ValueError: If it was not fitted, nor weights loaded.
         """
         if not self.weight.any():
-            raise ValueError('this PHISNormalizer is not fitted: call fit(maps), or load weights')
+            raise ValueError(
+                'this PHISNormalizer is not fitted: run tools/fit_connector.py, or call fit(maps)'
+            )
         with no_autocast(x.device.type):
             dtype = common_type(x, x)
             mean, weight = self.mean.to(dtype), self.weight.to(dtype)

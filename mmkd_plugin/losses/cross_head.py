@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.assigned import Assigned, Level, levels_of, rows
+from mmkd_plugin.losses.numerics.boxes import log_iou
 from mmkd_plugin.losses.numerics.checks import loss_weights, one_of, weight
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, weighted_sum
 from mmkd_plugin.losses.numerics.precision import full_precision
@@ -32,6 +33,20 @@ def bins_apart(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     return (divergence * weights).sum()
 
 
+def logs_apart(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """``sum of weight * -log(IoU)``, of an IoU of at least 1e-6.
+
+    Args:
+        student (Tensor): Boxes of the student, (N, P, 4): x1, y1, x2, y2, in float32 or wider.
+        teacher (Tensor): Boxes of the teacher, same shape.
+        weights (Tensor): Weight of each place, (N, P).
+
+    Returns:
+        Tensor: A scalar.
+    """
+    return -(log_iou(student, teacher) * weights).sum()
+
+
 @MODELS.register_module()
 class CrossHeadLoss(nn.Module):
     """Match what the teacher's head makes of the student's features with its own output (CrossKD).
@@ -40,7 +55,9 @@ class CrossHeadLoss(nn.Module):
     classes, with p the sigmoid of a score and lw the weights of the labels. Boxes, weighted by w,
     the teacher's highest probability at a place: for distributions (GFL)
     ``box * sum of w * KL / (4 * sum of w)``, both over all levels; for others
-    ``box * sum of w * (1 - GIoU) / n_pos`` of the decoded boxes. The term has a ``through``.
+    ``box * sum of w * (1 - GIoU) / n_pos`` of the decoded boxes, or ``-log(IoU)``. Heads with a
+    centerness (ATSS) add ``centerness * sum over positives of BCE(S, p_T) / n_pos``. The term has
+    a ``through``.
 
     CrossKD: Cross-Head Knowledge Distillation for Object Detection, CVPR 2024.
 
@@ -53,12 +70,19 @@ class CrossHeadLoss(nn.Module):
         beta (float): Power of the difference of probabilities, 0 or at least 1. Defaults to 1.0.
         cls (float): Factor on classes. Defaults to 1.0.
         box (float): Factor on boxes; 1 for RetinaNet. Defaults to 4.0.
+        centerness (float): Factor on the centerness; 1 for ATSS. Without it the maps have none.
+            Defaults to 0.0.
+        overlap (str): How far decoded boxes are apart: ``'giou'`` or ``'log_iou'``, the latter for
+            FCOS. Defaults to ``'giou'``.
+        divide_by (str): ``'positives'``, or ``'centerness'``: the sum that the positives are
+            taught, as the authors do for FCOS. Defaults to ``'positives'``.
         loss_weight (float | list[float]): Factor on the loss, or one for each level. Defaults to
             1.0.
 
     Shape:
         - student: the class scores (N, A*C, H, W) of all levels, and then their maps of boxes
-          (N, A*B, H, W), as they come out of the teacher.
+          (N, A*B, H, W), as they come out of the teacher; with ``centerness`` then its logits
+          (N, A, H, W).
         - teacher: the same of the teacher itself.
         - assigned: what the student's assigner found.
         - output: a scalar.
@@ -66,7 +90,7 @@ class CrossHeadLoss(nn.Module):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range or, in ``forward``, if the maps are not those of
-            a head with such results.
+            a head with such results, or a head without centerness is to be divided by it.
 
     Examples:
         >>> import torch
@@ -93,6 +117,9 @@ class CrossHeadLoss(nn.Module):
         beta: float = 1.0,
         cls: float = 1.0,
         box: float = 4.0,
+        centerness: float = 0.0,
+        overlap: str = 'giou',
+        divide_by: str = 'positives',
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
@@ -100,32 +127,46 @@ class CrossHeadLoss(nn.Module):
         if 0 < weight('beta', beta) < 1:
             raise ValueError(f'beta must be 0 or at least 1, got {beta!r}')
         self.beta, self.cls, self.box = beta, weight('cls', cls), weight('box', box)
-        if not cls and not box:
-            raise ValueError('cls and box are both 0: nothing is left of the loss')
+        self.centerness = weight('centerness', centerness)
+        if not cls and not box and not centerness:
+            raise ValueError('cls, box and centerness are all 0: nothing is left of the loss')
+        self.overlap = one_of('overlap', overlap, ('giou', 'log_iou'))
+        self.divide_by = one_of('divide_by', divide_by, ('positives', 'centerness'))
         self.loss_weight = loss_weights(loss_weight)
 
     def forward(self, student: Maps, teacher: Maps, assigned: Assigned) -> Tensor:
         """Return the weighted loss of the maps of a head."""
-        levels = levels_of(student, teacher, assigned)
-        values = [self._of_level(i, level, assigned) for i, level in enumerate(levels)]
+        levels = levels_of(student, teacher, assigned, self.centerness > 0)
+        divisor = self._divisor(assigned)
+        values = [self._of_level(i, level, assigned, divisor) for i, level in enumerate(levels)]
         if self.boxes == 'bins':
             sure = sum(sure for *_, sure in values)
             divisor = 4 * sure.clamp(min=torch.finfo(sure.dtype).tiny)
-        else:
-            divisor = assigned.n_pos.to(values[0][0].dtype)
-        losses = [self.cls * c + self.box * b / divisor for c, b, _ in values]
+        losses = [rest + self.box * b / divisor.to(b.dtype) for rest, b, _ in values]
         return weighted_sum(losses, self.loss_weight)
 
+    def _divisor(self, assigned: Assigned) -> Tensor:
+        if self.divide_by == 'positives':
+            return assigned.n_pos
+        if assigned.centerness is None:
+            raise ValueError(
+                "divide_by='centerness' takes a head that teaches a centerness, as FCOS does; "
+                "for others take divide_by='positives'"
+            )
+        return assigned.centerness.clamp(min=1e-6)
+
     def _of_level(
-        self, index: int, level: Level, assigned: Assigned
+        self, index: int, level: Level, assigned: Assigned, divisor: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of the classes, the sum over the boxes, and the sum of their weights."""
+        """The loss without the boxes, the sum over the boxes, and the sum of their weights."""
         places = assigned.labels[index].shape[1]
         with full_precision(*level.scores) as scores, full_precision(*level.boxes) as boxes:
             s, t = (rows(x, places) for x in scores)
             sure = t.amax(2).sigmoid()
-            weights = assigned.weights[index].to(s.dtype) / assigned.n_pos.to(s.dtype)
-            classes = classes_apart(s, t, weights, self.beta)
+            weights = assigned.weights[index].to(s.dtype) / divisor.to(s.dtype)
+            rest = self.cls * classes_apart(s, t, weights, self.beta)
+            if level.centerness is not None:
+                rest = rest + self.centerness * self._centers_apart(index, level, assigned)
             if self.boxes == 'bins':
                 sides = [rows(x, places) for x in boxes]
                 if sides[0].shape[2] < 8:
@@ -133,11 +174,20 @@ class CrossHeadLoss(nn.Module):
                         f'{sides[0].shape[2]} numbers are no distributions of the sides of a box: '
                         "take boxes='decoded'"
                     )
-                return classes, bins_apart(*sides, sure), sure.sum()
+                return rest, bins_apart(*sides, sure), sure.sum()
             # both came out of the teacher
-            decoded = [assigned.decode(index, x, True) for x in boxes]
-            return classes, boxes_apart(*decoded, sure), sure.sum()
+            decoded = [assigned.decode(index, assigned.finish(index, x), True) for x in boxes]
+            apart = boxes_apart if self.overlap == 'giou' else logs_apart
+            return rest, apart(*decoded, sure), sure.sum()
+
+    def _centers_apart(self, index: int, level: Level, assigned: Assigned) -> Tensor:
+        with full_precision(*level.centerness) as maps:
+            s, t = (rows(x, assigned.labels[index].shape[1]) for x in maps)
+            weights = assigned.positive(index).to(s.dtype) / assigned.n_pos.to(s.dtype)
+            return classes_apart(s, t, weights, 0)
 
     def extra_repr(self) -> str:
-        names = ('boxes', 'beta', 'cls', 'box', 'loss_weight')
+        rare = dict(centerness=0, overlap='giou', divide_by='positives')
+        others = [name for name, usual in rare.items() if getattr(self, name) != usual]
+        names = ('boxes', 'beta', 'cls', 'box', *others, 'loss_weight')
         return ', '.join(f'{name}={getattr(self, name)}' for name in names)

@@ -15,7 +15,7 @@ from mmkd_plugin.losses.numerics.checks import (
     temperature,
     weight,
 )
-from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.maps import Maps, Weight, one_for_each, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.numerics.targets import (
     is_target,
@@ -92,7 +92,8 @@ class NormalizedTargetLoss(nn.Module):
     Shape:
         - student: (N, C) or (N, C, H, W), or a sequence of such tensors (the losses are added up).
         - teacher: the same shapes as the student.
-        - labels: integers, (N,) or (N, h, w); resized by nearest to each map of another size.
+        - labels: integers, (N,) or (N, h, w), or one such tensor for each map; resized by nearest
+          to each map of another size.
         - output: a scalar. A single class always costs 0.
 
     Raises:
@@ -135,16 +136,16 @@ class NormalizedTargetLoss(nn.Module):
         """Why the loss is always 0, if it is: a single class is always certain."""
         return None if channels > 1 else 'the softmax over a single class is always 1'
 
-    def forward(self, student: Maps, teacher: Maps, labels: Tensor) -> Tensor:
+    def forward(self, student: Maps, teacher: Maps, labels: Maps) -> Tensor:
         """Return the weighted loss of a tensor, or of a sequence of tensors."""
         compare = partial(
             normalized_target,
-            labels=labels,
             tau=self.tau,
             gamma=self.gamma,
             ignore_index=self.ignore_index,
         )
-        return sum_over_maps(compare, student, teacher, self.loss_weight)
+        each = one_for_each(labels, student)
+        return sum_over_maps(compare, student, teacher, self.loss_weight, each)
 
     def extra_repr(self) -> str:
         return (

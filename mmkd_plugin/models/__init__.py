@@ -1,5 +1,5 @@
 """Networks and preprocessors that a config may name."""
 
-from mmkd_plugin.models import backbones, batch_augments, bcos, heads, necks
+from mmkd_plugin.models import backbones, batch_augments, bcos, foundation, heads, necks
 
-__all__ = ['backbones', 'batch_augments', 'bcos', 'heads', 'necks']
+__all__ = ['backbones', 'batch_augments', 'bcos', 'foundation', 'heads', 'necks']

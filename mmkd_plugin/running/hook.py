@@ -6,6 +6,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.running.augmenting import KeepAugments
 from mmkd_plugin.running.checkpointing import save_whole
 from mmkd_plugin.running.identity import SameRun
 from mmkd_plugin.running.randomness import SeedIterations, seed_batches
@@ -48,4 +49,5 @@ def make_resumable(runner: Runner) -> None:
         )
         runner._train_dataloader = loader
         runner.register_hook(SeedIterations(seed_batches(loader, runner.seed)))
+        runner.register_hook(KeepAugments())
         runner.register_hook(SameRun(runner))

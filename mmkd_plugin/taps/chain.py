@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.taps.tap import Tap, Taps, find_module, flatten, map_tensors
 
-#: The names of the modules that lead from one map to another one, in the order of the run.
-Chain = tuple[str, ...]
+
+class Chain(NamedTuple):
+    """The modules that lead to a map, in the order of the run.
+
+    Args:
+        start (int): Number of the map that goes in, among those where the part begins.
+        modules (tuple[str, ...]): Names of the modules.
+    """
+
+    start: int
+    modules: tuple[str, ...]
+
 
 #: How close modules of a model come to its own map, relative to the largest value.
 CLOSE = 1e-3
@@ -78,7 +88,7 @@ class _Calls:
             value = value[position]
         return list(flatten(value))
 
-    def between(self, start: _Mark, end: _Mark) -> Chain | None:
+    def between(self, start: _Mark, end: _Mark) -> tuple[str, ...] | None:
         """The outermost modules from one mark to another one, None if they do not lead there."""
         names: list[str] = []
         current, now = end.tensor, end.time
@@ -129,17 +139,17 @@ def chains_between(
         owner (str): Name of the model in the error.
 
     Returns:
-        list[tuple[str, ...]]: Names of modules for each map.
+        list[Chain]: One for each map where they end. Several may begin at one map.
 
     Raises:
-        ValueError: If the places have different numbers of maps, or one does not lead to the other
-            by modules alone.
+        ValueError: If more maps go in than come out, or one does not lead to the other by modules
+            alone.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
         >>> taps = Taps.parse('0'), Taps.parse('2')
         >>> chains_between(model, *taps, lambda: model(torch.rand(1, 3, 4, 4)), {}, 'the model')
-        [('1', '2')]
+        [Chain(start=0, modules=('1', '2'))]
     """
     calls, handles = _Calls(), []
     for name, module in model.named_modules():
@@ -158,34 +168,55 @@ def chains_between(
         [mark for tap in taps for mark in calls.marks(tap, places.get(tap, (tap,)))]
         for taps in (start, end)
     )
-    if len(starts) != len(ends):
+    if len(starts) > len(ends):
         raise ValueError(
             f'{owner} has {len(starts)} maps at {_quoted(start)} and {len(ends)} at '
-            f'{_quoted(end)}; let as many maps go in as come out'
+            f'{_quoted(end)}; let no more maps go in than come out'
         )
-    chains = []
-    for first, last in zip(starts, ends):
-        chain = calls.between(first, last)
-        if chain is None:
-            raise ValueError(_no_way(start, end, owner))
-        chains.append(chain)
+    chains = [_to(last, number, starts, calls) for number, last in enumerate(ends)]
+    if None in chains or {chain.start for chain in chains} != set(range(len(starts))):
+        raise ValueError(_no_way(start, end, owner))
     return chains
 
 
-def run_chain(model: nn.Module, chain: Chain, x: Tensor) -> Tensor:
-    """Runs modules of a model one after the other on a map.
+def _to(end: _Mark, number: int, starts: Sequence[_Mark], calls: _Calls) -> Chain | None:
+    """The chain to a map: from that of the same number, or else from the first that leads there."""
+    for at in sorted(range(len(starts)), key=lambda one: one != number):
+        modules = calls.between(starts[at], end)
+        if modules is not None:
+            return Chain(at, modules)
+    return None
+
+
+def run_chains(model: nn.Module, chains: Sequence[Chain], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Runs modules of a model one after the other on maps; what chains share runs once.
 
     Args:
         model (nn.Module): The model.
-        chain (tuple[str, ...]): Names of its modules.
-        x (Tensor): The map, ``(N, C, H, W)``. An activation in place overwrites it.
+        chains (Sequence[Chain]): The chains.
+        maps (Sequence[Tensor]): The maps that go in, ``(N, C, H, W)``. An activation in place
+            overwrites them.
 
     Returns:
-        Tensor: The map behind the last module.
+        list[Tensor]: The map behind the last module of each chain.
     """
-    for name in chain:
-        x = find_module(model, Tap(name), 'the model')(x)
-    return x
+    made: dict[int, Tensor] = {}
+
+    def run(x: Tensor, numbers: Sequence[int], depth: int) -> None:
+        ways: dict[str | None, list[int]] = {}
+        for number in numbers:
+            names = chains[number].modules
+            ways.setdefault(names[depth] if depth < len(names) else None, []).append(number)
+        for name, those in ways.items():
+            given = x if len(ways) == 1 else x.clone()
+            if name is None:
+                made.update(dict.fromkeys(those, given))
+            else:
+                run(find_module(model, Tap(name), 'the model')(given), those, depth + 1)
+
+    for start, x in enumerate(maps):
+        run(x, [i for i, chain in enumerate(chains) if chain.start == start], 0)
+    return [made[number] for number in range(len(chains))]
 
 
 def check_chains(
@@ -201,7 +232,7 @@ def check_chains(
 
     Args:
         model (nn.Module): The model.
-        chains (Sequence[tuple[str, ...]]): A chain for each map.
+        chains (Sequence[Chain]): A chain for each map where they end.
         begin (Sequence[Tensor]): The model's maps where the chains begin.
         arrive (Sequence[Tensor]): Its maps where they end.
         start (Taps): Where they begin, for the error.
@@ -211,9 +242,9 @@ def check_chains(
     Raises:
         ValueError: If a chain does not lead from its map to the other one.
     """
-    for chain, first, last in zip(chains, begin, arrive):
-        with torch.no_grad():
-            found = run_chain(model, chain, first.clone())
+    with torch.no_grad():
+        made = run_chains(model, chains, [x.clone() for x in begin])
+    for found, last in zip(made, arrive):
         close = found.shape == last.shape and torch.allclose(
             found, last, rtol=CLOSE, atol=CLOSE * last.abs().max().item()
         )
@@ -223,4 +254,4 @@ def check_chains(
 
 def names_in(chains: Sequence[Chain]) -> list[str]:
     """The modules of some chains, each once."""
-    return list(dict.fromkeys(name for chain in chains for name in chain))
+    return list(dict.fromkeys(name for chain in chains for name in chain.modules))

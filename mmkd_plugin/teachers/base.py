@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners import Sampled
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.taps.class_scores import ClassScores
@@ -30,6 +31,8 @@ class Trial(NamedTuple):
         run (DryRun): Results of a dry forward of the student: the maps at the ``student_taps`` of
             all teachers, the made-up data samples, and the size of the image.
         sync (bool): Whether the student has SyncBatchNorm. Defaults to False.
+        sampled (Mapping[int, Sampled]): The RoIs that it sampled in a trial, by the number of the
+            stage, if a view asks about them. Defaults to ``{}``.
 
     Examples:
         >>> from mmengine.model import BaseDataPreprocessor
@@ -43,6 +46,7 @@ class Trial(NamedTuple):
     preprocessor: nn.Module
     run: DryRun
     sync: bool = False
+    sampled: Mapping[int, Sampled] = NOTHING
 
 
 class Passage(NamedTuple):
@@ -53,8 +57,8 @@ class Passage(NamedTuple):
     Args:
         maps (Sequence[Tensor]): The teacher's own maps where the part begins, ``(N, C, H, W)``,
             without gradient.
-        run (Callable): Takes as many maps of these shapes, with gradient. Returns the map behind
-            the part for each.
+        run (Callable): Takes as many maps of these shapes, with gradient. Returns the maps behind
+            the part, as many as the teacher has there.
 
     Examples:
         >>> import torch
@@ -134,6 +138,8 @@ class Lesson(NamedTuple):
             the student's maps of the batch. Defaults to ``{}``.
         queries (Mapping[View, list[Tensor]]): For each view of queries the reference points that
             were asked, ``(Q, 4)`` for each group. Defaults to ``{}``.
+        on_rois (Callable, optional): Takes the RoIs that the student sampled, and gives what the
+            views of RoIs compare. Defaults to None: there are no such views.
 
     Examples:
         >>> import torch
@@ -148,6 +154,13 @@ class Lesson(NamedTuple):
     losses: Mapping[str, Any] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
     queries: Mapping[View, list[Tensor]] = NOTHING
+    on_rois: Callable[[Mapping[int, Sampled]], dict[View, Maps]] | None = None
+
+    def asked(self, sampled: Mapping[int, Sampled]) -> Lesson:
+        """The lesson with the views of RoIs, once the student has sampled them."""
+        if self.on_rois is None:
+            return self
+        return self._replace(shown={**self.shown, **self.on_rois(sampled)}, on_rois=None)
 
 
 class Teacher(ABC):

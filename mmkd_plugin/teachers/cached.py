@@ -119,9 +119,9 @@ class CachedTeacher(Teacher):
                 '`checkpoint` without `type`'
             )
         for view in views:
-            if view.entrance or view.queries:
-                key = 'through' if view.entrance else 'queries'
-                raise ValueError(f'{view.term}.{key}: {owner} is a cache. {NO_WAY}')
+            if view.entrance or view.queries or view.rois:
+                key = '.through' if view.entrance else '.queries' if view.queries else ''
+                raise ValueError(f'{view.term}{key}: {owner} is a cache. {NO_WAY}')
         taps, self._reads = stored_taps(views), taps_of(views)
         check_stored(self.cache, list(map(str, taps)), owner)
         for augment in _batch_augments(student.preprocessor):

@@ -53,7 +53,7 @@ def description(
     return dict(
         source=str(teacher.source),
         classes=list(teacher.class_names or ()) or None,
-        checkpoint=str(teacher.checkpoint or 'random weights'),
+        checkpoint=str(teacher.weights_from or 'random weights'),
         config=config_hash(config['config'], teacher.name),
         weights=teacher.weights_hash(),
         taps=about,

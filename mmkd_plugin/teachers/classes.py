@@ -111,7 +111,12 @@ def arranged_preview(preview: Any, orders: Mapping[Tap, ClassOrder]) -> Any:
         return preview
     maps, shown = arranged(preview.maps, orders, preview.classes), dict(preview.shown)
     for view in shown:
-        if view.kind != 'explanations':  # gradients have the shapes of the maps
+        if view.kind == 'rois':  # a tap may be there twice, for two stages
+            each = [(orders.get(tap), one) for tap in view.taps for one in preview.classes[tap]]
+            tensors = zip(as_list(shown[view]), each)
+            made = [x if None in pair else pair[0].of(x, pair[1]) for x, pair in tensors]
+            shown[view] = made[0] if isinstance(shown[view], Tensor) else made
+        elif view.kind != 'explanations':  # gradients have the shapes of the maps
             shown[view] = view.of(maps)
     scores = {v: arranged_kind(kind, v.scores, orders) for v, kind in preview.scores.items()}
     return preview._replace(maps=maps, shown=shown, scores=scores)

@@ -39,7 +39,8 @@ def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | N
         if name == 'roi_head':
             raise ValueError(
                 f"{owner}: '{tap}' needs proposals of its own and their non-maximum suppression; "
-                "a teacher gives features and dense logits only. Tap 'neck', or 'rpn_head'"
+                'explanations and `through` reach features and dense logits only. Tap '
+                "'neck', or 'rpn_head'"
             )
         if name.endswith('head'):
             stages = heads.setdefault(name, set())

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
-from mmkd_plugin.taps.chain import Chain, chains_between, check_chains, run_chain
+from mmkd_plugin.taps.chain import Chain, chains_between, check_chains, run_chains
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
 from mmkd_plugin.taps.example import crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
@@ -130,15 +130,12 @@ class FrozenForward:
             maps (Sequence[Tensor]): Maps in the shapes of the model's own where the part begins.
 
         Returns:
-            list[Tensor]: The map behind the part for each.
+            list[Tensor]: The maps behind the part.
         """
         inference, _ = self._asked.where_differentiated.on(maps[0].device)
         dtype = next(self.model.parameters()).dtype
         with inference.context(maps[0].device):
-            return [
-                run_chain(self.model, chain, x.to(dtype))
-                for chain, x in zip(self.chains[part], maps, strict=True)
-            ]
+            return run_chains(self.model, self.chains[part], [x.to(dtype) for x in maps])
 
     def _heads(self, taps: Sequence[Tap]) -> list[str] | None:
         """The heads to run for some taps, None for the whole model."""

@@ -138,7 +138,13 @@ def _read_config(path: str, name: str) -> Config:
             f"teacher '{name}': no config at {path}{nearest_names(file, ['.py'])}. Expected a path "
             "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
         )
-    return Config.fromfile(file)
+    try:
+        return Config.fromfile(file)
+    except ImportError as error:
+        while isinstance(error.__context__, ImportError):  # mmengine says it again at each level
+            error = error.__context__
+        library = f'`{error.name}`, which is not installed' if error.name else f'({error})'
+        raise ValueError(f"teacher '{name}': {path} needs {library}") from error
 
 
 def config_hash(config: str | dict, name: str) -> str:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.rois import (
+    Sampled,
+    Spot,
+    Wish,
+    ask,
+    check_roi_head,
+    features_of,
+    roi_parts,
+)
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
 from mmkd_plugin.queries import Asked, decoder_watched, learnt_queries
@@ -18,8 +29,10 @@ from mmkd_plugin.registry import MODELS
 from mmkd_plugin.seeds import seed_of_iteration
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
 from mmkd_plugin.taps.chain import names_in
+from mmkd_plugin.taps.class_scores import class_scores, heads_watched
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
 from mmkd_plugin.taps.example import example_batch, image_channels
+from mmkd_plugin.taps.tap import map_tensors
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Passage, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -28,6 +41,7 @@ from mmkd_plugin.teachers.classes import (
     arranged,
     arranged_kind,
     check_names,
+    check_same_classes,
     classes_of_checkpoint,
 )
 from mmkd_plugin.teachers.frozen_forward import EXACT, FrozenForward
@@ -112,12 +126,16 @@ class OnlineTeacher(Teacher):
         )
         self.checkpoint = checkpoint
         self.model = build_model(config, name)
-        if checkpoint is None:
+        #: Where its weights come from; None if they are random. Some models load them themselves.
+        self.weights_from: str | None = checkpoint or getattr(self.model, 'weights_from', None)
+        if self.weights_from is None:
             print_log(
                 f"Teacher '{name}' has no checkpoint: its weights are random.",
                 logger='current',
                 level=logging.WARNING,
             )
+        elif checkpoint is None:
+            self.source = self.weights_from
         else:
             label = name if name == 'teacher' else f"teacher '{name}'"
             loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
@@ -130,6 +148,8 @@ class OnlineTeacher(Teacher):
         self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
         self._asked_views: list[View] = []
+        self._roi_views: list[View] = []
+        self._roi_scores: ScoresOfTaps = {}
         self._scores: dict[View, Scores] = {}
         self._class_scores: ScoresOfTaps = {}
         self._orders: Mapping[Tap, ClassOrder] = {}
@@ -153,7 +173,8 @@ class OnlineTeacher(Teacher):
                 class scores cannot be explained.
         """
         owner = f"teacher '{self.name}'"
-        taps = taps_of(views, 'maps', 'explanations', 'queries')
+        self._roi_views = self._checked_rois(of_kind(views, 'rois'), owner)
+        taps = self._taps_before(views)
         gradient_taps = taps_of(views, 'gradients')
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
@@ -179,17 +200,22 @@ class OnlineTeacher(Teacher):
             self._padding = self._needed_padding(device, run.size)
         self._asked_views = asking = of_kind(views, 'queries')
         tried = self._try_asking(asking, device, run.size) if asking else {}
+        of_rois = self._try_rois(run, student.sampled, device) if self._roi_views else {}
         if gradient_taps:
             run = self._try_loss(every, device, owner)
             self._loss_run = run.without_maps()
+        if self._roi_views:
+            tried |= {view: _of_wishes(view, of_rois) for view in self._roi_views}
+            values = {wish.tap: maps for wish, maps in of_rois.items()}
+            run = replace(run, values={**run.values, **values})
         self.model.to(home)
         shown = {view: view.of(run.values) for view in of_kind(views, 'maps', 'gradients')} | tried
         for view in of_kind(views, 'explanations'):
             tried = try_explaining(view, self.model, device, 'the teacher', run.size)
             self._scores[view], shown[view] = tried
-        self._class_scores = run.scores
+        self._class_scores = {**run.scores, **self._roi_scores}
         passages = self._passages(views, run.values)
-        return Preview(run.values, shown, self._scores, run.size, run.scores, passages)
+        return Preview(run.values, shown, self._scores, run.size, self._class_scores, passages)
 
     def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
         """Returns the ways through parts of the model for views with an entrance."""
@@ -255,11 +281,11 @@ class OnlineTeacher(Teacher):
             Lesson: The tensors of these views.
         """
         gradients, explaining = of_kind(views, 'gradients'), of_kind(views, 'explanations')
-        asking = of_kind(views, 'queries')
+        asking, rois = of_kind(views, 'queries'), of_kind(views, 'rois')
         read, slopes, left = {}, {}, views
         if gradients:  # the backward pass frees the graph, so explanations need another run
             read, slopes = self._with_gradients(batch, taps_of(views, 'maps'), gradients)
-            left = [*explaining, *asking]
+            left = [*explaining, *asking, *rois]
         chosen, shown, queries = {}, {}, {}
         with ExitStack() as stack:
             if asking:
@@ -268,7 +294,8 @@ class OnlineTeacher(Teacher):
                 on_path = [tap for view in explaining for tap in view.on_path()]
                 for view in explaining:
                     stack.enter_context(view.context(self.model))
-                read |= self.read(batch.inputs, batch.data_samples, taps_of(left), on_path)
+                taps = self._taps_before(left)
+                read |= self.read(batch.inputs, batch.data_samples, taps, on_path)
             read = self._arranged(read)
             for view in explaining:
                 kind = arranged_kind(self._scores[view], view.scores, self._orders)
@@ -283,7 +310,55 @@ class OnlineTeacher(Teacher):
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
-        return Lesson(shown, chosen, passages=self._passages(views, read), queries=queries)
+        passages = self._passages(views, read)
+        features = read.get(features_of(self.model))
+        on_rois = partial(self._on_rois, rois, features) if rois else None
+        return Lesson(shown, chosen, passages=passages, queries=queries, on_rois=on_rois)
+
+    def _taps_before(self, views: Sequence[View]) -> list[Tap]:
+        """The taps that a forward without losses reads for views; a RoI head runs after it."""
+        taps = taps_of(views, 'maps', 'explanations', 'queries')
+        features = [features_of(self.model)] if of_kind(views, 'rois') else []
+        return list(dict.fromkeys([*taps, *features]))
+
+    def _checked_rois(self, views: Sequence[View], owner: str) -> list[View]:
+        """Refuses views that the RoI head cannot show."""
+        for view in views:
+            check_roi_head(self.model, view.taps, owner)
+            if any({'boxes', 'masks'} & set(Spot.of(tap).each) for tap in view.taps):
+                check_same_classes(view.term, self.class_names, self.name)
+        return list(views)
+
+    def _ask_rois(
+        self, views: Sequence[View], features: Maps, sampled: Mapping[int, Sampled]
+    ) -> dict[Wish, Maps]:
+        """Asks the RoI head, in float32, about the RoIs of the student."""
+        wishes = [wish for view in views for wish in map(Wish, view.taps, view.rois)]
+        with EXACT.context(as_list(features)[0].device):
+            return ask(self.model, features, wishes, sampled, f"teacher '{self.name}'")
+
+    def _on_rois(
+        self, views: Sequence[View], features: Maps, sampled: Mapping[int, Sampled]
+    ) -> dict[View, Maps]:
+        found = self._ask_rois(views, features, sampled)
+        found = {wish: self._arranged({wish.tap: maps})[wish.tap] for wish, maps in found.items()}
+        return {view: _of_wishes(view, found) for view in views}
+
+    def _try_rois(
+        self, run: DryRun, sampled: Mapping[int, Sampled], device: torch.device
+    ) -> dict[Wish, Maps]:
+        """Asks the RoI head in a trial, and notes how its class scores lie."""
+        features = map_tensors(run.values[features_of(self.model)], lambda x: x.to(device))
+        on_device = {stage: one.to(device) for stage, one in sampled.items()}
+        with heads_watched(self.model, taps_of(self._roi_views)) as given:
+            found = self._ask_rois(self._roi_views, features, on_device)
+        self._roi_scores = {
+            wish.tap: (None,) * len(as_list(maps))
+            if Spot.of(wish.tap).masks
+            else class_scores(self.model, wish.tap, maps, given)
+            for wish, maps in found.items()
+        }
+        return {wish: map_tensors(maps, Tensor.cpu) for wish, maps in found.items()}
 
     @torch.no_grad()
     def _answers(
@@ -415,6 +490,10 @@ class OnlineTeacher(Teacher):
         if self._asked_views:
             groups = some(dict.fromkeys(str(view.queries) for view in self._asked_views))
             text += f'; its decoder, and the one of the student, are asked again: {groups}'
+        if self._roi_views:
+            parts = roi_parts(self.model, taps_of(self._roi_views))
+            millions = sum(p.numel() for p in parts.parameters()) / 1e6
+            text += f'; runs its roi_head on the RoIs of the student ({millions:.2f} M parameters)'
         return text
 
     def _second_runs(self) -> str:
@@ -428,6 +507,12 @@ class OnlineTeacher(Teacher):
             f'; runs {some(names)} again on maps of the student, forward and backward '
             f'({millions:.2f} M parameters)'
         )
+
+
+def _of_wishes(view: View, found: Mapping[Wish, Maps]) -> Maps:
+    """The maps of a view of RoIs, as :meth:`Taps.of` gives those of others."""
+    each = [found[wish] for wish in map(Wish, view.taps, view.rois)]
+    return each[0] if len(each) == 1 else [x for maps in each for x in as_list(maps)]
 
 
 def _on(device: torch.device, groups: Sequence[Tensor]) -> list[Tensor]:

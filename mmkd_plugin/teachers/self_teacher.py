@@ -130,8 +130,9 @@ class SelfTeacher(nn.Module, Teacher):
         here = f"self-teacher '{self.name}'"
         if not isinstance(student.config, dict):
             raise ValueError("a self-teacher is built from the student's config; give a dict")
-        for view in of_kind(views, 'gradients', 'explanations', 'queries'):
-            what = 'gradients of task losses' if view.kind == 'gradients' else view.kind
+        for view in of_kind(views, 'gradients', 'explanations', 'queries', 'rois'):
+            others = dict(gradients='gradients of task losses', rois='RoI heads')
+            what = others.get(view.kind, view.kind)
             raise ValueError(
                 f'{view.term}: {view.loss} compares {what}, which a self-teacher cannot show'
             )

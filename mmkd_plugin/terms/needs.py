@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmkd_plugin.assigners import Sampled
+from mmkd_plugin.assigners.rois import labels_of
 from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import pad_boxes
 from mmkd_plugin.losses.overhaul import margin_from_norm
@@ -108,6 +110,10 @@ FROM_RUN = {'seed': seed_of_iteration}
 #: assigner of its head.
 FROM_STUDENT = ('assigned',)
 
+#: Arguments of losses that are read from the RoIs of the student, where it is these that are
+#: compared: the class of each one. The background comes behind the classes.
+FROM_ROIS = ('labels',)
+
 #: Arguments of losses that are computed from the weight and the bias of the batch norm that feeds
 #: the teacher's map, by their name.
 FROM_NORM = {'margin': margin_from_norm}
@@ -146,14 +152,18 @@ def from_batch(
     return given
 
 
-def from_student(view: View, assigned: Mapping[View, Assigned]) -> dict[str, Any]:
+def from_student(
+    view: View, assigned: Mapping[View, Assigned], sampled: Mapping[int, Sampled]
+) -> dict[str, Any]:
     """Reads the arguments of a loss that the student has found.
 
     Args:
         view (View): The view of the student by the term.
         assigned (Mapping[View, Assigned]): What its assigner found, for each view that asks for it.
+        sampled (Mapping[int, Sampled]): The RoIs that it sampled, by the number of the stage.
 
     Returns:
         dict[str, Any]: The arguments by name.
     """
-    return {need: assigned[view] for need in FROM_STUDENT if view in assigned}
+    given = {need: assigned[view] for need in FROM_STUDENT if view in assigned}
+    return given | {need: labels_of(view.taps, sampled) for need in FROM_ROIS if view.rois}

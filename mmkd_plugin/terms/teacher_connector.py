@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmkd_plugin.annotations import expected, fits
-from mmkd_plugin.building import build_module
+from mmkd_plugin.building import build_module, kind_of
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.terms.lines import takes
 from mmkd_plugin.words import short
@@ -39,8 +39,8 @@ def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> 
         )
     if 'checkpoint' not in config:
         raise ValueError(
-            f'{here} has no `checkpoint`: it is trained before the student. Train it with '
-            'tools/train.py CONFIG --paraphraser, which says where its weights are'
+            f'{here} has no `checkpoint`: it is trained before the student. '
+            f'{_command(config, here)}, which says where its weights are'
         )
     path = config['checkpoint']
     if not fits(path, str | None):
@@ -49,10 +49,12 @@ def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> 
     modules = [build_module(config, here, dict(in_channels=x.shape[1])) for x in maps]
     for module in modules:
         takes(module, ('map',), here, 'a connector')
+    if path is None and is_measured(config, here):
+        raise ValueError(f'{here}.checkpoint is None. {_command(config, here)}')
     if path is None:
         print_log(f'{here} has no checkpoint: its weights are random.', 'current', logging.WARNING)
     else:
-        load_teacher_connectors(modules, path, term)
+        load_teacher_connectors(modules, path, term, _command(config, here))
     for module in modules:
         module.requires_grad_(False).eval()
         if hasattr(module, 'drop_decoder'):
@@ -60,8 +62,29 @@ def build_teacher_connectors(config: Any, maps: Sequence[Tensor], term: str) -> 
     return modules
 
 
-def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) -> None:
-    """Loads the weights that ``tools/train.py --paraphraser`` saved.
+def is_measured(config: dict, here: str) -> bool:
+    """Whether a teacher connector is measured on maps, and not trained.
+
+    Args:
+        config (dict): Its config, with ``type``.
+        here (str): Its place in the config, for the error.
+
+    Raises:
+        ValueError: If there is no such type.
+    """
+    return hasattr(kind_of(config['type'], here), 'observe')
+
+
+def _command(config: dict, here: str) -> str:
+    if is_measured(config, here):
+        return 'Measure it with tools/fit_connector.py CONFIG'
+    return 'Train it with tools/train.py CONFIG --paraphraser'
+
+
+def load_teacher_connectors(
+    modules: Sequence[nn.Module], path: str, term: str, command: str
+) -> None:
+    """Loads the weights that the stage before the student saved.
 
     Their names in the file are ``<term>.<number of the map>.<weight>``.
 
@@ -69,6 +92,7 @@ def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) 
         modules (Sequence[nn.Module]): One module for each map.
         path (str): The file.
         term (str): Name of the term. If the file has a single term, its name does not matter.
+        command (str): Advice for errors: the command that makes the file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -78,9 +102,7 @@ def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) 
     try:
         state = state_dict_of(read_checkpoint(path), path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'{here}: {error}. Train it with tools/train.py CONFIG --paraphraser'
-        ) from error
+        raise FileNotFoundError(f'{here}: {error}. {command}') from error
     names = list(dict.fromkeys(key.partition('.')[0] for key in state))
     name = term if term in names or len(names) != 1 else names[0]
     wanted = {
@@ -97,8 +119,7 @@ def load_teacher_connectors(modules: Sequence[nn.Module], path: str, term: str) 
         )
         raise ValueError(
             f'{here}: {path} was trained for another teacher, tap or ratio: {wrong[0]} is {saved} '
-            f'in the file and {expected} in this config. Train it again with '
-            'tools/train.py CONFIG --paraphraser'
+            f'in the file and {expected} in this config. {command.replace(" it ", " it again ")}'
         )
     for number, module in enumerate(modules):
         start = f'{name}.{number}.'

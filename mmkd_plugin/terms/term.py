@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
@@ -20,7 +21,7 @@ from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.terms.lines import check_line, check_weight, takes
-from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN, FROM_STUDENT
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
@@ -105,7 +106,7 @@ class Term(nn.Module):
         self.schedule = schedule or Schedule()
         self.explainer = explainer
         self.connectors = nn.ModuleList()
-        self._count = 0  # of maps of each model
+        self._counts = 0, 0  # maps of each model
         self.teacher_connectors = Outside()
         self.norm_names = [norm] if isinstance(norm, str) else norm
         self.norms: NormConstants | None = None
@@ -134,6 +135,9 @@ class Term(nn.Module):
         kind = 'explanations' if explainer is not None else self.traits.compares
         kind = kind if queries is None else 'queries'
         words['queries'] = queries
+        if kind == 'maps' and through is None and _on_rois(self.here, student_tap, teacher_tap):
+            _check_rois(self, student_tap, teacher_tap)
+            kind, words['rois'] = 'rois', student_tap
         assigned = any(need in FROM_STUDENT for need in self.traits.needs)
         self.student_view = View(
             student_tap, kind, explainer, 'student', assigned=assigned, **words
@@ -151,6 +155,17 @@ class Term(nn.Module):
     def teacher_tap(self) -> Taps:
         """The taps in the teacher."""
         return self.teacher_view.taps
+
+    @property
+    def on_rois(self) -> bool:
+        """Whether it compares RoI heads, on the RoIs that the student samples."""
+        return self.student_view.rois is not None
+
+    @property
+    def needs_of_batch(self) -> tuple[str, ...]:
+        """The needs of its loss that a batch may have to give."""
+        needs = self.traits.needs
+        return tuple(n for n in needs if n not in FROM_ROIS) if self.on_rois else needs
 
     @property
     def compared(self) -> Compared | None:
@@ -252,12 +267,12 @@ class Term(nn.Module):
             FileNotFoundError: If the weights of a ``teacher_connector`` do not exist.
         """
         students, teachers = as_list(student), as_list(teacher)
-        self._check_maps(students, teachers)
         if self.through is not None and passage is None:
             raise ValueError(
                 f"{self.here}.through: teacher '{self.teacher}' cannot run on maps of the student; "
                 'that takes a trained model that runs beside it (a teacher without `type`)'
             )
+        self._check_maps(students, teachers if passage is None else passage.maps)
         if source is not None:
             self._check_source(source)
             self._check_classes(students[0], teachers[0], source, classes)
@@ -270,7 +285,7 @@ class Term(nn.Module):
         with torch.no_grad():
             pairs = list(zip(students, self._convert_teacher(teachers)))
             self.connectors = self._build_connectors(pairs, passage)
-        self._count = len(pairs)
+        self._counts = len(students), len(teachers)
         training = self.training
         try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
@@ -347,11 +362,12 @@ class Term(nn.Module):
         self.loss.loss_weight = 2.0
         return self(*compared), 1
 
-    def _check_maps(self, students: list[Tensor], teachers: list[Tensor]) -> None:
+    def _check_maps(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
         if len(students) != len(teachers):
+            theirs = self.teacher_tap if self.through is None else self.through.taps
             raise ValueError(
                 f"{self.here}: '{self.student_tap}' gives {len(students)} maps in the student and "
-                f"'{self.teacher_tap}' {len(teachers)} in the teacher; name one of them, such as "
+                f"'{theirs}' {len(teachers)} in the teacher; name one of them, such as "
                 f"student_tap='{self.student_tap.taps[0].path}[0]', or taps with as many"
             )
         for s, t in zip(students, teachers) if self.traits.compares == 'gradients' else ():
@@ -376,7 +392,8 @@ class Term(nn.Module):
         if not ours or not theirs or ours == theirs:
             return
         each, rest = divmod(student.shape[1], ours)
-        if not rest and teacher.shape[1] == each * theirs:
+        background = (student.shape[1], teacher.shape[1]) == (ours + 1, theirs + 1)
+        if background or (not rest and teacher.shape[1] == each * theirs):
             raise ValueError(
                 f"{self.here}: '{self.student_tap}' gives scores of {ours} classes in the "
                 f'student and {theirs} in the teacher. Class scores can be compared only for the '
@@ -452,10 +469,11 @@ class Term(nn.Module):
                 cannot compare the maps.
         """
         students, teachers = as_list(student), as_list(teacher)
-        if not len(students) == len(teachers) == self._count:
+        if (len(students), len(teachers)) != self._counts:
             raise ValueError(
                 f'{self.here}: {len(students)} maps of the student and {len(teachers)} of the '
-                f'teacher, where the dry forward at build time gave {self._count}'
+                'teacher, where the dry forward at build time gave '
+                f'{" and ".join(map(str, dict.fromkeys(self._counts)))}'
             )
         teachers = self._convert_teacher(teachers)
         if self.through is not None:
@@ -465,7 +483,7 @@ class Term(nn.Module):
             students = fit_all(self.connectors, students, teachers, same_size)
         if len(students) == 1:
             students, teachers = students[0], teachers[0]
-        if self.training:
+        if self.training and not self.on_rois:  # no row is an image there
             self.watch.maps(as_list(students))
         arguments = {need: (given or {}).get(need) for need in self.traits.needs}
         for need in FROM_RUN.keys() & arguments.keys():
@@ -590,6 +608,44 @@ def _check_queries(term: Term, connector: Any) -> None:
         raise ValueError(
             f'{term.here}.queries: {type(term.loss).__name__} does not compare the answers of '
             'decoders; take mmkd_plugin.SharedQueriesLoss'
+        )
+
+
+def _on_rois(here: str, student: Taps, teacher: Taps) -> bool:
+    """Whether the taps of both models lie behind the proposals."""
+    sides = {}
+    for whose, taps in (('student', student), ('teacher', teacher)):
+        inside = set(map(is_behind_proposals, taps))
+        if len(inside) > 1:
+            raise ValueError(
+                f'{here}: some taps of the {whose} lie behind the proposals of a detector and '
+                'others do not; give each kind a term of its own'
+            )
+        sides[whose] = inside.pop()
+    if sides['student'] != sides['teacher']:
+        inside, outside = sorted(sides, key=sides.get, reverse=True)
+        raise ValueError(
+            f'{here}: the tap of the {inside} lies behind the proposals of a detector and that of '
+            f'the {outside} does not, so they do not belong to the same RoIs; tap the RoI heads of '
+            'both'
+        )
+    return sides['student']
+
+
+def _check_rois(term: Term, student: Taps, teacher: Taps) -> None:
+    """Refuses what cannot be done with RoIs."""
+    if len(student.taps) != len(teacher.taps):
+        raise ValueError(
+            f"{term.here}: '{student}' of the student and '{teacher}' of the teacher are "
+            f'{len(student.taps)} and {len(teacher.taps)} taps; each tap of the teacher is asked '
+            "on the RoIs of one of the student's, so give as many"
+        )
+    needs = [n for n in term.traits.needs if n in (*FROM_BATCH, *FROM_STUDENT, *FROM_NORM)]
+    others = [need for need in needs if need not in FROM_ROIS]
+    if others:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} needs `{others[0]}` of maps of the image, '
+            f"and '{student}' belongs to RoIs; take another loss, such as mmkd_plugin.HintLoss"
         )
 
 

@@ -159,12 +159,12 @@ def places_of(terms: Sequence[Term], others: Sequence[str] = ()) -> list[Place]:
     """The places where the terms of a config compare maps or explanations, each once.
 
     Args:
-        terms (Sequence[Term]): The terms; those that compare gradients are left out.
+        terms (Sequence[Term]): The terms; those that compare gradients or RoI heads are left out.
         others (Sequence[str]): Names of further models with the student's taps. Defaults to ``()``.
     """
     places: dict[tuple[str, ...], Place] = {}
     for term in terms:
-        if term.traits.compares == 'gradients':
+        if term.traits.compares == 'gradients' or term.on_rois:
             continue
         taps = {term.teacher: term.teacher_tap}
         taps |= dict.fromkeys(('student', *others), term.student_tap)

@@ -130,6 +130,28 @@ def test_the_count_is_the_one_that_the_head_divides_by(name, monkeypatch):
 
 
 @needs_ops
+@pytest.mark.parametrize('name', ['fcos', 'fcos in strides', 'atss'])
+def test_the_centerness_that_fcos_divides_boxes_by(name, monkeypatch):
+    torch.manual_seed(0)
+    model = build(config_of(name)).train()
+    given = []
+    forward = model.bbox_head.loss_bbox.forward
+
+    def noting(*args, **kwargs):
+        given.append(float(kwargs['avg_factor']))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.bbox_head.loss_bbox, 'forward', noting)
+    monkeypatch.setattr(heads, 'all_reduce', lambda x, op: None)
+    with assigners_watched(model, ['bbox_head']) as found:
+        model(*padded_batch(model), mode='loss')
+    if name == 'atss':
+        assert found['bbox_head'].centerness is None
+    else:
+        assert found['bbox_head'].centerness.item() == pytest.approx(given[0]) and given[0] > 0
+
+
+@needs_ops
 def test_watching_changes_nothing_and_leaves_nothing():
     model = build(config_of('gfl')).train()
     inputs, samples = padded_batch(model)

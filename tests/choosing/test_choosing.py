@@ -33,6 +33,11 @@ def detector(*strides: float, channels: int = 256, idle: tuple = ()) -> Look:
     )
 
 
+def two_stage(*taps: str, classes: int = 80, names=None) -> Look:
+    rois = tuple(ScoreMap(tap, classes, classes + 1) for tap in taps)
+    return Look(neck=levels('neck', *PYRAMID), rois=rois, classes=names)
+
+
 PYRAMID = 8, 16, 32, 64, 128
 ROAD, CAR, SKY = 'road', 'car', 'sky'
 
@@ -132,6 +137,29 @@ def test_the_reason_names_classes_that_differ():
 def test_another_method(method, kind):
     choice = choose(segmentor(), segmentor(), method)
     assert (choice.method, choice.kind) == (method, kind)
+
+
+ROI, FIRST, SECOND = 'roi_head.bbox_head.fc_cls', 'roi_head.0.fc_cls', 'roi_head.1.fc_cls'
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'taps'),
+    [
+        ((ROI,), (ROI,), dict(tap=ROI)),
+        ((FIRST, SECOND), (FIRST, SECOND), dict(tap=[FIRST, SECOND])),
+        ((ROI,), (FIRST, SECOND), dict(student_tap=ROI, teacher_tap=FIRST)),
+    ],
+)
+def test_roi_heads_are_compared_if_asked_for(student, teacher, taps):
+    pair = two_stage(*student), two_stage(*teacher)
+    assert choose(*pair).kind == 'neck'
+    choice = choose(*pair, 'dkd')
+    assert choice.kind == 'rois' and choice.term == {**taps, 'loss': choice.term['loss']}
+
+
+def test_roi_heads_of_other_classes_are_not_compared():
+    with pytest.raises(ValueError, match='dkd compares nothing that both models have'):
+        choose(two_stage(ROI), two_stage(ROI, classes=20), 'dkd')
 
 
 def test_methods_that_do_not_exist_or_do_not_fit():

@@ -109,6 +109,15 @@ PAIRS = {
 }
 
 
+@pytest.mark.skipif(not HAS_OPS, reason='mmcv has no compiled ops')
+def test_a_pair_of_two_stage_detectors_trains_on_rois():
+    student, teacher = stock_models.faster_rcnn(8), stock_models.cascade_rcnn(16)
+    choice = choose(*pair(student, teacher), 'dkd')
+    model = distiller(student, teacher, dict(dkd=choice.term))
+    model.init_weights()
+    assert model.train()(*batch(model), mode='loss')['distill.dkd.loss'] > 0
+
+
 @pytest.mark.parametrize(('student', 'teacher', 'kind'), PAIRS.values(), ids=PAIRS)
 def test_a_pair_trains(student, teacher, kind):
     name, _, classes = teacher.partition(', ')

@@ -58,12 +58,38 @@ def test_its_state_is_stored():
 
 
 def test_too_little_to_measure():
-    with pytest.raises(ValueError, match='needs two positions or more, got 1'):
+    with pytest.raises(ValueError, match='needs two positions or more to be fitted, got 1'):
         PHISNormalizer(4).fit([torch.ones(1, 4, 1, 1)])
-    with pytest.raises(ValueError, match='needs two positions or more, got 0'):
+    with pytest.raises(ValueError, match='needs two positions or more to be fitted, got 0'):
         PHISNormalizer(4).fit([])
     with pytest.raises(ValueError, match='all positions are alike'):
         PHISNormalizer(4).fit([torch.ones(2, 4, 3, 3)])
+
+
+def test_what_is_not_finite():
+    with pytest.raises(ValueError, match='maps that are not finite'):
+        PHISNormalizer(4).fit([torch.full((1, 4, 2, 2), torch.inf)])
+
+
+def test_a_second_fit_starts_anew():
+    x, y = torch.randn(2, 3, 8, 5, 4).unbind()
+    normalizer = PHISNormalizer(8).fit([y]).fit([x])
+    assert torch.equal(normalizer.weight, PHISNormalizer(8).fit([x]).weight)
+
+
+def test_maps_of_a_large_mean_keep_their_digits():
+    """In pieces and in half precision: the moments are those of the values in float64."""
+    x = (torch.randn(6, 8, 5, 4) + 1000).half()
+    normalizer = PHISNormalizer(8).double().fit(x.split(2))
+    rows = x.double().transpose(0, 1).flatten(1)
+    covariance = torch.cov(rows)
+    torch.testing.assert_close(normalizer.mean, rows.mean(1))
+    whitened = normalizer.weight @ covariance @ normalizer.weight.mT
+    torch.testing.assert_close(whitened.diagonal(), torch.ones(8).double())
+    scale = covariance.trace() / 8
+    torch.testing.assert_close(
+        normalizer.weight @ normalizer.weight.mT, torch.eye(8).double() / scale
+    )
 
 
 def test_example():

@@ -57,6 +57,36 @@ class TestCrossHeadLoss(DetectionContract):
         return apart / N_POS
 
 
+class TestCrossHeadLossOfFCOS(TestCrossHeadLoss):
+    """Boxes by the logarithm of their overlap, divided by the centerness of the positives."""
+
+    variants = (
+        dict(divide_by='centerness', cls=0.4, box=0.75),
+        dict(overlap='log_iou', cls=0),
+    )
+    differentiable = variants[:1]  # -log(IoU) has corners, where the overlap begins
+    centerness = 1.75
+
+    def build(self, **options):
+        return super().build(**{'overlap': 'log_iou', **options})
+
+    def given(self, scores):
+        found = assigned_for(scores)._replace(centerness=torch.tensor(self.centerness))
+        return dict(assigned=found)
+
+    def reference(self, student, teacher, divide_by='positives', cls=1.0, box=4.0, overlap=''):
+        by = N_POS / self.centerness if divide_by == 'centerness' else 1
+        return super().reference(student, teacher, cls=cls * by, box=box * by)
+
+    @staticmethod
+    def gap(prior, ours, theirs):
+        a, b = box_of(prior, ours), box_of(prior, theirs)
+        sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
+        inner = max(sides[0], 0) * max(sides[1], 0)
+        areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+        return -np.log(max(inner / (sum(areas) - inner), 1e-6))
+
+
 class TestCrossHeadLossOfBins(TestCrossHeadLoss):
     variants = (
         dict(boxes='bins'),
@@ -139,7 +169,10 @@ def test_identical_heads_cost_nothing():
     [
         (dict(boxes='deltas'), "boxes must be one of 'bins', 'decoded'"),
         (dict(beta=0.5), 'beta must be 0 or at least 1'),
-        (dict(cls=0, box=0), 'both 0'),
+        (dict(cls=0, box=0), 'all 0'),
+        (dict(centerness=-1), 'centerness cannot be negative'),
+        (dict(overlap='iou'), "overlap must be one of 'giou', 'log_iou'"),
+        (dict(divide_by='boxes'), "divide_by must be one of 'positives', 'centerness'"),
         (dict(box=-1), 'box cannot be negative'),
     ],
 )
@@ -151,3 +184,40 @@ def test_arguments(options, message):
 def test_numbers_that_are_no_distributions():
     with pytest.raises(ValueError, match=r"4 numbers are no distributions .* boxes='decoded'"):
         CrossHeadLoss('bins')(maps(3, 4), maps(3, 4), assigned_for(maps(3)))
+
+
+def test_centerness_of_positives_alone():
+    """Binary cross-entropy with the teacher's probability; the rest of the loss stays."""
+    kinds = [maps(3, 20, 1, seed=seed) for seed in (0, 1)]
+    found = assigned_for(kinds[0][:1])
+    student = [x.requires_grad_() for x in kinds[0]]
+    whole = CrossHeadLoss('decoded', centerness=0.5)(student, kinds[1], found)
+    rest = CrossHeadLoss('decoded')(student[:2], kinds[1][:2], found)
+    s, t = (sigmoid(k[2].detach().numpy().reshape(2, 12)) for k in kinds)
+    entropy = -(t * np.log(s) + (1 - t) * np.log(1 - s))
+    expected = (entropy * found.positive(0).numpy()).sum() / N_POS
+    assert (whole - rest).item() == pytest.approx(0.5 * expected)
+    (slope,) = torch.autograd.grad(whole, student[2])
+    wanted = 0.5 / N_POS * (s - t) * found.positive(0).numpy()
+    np.testing.assert_allclose(slope.reshape(2, 12), wanted, atol=1e-12)
+
+
+def test_a_head_finishes_its_boxes_before_they_are_decoded():
+    found = assigned_for(maps(3))
+    exp = found._replace(finish=lambda level, x: x.exp())
+    x, y = maps(3, 20), maps(3, 20, seed=1)
+    ready = [[pair[0], pair[1].exp()] for pair in (x, y)]
+    assert CrossHeadLoss('decoded')(x, y, exp) == CrossHeadLoss('decoded')(*ready, found)
+
+
+@pytest.mark.parametrize(
+    ('options', 'given', 'message'),
+    [
+        (dict(divide_by='centerness'), maps(3, 20), 'takes a head that teaches a centerness'),
+        (dict(centerness=1), maps(3, 20), r"and then their centerness, got 2 .*tap='bbox_head'"),
+        (dict(centerness=1), maps(3, 20, 2), r'centerness \(2, 2, 4, 3\) and boxes .* do not fit'),
+    ],
+)
+def test_heads_without_centerness(options, given, message):
+    with pytest.raises(ValueError, match=message):
+        CrossHeadLoss('decoded', **options)(given, given, assigned_for(given[:1]))

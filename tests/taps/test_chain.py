@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmkd_plugin.taps import Taps
-from mmkd_plugin.taps.chain import chains_between, check_chains, names_in, run_chain
+from mmkd_plugin.taps.chain import chains_between, check_chains, names_in, run_chains
 
 
 class Block(nn.Sequential):
@@ -68,24 +68,40 @@ def chains(model, start, end):
 )
 def test_the_outermost_modules_of_one_branch(head, start, end, expected):
     """An activation in place gives the tensor that it took, so order tells its sides apart."""
-    assert chains(head, start, end) == [tuple(expected)] * 2
+    assert chains(head, start, end) == [(0, tuple(expected)), (1, tuple(expected))]
 
 
 def test_levels_have_modules_of_their_own(head):
     found = chains(head, 'reg.1', ['scales.0', 'scales.1'])
-    assert found == [('boxes', 'scales.0'), ('boxes', 'scales.1')]
+    assert found == [(0, ('boxes', 'scales.0')), (1, ('boxes', 'scales.1'))]
     assert names_in(found) == ['boxes', 'scales.0', 'scales.1']
 
 
 def test_several_places(head):
     found = chains(head, ['cls.1', 'reg.1'], ['scores', 'boxes'])
-    assert found == [('scores',), ('scores',), ('boxes',), ('boxes',)]
+    assert found == [(0, ('scores',)), (1, ('scores',)), (2, ('boxes',)), (3, ('boxes',))]
+
+
+def test_more_come_out_than_go_in_and_what_they_share_runs_once(head):
+    """One map ends where another one goes on; the order of the places does not matter."""
+    found = chains(head, ['cls.0', 'reg.1'], ['scores', 'boxes', 'cls.1', 'scales.0'])
+    assert [chain.start for chain in found] == [0, 1, 2, 3, 0, 1, 2]
+    maps, ran = [torch.rand(2, 4, 3, 3) for _ in range(4)], []
+    for name in ('cls.1', 'boxes'):
+        head.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    with torch.no_grad():
+        made = run_chains(head, found, [x.clone() for x in maps])
+        assert sorted(ran) == ['boxes'] * 2 + ['cls.1'] * 2
+        features, boxes = head.cls[1](maps[0].clone()), head.boxes(maps[2])
+        expected = [head.scores(features), boxes, features, head.scales[0](boxes)]
+    for ours, theirs in zip([made[i] for i in (0, 2, 4, 6)], expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_chain_gives_what_the_model_gives(head):
     x = torch.rand(2, 4, 3, 3)
     with torch.no_grad():
-        found = run_chain(head, chains(head, 'cls.0', 'scores')[0], x.clone())
+        found = run_chains(head, chains(head, 'cls.0', 'scores')[:1], [x.clone()])[0]
         torch.testing.assert_close(found, head.scores(head.cls[1](x.clone())))
 
 
@@ -96,10 +112,14 @@ def test_a_chain_gives_what_the_model_gives(head):
         ('cls.0', 'boxes'),  # another branch
         ('scores', 'cls.0'),  # the other way round
         ('scores', 'scores'),  # nothing lies between
+        (['cls.0', 'reg.0'], ['scores', 'scores']),  # nothing comes of one of them
     ],
 )
 def test_places_that_no_modules_connect(head, start, end):
-    with pytest.raises(ValueError, match=f"the head: no modules lead from '{start}' to '{end}'"):
+    words = 'the head: no modules lead from ' + ' to '.join(
+        ', '.join(f"'{one}'" for one in ([x] if isinstance(x, str) else x)) for x in (start, end)
+    )
+    with pytest.raises(ValueError, match=words):
         chains(head, start, end)
 
 

@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmkd_plugin.connectors import ConvConnector
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.terms.through import Through, with_statistics_of
 from tests import stock_models
 from tests.runs import needs_ops
@@ -34,16 +35,30 @@ def branches(place='activate@input'):
     return [f'bbox_head.{branch}_convs.0.{place}' for branch in ('cls', 'reg')]
 
 
+SCALES = [f'bbox_head.scales.{n}' for n in range(5)]
+OPTIONS = dict(
+    atss=dict(centerness=1), fcos=dict(cls=0.4, overlap='log_iou', divide_by='centerness')
+)
+
+
+def detector(kind, width=8):
+    config = getattr(stock_models, kind)(width)
+    if kind == 'fcos':
+        config['bbox_head'].update(norm_cfg=dict(type='GN', num_groups=4))
+    return config
+
+
 def detectors(kind, teacher=16, **changes):
     """CrossKD on small detectors."""
     taps, boxes, weight = {
         'retinanet': (['bbox_head.retina_cls', 'bbox_head.retina_reg'], 'decoded', 1),
-        'gfl': (['bbox_head.gfl_cls', *[f'bbox_head.scales.{n}' for n in range(5)]], 'bins', 4),
+        'gfl': (['bbox_head.gfl_cls', *SCALES], 'bins', 4),
+        'atss': (['bbox_head.atss_cls', *SCALES, 'bbox_head.atss_centerness'], 'decoded', 1),
+        'fcos': (['bbox_head.conv_cls', *SCALES], 'decoded', 0.75),
     }[kind]
-    loss = dict(type='mmkd_plugin.CrossHeadLoss', boxes=boxes, box=weight)
+    loss = dict(type='mmkd_plugin.CrossHeadLoss', boxes=boxes, box=weight, **OPTIONS.get(kind, {}))
     line = dict(student_tap=branches(), through=branches(), teacher_tap=taps, loss=loss)
-    make = getattr(stock_models, kind)
-    model = distiller(make(), make(teacher), dict(cross={**line, **changes}))
+    model = distiller(detector(kind), detector(kind, teacher), dict(cross={**line, **changes}))
     model.init_weights()
     return model.train()
 
@@ -225,12 +240,27 @@ def test_statistics_of_half_precision_are_those_of_float32():
     torch.testing.assert_close(found, with_statistics_of(student.bfloat16().float(), teacher))
 
 
+@MODELS.register_module()
+class NotesBoxes(nn.Module):
+    """Notes the boxes that come out of the teacher, as its head would finish them."""
+
+    needs = ('assigned',)
+    needs_raw_maps = needs_same_channels = True
+
+    def forward(self, student, teacher, assigned):
+        pairs = enumerate(student[len(student) // 2 :])
+        self.boxes = [assigned.finish(level, x).detach() for level, x in pairs]
+        return sum((s - t).square().mean() for s, t in zip(student, teacher))
+
+
 # CrossKD ------------------------------------------------------------------------------------------
 
 
 @needs_ops
-@pytest.mark.parametrize('kind', ['retinanet', 'gfl'])
-@pytest.mark.parametrize('teacher', [8, 16])
+@pytest.mark.parametrize(
+    ('kind', 'teacher'),
+    [('retinanet', 8), ('retinanet', 16), ('gfl', 8), ('gfl', 16), ('atss', 16), ('fcos', 16)],
+)
 def test_crosskd_teaches_the_student(kind, teacher):
     model = detectors(kind, teacher)
     widths = {type(connector) for connector in model.distill.cross.connectors}
@@ -246,6 +276,28 @@ def test_crosskd_teaches_the_student(kind, teacher):
     now = model.student.bbox_head.state_dict()
     moved = {key.partition('.')[0] for key in before if not torch.equal(before[key], now[key])}
     assert moved == {'cls_convs', 'reg_convs'}  # the teacher's last layers take the place of ours
+
+
+@needs_ops
+@pytest.mark.parametrize('norm_on_bbox', [False, True])
+def test_boxes_of_fcos_are_those_that_its_head_predicts(norm_on_bbox):
+    """A student that is its teacher: the maps behind the passage are the teacher's own boxes."""
+    config = detector('fcos')
+    config['bbox_head'].update(norm_on_bbox=norm_on_bbox)
+    line = dict(student_tap=branches(), through=branches())
+    line.update(teacher_tap=['bbox_head.conv_cls', *SCALES], loss=dict(type='NotesBoxes'))
+    model = distiller(config, config, dict(cross=line)).train()
+    teacher = model.teachers['teacher'].model
+    model.student.load_state_dict(teacher.state_dict())
+    for module in model.student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    inputs, samples = batch(model)
+    model(inputs, samples, mode='loss')
+    with torch.no_grad():
+        expected = teacher.bbox_head(teacher.extract_feat(inputs))[1]
+    for ours, theirs in zip(model.distill.cross.loss.boxes, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @needs_ops
@@ -352,7 +404,9 @@ def test_a_self_teacher_cannot_do_it():
     ('loss', 'message'),
     [
         (dict(boxes='bins'), '4 numbers are no distributions'),
-        (dict(boxes='decoded', box=0, cls=0), 'both 0'),
+        (dict(boxes='decoded', box=0, cls=0), 'all 0'),
+        (dict(boxes='decoded', centerness=1), 'and then their centerness, got 10 maps'),
+        (dict(boxes='decoded', divide_by='centerness'), 'a head that teaches a centerness'),
     ],
 )
 def test_a_loss_for_other_heads(loss, message):

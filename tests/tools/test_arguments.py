@@ -36,6 +36,7 @@ from mmkd_plugin.cli import UsageError, apply_options, check_file, check_folder,
         ('cache_teacher', ['--workers', '-1'], '--workers must be at least 0, not -1'),
         ('cache_teacher', ['--top-k', '0'], '--top-k must be at least 1, not 0'),
         ('cache_teacher', ['--out', '{file}'], '--out {file}: {file} is a file'),
+        ('fit_connector', ['--work-dir', '{file}'], '--work-dir {file}: {file} is a file'),
         ('visualize', ['x.pth', '--out', '{file}'], '{file} is a file'),
     ],
 )

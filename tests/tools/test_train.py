@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from mmkd_plugin import training
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
@@ -165,6 +166,17 @@ def test_checkpoints_that_cannot_be_used(fails, segmentation, bad_checkpoint, tm
     assert 'cannot be resumed' in message and 'load_from=' in message
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'gone.pth'))
     assert 'gone.pth' in fails('train', config, '--work-dir', tmp_path, '--resume')
+
+
+def test_weights_that_are_not_finite_are_named_with_their_file(fails, segmentation, tmp_path):
+    student = MODELS.build(read_config(str(segmentation / 'student.py')).model)
+    weights = student.state_dict()
+    weights['decode_head.conv_seg.weight'][0] = torch.nan
+    torch.save(dict(state_dict=weights), tmp_path / 'nan.pth')
+    options = ('--cfg-options', f'load_from={tmp_path}/nan.pth')
+    said = fails('train', segmentation / 'distilled.py', '--work-dir', tmp_path / 'run', *options)
+    assert f'error: {tmp_path}/nan.pth: the checkpoint of the student holds weights' in said
+    assert 'decode_head.conv_seg.weight (8 of 24)' in said
 
 
 def test_a_distillation_that_cannot_be_used(fails, segmentation, tmp_path):

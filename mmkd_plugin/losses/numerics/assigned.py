@@ -33,6 +33,10 @@ class Assigned(NamedTuple):
             pixels, that a map of boxes stands for.
         target_boxes (Callable): ``target_boxes(level)`` gives the assigned boxes (N, P, 4), in
             pixels; those of places that are no positives mean nothing.
+        finish (Callable): ``finish(level, values)`` gives a map of boxes as a trained head shows
+            it, from what its last module gives. Defaults to the values themselves.
+        centerness (Tensor, optional): The sum of the centerness that the positives of a head are
+            taught, of shape (), averaged over the processes. Defaults to None: the head has none.
     """
 
     labels: list[Tensor]
@@ -42,6 +46,8 @@ class Assigned(NamedTuple):
     classes: int
     decode: Callable[[int, Tensor, bool], Tensor]
     target_boxes: Callable[[int], Tensor]
+    finish: Callable[[int, Tensor], Tensor] = lambda level, values: values
+    centerness: Tensor | None = None
 
     def positive(self, level: int) -> Tensor:
         """Where an object is assigned.
@@ -68,6 +74,7 @@ class Assigned(NamedTuple):
             n_pos=self.n_pos.cpu(),
             decode=decode,
             target_boxes=lambda level: self.target_boxes(level).cpu(),
+            centerness=None if self.centerness is None else self.centerness.cpu(),
         )
 
 
@@ -77,19 +84,25 @@ class Level(NamedTuple):
     Args:
         scores (tuple[Tensor, Tensor]): Logits of the classes, (N, A*C, H, W).
         boxes (tuple[Tensor, Tensor]): Maps of boxes, (N, A*B, H, W).
+        centerness (tuple[Tensor, Tensor], optional): Logits of the centerness, (N, A, H, W).
+            Defaults to None.
     """
 
     scores: tuple[Tensor, Tensor]
     boxes: tuple[Tensor, Tensor]
+    centerness: tuple[Tensor, Tensor] | None = None
 
 
-def levels_of(student: Maps, teacher: Maps, assigned: Assigned) -> list[Level]:
+def levels_of(
+    student: Maps, teacher: Maps, assigned: Assigned, centerness: bool = False
+) -> list[Level]:
     """Sorts the maps of a head into levels: first the scores of all levels, then their boxes.
 
     Args:
         student (Sequence[Tensor]): Maps of the student.
         teacher (Sequence[Tensor]): Maps of the teacher.
         assigned (Assigned): The results of the assigner.
+        centerness (bool): Whether the centerness of all levels comes third. Defaults to False.
 
     Returns:
         list[Level]: One for each level.
@@ -100,24 +113,30 @@ def levels_of(student: Maps, teacher: Maps, assigned: Assigned) -> list[Level]:
     """
     pairs = list(zip(*as_pairs(student, teacher)))
     count = len(assigned.labels)
-    if len(pairs) != 2 * count:
+    if len(pairs) != (3 if centerness else 2) * count:
+        third = ' and then their centerness' if centerness else ''
+        every = "tap all three of the head: tap='bbox_head'"
+        both = "tap both of the head: tap=['bbox_head[0]', 'bbox_head[1]']"
         raise ValueError(
-            f'expected the scores of {count} levels and then their boxes, got {len(pairs)} maps; '
-            "tap both of the head: tap=['bbox_head[0]', 'bbox_head[1]']"
+            f'expected the scores of {count} levels and then their boxes{third}, got {len(pairs)} '
+            f'maps; {every if centerness else both}'
         )
     for pair in pairs:
         check_shapes(*pair, channels_hint=SAME_HEADS, size_hint=SAME_HEADS)
-    levels = [Level(*both) for both in zip(pairs[:count], pairs[count:])]
+    kinds = [pairs[at : at + count] for at in range(0, len(pairs), count)]
+    levels = [Level(*maps) for maps in zip(*kinds)]
     for level, labels in zip(levels, assigned.labels):
-        scores, boxes = (x[0].shape for x in level)
+        scores, boxes, *third = (x[0].shape for x in level if x is not None)
         places = labels.shape[1]
         positions = scores[2] * scores[3]
         fits = scores[1] * positions == places * assigned.classes and scores[2:] == boxes[2:]
+        fits &= all(x[1] * positions == places and x[2:] == scores[2:] for x in third)
         if scores[0] != labels.shape[0] or not fits or boxes[1] * positions % (4 * places):
+            also = f', centerness {tuple(third[0])}' if third else ''
             raise ValueError(
-                f'scores {tuple(scores)} and boxes {tuple(boxes)} do not fit {labels.shape[0]} '
-                f'images with {places} places of {assigned.classes} classes; tap the scores of a '
-                'head with a sigmoid for each class first, and then its boxes'
+                f'scores {tuple(scores)}{also} and boxes {tuple(boxes)} do not fit '
+                f'{labels.shape[0]} images with {places} places of {assigned.classes} classes; tap '
+                'the scores of a head with a sigmoid for each class first, and then its boxes'
             )
     return levels
 

@@ -11,6 +11,9 @@ from torch import Tensor
 #: Areas of boxes are at least that, so that nothing is divided by 0.
 TINY = 1e-12
 
+#: The smallest IoU that a logarithm is taken of.
+SMALLEST_IOU = 1e-6
+
 
 def pad_boxes(boxes: Sequence[Tensor]) -> Tensor:
     """The boxes of all images in one tensor, with NaN where an image has fewer than others.
@@ -101,6 +104,20 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
     around = (high - low).clamp(min=0).prod(-1).clamp(min=TINY)
     return intersection / union - (around - union) / around
+
+
+def log_iou(a: Tensor, b: Tensor) -> Tensor:
+    """``log(IoU)``, of an IoU of at least 1e-6, so that boxes without overlap are finite.
+
+    Args:
+        a (Tensor): (..., 4), x1, y1, x2, y2, in float32 or wider.
+        b (Tensor): (..., 4), to be broadcast with the others.
+
+    Returns:
+        Tensor: (...), 0 or below.
+    """
+    intersection, union = overlap(a, b)
+    return (intersection / union).clamp(min=SMALLEST_IOU).log()
 
 
 def centre_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmkd_plugin.losses.numerics.autograd import with_gradient
 from mmkd_plugin.losses.numerics.checks import check_shapes, kept_positions
 from mmkd_plugin.losses.numerics.divergence import probabilities
 from mmkd_plugin.losses.numerics.one_pass import through_sums
-from mmkd_plugin.losses.numerics.pieces import Piece, each_piece, scratch
+from mmkd_plugin.losses.numerics.pieces import PIECE, Piece, each_piece, scratch
 from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
 
 EPS = 1e-8
+
+#: Up to this many logits of images are compared at once: all that is needed fits into the cache.
+AT_ONCE = 2 * PIECE
 
 
 def class_correlation(
@@ -28,6 +32,8 @@ def class_correlation(
     if not student.numel():
         with full_precision(student, teacher) as (s, _):
             return s.sum()
+    if student.dim() == 2 and ignore_index is None and student.numel() <= AT_ONCE:
+        return of_rows(student, teacher, tau, inter, intra)
     if student.dim() == 2:  # images are as good as positions
         maps = [x.T.contiguous()[None] for x in (student, teacher)]
     else:
@@ -39,13 +45,16 @@ def class_correlation(
     rows = max(len(student) * student.shape[2:].numel(), 1) if count is None else count
     means, equal = of_classes(*maps, tau=tau, rows=rows)
 
-    def sums(s: Tensor, t: Tensor, kept: Tensor | None = None) -> Tensor:
-        pair = [probabilities(x, n, kept, tau) for n, x in enumerate((s, t))]
+    def sums(
+        s: Tensor, t: Tensor, kept: Tensor | None = None, held: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        pair = [probabilities(s, 0, kept, tau, held), probabilities(t, 1, kept, tau)]
         *_, along, a_a, b_b, same = row_products(*pair)
         rho = (along / ((a_a * b_b).sqrt() + EPS)).masked_fill_(same, 0).sum((1, 2))
         a, b = gaps(pair, means, kept)
         products = [torch.mul(*x, out=scratch(a, 2)).sum(2) for x in ((a, b), (a, a), (b, b))]
-        return torch.cat([rho[:, None], *products], 1)
+        found = torch.cat([rho[:, None], *products], 1)
+        return found if held is None else (found, held)
 
     def finish(sums: Tensor) -> Tensor:
         rho, products = sums[:, 0].sum(), sums[:, 1:].sum(0).view(3, -1)
@@ -58,8 +67,11 @@ def class_correlation(
         value = tau**2 * (inter * (1 - mean) + intra * (1 - classes.mean()))
         return value if count is None else value.masked_fill(count == 0, 0)
 
-    def slope_of_sums(worth: Tensor, s: Tensor, t: Tensor, kept: Tensor | None = None) -> Tensor:
-        p, q = (probabilities(x, n, kept, tau) for n, x in enumerate((s, t)))
+    def slope_of_sums(
+        worth: Tensor, s: Tensor, t: Tensor, kept: Tensor | None = None, held: Tensor | None = None
+    ) -> Tensor:
+        p = probabilities(s, 0, kept, tau) if held is None else held
+        q = probabilities(t, 1, kept, tau)
         of_rho, (of_along, of_a_a, _) = worth[:, :1, None], worth[:, 1:, None].chunk(3, 1)
         a, b, along, a_a, b_b, same = row_products(p, q)
         whole = (a_a * b_b).sqrt() + EPS
@@ -72,6 +84,39 @@ def class_correlation(
         return p.mul_(g).div_(tau)  # p is 0 where a position does not count
 
     return through_sums(sums, finish, *maps, slope_of_sums=slope_of_sums)
+
+
+def of_rows(student: Tensor, teacher: Tensor, tau: float, inter: float, intra: float) -> Tensor:
+    """The loss of logits (N, C) without passes: the gradient of all takes what the value took."""
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        with full_precision(x, teacher) as (s, t):
+            p, q = (
+                torch.softmax(y / tau if tau != 1 else y, 1, out=scratch(y, number))
+                for number, y in enumerate((s, t))
+            )
+            g, value = torch.zeros_like(p), 0
+            for dim, factor in ((1, inter), (0, intra)):
+                rho = _correlation(p, q, dim, g, tau**2 * factor / p.shape[1 - dim])
+                value = value + factor * (1 - rho.mean())
+            g.sub_(torch.mul(p, g, out=scratch(p, 2)).sum(1, keepdim=True))
+            return tau**2 * value, g.mul_(p).div_(tau)
+
+    if student.requires_grad and torch.is_grad_enabled():
+        return with_gradient(compute, student)
+    with torch.no_grad():
+        return compute(student)[0]
+
+
+def _correlation(p: Tensor, q: Tensor, dim: int, g: Tensor, factor: float) -> Tensor:
+    """Pearson's correlation along a dimension; ``factor`` times its gradient is taken off ``g``."""
+    a, b, along, a_a, b_b, same = row_products(p, q, dim)
+    lengths = [x.masked_fill(same, 1).sqrt() for x in (a_a, b_b)]
+    whole = lengths[0] * lengths[1] + EPS
+    of_b = (factor / whole).masked_fill_(same, 0)
+    of_a = of_b * along * lengths[1] / (whole * lengths[0])
+    g.sub_(b.mul_(of_b)).add_(a.mul_(of_a))
+    return (along / whole).masked_fill_(same, 0)
 
 
 def of_classes(
@@ -101,21 +146,24 @@ def of_classes(
         return means[:, None, :, None], most.amax(0) <= least.amin(0)
 
 
-def row_products(p: Tensor, q: Tensor) -> tuple[Tensor, ...]:
+def row_products(p: Tensor, q: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
     """Of each row: gaps to its mean, ``<a, b>``, ``<a, a>``, ``<b, b>``, and if one is constant."""
     a, b = (
-        torch.sub(x, x.mean(1, keepdim=True), out=scratch(x, number))
+        torch.sub(x, x.mean(dim, keepdim=True), out=scratch(x, number))
         for number, x in ((2, p), (3, q))
     )
     products = (
-        torch.mul(*pair, out=scratch(p, 4)).sum(1, keepdim=True)
+        torch.mul(*pair, out=scratch(p, 4)).sum(dim, keepdim=True)
         for pair in ((a, b), (a, a), (b, b))
     )
-    same = [x.amax(1, keepdim=True) <= x.amin(1, keepdim=True) for x in (p, q)]
+    same = [x.amax(dim, keepdim=True) <= x.amin(dim, keepdim=True) for x in (p, q)]
     return a, b, *products, same[0] | same[1]
 
 
 def gaps(pair: list[Tensor], means: Tensor, kept: Tensor | None) -> tuple[Tensor, ...]:
-    """Probabilities minus the means of their classes, in place, 0 where a position is ignored."""
-    found = (x.sub_(mean) for x, mean in zip(pair, means))
+    """Probabilities minus the means of their classes, 0 where a position is ignored."""
+    found = (
+        torch.sub(x, mean, out=scratch(x, number))
+        for number, (x, mean) in enumerate(zip(pair, means))
+    )
     return tuple(x if kept is None else x.mul_(kept) for x in found)

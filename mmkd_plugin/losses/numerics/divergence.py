@@ -86,7 +86,11 @@ def _tail(x: Tensor) -> Tensor:
 
 
 def probabilities(
-    x: Tensor, number: int = 0, kept: Tensor | None = None, tau: float = 1.0
+    x: Tensor,
+    number: int = 0,
+    kept: Tensor | None = None,
+    tau: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The softmax of logits over dimension 1, in the memory of :func:`.pieces.scratch`.
 
@@ -95,7 +99,9 @@ def probabilities(
         number (int): See :func:`.pieces.scratch`. Defaults to 0.
         kept (Tensor, optional): Booleans (N, 1, n); where they are False, all is 0.
         tau (float): Temperature. Defaults to 1.0.
+        out (Tensor, optional): Other memory to use.
     """
-    p = torch.sub(x, x.amax(1, keepdim=True), out=scratch(x, number)).mul_(LOG2_E / tau).exp2_()
+    out = scratch(x, number) if out is None else out
+    p = torch.sub(x, x.amax(1, keepdim=True), out=out).mul_(LOG2_E / tau).exp2_()
     total = p.sum(1, keepdim=True)
     return p.div_(total if kept is None else total.masked_fill_(~kept, torch.inf))

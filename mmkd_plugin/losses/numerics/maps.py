@@ -61,6 +61,20 @@ def as_pairs(student: Maps, teacher: Maps) -> tuple[Sequence[Tensor], Sequence[T
     return students, teachers
 
 
+def one_for_each(value: Any, maps: Maps) -> Sequence[Any]:
+    """A list or tuple as it is, another value once for each map.
+
+    Raises:
+        ValueError: If there are not as many as maps.
+    """
+    count = len(as_maps(maps, 'student'))
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f'got {len(value)} labels for {count} maps; give one for each')
+    return value
+
+
 def weighted_sum(losses: Sequence[Tensor], weight: Weight) -> Tensor:
     """Add scalars up, with one factor on the sum or one factor on each.
 

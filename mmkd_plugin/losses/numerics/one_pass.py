@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mmkd_plugin.losses.numerics.autograd import with_gradient
 from mmkd_plugin.losses.numerics.compiling import is_compiling
-from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.pieces import KEPT, Piece, each_piece
 from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
 
 #: The part of a loss that comes from a piece of the maps. It takes the pieces of student, teacher
@@ -118,7 +119,7 @@ def through_sums(
     """``finish(sums(student, teacher, *others))``, in two passes over pieces of the maps.
 
     The first adds the sums up. The second takes the gradient, piece by piece: what a sum is worth
-    is known then.
+    is known then. Until then, the memory for the gradient of a small map holds what both need.
 
     Args:
         sums (Callable): Takes pieces; returns for each of their samples sums over the positions,
@@ -127,8 +128,11 @@ def through_sums(
         student (Tensor): Map of the student, (N, C, L), of any floating-point type.
         teacher (Tensor): Map of the teacher, the same shape. It gets no gradient.
         others (Tensor): Further tensors to cut into the same pieces.
-        slope_of_sums (Callable, optional): Takes the worth of each of the sums, and pieces; returns
-            the gradient of ``(worth * sums).sum()``. Defaults to None: by autograd.
+        slope_of_sums (Callable, optional): Takes the worth of each of the sums, pieces, and
+            ``held``; returns the gradient of ``(worth * sums).sum()``. ``sums`` takes ``held`` too,
+            memory in the form of the student's piece, or None. With it, it returns its sums and
+            what ``slope_of_sums`` gets as ``held`` in place of pieces; that writes the gradient
+            into the memory. Defaults to None: by autograd.
 
     Returns:
         Tensor: A scalar in float32 or wider. It can be differentiated once.
@@ -140,8 +144,15 @@ def through_sums(
             x[piece] for x in others
         )
 
+    left: dict[str, Any] = {}
+
     def first(piece: Piece) -> tuple[Piece, Tensor]:
-        return piece, sums(*cut(piece))
+        if slope_of_sums is None:
+            return piece, sums(*cut(piece))
+        if not holds:
+            return piece, sums(*cut(piece), held=None)
+        found, left[str(piece)] = sums(*cut(piece), held=slope[piece])
+        return piece, found
 
     def compute(_: Tensor) -> tuple[Tensor, Tensor | None]:
         found = each_piece(first, student, dim=2)
@@ -155,9 +166,12 @@ def through_sums(
         (worth,) = torch.autograd.grad(value, total)
 
         def second(piece: Piece) -> None:
+            if holds and slope_of_sums is not None:
+                slope_of_sums(worth[piece[0]], *cut(piece), held=left[str(piece)])
+                return
             s, *rest = cut(piece)
             if slope_of_sums is not None:
-                slope[piece] = slope_of_sums(worth[piece[0]], s, *rest)
+                slope[piece] = slope_of_sums(worth[piece[0]], s, *rest, held=None)
                 return
             with torch.enable_grad():
                 part = (sums(s.requires_grad_(), *rest) * worth[piece[0]]).sum()
@@ -168,6 +182,7 @@ def through_sums(
 
     wanted = student.requires_grad and torch.is_grad_enabled()
     slope = empty_map(student, dtype) if wanted else None
+    holds = wanted and student.numel() <= KEPT  # a large map would be fetched from memory again
     with no_autocast(student.device.type):
         if wanted:
             return with_gradient(compute, student)

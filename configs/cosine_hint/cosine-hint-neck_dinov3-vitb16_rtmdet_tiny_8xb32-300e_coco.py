@@ -1,0 +1,11 @@
+_base_ = '../_base_/pairs/dinov3-vitb16_rtmdet_tiny_8xb32-300e_coco.py'
+
+model = dict(
+    distill=dict(
+        cosine_hint=dict(
+            student_tap='neck[1]',
+            teacher_tap='maps',
+            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=1),
+        ),
+    ),
+)

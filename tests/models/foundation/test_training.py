@@ -1,0 +1,92 @@
+"""Foundation models teach students, beside other teachers and out of a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+
+from mmkd_plugin.cache.wiring import wire
+from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.taps import Tap
+from mmkd_plugin.teachers import CachedTeacher, OnlineTeacher
+from tests import stock_models
+from tests.caches import use_cache, write_cache
+from tests.models.foundation.weights import save
+from tests.runs import SEG_CLASSES, Record, config, train
+from tests.teaching import prepare, taught
+
+pytest.importorskip('transformers', reason='transformers is an option of the user')
+pytestmark = [pytest.mark.usefixtures('own_globals'), pytest.mark.filterwarnings('ignore')]
+
+LOSSES = dict(
+    HintLoss={}, CosineHintLoss=dict(scope='token'), GramLoss={}, TokenRelationLoss=dict(queue=8)
+)
+
+
+def foundation(kind: str, root: Path, **kwargs) -> dict:
+    model = dict(type='mmkd_plugin.FoundationModel', source='transformers', path=save(kind, root))
+    return dict(config={**model, **kwargs}, checkpoint=None)
+
+
+def term(kind: str, teacher_tap: str = 'maps', **changes) -> dict:
+    loss = dict(type=f'mmkd_plugin.{kind}', loss_weight=0.1, **LOSSES[kind])
+    return dict(student_tap='backbone[3]', teacher_tap=teacher_tap, loss=loss) | changes
+
+
+def run(teacher: dict | list, distill: dict, data: Path, work_dir: Path, **kwargs):
+    student = stock_models.fcn(classes=len(SEG_CLASSES))
+    model = dict(
+        _scope_='mmseg',
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=teacher,
+        distill=distill,
+    )
+    return config(model, data, work_dir, 2, **kwargs)
+
+
+def test_two_foundation_models_teach_beside_the_task(data: Path, tmp_path: Path) -> None:
+    teachers = [
+        dict(name='patches', **foundation('dinov2', tmp_path, blocks=[0, 1])),
+        dict(name='registers', **foundation('dinov3', tmp_path)),
+    ]
+    distill = {kind: term(kind, teacher='registers') for kind in LOSSES}
+    distill['blocks'] = term(
+        'CosineHintLoss', student_tap=['backbone[2]', 'backbone[3]'], teacher='patches'
+    )
+    record = Record()
+    runner = train(run(teachers, distill, data, tmp_path / 'run'), record)
+    for logs in record.losses:
+        assert {key for key in logs if key.startswith('distill')} == {
+            f'distill.{name}.loss' for name in distill
+        }
+        assert all(torch.isfinite(torch.as_tensor(value)).all() for value in logs.values())
+    saved = read_checkpoint(tmp_path / 'run' / 'iter_2.pth')['state_dict']
+    assert set(saved) == set(stock_models.build(stock_models.fcn(classes=3)).state_dict())
+    assert 'registers' in runner.model.teachers['registers'].work()
+
+
+@pytest.mark.parametrize('kind', ['dinov2', 'sam'])
+def test_a_cache_shows_what_the_model_shows(kind: str, data: Path, tmp_path: Path) -> None:
+    """A patch of 14 pixels and a model of one size have whole strides all the same."""
+    teacher = foundation(kind, tmp_path, **(dict(stride=16) if kind == 'sam' else {}))
+    teacher['inference'] = dict(precision='fp32')
+    cfg = run(teacher, dict(hint=term('HintLoss')), data, tmp_path / 'online')
+    path = write_cache(cfg, tmp_path / 'cache')
+    wired = use_cache(cfg, path)
+    wire(wired)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        item = DATASETS.build(wired.train_dataloader.dataset)[0]
+        preprocessor = stock_models.build(stock_models.fcn()).data_preprocessor
+    batch = preprocessor(pseudo_collate([item]), True)
+    shown = []
+    for one in (OnlineTeacher(**teacher), CachedTeacher(path)):
+        prepare(one, preprocessor, [Tap('maps')])
+        maps = taught(one, batch['inputs'], batch['data_samples'], [Tap('maps')])[Tap('maps')]
+        shown.append(maps[0])
+    assert shown[0].shape == (1, dict(dinov2=32, sam=16)[kind], 4, 4)
+    torch.testing.assert_close(shown[1], shown[0], rtol=2**-10, atol=1e-4)

@@ -1,0 +1,151 @@
+"""Each family of models from build to export: trained, resumed, asked, and loaded without us.
+
+The suite takes those in ``DAILY``; ``make families`` takes all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest import mock
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+
+from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.running.hook import make_resumable
+from mmkd_plugin.taps.example import example_batch
+from tests import stock_models as stock
+from tests.runs import assert_same, needs_ops
+from tests.stock_models import build, cwd
+from tests.tools.tool_runs import load_tool
+
+pytestmark = pytest.mark.usefixtures('own_globals')
+
+SCORES, NECK = dict(tap='decode_head.conv_seg'), dict(tap='neck')
+MASKS = dict(tap='panoptic_head.pixel_decoder.mask_feature')
+
+#: Student, and where it is compared with a wider model of its kind.
+FAMILIES: dict[str, tuple[Callable[..., dict], dict]] = {
+    'RetinaNet': (stock.retinanet, NECK),
+    'FCOS': (stock.fcos, NECK),
+    'ATSS': (stock.atss, NECK),
+    'GFL': (stock.gfl, NECK),
+    'Faster R-CNN': (stock.faster_rcnn, NECK),
+    'Mask R-CNN': (stock.mask_rcnn, NECK),
+    'Cascade R-CNN': (stock.cascade_rcnn, NECK),
+    'RTMDet': (stock.rtmdet, NECK),
+    'YOLOX': (stock.yolox, NECK),
+    'DETR': (stock.detr, NECK),
+    'DAB-DETR': (stock.dab_detr, NECK),
+    'DINO': (stock.dino, NECK),
+    'Mask2Former': (stock.mask2former, MASKS),
+    'SegFormer': (stock.segformer, SCORES),
+    'UPerNet, Swin': (stock.upernet_swin, SCORES),
+    'SegNeXt': (stock.segnext, SCORES),
+    'STDC': (stock.stdc, SCORES),
+    'BiSeNetV2': (stock.bisenetv2, SCORES),
+    'PIDNet': (stock.pidnet, SCORES),
+    'DDRNet': (stock.ddrnet, SCORES),
+}
+#: Those that differ most in what they keep and draw; the others train in other tests too.
+DAILY = ('Cascade R-CNN', 'SegNeXt', 'PIDNet')
+CHOSEN = FAMILIES if os.environ.get('FAMILIES') == 'all' else DAILY
+
+
+class MadeUp(Dataset):
+    """Four images with the labels that a model is trained with."""
+
+    metainfo: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, model: dict) -> None:
+        torch.manual_seed(0)
+        masks = 'mask_head' in model.get('roi_head', {}) or 'panoptic_head' in model
+        _, (self.sample,) = example_batch(build(model), torch.device('cpu'), masks=masks)
+        side = self.sample.metainfo['img_shape'][0]
+        self.images = torch.randint(256, (4, 3, side, side), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(inputs=self.images[index], data_samples=self.sample.clone())
+
+
+def run(model: dict, dataset: Dataset, work_dir: Path, **changes: Any) -> Runner:
+    """Trains for two iterations, saving each."""
+    with mock.patch('mmengine.runner.runner.collect_env', dict):  # asks a compiler each time
+        runner = Runner(
+            default_scope=model['_scope_'],
+            model=ConfigDict(model),
+            work_dir=str(work_dir),
+            experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
+            randomness=dict(seed=0),
+            train_dataloader=dict(
+                batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler'), dataset=dataset
+            ),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-4)),
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
+            log_processor=dict(by_epoch=False),
+            log_level='ERROR',
+            cfg=dict(),
+            **changes,
+        )
+    make_resumable(runner)
+    runner.train()
+    return runner
+
+
+@needs_ops
+@pytest.mark.parametrize('family', CHOSEN)
+def test_from_build_to_export(family, tmp_path, monkeypatch):
+    make, taps = FAMILIES[family]
+    student, teacher = make(), make(32)
+    model = dict(
+        _scope_=student['_scope_'],
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=dict(config=teacher, checkpoint=None),
+        distill=dict(cwd=dict(**taps, loss=cwd(loss_weight='auto'))),
+    )
+    images = MadeUp(student)
+
+    whole = run(model, images, tmp_path / 'whole')
+    run(model, images, tmp_path / 'rest', load_from=str(tmp_path / 'whole/iter_1.pth'), resume=True)
+    saved, again = (read_checkpoint(tmp_path / f'{name}/iter_2.pth') for name in ('whole', 'rest'))
+    for part in ('state_dict', 'optimizer'):
+        assert_same(dict(again[part]), dict(saved[part]))
+    first = read_checkpoint(tmp_path / 'whole/iter_1.pth')['state_dict']
+    learns = [name for name, _ in whole.model.student.named_parameters()]
+    assert any(not torch.equal(first[name], saved['state_dict'][name]) for name in learns)
+
+    config, out = tmp_path / 'config.py', tmp_path / 'student.pth'
+    Config(dict(default_scope=student['_scope_'], model=model)).dump(config)
+    monkeypatch.setattr(
+        sys, 'argv', ['export', *map(str, (config, tmp_path / 'whole/iter_2.pth', out))]
+    )
+    load_tool('export_student').main()
+    alone = build(student)
+    alone.load_state_dict(torch.load(out, weights_only=True)['state_dict'])
+    batch = dict(inputs=[images[0]['inputs']], data_samples=[images[0]['data_samples']])
+    ours, theirs = (asked(one, batch, student) for one in (whole.model, alone))
+    assert_same(ours, theirs)
+
+
+def asked(model: torch.nn.Module, batch: dict, student: dict) -> list[torch.Tensor]:
+    """What a model predicts of an image: a label map, or boxes with scores."""
+    torch.manual_seed(0)
+    model.eval()
+    with torch.no_grad():
+        copied = dict(inputs=batch['inputs'], data_samples=[batch['data_samples'][0].clone()])
+        (found,) = model.test_step(copied)
+    if student['_scope_'] == 'mmseg':
+        return [found.pred_sem_seg.data]
+    return [found.pred_instances.bboxes, found.pred_instances.scores]

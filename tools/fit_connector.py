@@ -1,0 +1,100 @@
+"""Measure the teacher connectors of a config on its training images, before the student trains.
+
+CONFIG is a distilled config with a `teacher_connector` such as `mmkd_plugin.PHISNormalizer`. Train
+with the same one afterwards:
+
+    python tools/fit_connector.py CONFIG
+    python tools/train.py CONFIG
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
+
+from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mmkd_plugin.cli import (
+    UsageError,
+    add_cfg_options,
+    apply_options,
+    check_folder,
+    check_has,
+    check_number,
+    is_distilled,
+    plain_errors,
+    read_config,
+)
+from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
+from mmkd_plugin.stack import safe_loading
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='a distilled config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument(
+        '--work-dir',
+        help='the work dir of the training, in which it looks for files without a `checkpoint`; '
+        'default: as tools/train.py has it',
+    )
+    parser.add_argument(
+        '--images', type=int, metavar='N', help='measure on N training images, chosen at random'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace files that are there already'
+    )
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    with safe_loading(), plain_errors():
+        args = parse_args()
+        check_number(args.images, '--images', 1)
+        if args.work_dir is not None:
+            check_folder(args.work_dir, '--work-dir')
+        cfg = read_config(args.config)
+        apply_options(cfg, args.cfg_options)
+        check_has(cfg, args.config, 'train_dataloader')
+        if not is_distilled(cfg):
+            raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        lines = measured_lines(cfg)
+        files = files_of(lines, work_dir)
+        for path in files:
+            check_new(path, args.overwrite)
+        set_random_seed(0)
+        fitting, loader = Fitting(cfg, lines), training_images(cfg, args.images)
+        columns = (
+            TextColumn('teacher'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('images,'),
+            TimeRemainingColumn(),
+            TextColumn('left'),
+        )
+        with Progress(*columns) as progress:
+            for data in progress.track(loader, total=len(loader)):
+                fitting.observe(data)
+        for path, terms in files.items():
+            fitting.save(path, terms)
+            print(f'{path}: {", ".join(terms)}; train the student now.')
+
+
+def check_new(path: str, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or that is there already."""
+    if Path(path).exists() and not overwrite:
+        raise UsageError(f'there is one at {path} already; move it away, or add --overwrite')
+    check_folder(Path(path).parent, 'checkpoint')
+
+
+if __name__ == '__main__':
+    main()
