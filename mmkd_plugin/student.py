@@ -80,6 +80,8 @@ class StudentForward:
         taps: Sequence[Tap],
         device: torch.device,
     ) -> None:
+        for view in views:
+            view.check_path(student, 'the student')
         self.run: DryRun = dry_run_student(student, [*taps_of(views), *taps], device)
         self._heads = {
             view: find_head(student, view.taps, _asking(view), 'the student')

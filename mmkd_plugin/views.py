@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Explainer, Explanation, Scores, explain, scores_of
 from mmkd_plugin.queries import Queries
-from mmkd_plugin.taps import Maps, Tap, Taps
+from mmkd_plugin.taps import Maps, Tap, Taps, places_of
+from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, random_state_kept
 
 #: The kinds of tensors that a loss may compare.
@@ -77,6 +78,24 @@ class View:
     def on_path(self) -> tuple[Tap, ...]:
         """Returns the taps from which later outputs need an autograd graph."""
         return () if self.kind in ('maps', 'queries', 'rois') else tuple(self.taps)
+
+    def check_path(self, model: nn.Module, owner: str) -> None:
+        """Refuses a place from which nothing of the model follows, if a gradient is needed there.
+
+        Args:
+            model (nn.Module): The model.
+            owner (str): Name of the model in the error.
+
+        Raises:
+            ValueError: If a map is computed from what a head gives.
+        """
+        for tap in self.on_path():
+            if any(place.where == CLASS_SCORES for place in places_of(model, tap, owner)):
+                raise ValueError(
+                    f"{owner}: '{tap}' is computed from what its head gives, and {self.loss} takes "
+                    f'{self.kind} there, which needs a map that the model goes on with; tap a '
+                    'module by its name'
+                )
 
     def context(self, model: nn.Module) -> AbstractContextManager:
         """Returns the context in which the forward and the backward pass of a model run.

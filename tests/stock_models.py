@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from mmkd_plugin.taps.example import example_batch
 
+#: How mask classifiers are trained: points of masks, and the costs of a match.
+MASK_POINTS = dict(num_points=64, oversample_ratio=3.0, importance_sample_ratio=0.75)
+MASK_COSTS = [
+    dict(type='ClassificationCost'),
+    dict(type='CrossEntropyLossCost', use_sigmoid=True),
+    dict(type='DiceCost', pred_act=True),
+]
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
@@ -278,6 +285,83 @@ def ddrnet(width: int = 8, classes: int = 5, **preprocessor: Any) -> dict:
     model = _seg(backbone, head, classes, **preprocessor)
     pixels = dict(type='OhemCrossEntropy', thres=0.9, min_kept=100)
     model['decode_head']['loss_decode'] = [pixels, pixels]
+    return model
+
+
+def san(width: int = 8, classes: int = 5) -> dict:
+    """SAN: masks of a side network, and classes by the similarity to embeddings of their names."""
+    clip, names = 4 * width, [f'thing {number}' for number in range(classes)]
+    layers = dict(num_layers=2, num_heads=2, mlp_ratio=1)
+    heads = dict(
+        num_heads=2, num_layers=1, embed_channels=width, mlp_channels=width, num_mlp=1, rescale=True
+    )
+    model = _seg({}, {}, classes, size=None, size_divisor=64)
+    del model['backbone']
+    model.update(
+        type='MultimodalEncoderDecoder',
+        encoder_resolution=0.5,
+        image_encoder=dict(
+            layers,
+            type='VisionTransformer',
+            img_size=(64, 64),
+            patch_size=16,
+            patch_pad=0,
+            embed_dims=clip,
+            out_origin=True,
+            out_indices=(0, 1),
+            output_cls_token=True,
+            patch_bias=False,
+            pre_norm=True,
+            frozen_exclude=['pos_embed'],
+        ),
+        text_encoder=dict(
+            layers,
+            type='CLIPTextEncoder',
+            vocabulary=names,
+            templates=['a {}'],
+            embed_dims=2 * width,
+            output_dims=2 * width,
+        ),
+        decode_head=dict(
+            type='SideAdapterCLIPHead',
+            num_classes=classes,
+            deep_supervision_idxs=[1],
+            align_corners=False,
+            san_cfg=dict(
+                in_channels=3,
+                clip_channels=clip,
+                embed_dims=2 * width,
+                patch_size=16,
+                patch_bias=True,
+                num_queries=6,
+                fusion_index=[0, 1, 2],
+                cfg_encoder=dict(num_encode_layer=2, num_heads=2, mlp_ratio=1),
+                cfg_decoder=heads,
+                norm_cfg=dict(type='LN'),
+            ),
+            maskgen_cfg=dict(
+                sos_token_num=6,
+                num_layers=1,
+                embed_dims=clip,
+                num_heads=2,
+                mlp_ratio=1,
+                out_dims=2 * width,
+            ),
+            train_cfg=MASK_POINTS
+            | dict(assigner=dict(type='HungarianAssigner', match_costs=MASK_COSTS)),
+            loss_decode=[
+                dict(
+                    type='CrossEntropyLoss',
+                    loss_name='loss_cls_ce',
+                    class_weight=[1.0] * classes + [0.1],
+                ),
+                dict(type='CrossEntropyLoss', use_sigmoid=True, loss_name='loss_mask_ce'),
+                dict(
+                    type='DiceLoss', ignore_index=None, naive_dice=True, loss_name='loss_mask_dice'
+                ),
+            ],
+        ),
+    )
     return model
 
 
@@ -728,21 +812,67 @@ def mask2former(width: int = 8, classes: int = 4) -> dict:
         ),
         panoptic_fusion_head=dict(type='MaskFormerFusionHead', **split),
         train_cfg=dict(
-            num_points=64,
-            oversample_ratio=3.0,
-            importance_sample_ratio=0.75,
-            assigner=dict(
-                type='HungarianAssigner',
-                match_costs=[
-                    dict(type='ClassificationCost'),
-                    dict(type='CrossEntropyLossCost', use_sigmoid=True),
-                    dict(type='DiceCost', pred_act=True),
-                ],
-            ),
+            **MASK_POINTS,
+            assigner=dict(type='HungarianAssigner', match_costs=MASK_COSTS),
             sampler=dict(type='MaskPseudoSampler'),
         ),
         test_cfg=dict(panoptic_on=False, semantic_on=False, instance_on=True, max_per_image=5),
     )
+
+
+def _as_segmentor(head: dict, width: int, classes: int) -> dict:
+    """A head of mmdetection that classifies masks, in the segmentor that mmsegmentation makes."""
+    model = _seg(resnet(width), {}, classes)
+    model['decode_head'] = dict(head, num_classes=classes, align_corners=False)
+    return model
+
+
+def _in_mmdet(config: Any) -> Any:
+    """A config of mmdetection with its library in front of each type that mmsegmentation has."""
+    if isinstance(config, dict):
+        found = {key: _in_mmdet(value) for key, value in config.items()}
+        if 'Loss' in str(found.get('type')) or 'PixelDecoder' in str(found.get('type')):
+            found['type'] = f'mmdet.{found["type"]}'
+        return found
+    return [_in_mmdet(x) for x in config] if isinstance(config, list) else config
+
+
+def mask2former_segmentor(width: int = 8, classes: int = 5) -> dict:
+    """Mask2Former-R18 of mmsegmentation."""
+    model = mask2former(width, classes)
+    head = _in_mmdet(model['panoptic_head'])
+    costs = [{**cost, 'type': f'mmdet.{cost["type"]}'} for cost in MASK_COSTS]
+    head['train_cfg'] = dict(
+        MASK_POINTS,
+        assigner=dict(type='mmdet.HungarianAssigner', match_costs=costs),
+        sampler=dict(type='mmdet.MaskPseudoSampler'),
+    )
+    return _as_segmentor(head, width, classes)
+
+
+def maskformer_segmentor(width: int = 8, classes: int = 5) -> dict:
+    """MaskFormer-R18 of mmsegmentation: its layers lie in one tensor."""
+    model = mask2former_segmentor(width, classes)
+    head, embed = model['decode_head'], 2 * width
+    for key in ('strides', 'num_transformer_feat_level', 'num_things_classes', 'num_stuff_classes'):
+        del head[key]
+    head.update(
+        type='MaskFormerHead',
+        in_index=[0, 1, 2, 3],
+        enforce_decoder_input_project=False,
+        pixel_decoder=dict(
+            type='mmdet.PixelDecoder',
+            norm_cfg=dict(type='GN', num_groups=2),
+            act_cfg=dict(type='ReLU'),
+        ),
+        loss_mask=dict(type='mmdet.FocalLoss', use_sigmoid=True),
+    )
+    head['train_cfg']['assigner']['match_costs'][1] = dict(
+        type='mmdet.FocalLossCost', binary_input=True
+    )
+    head['transformer_decoder']['num_layers'] = 2
+    assert embed == head['feat_channels']
+    return model
 
 
 def build(config: dict) -> nn.Module:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.assigners.rois import score_taps
-from mmkd_plugin.taps import Tap, TapReader, as_list, find_module
+from mmkd_plugin.taps import Tap, TapReader, as_list, places_of
+from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, random_state_kept
 from mmkd_plugin.taps.task_gradient import gradients_of
 from mmkd_plugin.teachers.classes import Names
-from mmkd_plugin.teachers.dense_forward import dense_forward
+from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
 from mmkd_plugin.words import first_line
 
-#: The module of a segmentor that gives class scores, or the list of them, whose last one does.
-HEAD = 'decode_head'
+#: The class scores of each position, and the map that they are made of.
+SCORES, TAKEN = Tap(CLASS_SCORES), Tap(CLASS_SCORES, where='input')
 
 DROPOUT = nn.modules.dropout._DropoutNd
 
@@ -108,7 +109,10 @@ def look_at_student(model: nn.Module, classes: Names | None, device: torch.devic
     with random_state_kept():
         model = _without_dropout(copy.deepcopy(model))
         ran = dry_run_student(model, [], device)
-        run = dry_run_student(model, _candidates(model, ran), device)
+        try:
+            run = dry_run_student(model, _candidates(model, ran), device)
+        except ValueError:  # a head that gives class scores in a form of its own
+            run = dry_run_student(model, _levels_of(ran), device)
         look = _look(model, run, classes)
         return _with_gradients(look, _learning(model, look, run, device))
 
@@ -131,8 +135,9 @@ def look_at_teacher(
     model.eval().to(device)
     try:
         with random_state_kept():
-            head = _head(model)
-            for heads in ([head], []) if head else ([],):  # one that cannot be called alone
+            named = [SCORES] if _has(model, SCORES) else []
+            whole = heads_of(model, named, 'the teacher')
+            for heads in (whole, []) if whole else (whole,):  # one that cannot be called alone
                 run = _try_teacher(model, heads, device, like)
                 if run.problem is None:
                     return _look(model, run, classes)
@@ -141,19 +146,10 @@ def look_at_teacher(
     raise ValueError(f'the teacher could not be tried on a made-up image: {run.problem}')
 
 
-def _head(model: nn.Module) -> str:
-    """The name of the head that gives the class scores of a segmentor, ``''`` if there is none."""
-    head = getattr(model, HEAD, None)
-    if isinstance(head, nn.ModuleList):
-        return f'{HEAD}.{len(head) - 1}'
-    return HEAD if isinstance(head, nn.Module) else ''
-
-
 def _try_teacher(
-    model: nn.Module, heads: list[str], device: torch.device, like: nn.Module
+    model: nn.Module, heads: list[str] | None, device: torch.device, like: nn.Module
 ) -> DryRun:
     """Runs the features of a model and some heads; ``problem`` is set if no size of image works."""
-    called = heads if hasattr(model, 'extract_feat') else None  # None runs the whole model
     problem = None
     for side in dict.fromkeys(
         (*EXAMPLE_SIZES, *crop_size(like), *crop_size(model.data_preprocessor))
@@ -161,7 +157,7 @@ def _try_teacher(
         inputs, samples = example_batch(model, device, side)
 
         def forward(inputs: Tensor = inputs, samples: list | None = samples) -> None:
-            dense_forward(model, inputs, samples, called)
+            dense_forward(model, inputs, samples, heads)
 
         try:
             ran = read_once(model, [], forward)
@@ -181,27 +177,29 @@ def _without_dropout(model: nn.Module) -> nn.Module:
 
 
 def _candidates(model: nn.Module, run: DryRun) -> list[Tap]:
-    """The places to read: levels, and all maps in the head that gives class scores."""
-    taps = [Tap(root) for root in ROOTS if root in run.maps]
-    head = _head(model)
-    if head:
-        inside = [name for name in run.maps if name.startswith(f'{head}.')]
-        taps += [Tap(name) for name in inside]
-        modules = dict(model.named_modules())
-        own = getattr(modules[head], 'conv_seg', None)
-        taps += [
-            Tap(name, where='input')
-            for name in inside
-            if modules[name] is own or isinstance(modules[name], (nn.Conv2d, DROPOUT))
-        ]
-    return taps
+    """The places to read: levels, class scores, and the map that they are made of."""
+    return [*_levels_of(run), *(tap for tap in (SCORES, TAKEN) if _has(model, tap, run))]
+
+
+def _levels_of(run: DryRun) -> list[Tap]:
+    return [Tap(root) for root in ROOTS if root in run.maps]
+
+
+def _has(model: nn.Module, tap: Tap, run: DryRun | None = None) -> bool:
+    """Whether a model has class scores of each position, or has run the module that takes them."""
+    try:
+        (place,) = places_of(model, tap)
+    except ValueError:
+        return False
+    return run is None or place.where == CLASS_SCORES or place.path in run.ran
 
 
 def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
-    scores = _scores(model, run)
+    scores = _scores(run)
+    taken = run.values.get(TAKEN)
     return Look(
         scores,
-        None if scores is None else _features(model, run, scores.tap),
+        None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
         *(_levels(run, root) for root in ROOTS),
         classes,
         tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
@@ -223,48 +221,12 @@ def _level(tap: str, x: Tensor, size: int) -> Level:
     return Level(tap, x.shape[1], size / x.shape[2])
 
 
-def _scores(model: nn.Module, run: DryRun) -> ScoreMap | None:
-    """The classifier: of the modules that give class scores, the head's own, else the last one."""
-    found = []
-    for order, name in enumerate(run.maps):
-        tap = Tap(name)
-        kinds = run.scores.get(tap, ())
-        if name in ROOTS or run.calls.get(tap) != 1 or len(kinds) != 1:
-            continue
-        (kind,) = kinds
-        if kind is not None and kind.dim == 1 and kind.each == run.values[tap].shape[1]:
-            own = getattr(find_module(model, Tap(_head(model)), 'the model'), 'conv_seg', None)
-            own = own is not None and own is find_module(model, tap, 'the model')
-            found.append((own, order, ScoreMap(name, kind.classes, kind.each)))
-    return max(found, key=lambda one: one[:2])[2] if found else None
-
-
-def _features(model: nn.Module, run: DryRun, classifier: str) -> Level | None:
-    """The map that the classifier takes, before dropout: the outermost module that gives it."""
-    taken = _single(run, Tap(classifier, where='input'))
-    if taken is None:
+def _scores(run: DryRun) -> ScoreMap | None:
+    """The class scores, unless other values lie among them."""
+    (kind,) = run.scores.get(SCORES, (None,))
+    if kind is None or kind.dim != 1 or kind.each != run.values[SCORES].shape[1]:
         return None
-    giving = [
-        (name.count('.'), -order, name)
-        for order, name in enumerate(run.maps)
-        if name not in (classifier, *ROOTS) and _equal(_single(run, Tap(name)), taken)
-    ]
-    modules = dict(model.named_modules())
-    plain = [one for one in giving if not isinstance(modules[one[2]], DROPOUT)]
-    if plain:
-        return _level(min(plain)[2], taken, run.size)
-    tap = Tap(min(giving)[2] if giving else classifier, where='input')
-    return _level(str(tap), taken, run.size)
-
-
-def _single(run: DryRun, tap: Tap) -> Tensor | None:
-    """The map of a place that ran once and gave one."""
-    value = run.values.get(tap)
-    return value if isinstance(value, Tensor) and run.calls[tap] == 1 else None
-
-
-def _equal(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and one.shape == other.shape and torch.equal(one, other)
+    return ScoreMap(str(SCORES), kind.classes, kind.each)
 
 
 def _learning(

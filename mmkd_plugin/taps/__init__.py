@@ -13,6 +13,7 @@ from mmkd_plugin.taps.tap import (
     describe,
     find_module,
     module_around,
+    places_of,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     'describe',
     'find_module',
     'module_around',
+    'places_of',
 ]

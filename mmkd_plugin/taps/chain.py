@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.tap import Tap, Taps, find_module, flatten, map_tensors
 
 
@@ -164,6 +165,9 @@ def chains_between(
     finally:
         for handle in handles:
             handle.remove()
+    read = [place for tap in (*start, *end) for place in places.get(tap, (tap,))]
+    if any(place.where == CLASS_SCORES for place in read):  # computed from what a head gives
+        raise ValueError(_no_way(start, end, owner))
     starts, ends = (
         [mark for tap in taps for mark in calls.marks(tap, places.get(tap, (tap,)))]
         for taps in (start, end)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mmkd_plugin.taps.tap import Maps, Tap, as_list, find_module, flatten, module_around
+from mmkd_plugin.taps.classifiers import CLASS_SCORES, ForwardHook
+from mmkd_plugin.taps.tap import (
+    Maps,
+    Tap,
+    as_list,
+    find_module,
+    flatten,
+    module_around,
+    places_of,
+)
 
 #: The tensors that heads gave, by the head: scores of classes, and those that mix in other values.
 Given = dict[nn.Module, tuple[list[Tensor], list[Tensor]]]
@@ -44,28 +53,18 @@ def heads_watched(model: nn.Module, taps: Sequence[Tap]) -> Iterator[Given]:
     """
     heads = {module_around(model, tap, 'num_classes') for tap in taps} - {None}
     given: Given = {head: ([], []) for head in heads}
-    before = {head: vars(head).get('forward') for head in heads}
-    for head in heads:
-        head.forward = _watched(head, head.forward, given[head])
+    hooks = [ForwardHook(head, partial(_note, head, given[head])) for head in heads]
     try:
         yield given
     finally:
-        for head, forward in before.items():
-            if forward is None:
-                del head.forward
-            else:
-                head.forward = forward
+        for hook in hooks:
+            hook.remove()
 
 
-def _watched(head: nn.Module, forward: Any, given: tuple[list, list]) -> Any:
-    @functools.wraps(forward)  # a head may be called by its signature
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        for noted, found in zip(given, _sorted_out(head, output)):
-            noted += found
-        return output
-
-    return watched
+def _note(head: nn.Module, given: tuple[list, list], output: Any) -> Any:
+    for noted, found in zip(given, _sorted_out(head, output)):
+        noted += found
+    return output
 
 
 def _sorted_out(head: nn.Module, output: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -108,10 +107,13 @@ def _of_map(
     scores, mixed = given
     if any(_same(x, other) for other in mixed):
         return ClassScores(1, head.num_classes, 0)
-    module = find_module(model, tap, 'the model')
-    classifies = tap.where == 'output' and (
-        module is getattr(head, 'conv_seg', None)
-        or (isinstance(module, nn.Linear) and 'cls' in tap.path.rpartition('head')[2])
+    place, module = places_of(model, tap)[0], find_module(model, tap, 'the model')
+    classifies = place.where == CLASS_SCORES or (
+        place.where == 'output'
+        and (
+            module is getattr(head, 'conv_seg', None)
+            or (isinstance(module, nn.Linear) and 'cls' in place.path.rpartition('head')[2])
+        )
     )
     if not classifies and not any(_same(x, other) for other in scores):
         return None

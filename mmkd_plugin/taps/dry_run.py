@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watched
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
-from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten
+from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten, places_of
 from mmkd_plugin.words import type_name
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
+
+#: A weight whose values are all smaller makes a trial divide by zero, where a model normalises.
+TINY = 1e-12
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -36,7 +39,7 @@ class DryRun:
         in_place (frozenset[Tap]): Places whose tensor was overwritten later in the forward.
             Defaults to ``frozenset()``.
         places (dict[Tap, tuple[Tap, ...]]): The inputs of ReLUs at which ``@pre_relu`` taps are
-            read. Defaults to ``{}``.
+            read, and the modules that give class scores. Defaults to ``{}``.
         norms (dict[Tap, list[str]]): Name of the batch norm that feeds each map of a tap, ``''`` if
             none was found. Defaults to ``{}``.
         scores (dict[Tap, tuple]): Position of class scores in each map of a tap, None for other
@@ -150,6 +153,8 @@ def trial_copy(student: nn.Module, device: torch.device, initialised: bool = Fal
     with torch.no_grad():  # until `init_weights` some parameters hold arbitrary memory
         for parameter in model.parameters():
             parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
+            if parameter.ndim > 1 and parameter.abs().max() < TINY:  # its output has no direction
+                parameter.normal_(std=0.02)
     return model
 
 
@@ -231,6 +236,7 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             places = _before_relu(model, taps, forward)
+            places |= {tap: places_of(model, tap) for tap in taps if tap.named}
             del ran[:], gave[:], norms[:]
             found = [tap for tap in taps if tap.where != 'pre_relu' or tap in places]
             with (
@@ -386,6 +392,7 @@ def check_ran(model: nn.Module, run: DryRun, taps: Sequence[Tap], owner: str) ->
 
 def never_ran(model: nn.Module, tap: Tap, run: DryRun, owner: str) -> str:
     """Returns the message for a tap whose module exists but did not run."""
+    tap = places_of(model, tap, owner)[0]
     forward = 'a training forward' if owner == 'the student' else 'a forward up to its scores'
     inside = [name for name in run.ran if name.startswith(f'{tap.path}.') and 'loss' not in name]
     message = f"{owner} has a module '{tap.path}', but nothing can be read there"

@@ -9,7 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmkd_plugin.taps.tap import Maps, Tap, describe, find_module, flatten, map_tensors
+from mmkd_plugin.taps.classifiers import CLASS_SCORES, ForwardHook, map_of
+from mmkd_plugin.taps.tap import (
+    Maps,
+    Tap,
+    describe,
+    find_module,
+    flatten,
+    map_tensors,
+    places_of,
+)
 
 
 class TapError(ValueError):
@@ -37,7 +46,7 @@ class TapReader:
             forward runs to its end.
         places (Mapping[Tap, Sequence[Tap]], optional): The inputs of ReLUs at which ``@pre_relu``
             taps are read, as :func:`mmkd_plugin.taps.dry_run.read_once` finds them. Defaults to
-            None: there are no such taps.
+            None: there are no such taps. Class scores are found without.
         on_path (Collection[Tap]): Taps at which gradients of later outputs are needed. The model
             goes on with the tensor that was read there. A tensor without an autograd graph is
             replaced by a leaf. Defaults to ``()``.
@@ -64,7 +73,8 @@ class TapReader:
         on_path: Collection[Tap] = (),
     ) -> None:
         self.model = model
-        self._places = {tap: tuple((places or {}).get(tap, (tap,))) for tap in taps}
+        known = places or {}
+        self._places = {tap: tuple(known.get(tap) or places_of(model, tap)) for tap in taps}
         self.taps = list(dict.fromkeys(place for all_ in self._places.values() for place in all_))
         self.clone = clone
         self.on_path = {place for tap in on_path for place in self._places[tap]}
@@ -84,6 +94,8 @@ class TapReader:
             if tap.where == 'input':
                 hook = partial(self._before, tap)
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+            elif tap.where == CLASS_SCORES:
+                handle = ForwardHook(module, partial(self._scored, tap, module))
             else:
                 handle = module.register_forward_hook(partial(self._after, tap))
             self._handles.append(handle)
@@ -110,6 +122,17 @@ class TapReader:
         if tap in self.clone:
             return map_tensors(output, Tensor.clone)
         return output if tap in self.on_path else None
+
+    def _scored(self, tap: Tap, module: nn.Module, output: Any) -> Any:
+        """Keeps the class scores in what a head gives."""
+        scores, output = map_of(output)
+        if scores is None:
+            raise TapError(
+                f"the class scores of '{tap.path}' cannot be read: {type(module).__name__} gives "
+                f'{describe(output)}; tap a module by its name'
+            )
+        self._keep(tap, scores)
+        return map_tensors(output, Tensor.clone) if tap in self.clone else output
 
     def _keep(self, tap: Tap, value: Any) -> None:
         call = self._count[tap]

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmkd_plugin.taps.classifiers import (
+    CLASS_SCORES,
+    classifier_in,
+    heads_that_classify,
+    taken_by,
+)
+
 Maps = Tensor | list[Tensor]
 
-_FORM = re.compile(r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu))?')
+_FORM = re.compile(
+    r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu|class_scores))?'
+)
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,14 @@ class Tap:
     """One place in a model: the output or input of a module, or an element of it.
 
     Args:
-        path (str): Dotted name of a module, as in ``model.named_modules()``.
+        path (str): Dotted name of a module, as in ``model.named_modules()``. ``'class_scores'`` is
+            the place of the class scores of a model, whatever that module is called.
         index (tuple[int, ...]): Indices, applied one after the other, into the sequence that a
             module returns, or into the runs of a module that runs several times in one forward.
             Defaults to ``()``: everything.
-        where (str): ``'output'``, ``'input'``, or ``'pre_relu'``: the input of the ReLU whose
-            output the module returns. Defaults to ``'output'``.
+        where (str): ``'output'``, ``'input'``, ``'pre_relu'``: the input of the ReLU whose output
+            the module returns, or ``'class_scores'``: the class scores of a head for each position.
+            Defaults to ``'output'``.
         call (int, optional): Number of a run of a module that runs several times in one forward,
             from 0. A dry forward finds it; a config cannot set it. Defaults to None: all runs.
 
@@ -47,7 +58,8 @@ class Tap:
         """Parses the text of a tap in a config.
 
         Args:
-            text (str): ``'a.b'``, ``'a.b@input'``, ``'a.b@pre_relu'`` or ``'a.b[2]'``.
+            text (str): ``'a.b'``, ``'a.b@input'``, ``'a.b@pre_relu'``, ``'a.b[2]'``,
+                ``'class_scores'``, ``'class_scores@input'`` or ``'a.b@class_scores'``.
 
         Returns:
             Tap: The tap.
@@ -64,6 +76,11 @@ class Tap:
             )
         index = tuple(int(number) for number in re.findall(r'-?\d+', match['index']))
         return cls(match['path'], index, match['where'] or 'output')
+
+    @property
+    def named(self) -> bool:
+        """Whether it asks for class scores by this name; see :func:`places_of`."""
+        return CLASS_SCORES in (self.path, self.where)
 
     def __str__(self) -> str:
         index = ''.join(f'[{number}]' for number in self.index)
@@ -129,8 +146,69 @@ class Taps:
         return [tensor for tap in self.taps for tensor in flatten(values[tap])]
 
 
+def places_of(model: nn.Module, tap: Tap, owner: str = 'the model') -> tuple[Tap, ...]:
+    """Finds the places in a model that a tap reads: for class scores, the modules behind the name.
+
+    Args:
+        model (nn.Module): The model.
+        tap (Tap): The tap.
+        owner (str): Name of the model in the error. Defaults to ``'the model'``.
+
+    Returns:
+        tuple[Tap, ...]: A place for each head whose class scores are asked for; of a head that
+        runs twice in training, its first run. Another tap is its own place.
+
+    Raises:
+        ValueError: If the model has no class scores for each position, or nothing lies where the
+            tap asks for it.
+
+    Examples:
+        >>> head = nn.ModuleDict(dict(conv_seg=nn.Conv2d(8, 5, 1)))
+        >>> head.num_classes, model = 5, nn.ModuleDict(dict(decode_head=head))
+        >>> str(places_of(model, Tap.parse('class_scores'))[0])
+        'decode_head.conv_seg'
+    """
+    if not tap.named or (
+        tap.path == CLASS_SCORES and isinstance(_child(model, tap.path), nn.Module)
+    ):
+        return (tap,)
+    if tap.index:
+        plain = str(replace(tap, index=()))
+        raise ValueError(f"{owner}: '{tap}': class scores have no elements; write '{plain}'")
+    if tap.path != CLASS_SCORES:
+        find_module(model, Tap(tap.path), owner)
+    found = heads_that_classify(model, None if tap.path == CLASS_SCORES else tap.path)
+    if not found:
+        where = '' if tap.path == CLASS_SCORES else f" in '{tap.path}'"
+        raise ValueError(
+            f"{owner} has no '{tap}': no head{where} of a segmentor that gives the class scores of "
+            'each position was found. Tap a module by its name; docs/taps.md lists those of '
+            'detectors'
+        )
+    return tuple(_in_head(model, name, tap, owner) for name in found)
+
+
+def _in_head(model: nn.Module, name: str, tap: Tap, owner: str) -> Tap:
+    head = model.get_submodule(name)
+    classifier = classifier_in(head)
+    if tap.where == 'input':
+        if classifier is None:
+            raise ValueError(
+                f"{owner}: nothing can be read at '{tap}': {type(head).__name__} ('{name}') gives "
+                'its class scores without a last convolution. Tap a map before it by its name'
+            )
+        return Tap(f'{name}.{taken_by(head)}', where='input', call=0)
+    if classifier is None:
+        return Tap(name, where=CLASS_SCORES, call=0)
+    return Tap(f'{name}.{classifier}', call=0)
+
+
+def _child(module: nn.Module, name: str) -> nn.Module | None:
+    return dict(module.named_children()).get(name)
+
+
 def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
-    """Returns the module that a tap names.
+    """Returns the module that a tap names; for class scores, the one that gives them.
 
     Args:
         model (nn.Module): The model that has the module.
@@ -144,9 +222,10 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
         ValueError: If there is no such module. The message names the closest modules, and the
             children of the last part of the path that exists.
     """
+    tap = places_of(model, tap, owner)[0]
     module, known = model, []
     for part in tap.path.split('.'):
-        child = dict(module.named_children()).get(part)
+        child = _child(module, part)
         if child is None:
             break
         module = child
@@ -188,7 +267,7 @@ def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | Non
         >>> module_around(nn.ModuleDict(dict(head=head)), Tap('head.0'), 'num_classes') is head
         True
     """
-    parts = tap.path.split('.')
+    parts = places_of(model, tap)[0].path.split('.')
     for end in range(len(parts), 0, -1):
         module = find_module(model, Tap('.'.join(parts[:end])), 'the model')
         if isinstance(getattr(module, attribute, None), int):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mmkd_plugin.taps import Tap, find_module
+from mmkd_plugin.taps import Tap, find_module, places_of
 
 #: The modules that run for the features alone.
 FEATURES = {'backbone', 'neck'}
@@ -30,6 +30,9 @@ def heads_of(model: nn.Module, taps: Sequence[Tap], owner: str) -> list[str] | N
     """
     if not hasattr(model, 'extract_feat'):
         return None
+    if not hasattr(model, 'backbone') and hasattr(model, 'encode_decode'):
+        return None  # SAN: its head takes the image and the embeddings of the classes too
+    taps = [place for tap in taps for place in places_of(model, tap, owner)]
     roots = {tap.path.partition('.')[0] for tap in taps}
     if hasattr(model, 'forward_transformer') and not roots <= FEATURES:
         return None
@@ -67,9 +70,12 @@ def dense_forward(
         inputs (Tensor): Images ``(N, C, H, W)``, normalised for the model.
         data_samples (list, optional): Their data samples.
         heads (list[str], optional): The heads, as :func:`heads_of` returns them. None runs the
-            model as a whole in ``mode='tensor'``.
+            model as a whole: in ``mode='tensor'``, or up to its scores if it has no backbone.
     """
     if heads is None:
+        if not hasattr(model, 'backbone') and hasattr(model, 'encode_decode'):
+            model.encode_decode(inputs, [sample.metainfo for sample in data_samples])
+            return
         model(inputs, data_samples, mode='tensor')
         return
     features = model.extract_feat(inputs)

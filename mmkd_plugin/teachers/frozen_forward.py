@@ -328,7 +328,13 @@ class FrozenForward:
 
     def work(self) -> str:
         """Describes the parts of the model that run, and the options, for the plan."""
-        last = max(self.run.ran.index(tap.path) for tap in self.taps)
+        places = [place for tap in self.taps for place in self.run.places.get(tap, (tap,))]
+        inside = [(place.path, f'{place.path}.') for place in places]
+        last = max(
+            number
+            for number, name in enumerate(self.run.ran)
+            if any(name == path or name.startswith(within) for path, within in inside)
+        )
         roots = {name.split('.')[0] for name in self.run.ran[: last + 1]}
         parts = [name for name, _ in self.model.named_children() if name in roots]
         return f'runs {", ".join(parts)}; stops after {self.run.ran[last]}; {self.how}'

@@ -179,6 +179,8 @@ class OnlineTeacher(Teacher):
         every = list(dict.fromkeys([*taps, *gradient_taps]))
         for tap in every:
             find_module(self.model, tap, owner)
+        for view in views:
+            view.check_path(self.model, owner)
         self._check_channels(student.run.channels)
         self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device

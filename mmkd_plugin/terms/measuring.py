@@ -9,6 +9,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor
 
 from mmkd_plugin.taps import Maps, Tap, as_list
+from mmkd_plugin.taps.classifiers import made_of
 from mmkd_plugin.terms.gradient_sizes import Asked, Sizes, measure
 from mmkd_plugin.terms.term import Term
 
@@ -39,10 +40,12 @@ def measure_terms(
     """
     asked = {}
     for term, loss in losses.items():
-        here = as_list(term.student_tap.of(maps))
-        same = term.student_view.kind == 'maps'  # gradients and explanations are others
+        read = as_list(term.student_tap.of(maps))
+        here = [made_of(x) for x in read]
+        given = as_list(compared[term]) if term.student_view.kind == 'maps' else here
+        given = [x if map_ is place else place for x, map_, place in zip(given, read, here)]
         connector = [p for p in term.connectors.parameters() if p.requires_grad]
-        asked[term.name] = Asked(loss, here, as_list(compared[term]) if same else here, connector)
+        asked[term.name] = Asked(loss, here, given, connector)
     try:
         sizes = measure(task, asked)
     except RuntimeError as error:

@@ -26,32 +26,45 @@ def pair(student: dict, teacher: dict) -> tuple[Look, Look]:
 def test_a_segmentor():
     names = tuple('abcde')
     found = look(stock_models.pspnet(), names)
-    assert found.scores == ScoreMap('decode_head.conv_seg', 5, 5)
-    assert found.features == Level('decode_head.bottleneck', 16, 8.0)
+    assert found.scores == ScoreMap('class_scores', 5, 5)
+    assert found.features == Level('class_scores@input', 16, 8.0)
     assert [level.stride for level in found.backbone] == [4, 8, 8, 8]
     assert not found.neck
     assert found.classes == names
 
 
-def test_features_lie_before_dropout():
-    model = stock_models.segformer()
-    model['decode_head']['dropout_ratio'] = 0.5
-    assert look(model).features == Level('decode_head.fusion_conv', 16, 4.0)
+@pytest.mark.parametrize('name', ['ocrnet', 'pointrend', 'segformer'])
+def test_heads_of_other_kinds_have_the_same_names(name):
+    found = look(getattr(stock_models, name)())
+    assert found.scores == ScoreMap('class_scores', 5, 5)
+    assert found.features.tap == 'class_scores@input' and found.features.learns
+
+
+@needs_ops
+def test_a_mask_classifier_has_class_scores_and_no_map_before_them():
+    found = look(stock_models.mask2former())
+    assert found.scores == ScoreMap('class_scores', 4, 4)
+    assert found.features is None
+
+
+def test_a_head_whose_scores_cannot_be_read_shows_its_levels():
+    class Odd(type(build(stock_models.fcn()).decode_head)):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.own, self.conv_seg = self.conv_seg, None
+
+        def forward(self, inputs):
+            return dict(out=self.own(self._forward_feature(inputs)))
+
+        def loss_by_feat(self, logits, samples):
+            return super().loss_by_feat(logits['out'], samples)
+
     model = stock_models.fcn()
-    model['neck'] = dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4)
-    del model['decode_head']['num_convs']
-    model['decode_head'].update(
-        type='FPNHead',
-        in_channels=[16] * 4,
-        in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
-        dropout_ratio=0.5,
-    )  # it adds up the maps of its branches, which no module does
-    assert look(model).features == Level('decode_head.dropout@input', 16, 4.0)
-
-
-def test_the_last_head_of_a_cascade():
-    assert look(stock_models.ocrnet()).scores.tap == 'decode_head.1.conv_seg'
+    model['decode_head']['type'] = Odd
+    found = look(model)
+    assert found.scores is None and len(found.backbone) == 4
+    theirs = look_at_teacher(build(model), None, CPU, build(model).data_preprocessor)
+    assert theirs.scores is None and len(theirs.backbone) == 4
 
 
 @needs_ops
@@ -105,7 +118,8 @@ PAIRS = {
     'detectors': ('retinanet', 'retinanet', 'other neck'),
     'detectors of two families': ('fcos', 'faster_rcnn', 'other neck'),
     'queries': ('detr', 'detr', 'other neck'),
-    'masks': ('mask2former', 'mask2former', 'backbone'),
+    'masks': ('mask2former', 'mask2former', 'scores'),
+    'points': ('pointrend', 'ocrnet', 'scores'),
 }
 
 

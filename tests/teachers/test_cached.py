@@ -412,14 +412,14 @@ def test_several_terms_share_a_tap_and_margins_come_along(scenes, checkpoints, t
     cfg.model.distill = dict(
         hint=dict(tap=[stage], loss=stock_models.cwd()),
         overhaul=dict(tap=stage, loss=loss),
-        logits=dict(tap='decode_head.conv_seg', loss=dict(type='mmkd_plugin.PixelWiseLoss')),
+        logits=dict(tap='class_scores', loss=dict(type='mmkd_plugin.PixelWiseLoss')),
     )
     path = write_cache(cfg, tmp_path / 'cache', top_k=4)
     cache = TeacherCache(path)
-    assert list(cache.meta['taps']) == [stage, 'decode_head.conv_seg']
+    assert list(cache.meta['taps']) == [stage, 'class_scores']
     assert len(list(cache.keys())) == 12
     assert cache.meta['taps'][stage]['top_k'] is None
-    assert cache.meta['taps']['decode_head.conv_seg']['top_k'] == 4
+    assert cache.meta['taps']['class_scores']['top_k'] == 4
     wired = use_cache(cfg, path)
     wire(wired)
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -439,9 +439,7 @@ def test_several_terms_share_a_tap_and_margins_come_along(scenes, checkpoints, t
     assert losses[1]['distill.logits.loss'] > 0
 
     cfg.model.distill.logits.loss = stock_models.cwd()
-    with pytest.raises(
-        ValueError, match=r"holds the 4 largest channels of 'decode_head\.conv_seg'"
-    ):
+    with pytest.raises(ValueError, match=r"holds the 4 largest channels of 'class_scores'"):
         wire(use_cache(cfg, path))
 
 

@@ -1,0 +1,17 @@
+_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+
+model = dict(
+    _delete_=True,
+    type='mmkd_plugin.Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        config='mmseg::mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640.py',
+        checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640/mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640_20221203_235933-7120c214.pth',
+    ),
+    distill=dict(
+        cwd=dict(
+            tap='class_scores',
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'),
+        ),
+    ),
+)

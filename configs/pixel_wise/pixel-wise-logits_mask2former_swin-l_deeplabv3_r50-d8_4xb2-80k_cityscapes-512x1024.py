@@ -1,0 +1,17 @@
+_base_ = 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    _delete_=True,
+    type='mmkd_plugin.Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        config='mmseg::mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024.py',
+        checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024/mask2former_swin-l-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024_20221202_141901-28ad20f1.pth',
+    ),
+    distill=dict(
+        pixel_wise=dict(
+            tap='class_scores',
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight='auto'),
+        ),
+    ),
+)
