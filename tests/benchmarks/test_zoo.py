@@ -27,7 +27,6 @@ SAMPLE = {
     'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py': 'levels of the neck',
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': 'levels of the neck',
-    'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': 'maps of the backbone',
 }
 
 
