@@ -15,7 +15,7 @@ OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce install test families fuzz attacks lint clean python
+.PHONY: help demo reproduce zoo install test families fuzz attacks lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -28,7 +28,7 @@ help:  ## This text
 	@echo '  VENV=.venv         where the environment is; one that exists is added to, not changed'
 	@echo '  TORCH="torch==..." what to install, with options of pip if need be'
 	@echo '  STACK=onedl        or upstream: whose mmengine, mmcv, mmdet and mmseg'
-	@echo '  OPTIONS="--quick"  of tools/reproduce.py, for reproduce'
+	@echo '  OPTIONS="--quick"  of tools/reproduce.py for reproduce, of tools/zoo_sweep.py for zoo'
 	@echo '  MMKD_CACHE=DIR     keeps compiled ops (default: ~/.cache/mmkd)'
 
 demo: python  ## Environment, data, teacher, student, distilled student, report
@@ -39,6 +39,10 @@ demo: python  ## Environment, data, teacher, student, distilled student, report
 reproduce: python  ## Each recipe against its student alone, with intervals; OPTIONS="--quick"
 	@$(SETUP) --libs mmseg mmdet --ops required --extras demo
 	@'$(VENV)/bin/python' -u tools/reproduce.py $(OWN) $(OPTIONS)
+
+zoo: python  ## Every config of both libraries as a small student, for a step each
+	@$(SETUP) --libs mmseg mmdet --ops required
+	@'$(VENV)/bin/python' -u tools/zoo_sweep.py $(OPTIONS)
 
 install: python  ## Environment for development: both libraries, compiled ops, test tools
 	@$(SETUP) --libs mmseg mmdet --ops required --extras demo test

@@ -17,6 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -244,13 +245,19 @@ def check_launched(launcher: str) -> None:
         launcher (str): What started it, ``'none'`` for a single process.
 
     Raises:
-        UsageError: If what this launcher sets is not set.
+        UsageError: If what this launcher sets is not set, or no accelerator is there: mmengine
+            gives one to each process, whatever the backend.
     """
     missing = [name for name in _LAUNCHED.get(launcher, ()) if name not in os.environ]
     if missing:
         raise UsageError(
             f'--launcher {launcher}, but no such launcher started this process ({missing[0]} is '
             'not set): use tools/dist_train.sh or tools/slurm_train.sh, or leave it out'
+        )
+    if launcher != 'none' and get_device() in ('cpu', 'mps'):
+        raise UsageError(
+            f'--launcher {launcher} gives each process an accelerator, and there is none: start '
+            'one process, without it'
         )
 
 

@@ -115,7 +115,7 @@ class StudentForward:
     def _example(self, student: nn.Module, device: torch.device) -> tuple[nn.Module, Tensor]:
         """A copy of the student, and a made-up image for the labels of the trial."""
         size = self.run.channels, self.run.size, self.run.size
-        return trial_copy(student, device), torch.rand(1, *size, device=device)
+        return self._copy(student, device), torch.rand(1, *size, device=device)
 
     def preview(
         self,
@@ -144,12 +144,16 @@ class StudentForward:
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients', 'rois')}
         for view in of_kind(views, 'queries'):
             groups = [group.to(device) for group in queries[view]]
-            shown[view] = self._try_asking(view, trial_copy(student, device), device, groups)
+            shown[view] = self._try_asking(view, self._copy(student, device), device, groups)
         for view in of_kind(views, 'explanations'):
-            copy = trial_copy(student, device)
+            copy = self._copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
             self._scores[view], shown[view] = tried
         return Preview(values, shown, self._scores, self.run.size, self.run.scores)
+
+    def _copy(self, student: nn.Module, device: torch.device) -> nn.Module:
+        """Returns a copy of the student for a further trial."""
+        return trial_copy(student, device, self.run.initialised)
 
     @torch.no_grad()
     def _try_asking(

@@ -244,6 +244,8 @@ def _levels(run: DryRun, root: str) -> tuple[Level, ...]:
     value = run.values.get(Tap(root))
     if value is None or run.calls[Tap(root)] != 1:
         return ()
+    if any(x.shape[0] != 1 for x in as_list(value)):  # several branches for each image
+        return ()
     if isinstance(value, Tensor):
         return (_level(root, value, run.size),)
     return tuple(_level(f'{root}[{i}]', x, run.size) for i, x in enumerate(as_list(value)))
@@ -271,7 +273,7 @@ def _learning(
     taps = [Tap.parse(text) for text in levels]
     if not taps or run.problem is not None:
         return None
-    copied = trial_copy(model, device)
+    copied = trial_copy(model, device, run.initialised)
     masks = bool(run.samples) and 'masks' in getattr(run.samples[0], 'gt_instances', {})
     inputs, samples = example_batch(copied, device, run.size, masks)
     reader = TapReader(copied, taps, clone=frozenset(taps))

@@ -18,6 +18,7 @@ from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watch
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
 from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten, places_of
+from mmkd_plugin.words import type_name
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -50,6 +51,8 @@ class DryRun:
         size (int): Height and width of the image, pixels. Defaults to 128.
         channels (int, optional): Channels of the image. Defaults to None: nothing ran.
         samples (list, optional): The made-up data samples. Defaults to None.
+        initialised (bool): Whether the model ran with weights that it had initialised, because it
+            did not run with those from its constructor. Defaults to False.
         problem (str, optional): The error of a forward that did not work. Defaults to None: there
             was none.
     """
@@ -65,6 +68,7 @@ class DryRun:
     size: int = EXAMPLE_SIZES[0]
     channels: int | None = None
     samples: list | None = None
+    initialised: bool = False
     problem: str | None = None
 
     def without_maps(self) -> DryRun:
@@ -97,6 +101,8 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
     model = trial_copy(student, device)
     run = first_that_works(model, taps, device, 'loss', 'the student')
     if run.problem is not None:
+        run = _initialised_run(student, taps, device) or run
+    if run.problem is not None:
         problem = run.problem
         run = first_that_works(model, taps, device, 'tensor', 'the student')
         if run.problem is not None:
@@ -109,17 +115,36 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
     return run
 
 
-def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
+def _initialised_run(
+    student: nn.Module, taps: Sequence[Tap], device: torch.device
+) -> DryRun | None:
+    """Runs a copy with initialised weights; None if that does not work either.
+
+    Boxes that a model learns, such as those of Sparse R-CNN, are boxes only then.
+    """
+    try:
+        model = trial_copy(student, device, initialised=True)
+    except Exception:  # a model may raise anything
+        return None
+    run = first_that_works(model, taps, device, 'loss', 'the student')
+    return None if run.problem is not None else replace(run, initialised=True)
+
+
+def trial_copy(student: nn.Module, device: torch.device, initialised: bool = False) -> nn.Module:
     """Copies a student for a trial before its weights are initialised.
 
     Args:
         student (nn.Module): The model.
         device (torch.device): The device of the copy.
+        initialised (bool): Whether the copy initialises its weights, without the files that it may
+            start from. Defaults to False.
 
     Returns:
         nn.Module: The copy, in training mode except for its batch norms, with finite weights.
     """
     model = copy.deepcopy(student)
+    if initialised:
+        _initialise(model)
     model.to(device)  # a model may override these, and return nothing
     model.train()
     for module in model.modules():
@@ -131,6 +156,16 @@ def trial_copy(student: nn.Module, device: torch.device) -> nn.Module:
             if parameter.ndim > 1 and parameter.abs().max() < TINY:  # its output has no direction
                 parameter.normal_(std=0.02)
     return model
+
+
+def _initialise(model: nn.Module) -> None:
+    """Lets a model initialise its weights; reads no file, and logs nothing."""
+    for module in model.modules():
+        start = getattr(module, 'init_cfg', None)
+        if isinstance(start, dict) and type_name(start.get('type')) == 'Pretrained':
+            module.init_cfg = None
+    model._dump_init_info = lambda *_: None  # a line for each parameter in the log of the run
+    model.init_weights()
 
 
 def first_that_works(

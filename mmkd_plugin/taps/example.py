@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 # Height and width of a made-up image, pixels. At 128 the coarsest FPN level, stride 128, has one
@@ -56,6 +57,8 @@ def example_batch(
         inputs = data['inputs']
         return (inputs if isinstance(inputs, Tensor) else torch.stack(inputs).float()), None
     sample = _seg_sample(size) if library == 'mmseg' else _det_sample(size, masks)
+    if hasattr(model, 'roi_head') and not getattr(model, 'with_rpn', True):
+        sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes, scores=torch.ones(1))
     shape = (size, size)
     sample.set_metainfo(
         dict(
@@ -149,7 +152,7 @@ def _seg_sample(size: int) -> Any:
 def _det_sample(size: int, masks: bool) -> Any:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData, PixelData
+    from mmengine.structures import PixelData
 
     low, high = size // 8, size - size // 8
     box = torch.tensor([[low, low, high, high]], dtype=torch.float32)

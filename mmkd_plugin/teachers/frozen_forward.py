@@ -150,6 +150,14 @@ class FrozenForward:
             (one for one in self._heads(self.taps) or () if not self._runs(one, example)), ''
         )
         if not head or not self._runs(None, example):
+            own = crop_size(self.model.data_preprocessor)
+            device = example[0].device
+            if own and self._runs(None, example_batch(self.model, device, *own)):
+                return (
+                    f'{self._owner} takes images of {own[0]}x{own[0]} pixels alone, the size of '
+                    'its training, and the student is trained with another one: crop its images '
+                    f'to that size, and set `size=({own[0]}, {own[0]})` in its data preprocessor'
+                )
             return f'{self._owner} {tried}'
         kind = type(find_module(self.model, Tap(head), self._owner)).__name__
         return (

@@ -105,6 +105,12 @@ def test_levels_that_do_not_learn():
     assert [level.learns for level in look(model).backbone] == [False, False, True, True]
 
 
+def test_branches_that_are_stacked_along_the_batch_are_no_levels():
+    model = build(stock_models.fcn())
+    model.backbone.register_forward_hook(lambda *args: tuple(torch.cat([x] * 3) for x in args[2]))
+    assert not look_at_student(model, None, CPU).backbone
+
+
 def test_a_look_changes_nothing():
     model = build(stock_models.pspnet())
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -192,6 +192,13 @@ def test_it_learns_and_teaches_at_that_size(student, teacher):
     assert losses['distill.cwd.loss'] > 0
 
 
+def test_a_teacher_of_another_size_says_which_one_it_takes():
+    teacher = stock_models.beit(16, side=80, size=(80, 80))
+    distill = dict(cwd=dict(tap='backbone[0]', loss=cwd()))
+    with pytest.raises(ValueError, match='takes images of 80x80 pixels alone'):
+        distiller(stock_models.fcn(), teacher, distill)
+
+
 @pytest.mark.parametrize(
     ('taps', 'owner'),
     [(('backbone[9]', 'backbone[0]'), 'the student'), (('backbone', 'backbone[9]'), "teacher 't'")],
@@ -330,3 +337,30 @@ def test_where_no_module_inside_gives_maps_the_part_before_it_is_named():
     assert "Nothing inside 'head' gives a map (N, C, H, W); tap what comes before it: backbone" in (
         message
     )
+
+
+class Boxes(BaseModel):
+    """Learns boxes, which are boxes once its weights are initialised."""
+
+    def __init__(self):
+        super().__init__(init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth'))
+        self.body = nn.Conv2d(3, 4, 3)
+        self.widths = nn.Parameter(-torch.ones(2))
+
+    def init_weights(self):
+        super().init_weights()
+        self.widths.data.fill_(1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if self.widths.min() < 0:
+            raise ValueError('a box of negative width')
+        loss = self.body(inputs).mean()
+        return dict(loss=loss) if mode == 'loss' else loss
+
+
+def test_a_model_that_runs_with_initialised_weights_alone():
+    model = Boxes()
+    seen, (tap,) = run(model, 'body')
+    assert seen.initialised and seen.problem is None
+    assert seen.values[tap].shape == (1, 4, 126, 126)
+    assert model.widths.max() < 0 and not model.is_init  # the run does it

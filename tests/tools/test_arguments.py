@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, apply_options, check_file, check_folder, check_number
@@ -58,6 +59,18 @@ def test_one_line_says_what_is_wrong(
     )
     assert words.format(file=file) in message and '\n' not in message
     assert file.read_text() == 'kept' and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is an accelerator')
+@pytest.mark.parametrize('tool', ['train', 'distill'])
+def test_processes_of_a_launcher_need_accelerators(
+    tool: str, fails: Callable[..., str], segmentation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '1')
+    names = ['distilled.py'] if tool == 'train' else ['student.py', 'teacher.py', 'teacher.pth']
+    message = fails(tool, *(segmentation / name for name in names), '--launcher', 'pytorch')
+    assert 'gives each process an accelerator, and there is none' in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""The sweep over the configs of the wheels: its parts, and a sample of unlike families."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.config import Config
+
+from benchmarks.zoo import configs, page, records
+from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TEACHERS, WORKS, Outcome, Work, attempt
+from benchmarks.zoo.configs import Candidate
+from benchmarks.zoo.processes import Limits, attempts
+from benchmarks.zoo.records import Record
+from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken
+from mmkd_plugin.cli import UsageError
+from tests.runs import needs_ops
+from tests.tools.tool_runs import load_tool
+
+SMALL, SHALLOW, WHOLE = RUNGS
+
+#: Unlike families: what a config compares with the teacher that all share.
+SAMPLE = {
+    'mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py': 'class scores',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': 'class scores',
+    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': 'class scores',
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': 'levels of the neck',
+    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::yolox/yolox_s_8xb8-300e_coco.py': 'levels of the neck',
+    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': 'levels of the neck',
+}
+
+
+@needs_ops
+@pytest.mark.parametrize('name', SAMPLE)
+def test_a_family(name, tmp_path, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    teacher = TEACHERS[name.partition('::')[0]]
+    outcome = attempt(Work(name, teacher, tmp_path), load_tool('distill'))
+    assert outcome.outcome == WORKS, outcome
+    assert outcome.rung == 'small'
+    assert outcome.compared.startswith(SAMPLE[name])
+
+
+def test_a_config_that_needs_another_library(tmp_path):
+    name = 'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py'
+    told = []
+    work = Work(name, SIBLING, tmp_path, told.append)
+    outcome = attempt(work, load_tool('distill'))
+    assert (outcome.outcome, outcome.stage) == (NOT_OURS, 'alone')
+    assert 'mmpretrain' in outcome.reason
+    assert told == ['alone, small']  # less shrinking would not help
+
+
+def model(text: str = '') -> Config:
+    """A config with a model."""
+    return Config.fromstring(f'model = dict(type="EncoderDecoder", {text})', '.py')
+
+
+@pytest.mark.parametrize(
+    ('text', 'rung', 'expected'),
+    [
+        ('a=dict(in_channels=[256, 2048], channels=512)', SMALL, dict(in_channels=[32, 256])),
+        ('a=dict(in_channels=3, out_channels=(64,))', SMALL, dict(in_channels=3)),
+        ('a=dict(in_channels=256)', SHALLOW, dict(in_channels=256)),
+        ('a=dict(type="ResNet", depth=101)', SMALL, dict(depth=50, base_channels=8)),
+        ('a=dict(type="ResNet", depth=101)', SHALLOW, dict(type='ResNet', depth=50)),
+        ('a=dict(type="ResNet", depth=101)', WHOLE, dict(type='ResNet', depth=101)),
+        ('a=dict(type="BN", init_cfg=dict(checkpoint="x"))', WHOLE, dict(type='BN')),
+        ('a=dict(type="SyncBN")', WHOLE, dict(type='BN')),
+        ('a=dict(type="GN", num_groups=32)', SMALL, dict(type='GN', num_groups=4)),
+        ('a=dict(depths=[2, 2, 18, 2])', SHALLOW, dict(depths=[1, 1, 1, 1])),
+        (
+            'a=dict(num_layers=12, out_indices=(2, 5, 11))',
+            SHALLOW,
+            dict(num_layers=3, out_indices=(0, 1, 2)),
+        ),
+        ('a=dict(img_size=(768, 512))', SHALLOW, dict(img_size=(128, 128))),
+        ('a=dict(img_size=640)', WHOLE, dict(img_size=640)),
+        ('a=dict(num_classes=19)', WHOLE, dict(num_classes=3)),
+        (
+            'a=dict(num_classes=150, class_weight=[1.0] * 150 + [0.1])',
+            WHOLE,
+            dict(class_weight=[1.0, 1.0, 1.0, 0.1]),
+        ),
+        ('a=dict(num_queries=300, max_per_img=100)', SMALL, dict(num_queries=10, max_per_img=10)),
+    ],
+)
+def test_a_rule(text: str, rung: Rung, expected: dict) -> None:
+    found = shrunken(model(text), 'mmseg', rung)['a']
+    assert {key: found[key] for key in expected} == expected
+    assert not {'init_cfg'} & set(found)
+    assert rung.width > 1 or set(found) <= set(model(text).model.a)
+
+
+def test_panoptic_classes_fit_together():
+    text = """a=dict(num_things_classes=80, num_stuff_classes=53, num_classes=133,
+                     loss_cls=dict(class_weight=[1.0] * 133 + [0.1]))"""
+    found = shrunken(model(text), 'mmdet', SMALL)
+    assert found['a']['num_things_classes'] + found['a']['num_stuff_classes'] == 3
+    assert found['a']['loss_cls']['class_weight'] == [1.0, 1.0, 1.0, 0.1]
+    assert classes_of(found) == 2
+
+
+def test_configs_of_one_model_are_one_group():
+    names = [
+        f'mmseg::pspnet/pspnet_{one}-512x1024.py'
+        for one in ('r50-d8_4xb2-40k_cityscapes', 'r101-d8_4xb2-80k_cityscapes')
+    ]
+    found = [configs.candidate(name) for name in names]
+    assert configs.groups(found) == [found]
+
+
+def test_what_is_no_segmentor_and_no_detector():
+    found = configs.candidate('mmdet::reid/reid_r50_8xb32-6e_mot15train80_test-mot15val20.py')
+    assert not found.model and 'no segmentor and no detector' in found.reason
+    assert not any('_base_' in name for name in configs.names())
+
+
+def test_families_take_turns():
+    groups = [[Candidate(f'mmseg::{name}.py', name)] for name in ('a/1', 'a/2', 'b/1')]
+    assert [group[0].model for group in configs.in_turn(groups)] == ['a/1', 'b/1', 'a/2']
+
+
+def record(name: str, outcome: str, reason: str = '', **changes: str) -> Record:
+    values = dict(
+        config=name, teacher='t', outcome=outcome, stage='', reason=reason, rung='small',
+        compared='class scores: CWD', seconds=2.0, model='', tried=name,
+    )  # fmt: skip
+    return Record(**{**values, **changes})
+
+
+SOME = [
+    record('mmseg::a/1.py', WORKS),
+    record('mmseg::a/2.py', WORKS, tried='mmseg::a/1.py'),
+    record('mmseg::b/1.py', FAILS, 'ValueError: x|y'),
+    record('mmdet::c/1.py', NOT_OURS, 'needs mmpretrain'),
+    record('mmdet::d/1.py', 'no model', 'has no model'),
+]
+
+
+def test_records_are_what_was_written(tmp_path):
+    file = tmp_path / 'results' / 'zoo.jsonl'
+    assert records.read(file) == {}
+    records.write(file, SOME)
+    assert records.read(file) == {(one.config, 't'): one for one in SOME}
+    file.write_text(file.read_text() + '{"config": 1}\n')
+    with pytest.raises(UsageError, match='line 6 is no outcome'):
+        records.read(file)
+
+
+def test_the_page():
+    text = page.text_of(SOME, shipped=9)
+    assert '5 of 9 configs have been looked at' in text
+    assert '4 configs of 3 different models were tried' in text
+    assert '3 train alone, **2 of these work (66.7 %)**' in text
+    assert '| mmseg/a | 2 | 2 | 2 | class scores |' in text
+    assert '| ValueError: x\\|y | 1 | `mmseg::b/1.py` |' in text
+    assert text.index('needs mmpretrain') > text.index('What does not train alone')
+    assert text.index('has no model') > text.index('Left out')
+
+
+def test_limits_and_other_ends(tmp_path):
+    configs = ['mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', 'mmseg::none/none.py']
+    ended: dict[str, Outcome] = {}
+
+    def note(config: str, teacher: str, outcome: Outcome, seconds: float) -> None:
+        ended[config] = outcome
+
+    todo = [(name, SIBLING) for name in configs]
+    attempts(todo, load_tool('distill'), Limits(0.01, 10_000), 1, tmp_path / 'logs', note)
+    beyond, missing = (ended[name] for name in configs)
+    assert beyond.outcome == NOT_OURS and beyond.reason == 'took more than 0.01 s'
+    assert missing.outcome == NOT_OURS
+    assert len(list((tmp_path / 'logs').iterdir())) == 2
