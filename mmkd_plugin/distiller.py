@@ -156,7 +156,12 @@ class Distiller(NamedAsStudent):
                 name: _prepared(name, teacher, trial, terms, device)
                 for name, teacher in self.teachers.items()
             }
-        student = forward.preview(self.student, views, device)
+        queries = {
+            term.student_view: previews[term.teacher].queries[term.teacher_view]
+            for term in terms
+            if term.queries is not None
+        }
+        student = forward.preview(self.student, views, device, queries)
         assigned = forward.assigned(self.student, device)
         self._class_scores = {name: dict(one.classes) for name, one in previews.items()}
         orders = self._arrange_classes(student.classes, classes_at_build())

@@ -8,9 +8,11 @@ from rich.table import Table
 
 from mmkd_plugin.assigners.rois import shapes_of
 from mmkd_plugin.losses.numerics.memory import ClassMemory
-from mmkd_plugin.taps import Maps, Taps, as_list
+from mmkd_plugin.queries import DECODER
+from mmkd_plugin.taps import Maps, as_list
 from mmkd_plugin.teachers.base import Preview, Teacher
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.views import View
 from mmkd_plugin.words import table_text
 
 
@@ -50,8 +52,8 @@ def plan(
             connector = f'{connector}, resize' if connector else 'resize'
         table.add_row(
             name,
-            f'{term.student_tap}\n{_shapes(term, term.student_tap, s, student.size)}',
-            f'{teacher}{term.teacher_tap}\n{_shapes(term, term.teacher_tap, t, run.size)}',
+            _seen(term, term.student_view, student),
+            f'{teacher}{_seen(term, term.teacher_view, run)}',
             connector or 'none',
             _loss(term),
             str(term.schedule),
@@ -64,10 +66,6 @@ def plan(
             f"mode='tensor'. What it said: {problem}"
         )
     return '\n'.join(lines)
-
-
-def _shapes(term: Term, taps: Taps, maps: Maps, size: int) -> str:
-    return shapes_of(taps, maps) if term.on_rois else shapes(maps, size)
 
 
 def _loss(term: Term) -> str:
@@ -92,6 +90,17 @@ def _loss(term: Term) -> str:
     if term.norms is not None:
         text += f'\n{", ".join(term.norms.needs)} of {", ".join(term.norms.names)}'
     return text
+
+
+def _seen(term: Term, view: View, model: Preview) -> str:
+    """Where a model is read, and the shapes of what is found there."""
+    if term.queries is None:
+        maps = view.taps.of(model.maps)
+        said = shapes_of(view.taps, maps) if term.on_rois else shapes(maps, model.size)
+        return f'{view.taps}\n{said}'
+    scores = as_list(model.shown[view])[0]
+    layers = f'{len(scores)} layers' if len(scores) > 1 else 'last layer'
+    return f'{DECODER}\n{layers}, {scores.shape[-1]} classes'
 
 
 def shapes(maps: Maps, size: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from mmkd_plugin.assigners.rois import (
 )
 from mmkd_plugin.explanations import Chosen, Scores
 from mmkd_plugin.losses.numerics.assigned import Assigned
-from mmkd_plugin.queries import decoder_watched
+from mmkd_plugin.queries import Asked, Group, decoder_watched, made_up
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, trial_copy
 from mmkd_plugin.taps.example import example_batch, random_state_kept
@@ -117,24 +117,34 @@ class StudentForward:
         size = self.run.channels, self.run.size, self.run.size
         return self._copy(student, device), torch.rand(1, *size, device=device)
 
-    def preview(self, student: nn.Module, views: Sequence[View], device: torch.device) -> Preview:
+    def preview(
+        self,
+        student: nn.Module,
+        views: Sequence[View],
+        device: torch.device,
+        queries: Mapping[View, Sequence[Group]] | None = None,
+    ) -> Preview:
         """Returns the results of the trial for views; tries explanations in a copy of the student.
 
         Args:
             student (nn.Module): The model.
             views (Sequence[View]): Some of the views given to the constructor.
             device (torch.device): The device for the explanations.
+            queries (Mapping[View, Sequence[Group]], optional): The queries to try, for each view of
+                queries. Defaults to None.
 
         Returns:
             Preview: Maps at the taps, and made-up tensors for each view.
 
         Raises:
-            ValueError: If the student's class scores cannot be explained.
+            ValueError: If the student's class scores cannot be explained, or its decoder cannot be
+                asked.
         """
         values = {**self.run.values, **self._on_rois}
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients', 'rois')}
         for view in of_kind(views, 'queries'):
-            shown[view] = self._try_asking(view, self._copy(student, device), device)
+            groups = [group.to(device) for group in queries[view]]
+            shown[view] = self._try_asking(view, self._copy(student, device), device, groups)
         for view in of_kind(views, 'explanations'):
             copy = self._copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
@@ -146,14 +156,15 @@ class StudentForward:
         return trial_copy(student, device, self.run.initialised)
 
     @torch.no_grad()
-    def _try_asking(self, view: View, model: nn.Module, device: torch.device) -> list[Tensor]:
+    def _try_asking(
+        self, view: View, model: nn.Module, device: torch.device, groups: Sequence[Group]
+    ) -> list[Tensor]:
         """Asks the decoder of a copy about a made-up image."""
         with random_state_kept():
             inputs, samples = example_batch(model, device, self.run.size)
-        with decoder_watched(model, 'the student') as asked:
+        with _watched(model, [view], stop=True) as asked:
             model(inputs, samples, mode='loss')
-        groups = [points.to(device) for points in view.queries.trial()]
-        return [x.cpu() for x in asked.answers(groups)]
+        return made_up(asked.answers(groups), seed=0)
 
     def assigned(self, student: nn.Module, device: torch.device) -> dict[View, Assigned]:
         """Returns what the student's assigner found in a trial, for each view that asks for it.
@@ -208,7 +219,7 @@ class StudentForward:
         taps: Sequence[Tap] = (),
         task: float = 1.0,
         chosen: Mapping[View, Chosen] | None = None,
-        queries: Mapping[View, Sequence[Tensor]] | None = None,
+        queries: Mapping[View, Sequence[Group]] | None = None,
     ) -> Seen:
         """Runs the student once. With ``task=0`` the student stops after its last tap, unless a
         view asks for what the assigner found.
@@ -223,8 +234,8 @@ class StudentForward:
             task (float): Factor on the student's own losses. Defaults to 1.0.
             chosen (Mapping[View, Chosen], optional): The classes to explain, for each view of
                 explanations. Defaults to None.
-            queries (Mapping[View, Sequence[Tensor]], optional): The reference points to ask, for
-                each view of queries. Defaults to None.
+            queries (Mapping[View, Sequence[Group]], optional): The queries to ask, for each view of
+                queries. Defaults to None.
 
         Returns:
             Seen: The losses, the maps, and the tensors of each view.
@@ -249,7 +260,7 @@ class StudentForward:
             for view in explaining:
                 stack.enter_context(view.context(student))
             if asking:
-                asked = stack.enter_context(decoder_watched(student, 'the student'))
+                asked = stack.enter_context(_watched(student, asking))
             found = stack.enter_context(assigners_watched(student, heads))
             sampled = stack.enter_context(rois_watched(student, bool(of_kind(views, 'rois'))))
             with reader:  # which may end the forward early: then there are no losses
@@ -301,6 +312,12 @@ class StudentForward:
                     f'between {", ".join(map(str, maps))} and the loss. Tap behind it, or take a '
                     'PyTorch counterpart of it in the student (BN for SyncBN, say)'
                 )
+
+
+def _watched(
+    student: nn.Module, views: Sequence[View], stop: bool = False
+) -> AbstractContextManager[Asked]:
+    return decoder_watched(student, f'{views[0].term}.queries: the student', stop)
 
 
 def _asking(view: View) -> str:

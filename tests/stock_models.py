@@ -717,19 +717,78 @@ def dab_detr(width: int = 8, classes: int = 4, queries: int = 6) -> dict:
     return model
 
 
-def dino(width: int = 8, classes: int = 4) -> dict:
+def conditional_detr(width: int = 8, classes: int = 4, queries: int = 6) -> dict:
+    """Conditional DETR-R18: one map, two layers; its decoder has a fixed width."""
+    embed = 256
+    ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
+    attention = dict(embed_dims=embed, num_heads=2, attn_drop=0.0)
+    model = _queries(
+        'ConditionalDETR',
+        width,
+        classes,
+        outs=1,
+        encoder=dict(
+            num_layers=1,
+            layer_cfg=dict(
+                self_attn_cfg=_attention(embed, num_heads=2, batch_first=True), ffn_cfg=ffn
+            ),
+        ),
+        decoder=dict(
+            num_layers=2,
+            layer_cfg=dict(
+                self_attn_cfg=dict(attention, cross_attn=False),
+                cross_attn_cfg=dict(attention, cross_attn=True),
+                ffn_cfg=ffn,
+            ),
+            return_intermediate=True,
+        ),
+        bbox_head=dict(
+            type='ConditionalDETRHead',
+            num_classes=classes,
+            embed_dims=embed,
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+            loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+            loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+        ),
+    )
+    return _wide(model, embed, queries)
+
+
+def dino(width: int = 8, classes: int = 4, queries: int = 6) -> dict:
     """DINO-R18: three maps, two stages, denoising queries; mmdetection fixes their width."""
+    model = deformable_detr(width, classes, queries, refine=True, two_stage=True)
+    model.update(
+        type='DINO',
+        dn_cfg=dict(
+            label_noise_scale=0.5,
+            box_noise_scale=1.0,
+            group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=4),
+        ),
+    )
+    model['bbox_head']['type'] = 'DINOHead'
+    return model
+
+
+def deformable_detr(
+    width: int = 8,
+    classes: int = 4,
+    queries: int = 6,
+    refine: bool = False,
+    two_stage: bool = False,
+) -> dict:
+    """Deformable DETR-R18: three maps, two layers; with two stages, its width is fixed."""
     embed = 256
     deformable = _attention(embed, num_levels=3, num_heads=2)
     ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
     attention = _attention(embed, num_heads=2)
     model = _queries(
-        'DINO',
+        'DeformableDETR',
         width,
         classes,
         outs=3,
-        with_box_refine=True,
-        as_two_stage=True,
+        with_box_refine=refine,
+        as_two_stage=two_stage,
+        num_feature_levels=3,
         encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable, ffn_cfg=ffn)),
         decoder=dict(
             num_layers=2,
@@ -738,7 +797,7 @@ def dino(width: int = 8, classes: int = 4) -> dict:
             post_norm_cfg=None,
         ),
         bbox_head=dict(
-            type='DINOHead',
+            type='DeformableDETRHead',
             num_classes=classes,
             embed_dims=embed,
             sync_cls_avg_factor=True,
@@ -746,14 +805,16 @@ def dino(width: int = 8, classes: int = 4) -> dict:
             loss_bbox=dict(type='L1Loss', loss_weight=5.0),
             loss_iou=dict(type='GIoULoss', loss_weight=2.0),
         ),
-        dn_cfg=dict(
-            label_noise_scale=0.5,
-            box_noise_scale=1.0,
-            group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=4),
-        ),
     )
+    model['positional_encoding'].update(offset=0.0, temperature=20)
+    return _wide(model, embed, queries)
+
+
+def _wide(model: dict, embed: int, queries: int) -> dict:
+    """A detector with queries of another width and number, and with focal loss."""
+    model['num_queries'] = queries
     model['neck']['out_channels'] = embed
-    model['positional_encoding'].update(num_feats=embed // 2, offset=0.0, temperature=20)
+    model['positional_encoding']['num_feats'] = embed // 2
     model['train_cfg']['assigner']['match_costs'].append(dict(type='FocalLossCost'))
     return model
 

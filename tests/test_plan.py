@@ -7,6 +7,7 @@ import torch
 
 from mmkd_plugin.plan import shapes, strides
 from tests import stock_models
+from tests.runs import needs_ops
 from tests.stock_models import cwd, distiller
 
 LOGITS = dict(tap='decode_head.conv_seg', loss=cwd(tau=2, loss_weight=3))
@@ -129,3 +130,14 @@ def test_strides_of_what_has_positions():
     maps = [torch.empty(1, 8, 16, 32), torch.empty(1, 64, 256), torch.empty(1, 4)]
     assert strides(maps, 128) == [(8, 4)]
     assert strides(maps[0], 256) == [(16, 8)]
+
+
+@needs_ops
+def test_queries(planned):
+    line = dict(queries=dict(random=5), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
+    text = planned(
+        stock_models.dab_detr(), stock_models.dab_detr(16, queries=7), dict(kd_detr=line)
+    )
+    assert '│ decoder             │ decoder               │' in text
+    assert '│ 2 layers, 4 classes │ last layer, 4 classes │' in text
+    assert text.strip().endswith("again: the teacher's queries and 5 random ones (7 + 5)")

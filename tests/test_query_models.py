@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
 
+from mmkd_plugin import Distiller
 from tests import stock_models
 from tests.runs import needs_ops
 from tests.stock_models import batch, build, cwd, distiller
@@ -94,3 +97,155 @@ def test_what_queries_do_inside_is_refused_with_a_reason():
             distiller(
                 stock_models.detr(), stock_models.detr(16), dict(cwd=dict(tap=tap, loss=cwd()))
             )
+
+
+#: Families that can be asked the same queries, narrow and with other numbers of queries.
+ASKED = {
+    'dab': stock_models.dab_detr,
+    'dino': stock_models.dino,
+    'deformable': stock_models.deformable_detr,
+    'refined': partial(stock_models.deformable_detr, refine=True),
+    'two stages': partial(stock_models.deformable_detr, refine=True, two_stage=True),
+    'conditional': stock_models.conditional_detr,
+}
+
+
+def asked(student, teacher, seed=0):
+    """A student that is asked five random queries and the seven of its teacher."""
+    exact = dict(precision='fp32', fuse_conv_bn=False)
+    teacher = dict(config=ASKED[teacher](16, queries=7), checkpoint=None, inference=exact)
+    line = dict(queries=dict(random=5), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
+    model = distiller(ASKED[student](), teacher, dict(kd=line), seed)
+    frozen = model.teachers['teacher'].model
+    for part in (model, frozen):
+        part.init_weights()
+        for name, weight in part.named_parameters():
+            if 'fc_reg' in name or 'reg_branches' in name:  # which start at 0: all boxes are alike
+                weight.data += 0.1 * torch.randn_like(weight)
+    return model.train(), frozen
+
+
+def plain_answers(student, group, teacher, inputs, samples):
+    """What mmdetection computes if the queries of a group are the student's own."""
+    plain = copy.deepcopy(student).eval()  # without queries for denoising
+    for one, other in zip(plain.modules(), student.modules()):
+        one.training = other.training and isinstance(one, torch.nn.BatchNorm2d)
+    points, embeddings = group.places, group.embeddings
+    pre_decoder, extra = plain.pre_decoder, {}
+    if embeddings is not None:  # the points come out of the same layers as the teacher's
+        plain.query_embedding = torch.nn.Embedding.from_pretrained(embeddings)
+        if hasattr(plain, 'reference_points_fc'):
+            plain.reference_points_fc = teacher.reference_points_fc
+        else:
+            plain.decoder.ref_point_head = teacher.decoder.ref_point_head
+    elif type(plain).__name__ == 'DABDETR':
+        plain.query_embedding = torch.nn.Embedding.from_pretrained(points)
+    else:
+        points = points.expand(len(inputs), *points.shape[-2:])
+        extra['reference_points'] = points.sigmoid()
+        if hasattr(plain, 'pos_trans_fc'):
+            made = plain.pos_trans_fc(plain.get_proposal_pos_embed(points))
+            extra['query_pos'], extra['query'] = plain.pos_trans_norm(made).split(256, 2)
+        else:
+            content = plain.query_embedding.weight
+            content = torch.cat([content] * 2)[: points.shape[1]]  # begins again
+            extra['query'] = content.expand(len(inputs), -1, -1)
+    plain.num_queries = points.shape[-2]
+    if extra:
+        plain.num_queries = student.num_queries
+        plain.pre_decoder = lambda **given: ({**pre_decoder(**given)[0], **extra}, {})
+    with torch.no_grad():
+        return plain(inputs, samples, mode='tensor')
+
+
+@pytest.mark.parametrize('name', ASKED)
+def test_queries_are_asked_as_if_they_were_the_models_own(name):
+    model, frozen = asked(name, name)
+    student, inputs, samples = model.student, *batch(model)
+    given, groups = [], []
+    model.distill.kd.loss.register_forward_pre_hook(lambda _, args: given.append(args))
+    run = model._run_student
+
+    def noted(*args, **kwargs):
+        groups.extend(next(iter(kwargs['queries'].values())))
+        return run(*args, **kwargs)
+
+    model._run_student = noted
+    before = copy.deepcopy(student)
+    torch.manual_seed(1)
+    alone = copy.deepcopy(student)(inputs, copy.deepcopy(samples), mode='loss')
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    losses = model(inputs, copy.deepcopy(samples), mode='loss')
+    assert torch.equal(torch.get_rng_state(), state), 'the next denoising queries are others'
+    value = losses.pop('distill.kd.loss')
+    for key, one in alone.items():
+        for x, y in zip(*([z] if isinstance(z, torch.Tensor) else z for z in (losses[key], one))):
+            assert torch.equal(x, y), key
+
+    ((students, teachers),) = given
+    with torch.no_grad():
+        expected = frozen(inputs, copy.deepcopy(samples), mode='tensor')
+    for got, plain in zip(teachers[:2], expected):
+        torch.testing.assert_close(got, plain[-1:], rtol=1e-4, atol=1e-5)
+    for number, group in enumerate(groups):
+        expected = plain_answers(before, group, frozen, inputs, copy.deepcopy(samples))
+        for got, plain in zip(students[2 * number : 2 * number + 2], expected):
+            torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
+    assert [len(x) for x in students] == [2, 2, 2, 2]
+    assert [x.shape[2] for x in students] == [7, 7, 5, 5]
+
+    value.backward()
+    learning = {key.partition('.')[0] for key, p in student.named_parameters() if has_gradient(p)}
+    assert {'backbone', 'neck', 'encoder', 'decoder', 'bbox_head'} <= learning
+    assert all(p.grad is None for p in frozen.parameters())
+    build(ASKED[name]()).load_state_dict(model.state_dict(), strict=True)
+
+
+def has_gradient(parameter):
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher'),
+    [('two stages', 'dino'), ('dino', 'two stages'), ('dab', 'dino'), ('deformable', 'refined')],
+)
+def test_queries_between_families(student, teacher):
+    model, _ = asked(student, teacher)
+    with torch.autocast('cpu', torch.bfloat16):
+        value = model(*batch(model), mode='loss')['distill.kd.loss']
+    value.backward()
+    assert value > 0 and value.isfinite() and value.dtype == torch.float32
+    assert has_gradient(model.student.backbone.conv1.weight) or has_gradient(
+        model.student.backbone.layer4[0].conv1.weight
+    )
+
+
+def test_a_made_up_image_has_positions_for_all_queries_of_a_teacher():
+    teacher = stock_models.dino(queries=400)
+    line = dict(queries=dict(random=5), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
+    student = ASKED['two stages']()
+    assert distiller(student, teacher, dict(kd=line))._run_student.run.size == 128
+
+
+def test_a_detector_that_selects_queries_in_another_way_is_refused():
+    config = ASKED['dino']()
+    config['type'] = 'DDQDETR'
+    config['dqs_cfg'] = dict(type='nms', iou_threshold=0.8)
+    config['bbox_head'].update(type='DDQDETRHead')
+    line = dict(queries=dict(), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
+    with pytest.raises(ValueError, match=r"teacher 'teacher' \(DDQDETR\) has no queries with ref"):
+        distiller(ASKED['dino'](), config, dict(kd=line))
+
+
+def test_a_student_that_is_not_initialised_yet_can_be_tried():
+    student = build(ASKED['dino']())
+    student.level_embed.data.fill_(torch.nan)  # it is raw memory until `init_weights`
+    loss = dict(type='mmkd_plugin.SharedQueriesLoss', loss_weight='auto')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = Distiller(
+            student,
+            dict(config=ASKED['dino'](16), checkpoint=None),
+            dict(kd=dict(queries=dict(random=5), loss=loss)),
+        )
+    assert model.distill.kd.auto is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from benchmarks.gains.tables import trained_teachers
 from mmkd_plugin.cli import is_distilled, read_config
 
 
@@ -39,8 +40,9 @@ def run_config(
     """
     cfg = read_config(str(config))
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
-    if teacher is not None and cfg.model.get('teacher', {}).get('config') is not None:
-        cfg.model.teacher.config, cfg.model.teacher.checkpoint = map(str, teacher)
+    if teacher is not None:
+        for one in trained_teachers(cfg.model):
+            one['config'], one['checkpoint'] = map(str, teacher)
     if weight is not None and is_distilled(cfg):
         for line in cfg.model.distill.values():
             set_weight(line.loss, weight)

@@ -152,7 +152,20 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
     return found
 
 
+def trained_teachers(model: dict) -> list[dict]:
+    """The teachers of a recipe that have a config here, by which they are trained.
+
+    Args:
+        model (dict): The ``model`` of its config.
+    """
+    teachers = model.get('teacher') or []
+    teachers = [teachers] if isinstance(teachers, dict) else teachers
+    return [one for one in teachers if isinstance(one.get('config'), str)]
+
+
 def _teacher(model: dict, configs: Path) -> Path | None:
     """The config of the trained teacher of a recipe, which it names from the repository's root."""
-    config = model.teacher.get('config')
-    return None if config is None else (configs.parent / config).resolve()
+    every = trained_teachers(model)
+    if len(every) > 1:
+        raise UsageError(f'a recipe has one trained teacher, not {len(every)}')
+    return (configs.parent / every[0]['config']).resolve() if every else None

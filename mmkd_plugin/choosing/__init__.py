@@ -5,7 +5,14 @@
 """
 
 from mmkd_plugin.choosing.choosing import Choice, check_method, choose
-from mmkd_plugin.choosing.looking import Level, Look, ScoreMap, look_at_student, look_at_teacher
+from mmkd_plugin.choosing.looking import (
+    Level,
+    Look,
+    QueryForm,
+    ScoreMap,
+    look_at_student,
+    look_at_teacher,
+)
 from mmkd_plugin.choosing.methods import METHODS
 from mmkd_plugin.choosing.writing import config_text
 
@@ -14,6 +21,7 @@ __all__ = [
     'Choice',
     'Level',
     'Look',
+    'QueryForm',
     'ScoreMap',
     'check_method',
     'choose',

@@ -84,10 +84,9 @@ def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
     for kind, methods in METHODS.items():
         name = method or next(iter(methods))
         if kind in offers and name in methods:
-            ours, theirs = offers[kind]
             loss = dict(methods[name].loss, loss_weight='auto')
             why = f'{NAMES[kind]}{_instead_of_scores(student, teacher, kind)}: {methods[name].why}'
-            return Choice(kind, name, {**_taps(ours, theirs), 'loss': loss}, why)
+            return Choice(kind, name, {**offers[kind], 'loss': loss}, why)
     fitting = dict.fromkeys(name for kind in METHODS if kind in offers for name in METHODS[kind])
     raise ValueError(
         f'{method} compares nothing that both models have; for these two there are '
@@ -98,14 +97,16 @@ def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
 Taps = str | list[str]
 
 
-def _offers(student: Look, teacher: Look) -> dict[str, tuple[Taps, Taps]]:
-    """The places that both models have, by the kind of pair."""
-    offers: dict[str, tuple[Taps, Taps]] = {}
+def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
+    """The keys of a term that say what is compared, by the kind of pair."""
+    offers: dict[str, dict[str, Any]] = {}
     names = student.classes, teacher.classes
     if same_classes(student.scores, teacher.scores, names):
-        offers['scores'] = student.scores.tap, teacher.scores.tap
+        offers['scores'] = _taps(student.scores.tap, teacher.scores.tap)
     if student.features and teacher.features and student.features.learns:
-        offers['features'] = student.features.tap, teacher.features.tap
+        offers['features'] = _taps(student.features.tap, teacher.features.tap)
+    if same_queries(student, teacher):
+        offers['queries'] = dict(queries=dict(random=300))
     for root in ('neck', 'backbone'):
         ours, theirs = getattr(student, root), getattr(teacher, root)
         pairs = matching_levels(ours, theirs, in_order=root == 'backbone')
@@ -113,13 +114,28 @@ def _offers(student: Look, teacher: Look) -> dict[str, tuple[Taps, Taps]]:
             same = all(s.channels == t.channels for s, t in pairs)
             kind = root if same or root == 'backbone' else f'other {root}'
             sides = zip(*pairs)
-            offers[kind] = tuple(
-                _of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs))
+            offers[kind] = _taps(
+                *(_of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs)))
             )
     stages = list(zip(student.rois, teacher.rois))  # a single stage is like the first of several
     if stages and all(same_classes(*pair, names) for pair in stages):
-        offers['rois'] = tuple(_one_or_all([one.tap for one in side]) for side in zip(*stages))
+        offers['rois'] = _taps(*(_one_or_all([one.tap for one in side]) for side in zip(*stages)))
     return offers
+
+
+def same_queries(student: Look, teacher: Look) -> bool:
+    """Whether both decoders can be asked with the same queries, for the same classes in one order.
+
+    Args:
+        student (Look): What the student shows.
+        teacher (Look): What the teacher shows.
+    """
+    if student.queries is None or student.queries != teacher.queries:
+        return False
+    if None in (student.classes, teacher.classes):
+        return True
+    order = order_between(student.classes, teacher.classes)
+    return order is not None and order.identity
 
 
 def same_classes(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.assigners.rois import score_taps
+from mmkd_plugin.queries import decoder_watched, has_decoder
 from mmkd_plugin.taps import Tap, TapReader, as_list, places_of
 from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
@@ -61,6 +62,19 @@ class ScoreMap:
 
 
 @dataclass(frozen=True)
+class QueryForm:
+    """The queries that a decoder can be asked with.
+
+    Args:
+        form (str): What a query is. Two decoders can be asked the same if this is the same.
+        classes (int): The number of classes that it answers.
+    """
+
+    form: str
+    classes: int
+
+
+@dataclass(frozen=True)
 class Look:
     """What a model shows of a made-up image.
 
@@ -70,6 +84,8 @@ class Look:
         neck (tuple[Level, ...]): The levels of its neck. Defaults to ``()``.
         backbone (tuple[Level, ...]): Those of its backbone. Defaults to ``()``.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None.
+        queries (QueryForm, optional): The queries of its decoder. Defaults to None: it cannot be
+            asked.
         rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
             ``()``: it has none that can be compared.
     """
@@ -79,6 +95,7 @@ class Look:
     neck: tuple[Level, ...] = ()
     backbone: tuple[Level, ...] = ()
     classes: Names | None = None
+    queries: QueryForm | None = None
     rois: tuple[ScoreMap, ...] = ()
 
     def __str__(self) -> str:
@@ -90,6 +107,7 @@ class Look:
                 for root in ROOTS
                 if getattr(self, root)
             ),
+            self.queries and f'queries that are {self.queries.form}',
             self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
@@ -114,6 +132,7 @@ def look_at_student(model: nn.Module, classes: Names | None, device: torch.devic
         except ValueError:  # a head that gives class scores in a form of its own
             run = dry_run_student(model, _levels_of(ran), device)
         look = _look(model, run, classes)
+        look = replace(look, queries=_query_form(trial_copy(model, device), device, 'loss'))
         return _with_gradients(look, _learning(model, look, run, device))
 
 
@@ -140,7 +159,8 @@ def look_at_teacher(
             for heads in (whole, []) if whole else (whole,):  # one that cannot be called alone
                 run = _try_teacher(model, heads, device, like)
                 if run.problem is None:
-                    return _look(model, run, classes)
+                    queries = _query_form(model, device, 'tensor')
+                    return replace(_look(model, run, classes), queries=queries)
     finally:
         model.to(home)
     raise ValueError(f'the teacher could not be tried on a made-up image: {run.problem}')
@@ -202,8 +222,22 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
         None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
         *(_levels(run, root) for root in ROOTS),
         classes,
-        tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
+        rois=tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
     )
+
+
+@torch.no_grad()
+def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm | None:
+    """What the decoder of a detector can be asked with, None if it cannot be."""
+    for side in EXAMPLE_SIZES if has_decoder(model) else ():
+        inputs, samples = example_batch(model, device, side)
+        try:
+            with decoder_watched(model, 'the model', stop=True) as asked:
+                model(inputs, samples, mode=mode)
+            return QueryForm(asked.kind.form, asked.kind.classes)
+        except Exception:  # no such queries, or more of them than positions
+            continue
+    return None
 
 
 def _levels(run: DryRun, root: str) -> tuple[Level, ...]:

@@ -25,6 +25,7 @@ CWD = 'the distribution of each channel over the image (CWD)'
 PKD = 'patterns of features, whatever their scale (PKD)'
 AT = 'where activations are strong, whatever the channels mean (AT)'
 PI = 'the distribution over the classes at each position (PI)'
+KD_DETR = 'class scores and boxes (KD-DETR)'
 DKD = 'the certainty about the labelled class, and apart from it all others (DKD)'
 KD = 'the distribution over the classes (soft targets)'
 
@@ -54,6 +55,10 @@ METHODS: dict[str, dict[str, Method]] = {
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
         'at': Method(_loss('AttentionLoss'), AT),
     },
+    # decoders that can be asked with the same queries, for the same classes
+    'queries': {
+        'kd_detr': Method(_loss('SharedQueriesLoss', tau=10), KD_DETR),
+    },
     # maps of two backbones
     'backbone': {
         'pkd': Method(_loss('PearsonLoss'), PKD),
@@ -73,6 +78,7 @@ NAMES = {
     'features': 'the last map before the classifier',
     'neck': 'levels of the neck',
     'other neck': 'levels of the neck',
+    'queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
     'rois': "class scores of the student's RoIs",
 }

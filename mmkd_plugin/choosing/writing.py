@@ -50,9 +50,13 @@ def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> 
         config=teacher,
         checkpoint=checkpoint,
         method=choice.method,
-        taps=',\n'.join(f'            {key}={value!r}' for key, value in taps.items()),
+        taps=',\n'.join(f'            {key}={_written(value)}' for key, value in taps.items()),
         loss=_call(choice.term['loss']),
     )
+
+
+def _written(value: Any) -> str:
+    return _call(value) if isinstance(value, Mapping) else repr(value)
 
 
 def _call(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.assigners import Sampled
 from mmkd_plugin.explanations import Chosen, Scores
+from mmkd_plugin.queries import Group
 from mmkd_plugin.taps import Maps, Tap, Taps
 from mmkd_plugin.taps.class_scores import ClassScores
 from mmkd_plugin.taps.dry_run import DryRun
@@ -84,6 +85,8 @@ class Preview(NamedTuple):
             Defaults to nothing.
         passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
             maps of the made-up image. Defaults to ``{}``.
+        queries (Mapping[View, list[Group]]): For each view of queries some of those that a batch
+            is asked. Defaults to ``{}``.
 
     Examples:
         >>> import torch
@@ -100,6 +103,7 @@ class Preview(NamedTuple):
     size: int
     classes: Mapping[Tap, Sequence[ClassScores | None]] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
+    queries: Mapping[View, list[Group]] = NOTHING
 
 
 class Batch(NamedTuple):
@@ -136,8 +140,8 @@ class Lesson(NamedTuple):
         losses (Mapping[str, Any]): Losses of a teacher that is trained along. Defaults to ``{}``.
         passages (Mapping[View, Passage]): For each view with an entrance the way from there, for
             the student's maps of the batch. Defaults to ``{}``.
-        queries (Mapping[View, list[Tensor]]): For each view of queries the reference points that
-            were asked, ``(Q, 4)`` for each group. Defaults to ``{}``.
+        queries (Mapping[View, list[Group]]): For each view of queries the groups that were asked.
+            Defaults to ``{}``.
         on_rois (Callable, optional): Takes the RoIs that the student sampled, and gives what the
             views of RoIs compare. Defaults to None: there are no such views.
 
@@ -153,7 +157,7 @@ class Lesson(NamedTuple):
     chosen: Mapping[View, Chosen] = NOTHING
     losses: Mapping[str, Any] = NOTHING
     passages: Mapping[View, Passage] = NOTHING
-    queries: Mapping[View, list[Tensor]] = NOTHING
+    queries: Mapping[View, list[Group]] = NOTHING
     on_rois: Callable[[Mapping[int, Sampled]], dict[View, Maps]] | None = None
 
     def asked(self, sampled: Mapping[int, Sampled]) -> Lesson:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
 from mmkd_plugin.taps.chain import Chain, chains_between, check_chains, run_chains
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
-from mmkd_plugin.taps.example import crop_size, example_batch
+from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
 from mmkd_plugin.teachers.inference import (
     FOLDED_ERROR,
@@ -44,7 +44,7 @@ class FrozenForward:
         preprocessor (nn.Module): The student's data preprocessor, which knows the size of crops.
         device (torch.device): The device of the model.
         size (int): Height and width of the made-up image, pixels. If the model does not take it,
-            the size of the student's training crops is tried.
+            the size of the student's training crops is tried, and a larger one.
         owner (str): Name of the model in messages.
         parts (Iterable[tuple[Taps, Taps]]): Where each part begins and ends that later calls may
             run on maps of another model. Defaults to ``()``.
@@ -88,8 +88,10 @@ class FrozenForward:
         self, preprocessor: nn.Module, device: torch.device, size: int
     ) -> tuple[DryRun, tuple[Tensor, list | None]]:
         problem: Exception | None = None
-        # Some transformers take only images of their training size.
-        for side in dict.fromkeys((size, *crop_size(preprocessor))):
+        # Some transformers take only images of their training size, and some want more positions
+        # than they have queries.
+        larger = [side for side in EXAMPLE_SIZES if side > size]
+        for side in dict.fromkeys((size, *crop_size(preprocessor), *larger)):
             example = example_batch(self.model, device, side)
             try:
                 run = read_once(

@@ -24,7 +24,7 @@ from mmkd_plugin.assigners.rois import (
 )
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
-from mmkd_plugin.queries import Asked, decoder_watched, learnt_queries
+from mmkd_plugin.queries import Asked, Group, decoder_watched, made_up
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.seeds import seed_of_iteration
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
@@ -147,7 +147,7 @@ class OnlineTeacher(Teacher):
         self._convert: InputConverter | None = None
         self._padding = Padding(1, 0)
         self._loss_run: DryRun | None = None
-        self._asked_views: list[View] = []
+        self._counts: dict[View, list[int]] = {}  # of queries, by group
         self._roi_views: list[View] = []
         self._roi_scores: ScoresOfTaps = {}
         self._scores: dict[View, Scores] = {}
@@ -200,8 +200,8 @@ class OnlineTeacher(Teacher):
             run = self.forward.run
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
-        self._asked_views = asking = of_kind(views, 'queries')
-        tried = self._try_asking(asking, device, run.size) if asking else {}
+        asking = of_kind(views, 'queries')
+        tried, queries = self._try_asking(asking, device, run.size) if asking else ({}, {})
         of_rois = self._try_rois(run, student.sampled, device) if self._roi_views else {}
         if gradient_taps:
             run = self._try_loss(every, device, owner)
@@ -217,7 +217,8 @@ class OnlineTeacher(Teacher):
             self._scores[view], shown[view] = tried
         self._class_scores = {**run.scores, **self._roi_scores}
         passages = self._passages(views, run.values)
-        return Preview(run.values, shown, self._scores, run.size, self._class_scores, passages)
+        shows = run.values, shown, self._scores, run.size, self._class_scores
+        return Preview(*shows, passages, queries)
 
     def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
         """Returns the ways through parts of the model for views with an entrance."""
@@ -291,7 +292,7 @@ class OnlineTeacher(Teacher):
         chosen, shown, queries = {}, {}, {}
         with ExitStack() as stack:
             if asking:
-                asked = stack.enter_context(decoder_watched(self.model, f"teacher '{self.name}'"))
+                asked = stack.enter_context(decoder_watched(self.model, self._asked_for(asking)))
             if left:
                 on_path = [tap for view in explaining for tap in view.on_path()]
                 for view in explaining:
@@ -305,10 +306,9 @@ class OnlineTeacher(Teacher):
                 chosen[view] = view.choose(read, kind, batch.step)
                 shown[view] = view.explain(read, chosen[view], kind, size, False).pairs()
         for view in asking:
-            seed = seed_of_iteration(view.term, batch.inputs.device)
-            learnt = learnt_queries(self.model, f"teacher '{self.name}'")
-            queries[view] = view.queries.groups(learnt, seed)
-            shown[view] = self._answers(asked, queries[view], batch.inputs.device)
+            device = batch.inputs.device
+            queries[view] = self._groups(asked, view, seed_of_iteration(view.term, device))
+            shown[view] = self._answers(asked, queries[view], device)
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
@@ -362,10 +362,16 @@ class OnlineTeacher(Teacher):
         }
         return {wish: map_tensors(maps, Tensor.cpu) for wish, maps in found.items()}
 
+    def _asked_for(self, views: Sequence[View]) -> str:
+        return f"{views[0].term}.queries: teacher '{self.name}'"
+
+    def _groups(self, asked: Asked, view: View, seed: Tensor) -> list[Group]:
+        """Returns the queries that both models are asked, in float32."""
+        with EXACT.context(seed.device):
+            return asked.groups(view.queries, seed)
+
     @torch.no_grad()
-    def _answers(
-        self, asked: Asked, groups: Sequence[Tensor], device: torch.device
-    ) -> list[Tensor]:
+    def _answers(self, asked: Asked, groups: Sequence[Group], device: torch.device) -> list[Tensor]:
         """Returns what the last layer of the decoder answers, in float32."""
         dtype = next(self.model.parameters()).dtype
         with EXACT.context(device):
@@ -373,17 +379,20 @@ class OnlineTeacher(Teacher):
 
     def _try_asking(
         self, views: Sequence[View], device: torch.device, size: int
-    ) -> dict[View, list[Tensor]]:
-        """Asks the decoder about a made-up image."""
-        owner = f"teacher '{self.name}'"
-        learnt_queries(self.model, owner)
+    ) -> tuple[dict[View, list[Tensor]], dict[View, list[Group]]]:
+        """Asks the decoder three queries of each group about a made-up image; with the queries."""
         inputs, samples = example_batch(self.model, device, size)
-        with decoder_watched(self.model, owner) as asked:
+        with decoder_watched(self.model, self._asked_for(views)) as asked:
             self.forward(inputs, samples, taps_of(views))
-        return {
-            view: [x.cpu() for x in self._answers(asked, _on(device, view.queries.trial()), device)]
-            for view in views
-        }
+        shown, queries = {}, {}
+        for view in views:
+            seed = torch.zeros((), dtype=torch.int64, device=device)
+            groups = self._groups(asked, view, seed)
+            self._counts[view] = [group.places.shape[-2] for group in groups]
+            groups = [group.first(3) for group in groups]
+            shown[view] = made_up(self._answers(asked, groups, device), seed=1)
+            queries[view] = [group.to('cpu') for group in groups]
+        return shown, queries
 
     def read(
         self,
@@ -489,8 +498,11 @@ class OnlineTeacher(Teacher):
         if self.forward is not None:
             text += f'{", else" if self._loss_run is not None else ","} {self.forward.work()}'
             text += self._second_runs()
-        if self._asked_views:
-            groups = some(dict.fromkeys(str(view.queries) for view in self._asked_views))
+        if self._counts:
+            groups = some(
+                f'{view.queries} ({" + ".join(map(str, counts))})'
+                for view, counts in self._counts.items()
+            )
             text += f'; its decoder, and the one of the student, are asked again: {groups}'
         if self._roi_views:
             parts = roi_parts(self.model, taps_of(self._roi_views))
@@ -515,10 +527,6 @@ def _of_wishes(view: View, found: Mapping[Wish, Maps]) -> Maps:
     """The maps of a view of RoIs, as :meth:`Taps.of` gives those of others."""
     each = [found[wish] for wish in map(Wish, view.taps, view.rois)]
     return each[0] if len(each) == 1 else [x for maps in each for x in as_list(maps)]
-
-
-def _on(device: torch.device, groups: Sequence[Tensor]) -> list[Tensor]:
-    return [points.to(device) for points in groups]
 
 
 def _detached(maps: Maps) -> Maps:

@@ -119,7 +119,7 @@ def load_teacher_connectors(
         )
         raise ValueError(
             f'{here}: {path} was trained for another teacher, tap or ratio: {wrong[0]} is {saved} '
-            f'in the file and {expected} in this config. {command.replace(" it ", " it again ")}'
+            f'in the file and {expected} in this config. Make the file again. {command}'
         )
     for number, module in enumerate(modules):
         start = f'{name}.{number}.'

@@ -12,7 +12,7 @@ from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
-from mmkd_plugin.queries import DECODER, ENCODER, Queries
+from mmkd_plugin.queries import BEFORE_DECODER, ENCODER, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Passage, Teacher
 from mmkd_plugin.teachers.classes import Compared, check_same_classes
@@ -214,7 +214,7 @@ class Term(nn.Module):
             explainer = build_module(explainer, f'{here}.explainer')
         try:
             queries = Queries.from_config(here, config.get('queries'))
-            taps = (ENCODER, DECODER) if queries is not None else (config.get('tap'),) * 2
+            taps = (config.get('tap'),) * 2 if queries is None else (ENCODER, BEFORE_DECODER)
             student_tap = Taps.parse(config.get('student_tap', taps[0]))
             teacher_tap = Taps.parse(config.get('teacher_tap', taps[1]))
             loss, share = _loss(config['loss'], f'{here}.loss')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmkd_plugin.choosing import METHODS, Level, Look, ScoreMap, choose
+from mmkd_plugin.choosing import METHODS, Level, Look, QueryForm, ScoreMap, choose
 from mmkd_plugin.choosing.choosing import matching_levels
 from mmkd_plugin.choosing.methods import NAMES
 from mmkd_plugin.registry import MODELS
@@ -30,6 +30,15 @@ def detector(*strides: float, channels: int = 256, idle: tuple = ()) -> Look:
     return Look(
         neck=levels('neck', *strides, channels=channels, idle=idle),
         backbone=levels('backbone', 4, 8, 16, 32, channels=channels),
+    )
+
+
+def decoder(*strides: float, form: str = 'boxes', names=None) -> Look:
+    return Look(
+        neck=levels('neck', *strides),
+        backbone=levels('backbone', 8, 16, 32),
+        queries=QueryForm(form, 2),
+        classes=names,
     )
 
 
@@ -103,6 +112,19 @@ CASES = {
         (detector(*PYRAMID), Look(backbone=levels('backbone', 4, 8, 16, 32))),
         ('backbone', 'pkd', dict(tap='backbone')),
     ),
+    'decoders': ((decoder(8, 16), decoder(8, 16)), ('neck', 'cwd', dict(tap='neck'))),
+    'decoders, and no neck in one': (
+        (decoder(8, 16), decoder()),
+        ('queries', 'kd_detr', dict(queries=dict(random=300))),
+    ),
+    'decoders with other queries': (
+        (decoder(8, 16), decoder(form='points')),
+        ('backbone', 'pkd', dict(tap='backbone')),
+    ),
+    'decoders of classes in another order': (
+        (decoder(8, names=(CAR, SKY)), decoder(names=(SKY, CAR))),
+        ('backbone', 'pkd', dict(tap='backbone')),
+    ),
     'a single map': (
         (
             Look(backbone=(Level('backbone', 64, 32.0),)),
@@ -132,10 +154,16 @@ def test_the_reason_names_classes_that_differ():
 
 
 @pytest.mark.parametrize(
-    ('method', 'kind'), [('pixel_wise', 'scores'), ('pkd', 'features'), ('cwd', 'scores')]
+    ('look', 'method', 'kind'),
+    [
+        (segmentor(), 'pixel_wise', 'scores'),
+        (segmentor(), 'pkd', 'features'),
+        (segmentor(), 'cwd', 'scores'),
+        (decoder(8, 16), 'kd_detr', 'queries'),
+    ],
 )
-def test_another_method(method, kind):
-    choice = choose(segmentor(), segmentor(), method)
+def test_another_method(look, method, kind):
+    choice = choose(look, look, method)
     assert (choice.method, choice.kind) == (method, kind)
 
 

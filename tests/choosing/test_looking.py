@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmkd_plugin.choosing import Level, Look, ScoreMap, choose, look_at_student, look_at_teacher
+from mmkd_plugin.choosing import (
+    Level,
+    Look,
+    QueryForm,
+    ScoreMap,
+    choose,
+    look_at_student,
+    look_at_teacher,
+)
 from tests import stock_models
 from tests.runs import HAS_OPS, needs_ops
 from tests.stock_models import batch, build, distiller
@@ -73,6 +81,22 @@ def test_a_detector():
     assert [level.stride for level in found.neck] == [8, 16, 32, 64, 128]
     assert {level.channels for level in found.neck} == {16}
     assert found.scores is None and found.features is None
+
+
+@needs_ops
+def test_queries_of_decoders():
+    student = stock_models.deformable_detr(refine=True, two_stage=True)
+    ours, theirs = pair(
+        student, stock_models.dino(16, queries=400)
+    )  # more than 128² has places for
+    assert ours.queries == theirs.queries == QueryForm('boxes', 4)
+    assert look(stock_models.detr()).queries is None
+    choice = choose(ours, theirs, 'kd_detr')
+    model = distiller(student, stock_models.dino(16), {choice.method: choice.term})
+    for part in (model, model.teachers['teacher'].model):  # which is raw memory in parts
+        part.init_weights()
+    losses = model.train()(*batch(model), mode='loss')
+    assert losses['distill.kd_detr.loss'] > 0
 
 
 def test_levels_that_do_not_learn():

@@ -13,6 +13,7 @@ def test_the_config_says_what_was_chosen(tmp_path: Path) -> None:
     (tmp_path / 'student.py').write_text("model = dict(type='A', depth=18)\nwork_dir = 'here'")
     loss = dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto')
     term = dict(student_tap=['neck[0]', 'neck[1]'], teacher_tap="it's", loss=loss)
+    term['queries'] = dict(random=300)
     choice = Choice('neck', 'pkd', term, 'levels')
     text = config_text(str(tmp_path / 'student.py'), 'mmdet::a/b.py', 'https://x/y.pth', choice)
     file = tmp_path / 'distilled.py'
@@ -25,4 +26,5 @@ def test_the_config_says_what_was_chosen(tmp_path: Path) -> None:
         teacher=dict(config='mmdet::a/b.py', checkpoint='https://x/y.pth'),
         distill=dict(pkd=term),
     )
+    assert 'queries=dict(random=300),' in text
     assert all(len(line) <= 100 for line in text.splitlines())

@@ -30,6 +30,13 @@ def detectors(teacher=None, student=None, **line):
     return model.train()
 
 
+def with_background(config):
+    """A detector whose scores have one of the background."""
+    config['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss', class_weight=[1.0] * 5)
+    config['train_cfg']['assigner']['match_costs'][-1] = dict(type='ClassificationCost')
+    return config
+
+
 def given_to(model):
     """What the loss of the term gets from now on."""
     given = []
@@ -88,8 +95,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn():
 
 
 def test_random_queries_are_new_in_each_iteration_and_known_again(counters):
-    queries, learnt = Queries(random=1000), torch.zeros(3, 4)
-    same, again, other = (queries.groups(learnt, torch.tensor(seed))[1] for seed in (1, 1, 2))
+    same, again, other = (Queries(random=1000).drawn(torch.tensor(x), 4) for x in (1, 1, 2))
     assert torch.equal(same, again) and not torch.equal(same, other)
     assert same.mean().abs() < 0.1 and (same.std() - 1).abs() < 0.1
     model = detectors()
@@ -158,7 +164,7 @@ def test_the_weight_can_find_itself_and_mixed_precision():
 def test_the_plan_says_what_it_costs():
     work = detectors().teachers['teacher'].work()
     told = "its decoder, and the one of the student, are asked again: the teacher's queries and 5"
-    assert told in work
+    assert f'{told} random ones (7 + 5)' in work
 
 
 @pytest.mark.parametrize(
@@ -180,12 +186,28 @@ def test_the_plan_says_what_it_costs():
             dict(teacher=stock_models.dab_detr(16, classes=3)),
             'numbers of classes differ: student 4, teacher 3',
         ),
-        (dict(teacher=stock_models.retinanet()), "teacher 'teacher' has no module 'decoder'"),
+        (dict(teacher=stock_models.retinanet()), "teacher 'teacher' has no module 'encoder'"),
         (dict(student=stock_models.retinanet()), "the student has no module 'encoder'"),
-        (dict(teacher=stock_models.detr()), 'has not learnt reference points'),
+        (
+            dict(teacher=stock_models.detr()),
+            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries with reference",
+        ),
         (
             dict(student=stock_models.detr()),
-            'the student has no decoder that takes reference points',
+            r"the student \(DETR\) has no queries with reference points, .* tap='neck', loss=dict",
+        ),
+        (
+            dict(student=stock_models.deformable_detr()),
+            r'the student \(DeformableDETR\) takes points with 512 learnt numbers each, of '
+            'Deformable DETR, and the queries of the teacher are boxes',
+        ),
+        (
+            dict(teacher=stock_models.conditional_detr()),
+            r'the student \(DABDETR\) takes boxes, and .* of the teacher are points with 256',
+        ),
+        (
+            dict(student=with_background(stock_models.dab_detr())),
+            r'the student \(DABDETR\) has a score of the background .* use_sigmoid=True in ',
         ),
     ],
 )
