@@ -18,7 +18,6 @@ from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watch
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
 from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten, places_of
-from mmkd_plugin.words import type_name
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -162,7 +161,7 @@ def _initialise(model: nn.Module) -> None:
     """Lets a model initialise its weights; reads no file, and logs nothing."""
     for module in model.modules():
         start = getattr(module, 'init_cfg', None)
-        if isinstance(start, dict) and type_name(start.get('type')) == 'Pretrained':
+        if isinstance(start, dict) and start.get('type') == 'Pretrained':
             module.init_cfg = None
     model._dump_init_info = lambda *_: None  # a line for each parameter in the log of the run
     model.init_weights()
