@@ -12,8 +12,8 @@ from mmkd_plugin.losses.numerics.checks import positive_number
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.words import short
 
-#: The share of ``loss_weight='auto'``.
-SHARE = 0.3
+#: The share of ``loss_weight='auto'``: docs/results.md has trials of several.
+SHARE = 2.5
 
 #: Iterations of a term in which its weight is measured: each of the first ones, then each n-th.
 FIRST, EVERY = 10, 50
@@ -28,7 +28,7 @@ def auto_share(value: Any, here: str) -> float | None:
     """The share that a ``loss_weight`` of a config asks for.
 
     Args:
-        value (Any): The value: ``'auto'``, ``dict(auto=0.3)``, or the weight itself.
+        value (Any): The value: ``'auto'``, ``dict(auto=2.5)``, or the weight itself.
         here (str): What messages call its place in the config.
 
     Returns:
@@ -39,7 +39,7 @@ def auto_share(value: Any, here: str) -> float | None:
 
     Examples:
         >>> [auto_share(value, 'loss_weight') for value in ('auto', dict(auto=0.1), 3.0)]
-        [0.3, 0.1, None]
+        [2.5, 0.1, None]
     """
     if value == 'auto':
         return SHARE
@@ -66,7 +66,7 @@ class AutoWeight(nn.Module):
     All state is saved and resumed.
 
     Args:
-        share (float): Size of the term's gradient, over that of the task loss. Defaults to 0.3.
+        share (float): Size of the term's gradient, over that of the task loss. Defaults to 2.5.
 
     Attributes:
         weight (Tensor): The weights, ``(n,)``; 0 where there was nothing to measure so far.

@@ -53,14 +53,14 @@ def shares(model: nn.Module, name: str, tap: str | list[str]) -> list[float]:
 
 
 ONE_WEIGHT = [
-    (SEG, line('decode_head.conv_seg', 'ChannelWiseLoss', tau=4), 0.3),
+    (SEG, line('decode_head.conv_seg', 'ChannelWiseLoss', tau=4), 2.5),
     (SEG, line('decode_head.conv_seg', 'PixelWiseLoss', dict(auto=0.01)), 0.01),
     (SEG, line('decode_head.bottleneck', 'AttentionLoss', dict(auto=2)), 2),
-    (SEG, line('decode_head.bottleneck', 'HintLoss'), 0.3),
-    (SEG, line('backbone.layer2', 'NeuronSelectivityLoss'), 0.3),
-    (SEG, line('backbone.layer4', 'ActivationBoundaryLoss'), 0.3),
-    (SEG, line('decode_head.conv_seg', 'GradientAttentionLoss'), 0.3),
-    (DET, line('neck[1]', 'PairWiseLoss', pool=4), 0.3),
+    (SEG, line('decode_head.bottleneck', 'HintLoss'), 2.5),
+    (SEG, line('backbone.layer2', 'NeuronSelectivityLoss'), 2.5),
+    (SEG, line('backbone.layer4', 'ActivationBoundaryLoss'), 2.5),
+    (SEG, line('decode_head.conv_seg', 'GradientAttentionLoss'), 2.5),
+    (DET, line('neck[1]', 'PairWiseLoss', pool=4), 2.5),
 ]
 
 
@@ -75,13 +75,13 @@ def test_an_explanation_has_its_share_at_the_explained_map():
     explainer = dict(type='mmkd_plugin.GradCAM', scores='decode_head.conv_seg')
     term = line('decode_head.bottleneck', 'ExplanationLoss', explainer=explainer)
     (found,) = shares(distiller(*SEG, dict(t=term)), 't', term['tap'])
-    assert found == pytest.approx(0.3, rel=1e-3)
+    assert found == pytest.approx(2.5, rel=1e-3)
 
 
 @pytest.mark.parametrize('kind', ['PixelWiseLoss', 'HintLoss'])
 def test_each_map_of_several_has_a_weight(kind):
     model = distiller(*DET, dict(t=line('neck', kind)))
-    assert shares(model, 't', 'neck') == pytest.approx([0.3] * 5, rel=1e-3)
+    assert shares(model, 't', 'neck') == pytest.approx([2.5] * 5, rel=1e-3)
     assert len(set(model.distill['t'].auto.weight.tolist())) == 5
 
 
@@ -95,7 +95,7 @@ def test_maps_that_are_compared_together_have_one_weight():
 def test_terms_at_one_tap_each_have_their_share():
     tap = 'decode_head.conv_seg'
     terms = dict(a=line(tap, 'ChannelWiseLoss'), b=line(tap, 'PixelWiseLoss', dict(auto=0.7)))
-    for name, share in (('a', 0.3), ('b', 0.7)):
+    for name, share in (('a', 2.5), ('b', 0.7)):
         assert shares(distiller(*SEG, terms), name, tap) == pytest.approx([share], rel=1e-3)
 
 
@@ -103,7 +103,7 @@ def test_a_schedule_scales_the_share(counters):
     term = line('decode_head.conv_seg', 'ChannelWiseLoss', schedule=dict(ramp=4))
     model = distiller(*SEG, dict(t=term))
     counters.update_info('iter', 1)
-    assert shares(model, 't', term['tap']) == pytest.approx([0.3 / 4], rel=1e-3)
+    assert shares(model, 't', term['tap']) == pytest.approx([2.5 / 4], rel=1e-3)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -121,7 +121,7 @@ def test_half_precision_finds_the_same_weight(dtype):
 def test_the_other_numbers_of_a_step_are_those_without_measurements():
     """The task loss, and the gradient of a term with a plain weight, are bit for bit the same."""
     found = []
-    for weight in (dict(auto=0.3), None):
+    for weight in (dict(auto=2.5), None):
         term = line('decode_head.conv_seg', 'ChannelWiseLoss', weight or 1.0)
         model = distiller(*SEG, dict(t=term)).train()
         if weight is None:
@@ -160,7 +160,7 @@ def test_what_is_not_finite_changes_nothing():
     auto.update(Sizes(size, size, [True], size))
     for term, task in ((float('nan'), 1.0), (1.0, float('inf')), (0.0, 1.0), (1.0, 0.0)):
         auto.update(Sizes(torch.tensor([term]), torch.tensor([task]), [True], size))
-    assert auto.weight.tolist() == pytest.approx([0.3])
+    assert auto.weight.tolist() == pytest.approx([2.5])
 
 
 def test_it_is_saved_beside_the_student_and_comes_back():
@@ -183,7 +183,7 @@ def test_the_log_has_weight_and_share():
     hub = MessageHub.get_current_instance()
     model = distiller(*SEG, dict(t=line('decode_head.conv_seg', 'ChannelWiseLoss'))).train()
     model(*batch(model), mode='loss')
-    assert hub.get_scalar('train/distill.t.share').current() == pytest.approx(0.3)
+    assert hub.get_scalar('train/distill.t.share').current() == pytest.approx(2.5)
     weight = hub.get_scalar('train/distill.t.weight').current()
     assert weight == pytest.approx(model.distill['t'].auto.weight.item())
 
@@ -212,7 +212,7 @@ class DeafLoss(nn.Module):
         (
             line('decode_head.conv_seg', 'ChannelWiseLoss', 'Auto'),
             {},
-            "^distill.t.loss.loss_weight must be a number, 'auto' or dict.auto=0.3., got 'Auto'",
+            "^distill.t.loss.loss_weight must be a number, 'auto' or dict.auto=2.5., got 'Auto'",
         ),
         (
             line('decode_head.conv_seg', 'ChannelWiseLoss', dict(auto=-1)),
@@ -222,7 +222,7 @@ class DeafLoss(nn.Module):
         (
             line('decode_head.conv_seg', 'ChannelWiseLoss', dict(share=1)),
             {},
-            "^distill.t.loss.loss_weight must be a number, 'auto' or dict.auto=0.3., got ",
+            "^distill.t.loss.loss_weight must be a number, 'auto' or dict.auto=2.5., got ",
         ),
         (
             dict(tap='decode_head.conv_seg', loss=dict(type='DeafLoss', loss_weight='auto')),
