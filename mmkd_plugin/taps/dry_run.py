@@ -152,7 +152,8 @@ def trial_copy(student: nn.Module, device: torch.device, initialised: bool = Fal
     with torch.no_grad():  # until `init_weights` some parameters hold arbitrary memory
         for parameter in model.parameters():
             parameter.nan_to_num_(0, 0, 0).clamp_(-10, 10)
-            if parameter.ndim > 1 and parameter.abs().max() < TINY:  # its output has no direction
+            if parameter.ndim > 1 and not (parameter.abs() >= TINY).any():
+                # its output has no direction
                 parameter.normal_(std=0.02)
     return model
 

@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmkd_plugin.cache.store import (
-    META,
-    CacheError,
-    Record,
-    TeacherCache,
-    _digest,
-    close,
-    libraries,
-    record_key,
-    unpack,
-)
+from mmkd_plugin.cache.records import CacheError, Record, digest, libraries, unpack
+from mmkd_plugin.cache.store import META, TeacherCache, close, record_key
 from tests.attacks.harness import fork
 from tests.cache.test_store import fill
 
@@ -38,7 +29,7 @@ def packed(header: Any, arrays: bytes = b'', tail: bytes = b'') -> bytes:
         .ZstdCompressor()
         .compress(struct.pack('<I', len(text)) + text + arrays + tail)
     )
-    return _digest(KEY, body) + body
+    return digest(KEY, body) + body
 
 
 def header(**changes: Any) -> dict:
@@ -48,7 +39,7 @@ def header(**changes: Any) -> dict:
 
 
 def raw(body: bytes) -> bytes:
-    return _digest(KEY, body) + body
+    return digest(KEY, body) + body
 
 
 DATA = np.zeros(4, np.float16).tobytes()
@@ -158,7 +149,7 @@ def test_descriptions_with_the_right_checksum(meta: bytes, tmp_path: Path) -> No
     fill(tmp_path / 'cache')
     lmdb, _ = libraries()
     with lmdb.open(str(tmp_path / 'cache')) as environment, environment.begin(write=True) as writes:
-        writes.put(META, _digest(META, meta) + meta)
+        writes.put(META, digest(META, meta) + meta)
     with pytest.raises(CacheError):
         TeacherCache(str(tmp_path / 'cache')).meta  # noqa: B018
     close(str(tmp_path / 'cache'))

@@ -54,7 +54,7 @@ def test_a_run(distilled, segmentation):
         config=str(segmentation / 'teacher.py'), checkpoint=str(segmentation / 'teacher.pth')
     )
     loss = dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto')
-    assert cfg.model.distill == dict(cwd=dict(tap='decode_head.conv_seg', loss=loss))
+    assert cfg.model.distill == dict(cwd=dict(tap='class_scores', loss=loss))
     assert cfg.train_cfg.max_iters == 4  # the settings of the command line are not in it
 
 
@@ -112,8 +112,8 @@ def dry(call_tool: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
 
 def test_dry_run_shows_the_config(dry, triple):
     text = dry(*triple)
-    assert "tap='decode_head.conv_seg'" in text and text.rstrip().endswith('))))')
-    assert "tap='decode_head.conv_cat'" in dry(*triple, '--method', 'pkd')
+    assert "tap='class_scores'" in text and text.rstrip().endswith('))))')
+    assert "tap='class_scores@input'" in dry(*triple, '--method', 'pkd')
 
 
 def test_other_classes_and_another_family(dry, segmentation, data, tmp_path):
@@ -128,8 +128,7 @@ def test_other_classes_and_another_family(dry, segmentation, data, tmp_path):
     names = [tmp_path / name for name in ('teacher.py', 'teacher.pth')]
     text = dry(segmentation / 'student.py', *names)
     assert 'because the classes differ' in text
-    assert "student_tap='decode_head.conv_cat'" in text
-    assert "teacher_tap='decode_head.fusion_conv'" in text
+    assert "tap='class_scores@input'" in text
 
 
 @needs_ops
