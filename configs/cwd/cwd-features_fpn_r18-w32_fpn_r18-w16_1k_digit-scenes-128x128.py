@@ -5,7 +5,7 @@ model = dict(
         cwd=dict(
             tap='decode_head.conv_seg@input',
             connector=dict(type='mmkd_plugin.ConvConnector', bias=False, norm=True, act=True),
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=50),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=dict(auto=2.5)),
         ),
     ),
 )

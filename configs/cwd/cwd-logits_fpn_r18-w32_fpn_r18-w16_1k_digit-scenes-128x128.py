@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         cwd=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=3),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=dict(auto=2.5)),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         cwd=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight=10),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight=dict(auto=12.5)),
         ),
     ),
 )
