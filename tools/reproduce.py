@@ -25,10 +25,11 @@ from rich.table import Table as Grid
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from benchmarks.gains import overview, page, recipes, records, tables
-from benchmarks.gains.plan import TRIALS, Budget, Run, chosen, estimate, find, needs, plan
+from benchmarks.gains.plan import TRIALS, Budget, Run, chosen, estimate, find, names_of, needs, plan
 from benchmarks.gains.running import Place, perform, teacher_file
 from benchmarks.gains.training import RunError
 from mmkd_plugin.cli import UsageError, check_folder, check_number, plain_errors, read_config
+from mmkd_plugin.words import did_you_mean
 
 RESULTS = tables.ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl'
 #: What ``--quick`` shows: two methods that are cheap, two seeds, a tenth of the iterations.
@@ -52,8 +53,9 @@ def parse_args() -> argparse.Namespace:
         '--only',
         nargs='+',
         default=[],
-        metavar='DATA/METHOD',
-        help='recipes to run, such as "digit_scenes/cwd*" or "*/detection/*"; default: all',
+        metavar='NAME',
+        help='recipes to run, such as cwd-neck, "digit_scenes/cwd*" or "*/detection/*"; '
+        'default: all',
     )
     parser.add_argument(
         '--seeds', type=int, help='seeds of each method; default: as the tables say'
@@ -164,10 +166,15 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
         for one in tables.DATA
     ]
     every = tables.find_tables(data)
+    for pattern in args.only:
+        if not any(chosen(table, [pattern]) for table in every):
+            known = {name for t in every for method in t.recipes for name in names_of(t, method)}
+            raise UsageError(
+                f'--only: no recipe is called {pattern}. A name is method, data/method or '
+                'data/task/method; * is any text, and configs/README.md lists the methods'
+                f'{did_you_mean(pattern, sorted(known))}'
+            )
     found = [part for table in every if (part := chosen(table, args.only))]
-    if not found:
-        names = sorted({f'{t.data.name}/{method}' for t in every for method in t.recipes})
-        raise UsageError(f'--only {" ".join(args.only)} names nothing of {", ".join(names)}')
     here = [table for table in found if table.data.make or root_of(table).is_dir()]
     for name, root in {t.data.title: root_of(t) for t in found if t not in here}.items():
         print(f'{name} is left out: there is no {root} (configs/README.md says how to make it)')

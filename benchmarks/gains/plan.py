@@ -83,12 +83,18 @@ class Budget:
     longer: bool = True
 
 
+def names_of(table: Table, method: str) -> tuple[str, ...]:
+    """The names by which a recipe can be asked for: method, data/method, data/task/method."""
+    data, task = table.data.name, table.task
+    return method, f'{data}/{method}', f'{data}/{task}/{method}', f'{table.name}/{method}'
+
+
 def chosen(table: Table, only: Sequence[str]) -> Table | None:
     """The part of a table that patterns name.
 
     Args:
         table (Table): A table.
-        only (Sequence[str]): Patterns of data/method or data/task/method; none name everything.
+        only (Sequence[str]): Patterns of :func:`names_of`; none name everything.
 
     Returns:
         Table, optional: None if nothing of it is named.
@@ -96,16 +102,7 @@ def chosen(table: Table, only: Sequence[str]) -> Table | None:
     recipes = {
         method: path
         for method, path in table.recipes.items()
-        if not only
-        or any(
-            fnmatch(name, pattern)
-            for pattern in only
-            for name in (
-                f'{table.data.name}/{method}',
-                f'{table.data.name}/{table.task}/{method}',
-                f'{table.name}/{method}',
-            )
-        )
+        if not only or any(fnmatch(name, one) for one in only for name in names_of(table, method))
     }
     return replace(table, recipes=recipes) if recipes else None
 

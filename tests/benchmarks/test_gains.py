@@ -177,6 +177,7 @@ def test_choosing():
     assert chosen(TABLE, []) == TABLE
     assert set(chosen(TABLE, ['digit_scenes/cw*']).recipes) == {'cwd'}
     assert set(chosen(TABLE, ['*/segmentation/*']).recipes) == {'cwd', 'frskd'}
+    assert set(chosen(TABLE, ['cwd', 'frsk?']).recipes) == {'cwd', 'frskd'}
     assert chosen(TABLE, ['camvid/*']) is None
 
 

@@ -136,7 +136,10 @@ def test_a_run_that_diverges_is_a_result(tiny: Path):
     ('arguments', 'words'),
     [
         (['--jobs', '0'], '--jobs must be at least 1'),
-        (['--only', 'tiny/nst'], '--only tiny/nst names nothing of tiny/ft-logits'),
+        (
+            ['--only', 'ft*', 'tiny/ft-logit'],
+            '; did you mean `tiny/ft-logits`?',
+        ),
         (['--weights', '1', '--no-trials'], '--weights has no trials'),
     ],
 )
