@@ -81,7 +81,7 @@ class StudentForward:
         device: torch.device,
     ) -> None:
         for view in views:
-            view.check_path(student, 'the student')
+            view.check_model(student, 'the student')
         self.run: DryRun = dry_run_student(student, [*taps_of(views), *taps], device)
         self._heads = {
             view: find_head(student, view.taps, _asking(view), 'the student')

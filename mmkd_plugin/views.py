@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.explanations import Chosen, Explainer, Explanation, Scores, explain, scores_of
-from mmkd_plugin.queries import Queries
+from mmkd_plugin.queries import Queries, has_decoder, without_queries
 from mmkd_plugin.taps import Maps, Tap, Taps, places_of
 from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, example_batch, random_state_kept
@@ -79,16 +79,19 @@ class View:
         """Returns the taps from which later outputs need an autograd graph."""
         return () if self.kind in ('maps', 'queries', 'rois') else tuple(self.taps)
 
-    def check_path(self, model: nn.Module, owner: str) -> None:
-        """Refuses a place from which nothing of the model follows, if a gradient is needed there.
+    def check_model(self, model: nn.Module, owner: str) -> None:
+        """Refuses a model that cannot show this, by its modules alone.
 
         Args:
             model (nn.Module): The model.
             owner (str): Name of the model in the error.
 
         Raises:
-            ValueError: If a map is computed from what a head gives.
+            ValueError: If it has no decoder that can be asked, or a gradient is needed at a map
+                that is computed from what a head gives: nothing of the model follows from it.
         """
+        if self.queries is not None and not has_decoder(model):
+            raise ValueError(without_queries(model, owner))
         for tap in self.on_path():
             if any(place.where == CLASS_SCORES for place in places_of(model, tap, owner)):
                 raise ValueError(

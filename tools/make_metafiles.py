@@ -14,6 +14,7 @@ import yaml
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 import mmkd_plugin
+from mmkd_plugin.saving import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,7 +103,7 @@ def files() -> dict[Path, str]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     for path, text in files().items():
-        path.write_text(text, encoding='utf-8')
+        write_text(path, text)
 
 
 if __name__ == '__main__':

@@ -35,6 +35,7 @@ may rank the methods in another order: take the first one or two as a start, wit
 `loss_weight='auto'`, and compare on your validation data.
 
 - **helps**, **hurts**: the 95 % interval of the gain does not contain zero.
+- **weight**: `auto:2.5` is short for `loss_weight=dict(auto=2.5)`.
 - **against time**: the gain over a student alone that trains as long in wall time.
 """
 

@@ -50,7 +50,8 @@ These rules were fixed before the first counted run, but for the one change that
   teacher.
 - **Budget.** Each method gets the same {len(TRIALS)} trials, which are scored on the validation
   split: `loss_weight` {', '.join(f'`{t}`' for t in TRIALS)}, the share of the task's gradient that
-  each term of the recipe gets ([automatic weights](distiller.md#weights-that-find-themselves)).
+  each term of the recipe gets ([automatic weights](distiller.md#weights-that-find-themselves);
+  `auto:0.5` is short for `loss_weight=dict(auto=0.5)`).
   The trials have a seed of their own ({TRIAL_SEED}), which no result has. The best share is then
   run with all seeds. Nothing else is tuned. The student alone keeps the settings of its config,
   from which the recipes inherit theirs. The range of shares was moved once, on 2026-11-29: it had

@@ -13,7 +13,7 @@ from mmkd_plugin.queries.asking import (
     has_decoder,
     made_up,
 )
-from mmkd_plugin.queries.kinds import Group
+from mmkd_plugin.queries.kinds import Group, without_queries
 from mmkd_plugin.queries.queries import Queries
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     'decoder_watched',
     'has_decoder',
     'made_up',
+    'without_queries',
 ]

@@ -287,8 +287,18 @@ def kind_of(model: nn.Module, call: dict[str, Any] | None, owner: str) -> Kind:
     for kind in KINDS if call is not None and set(call) <= KNOWN else ():
         if kind.fits(model, call):
             return kind(model, call)
+    raise ValueError(without_queries(model, owner))
+
+
+def without_queries(model: nn.Module, owner: str) -> str:
+    """The message about a model that cannot be asked, with what to type instead.
+
+    Args:
+        model (nn.Module): The model.
+        owner (str): Its name in messages.
+    """
     names = [kind.name for kind in KINDS if kind is not SelectedAlone]
-    raise ValueError(
+    return (
         f'{owner} ({type(model).__name__}) has no queries with reference points, which both models '
         f'have to take ({", ".join(names)} do). Compare maps in place of `queries`: '
         "tap='neck', loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto')"

@@ -235,6 +235,7 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
 
     right = '.'.join(known)
     names = [name for name, _ in model.named_modules() if name and name != right]
+    names += [CLASS_SCORES] * bool(heads_that_classify(model))
     last = tap.path.rsplit('.', 1)[-1]
     close = get_close_matches(tap.path, names, n=3, cutoff=0.7)
     close += [name for name in names if name.rsplit('.', 1)[-1] == last and name not in close][:3]

@@ -177,10 +177,10 @@ class OnlineTeacher(Teacher):
         taps = self._taps_before(views)
         gradient_taps = taps_of(views, 'gradients')
         every = list(dict.fromkeys([*taps, *gradient_taps]))
+        for view in views:
+            view.check_model(self.model, owner)
         for tap in every:
             find_module(self.model, tap, owner)
-        for view in views:
-            view.check_path(self.model, owner)
         self._check_channels(student.run.channels)
         self._convert = InputConverter.between(student.preprocessor, self.model.data_preprocessor)
         home = next(self.model.parameters()).device

@@ -252,6 +252,7 @@ REFUSED = {
         'class_scores',
         "the student has no 'class_scores': no head of a segmentor .* docs/taps.md lists those",
     ),
+    'a slip': ('fcn', 'class_score', "has no module 'class_score'. Closest: class_scores"),
     'an element': ('fcn', 'class_scores[0]', "class scores have no elements; write 'class_scores'"),
     'a head without classes': (
         'fcn',
