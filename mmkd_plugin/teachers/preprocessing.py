@@ -159,14 +159,14 @@ class Padding:
         """Cuts what lies in the padding off maps.
 
         Args:
-            maps (Tensor | list[Tensor]): Maps of the padded batch. Those that are not
-                ``(N, C, H, W)`` stay as they are.
+            maps (Tensor | list[Tensor]): Maps of the padded batch. Those without height and width,
+                with fewer dimensions than ``(N, C, H, W)``, stay as they are.
             size (tuple[int, int]): Height and width of the batch without the padding, pixels.
             padded (tuple[int, int]): The same with it.
         """
         if not isinstance(maps, Tensor):
             return [self.cut(x, size, padded) for x in maps]
-        if maps.ndim != 4:
+        if maps.ndim < 4:
             return maps
         # as many positions as the stride gives for the batch alone
         height, width = (-(-a * x // b) for a, b, x in zip(size, padded, maps.shape[-2:]))
