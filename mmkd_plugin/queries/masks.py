@@ -121,12 +121,13 @@ def has_decoder(model: nn.Module) -> bool:
 
 
 def memory_of(model: nn.Module) -> tuple[Tap, ...]:
-    """The place of the maps that the layers of the head read."""
+    """The place of the map that all masks are made of."""
+    return (Tap(f'{head_of(model)}.{PIXELS}', (0,), call=0),)
+
+
+def call_of(model: nn.Module) -> tuple[Tap, ...]:
+    """The place of all maps that the layers of the head read, after which it can be asked."""
     return (Tap(f'{head_of(model)}.{PIXELS}', call=0),)
-
-
-#: Once its maps are computed, a question can be asked.
-call_of = memory_of
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,7 +149,7 @@ class Padding:
             return inputs, data_samples
         inputs = F.pad(inputs, (0, columns, 0, rows), value=self.value)
         size = tuple(inputs.shape[-2:])
-        samples = [copy.copy(sample) for sample in data_samples or ()]
+        samples = [sample.clone() for sample in data_samples or ()]
         for sample in samples:
             sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
         return inputs, None if data_samples is None else samples
