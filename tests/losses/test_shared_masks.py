@@ -51,14 +51,14 @@ def bilinear(image, x, y):
 
 
 def reference(students, teachers, tau=1.0, weights=(2.0, 5.0, 5.0), no_object=0.1, points=12544):
-    """Query by query, as the formula says, with points that are all drawn without importance."""
+    """Query by query, as the formula says, with points behind as many that none is chosen from."""
     total = 0.0
     for n in range(0, len(students), 2):
         scores, masks, own, theirs = (
             x.detach().double().numpy() for x in (*students[n : n + 2], *teachers[n : n + 2])
         )
         for layer in range(len(scores)):
-            drawn = uniform(SEED, (points, 2), 100 * n + layer).double().numpy()
+            drawn = uniform(SEED, (2 * points, 2), 100 * n + layer)[points:].double().numpy()
             kl, cross, dice, counts, sure = 0.0, 0.0, 0.0, 0.0, 0.0
             for place in np.ndindex(*scores.shape[1:3]):
                 seen = 1 - softmax(own[0][place])[-1]
@@ -184,9 +184,7 @@ def test_a_teacher_that_sees_nothing_and_no_images():
 def test_weights():
     students, teachers = answers(groups=2)
     whole = SharedMasksLoss(points=20, loss_weight=[1, 0])(students, teachers, SEED)
-    torch.testing.assert_close(
-        whole, SharedMasksLoss(points=20)(students[:2], teachers[:2], SEED)
-    )
+    torch.testing.assert_close(whole, SharedMasksLoss(points=20)(students[:2], teachers[:2], SEED))
 
 
 def test_compiled_in_one_graph():
