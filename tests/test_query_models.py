@@ -353,7 +353,7 @@ def test_a_detector_that_selects_queries_in_another_way_is_refused():
     config['dqs_cfg'] = dict(type='nms', iou_threshold=0.8)
     config['bbox_head'].update(type='DDQDETRHead')
     line = dict(queries=dict(), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
-    with pytest.raises(ValueError, match=r"teacher 'teacher' \(DDQDETR\) has no queries with ref"):
+    with pytest.raises(ValueError, match=r"teacher 'teacher' \(DDQDETR\) has no queries that both"):
         distiller(ASKED['dino'](), config, dict(kd=line))
 
 

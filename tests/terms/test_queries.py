@@ -227,7 +227,7 @@ def test_the_plan_says_what_it_costs():
         ),
         (
             dict(teacher=stock_models.detr()),
-            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries with reference",
+            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries that both",
         ),
         (
             dict(student=stock_models.detr()),
