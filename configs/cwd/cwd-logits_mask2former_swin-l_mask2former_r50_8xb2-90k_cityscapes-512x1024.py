@@ -1,6 +1,13 @@
-_base_ = '../_base_/pairs/mask2former_swin-l_mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
+_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
 
 model = dict(
+    _delete_=True,
+    type='mmkd_plugin.Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        config='mmseg::mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024.py',
+        checkpoint='https://mmassets.onedl.ai/mmsegmentation/v0.5/mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024/mask2former_swin-l-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024_20221202_141901-28ad20f1.pth',
+    ),
     distill=dict(
         cwd=dict(
             tap='class_scores',
