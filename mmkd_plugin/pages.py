@@ -65,8 +65,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         rows (Iterable[Sequence[str]]): Cells of each row, as text.
 
     Examples:
-        >>> table(['a'], [['<1>']])[-61:]
-        '<tbody>\\n<tr><td>&lt;1&gt;</td></tr>\\n</tbody></table></div>'
+        >>> '<td>&lt;1&gt;</td>' in table(['a'], [['<1>']])
+        True
     """
     heads = ''.join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = ''.join(

@@ -36,8 +36,8 @@ def main() -> None:
         out = args.out or args.work_dirs[0] / FILE
         if out.suffix != '.html':
             raise UsageError(f'--out {out}: expected a file that ends with .html')
-        check_file(out, '--out')
         runs = [read_run(folder) for folder in dict.fromkeys(args.work_dirs)]
+        check_file(out, '--out')
         print(write_report(runs, out, args.alone, args.teacher))
 
 
