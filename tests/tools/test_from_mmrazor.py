@@ -51,9 +51,8 @@ def test_as_a_user_runs_it(theirs: Path, tmp_path: Path) -> None:
     moved.unlink()
 
 
-def test_a_config_is_printed_without_a_file(theirs: Path, call_tool, capsys) -> None:
-    call_tool('from_mmrazor', theirs)
-    assert capsys.readouterr().out.startswith('# From razor.py.\n_base_ = ')
+def test_a_config_is_printed_without_a_file(theirs: Path, call_tool) -> None:
+    assert call_tool('from_mmrazor', theirs).startswith('# From razor.py.\n_base_ = ')
 
 
 def test_models_of_a_checkpoint(call_tool, fails, tmp_path: Path) -> None:
