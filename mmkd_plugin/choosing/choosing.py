@@ -106,7 +106,10 @@ def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
     if student.features and teacher.features and student.features.learns:
         offers['features'] = _taps(student.features.tap, teacher.features.tap)
     if same_queries(student, teacher):
-        offers['queries'] = dict(queries=dict(random=300))
+        if student.queries.answers == 'boxes':
+            offers['queries'] = dict(queries=dict(random=300))
+        else:
+            offers['mask queries'] = dict(queries=dict(random=0, student=True))
     for root in ('neck', 'backbone'):
         ours, theirs = getattr(student, root), getattr(teacher, root)
         pairs = matching_levels(ours, theirs, in_order=root == 'backbone')

@@ -68,10 +68,13 @@ class QueryForm:
     Args:
         form (str): What a query is. Two decoders can be asked the same if this is the same.
         classes (int): The number of classes that it answers.
+        answers (str): What it answers beside them, ``'boxes'`` or ``'masks'``. Defaults to
+            ``'boxes'``.
     """
 
     form: str
     classes: int
+    answers: str = 'boxes'
 
 
 @dataclass(frozen=True)
@@ -228,13 +231,13 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
 
 @torch.no_grad()
 def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm | None:
-    """What the decoder of a detector can be asked with, None if it cannot be."""
+    """What the decoder of a model can be asked with, None if it cannot be."""
     for side in EXAMPLE_SIZES if has_decoder(model) else ():
         inputs, samples = example_batch(model, device, side)
         try:
             with decoder_watched(model, 'the model', stop=True) as asked:
                 model(inputs, samples, mode=mode)
-            return QueryForm(asked.kind.form, asked.kind.classes)
+            return QueryForm(asked.kind.form, asked.kind.classes, asked.kind.answers)
         except Exception:  # no such queries, or more of them than positions
             continue
     return None

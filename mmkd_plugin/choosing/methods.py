@@ -26,6 +26,7 @@ PKD = 'patterns of features, whatever their scale (PKD)'
 AT = 'where activations are strong, whatever the channels mean (AT)'
 PI = 'the distribution over the classes at each position (PI)'
 KD_DETR = 'class scores and boxes (KD-DETR)'
+MASKS = 'classes and masks (shared queries)'
 DKD = 'the certainty about the labelled class, and apart from it all others (DKD)'
 KD = 'the distribution over the classes (soft targets)'
 
@@ -59,6 +60,10 @@ METHODS: dict[str, dict[str, Method]] = {
     'queries': {
         'kd_detr': Method(_loss('SharedQueriesLoss', tau=10), KD_DETR),
     },
+    # the same of models that classify masks
+    'mask queries': {
+        'shared_masks': Method(_loss('SharedMasksLoss'), MASKS),
+    },
     # maps of two backbones
     'backbone': {
         'pkd': Method(_loss('PearsonLoss'), PKD),
@@ -79,6 +84,7 @@ NAMES = {
     'neck': 'levels of the neck',
     'other neck': 'levels of the neck',
     'queries': 'answers of both decoders to the same queries',
+    'mask queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
     'rois': "class scores of the student's RoIs",
 }

@@ -33,11 +33,11 @@ def detector(*strides: float, channels: int = 256, idle: tuple = ()) -> Look:
     )
 
 
-def decoder(*strides: float, form: str = 'boxes', names=None) -> Look:
+def decoder(*strides: float, form: str = 'boxes', names=None, answers: str = 'boxes') -> Look:
     return Look(
         neck=levels('neck', *strides),
         backbone=levels('backbone', 8, 16, 32),
-        queries=QueryForm(form, 2),
+        queries=QueryForm(form, 2, answers),
         classes=names,
     )
 
@@ -116,6 +116,10 @@ CASES = {
     'decoders, and no neck in one': (
         (decoder(8, 16), decoder()),
         ('queries', 'kd_detr', dict(queries=dict(random=300))),
+    ),
+    'decoders that answer masks, and no neck in one': (
+        (decoder(8, answers='masks'), decoder(answers='masks')),
+        ('mask queries', 'shared_masks', dict(queries=dict(random=0, student=True))),
     ),
     'decoders with other queries': (
         (decoder(8, 16), decoder(form='points')),

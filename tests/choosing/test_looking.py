@@ -84,6 +84,19 @@ def test_a_detector():
 
 
 @needs_ops
+def test_queries_of_mask_classifiers():
+    student, teacher = stock_models.mask2former(), stock_models.mask2former(queries=7)
+    ours, theirs = pair(student, teacher)
+    form = QueryForm('32 learnt numbers each, of Mask2Former', 4, 'masks')
+    assert ours.queries == theirs.queries == form
+    choice = choose(ours, theirs, 'shared_masks')
+    choice.term['loss']['points'] = 40
+    model = distiller(student, teacher, {choice.method: choice.term}).train()
+    losses = model(*batch(model), mode='loss')
+    assert losses['distill.shared_masks.loss'] > 0
+
+
+@needs_ops
 def test_queries_of_decoders():
     student = stock_models.deformable_detr(refine=True, two_stage=True)
     ours, theirs = pair(
