@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.heads import head_form
 from mmkd_plugin.assigners.rois import score_taps
 from mmkd_plugin.queries import decoder_watched, has_decoder
 from mmkd_plugin.taps import Tap, TapReader, as_list, places_of
@@ -78,6 +79,19 @@ class QueryForm:
 
 
 @dataclass(frozen=True)
+class HeadForm:
+    """The head of a one-stage detector, where an assigner finds what it learns from.
+
+    Args:
+        tap (str): Where its scores and boxes are read.
+        form (tuple): What they mean. Those of two heads of one form can be compared.
+    """
+
+    tap: str
+    form: tuple
+
+
+@dataclass(frozen=True)
 class Look:
     """What a model shows of a made-up image.
 
@@ -91,6 +105,7 @@ class Look:
             asked.
         rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
             ``()``: it has none that can be compared.
+        head (HeadForm, optional): The head of a one-stage detector. Defaults to None.
     """
 
     scores: ScoreMap | None = None
@@ -100,6 +115,7 @@ class Look:
     classes: Names | None = None
     queries: QueryForm | None = None
     rois: tuple[ScoreMap, ...] = ()
+    head: HeadForm | None = None
 
     def __str__(self) -> str:
         found = [
@@ -112,6 +128,7 @@ class Look:
             ),
             self.queries and f'queries that are {self.queries.form}',
             self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
+            self.head and f"scores and boxes at '{self.head.tap}'",
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -219,13 +236,14 @@ def _has(model: nn.Module, tap: Tap, run: DryRun | None = None) -> bool:
 
 def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
     scores = _scores(run)
-    taken = run.values.get(TAKEN)
+    taken, head = run.values.get(TAKEN), head_form(model)
     return Look(
         scores,
         None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
         *(_levels(run, root) for root in ROOTS),
         classes,
         rois=tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
+        head=head and HeadForm(*head),
     )
 
 

@@ -27,6 +27,7 @@ AT = 'where activations are strong, whatever the channels mean (AT)'
 PI = 'the distribution over the classes at each position (PI)'
 KD_DETR = 'class scores and boxes (KD-DETR)'
 MASKS = 'classes and masks (shared queries)'
+BCKD = 'each class as a yes or no, and the boxes where these differ (BCKD)'
 DKD = 'the certainty about the labelled class, and apart from it all others (DKD)'
 KD = 'the distribution over the classes (soft targets)'
 
@@ -70,11 +71,23 @@ METHODS: dict[str, dict[str, Method]] = {
         'at': Method(_loss('AttentionLoss'), AT),
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
     },
+    # scores and boxes of two heads of a kind, in one-stage detectors
+    'head': {
+        'bckd': Method(_loss('ProtocolLoss'), BCKD),
+    },
     # class scores of RoI heads, of the same classes
     'rois': {
         'dkd': Method(_loss('DecoupledLoss', beta=0.25, tau=1), DKD),
         'soft_target': Method(_loss('SoftTargetLoss', tau=1), KD),
     },
+}
+
+#: What comes beside the first method of a kind, if the user names none: the first that fits. On
+#: each of the small data sets two terms together have the best row.
+BESIDE: dict[str, tuple[tuple[str, str], ...]] = {
+    'scores': (('neck', 'pkd'), ('other neck', 'pkd')),
+    'neck': (('head', 'bckd'),),
+    'other neck': (('head', 'bckd'),),
 }
 
 #: What each kind of pair is called when it is told.
@@ -86,5 +99,6 @@ NAMES = {
     'queries': 'answers of both decoders to the same queries',
     'mask queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
+    'head': 'scores and boxes of the head',
     'rois': "class scores of the student's RoIs",
 }
