@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +110,34 @@ def _process(rank: int, work: Callable[[int, Config], None], settings: dict, por
     torch.set_num_threads(1)
     work(rank, Config(settings))
     leave()
+
+
+def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """Calls ``work(rank)`` in two forks of this process that know each other; returns both results.
+
+    Args:
+        work (Callable): Returns what ``torch.save`` can write.
+        folder (Path): Where the results go.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.distributed.init_process_group(
+                    'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+                )
+                torch.save(work(rank), folder / f'fork{rank}.pt')
+                leave()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        children.append(child)
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, 'the output above says why'
+    return [torch.load(folder / f'fork{rank}.pt', weights_only=True) for rank in (0, 1)]

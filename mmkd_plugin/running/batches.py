@@ -22,7 +22,7 @@ MODULES = (
 #: Key of a dict that stands for an object: the name of its class.
 KIND = '<object>'
 
-#: Attributes that make an object of mmdet anew, by the name of its class.
+#: Attributes with which an object of mmdet is made anew, in their order, by its class.
 OBJECTS = dict(
     HorizontalBoxes=('tensor',),
     RotatedBoxes=('tensor',),
@@ -83,7 +83,7 @@ def unpacked(value: Any) -> Any:
     if isinstance(value, Mapping) and KIND in value:
         kind = _class(value[KIND])
         if not issubclass(kind, BaseDataElement):
-            return kind(**{key: unpacked(value[key]) for key in OBJECTS[value[KIND]]})
+            return kind(*(unpacked(value[key]) for key in OBJECTS[value[KIND]]))
         element = kind()
         element.set_metainfo(unpacked(value['meta']))
         element.set_data(unpacked(value['data']))

@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import lmdb
 import torch
@@ -281,10 +280,17 @@ def digit_scenes(root: Path, data: Path) -> Case:
 # Tables and demo ----------------------------------------------------------------------------------
 
 
+class Started:
+    """What of a ``subprocess.Popen`` is used."""
+
+    def __init__(self, pid: int, stdout: IO[str]) -> None:
+        self.pid, self.stdout, self.returncode = pid, stdout, None
+
+
 class Forked(Processes):
     """Starts ``tools/*.py`` as children of this process, which has imported everything."""
 
-    def start(self, command: Sequence[str], **settings: Any) -> Any:
+    def start(self, command: Sequence[str], **settings: Any) -> Started:
         tool, *arguments = command[command.index('ignore') + 1 :]
         main = load_tool(Path(tool).stem).main
         reading, writing = os.pipe()
@@ -305,7 +311,7 @@ class Forked(Processes):
                 sys.stdout.flush()
                 os._exit(status)
         os.close(writing)
-        return SimpleNamespace(pid=child, stdout=os.fdopen(reading), returncode=None)
+        return Started(child, os.fdopen(reading))
 
 
 def reproduce(root: Path, data: Path) -> Case:
