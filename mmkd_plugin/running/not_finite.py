@@ -26,19 +26,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from mmkd_plugin.checkpoint import CheckpointError, read_data
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.running.batches import packed, unpacked
-from mmkd_plugin.running.identity import plain
+from mmkd_plugin.running.identity import SameRun, plain
 from mmkd_plugin.running.randomness import ITERATION, seed_with
 from mmkd_plugin.saving import replacing, write_text
 from mmkd_plugin.words import some
 
 #: Folder of such a step in the work dir, and the files in it.
-FOLDER, CONFIG, REPORT = 'nan_{}', 'config.py', 'report.txt'
+FOLDER, CONFIG, STEP, REPORT = 'nan_{}', 'config.py', 'step.pth', 'report.txt'
 VERSION = 1
 
 
-def file_of(rank: int) -> str:
-    """The file with the step of a process."""
-    return f'step_{rank}.pth' if rank else 'step.pth'
+def file_of(rank: int, name: str = STEP) -> str:
+    """The name of a file of a process."""
+    return f'_{rank}.'.join(name.split('.')) if rank else name
 
 
 class KeepStep(Hook):
@@ -106,16 +106,17 @@ class KeepStep(Hook):
                 buffers={name: value.cpu() for name, value in _buffers(model)}
                 | {name: value.cpu() for name, value in self._before.items()},
                 extra=packed(self._extra),
-                teachers={n: one.weights_hash() for n, one in model.teachers.items()},
+                teachers=_teachers(runner),
                 hub=_plain(runner.message_hub.runtime_info),
             )
             _remove_others(Path(runner.work_dir), folder)
             text = f'{error}\n\n' + ''.join(f'{one}\n' for one in error.findings)
-            write_text(folder / CONFIG, runner.cfg.pretty_text)
-            write_text(folder / REPORT, text)
+            write_text(folder / file_of(rank, REPORT), text)
+            if get_world_size() == 1 or not (folder / CONFIG).exists():
+                write_text(folder / CONFIG, runner.cfg.pretty_text)
             with replacing(folder / file_of(rank)) as (beside,), beside.open('wb') as file:
                 torch.save(content, file)
-        except (OSError, TypeError, RuntimeError) as problem:
+        except Exception as problem:  # whatever it is, the error of the loss counts more
             print_log(
                 f'The step could not be saved in {folder}: {problem}',
                 logger='current',
@@ -143,6 +144,14 @@ def steps_kept(runner: Runner) -> Iterator[None]:
         raise error.with_text(
             f'{error}. To run this step again: tools/train.py --replay {folder}'
         ) from error
+
+
+def _teachers(runner: Runner) -> dict[str, str | None]:
+    """Hashes of the weights of the teachers; those at the start of a run, if they are known."""
+    known = next((hook for hook in runner.hooks if isinstance(hook, SameRun)), None)
+    if known is not None:
+        return known.identity['teachers']
+    return {n: one.weights_hash() for n, one in _unwrapped(runner.model).teachers.items()}
 
 
 def _remove_others(work_dir: Path, folder: Path) -> None:
@@ -195,7 +204,7 @@ class Step:
             CheckpointError: If the model or a teacher is another one.
         """
         model, content = _unwrapped(runner.model), self.content
-        now = {n: one.weights_hash() for n, one in model.teachers.items()}
+        now = _teachers(runner)
         other = [name for name in now if now[name] != content['teachers'].get(name)]
         if other:
             raise CheckpointError(
