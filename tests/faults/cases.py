@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import copy
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +24,10 @@ from benchmarks.gains.tables import Data, Table
 from benchmarks.gains.training import Processes
 from mmkd_plugin.cache.store import FINISHED, META, CacheError, TeacherCache, close
 from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.cores import Cores
 from mmkd_plugin.running.resuming import newest_checkpoint
-from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.training import train
+from tests import ddp
 from tests.attacks.harness import call_tool
 from tests.attacks.runs import settings, written
 from tests.caches import write_cache
@@ -122,37 +126,68 @@ def everything(data: Path, root: Path) -> dict:
     return run
 
 
+def trained(folder: Path) -> dict[str, Any]:
+    """What a run has come to."""
+    last = (folder / 'last_checkpoint').read_text()
+    saved = read_checkpoint(last)
+    return dict(
+        last=last,
+        leftovers=sorted(one.name for one in folder.glob('*.tmp')),
+        weights=dict(saved['state_dict']),
+        beside=saved['state_dict']._metadata['']['mmkd'],
+        averaged=dict(saved['ema_state_dict']),
+        optimizer=saved['optimizer'],
+        schedules=saved['param_schedulers'],
+        iterations=saved['meta']['iter'],
+    )
+
+
+def newest(folder: Path) -> int:
+    """The iteration of the newest checkpoint; all that are there are whole."""
+    for name in folder.glob('*.pth'):
+        read_checkpoint(name)
+    with contextlib.suppress(FileNotFoundError):
+        assert Path((folder / 'last_checkpoint').read_text()).is_file()
+    found = newest_checkpoint(folder)
+    return 0 if found is None else found.content['meta']['iter']
+
+
 def training(root: Path, data: Path) -> Case:
+    """A run in one process."""
     file, folder = written(everything(data, root), root / 'run.py'), root / 'work'
     main = load_tool('train').main
 
     def run() -> None:
         call_tool(main, 'train', [file, '--work-dir', folder, '--resume'])
 
-    def outcome() -> dict[str, Any]:
-        last = (folder / 'last_checkpoint').read_text()
-        saved = read_checkpoint(last)
-        return dict(
-            last=last,
-            checkpoints=sorted(one.name for one in folder.glob('*.pth*')),
-            weights=dict(saved['state_dict']),
-            beside=saved['state_dict']._metadata['']['mmkd'],
-            averaged=dict(saved['ema_state_dict']),
-            optimizer=saved['optimizer'],
-            schedules=saved['param_schedulers'],
-            iterations=saved['meta']['iter'],
-        )
+    return Case(folder, run, run, lambda: trained(folder), lambda: newest(folder), NOT_READ)
 
-    def check() -> int:
-        for name in folder.glob('*.pth'):
-            with safe_loading():
-                read_checkpoint(name)
-        with contextlib.suppress(FileNotFoundError):
-            assert Path((folder / 'last_checkpoint').read_text()).is_file()
-        found = newest_checkpoint(folder)
-        return 0 if found is None else found.content['meta']['iter']
 
-    return Case(folder, run, run, outcome, check, NOT_READ)
+def training_in_two_processes(root: Path, data: Path) -> Case:
+    """A run in two processes, which are killed together."""
+    settings, folder = everything(data, root), root / 'work'
+    settings['optim_wrapper']['accumulative_counts'] = 1  # gradients of two are exact to rounding
+    distributed = dict(
+        launcher='pytorch',
+        env_cfg=dict(dist_cfg=dict(backend='gloo')),
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+        work_dir=str(folder),
+        experiment_name='two',
+    )
+    typed = argparse.Namespace(
+        config='run.py', amp=False, auto_scale_lr=False, resume='auto', allow_changes=False
+    )
+    (root / 'results').mkdir()
+
+    def work(rank: int) -> int:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+        train(Config({**copy.deepcopy(settings), **distributed}), typed, Cores.now())
+        return rank
+
+    def run() -> None:
+        ddp.forked(work, root / 'results')
+
+    return Case(folder, run, run, lambda: trained(folder), lambda: newest(folder), NOT_READ)
 
 
 # A cache ------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ pytestmark = [needs_tracing, pytest.mark.usefixtures('own_globals')]
 
 #: Programs, and how many states of each the suite tries.
 CASES: dict[str, tuple[Callable[[Path, Path], Case], int]] = {
-    'training': (cases.training, 6),
+    'training': (cases.training, 5),
+    'training in two processes': (cases.training_in_two_processes, 1),
     'cache': (cases.cache, 4),
     'export': (cases.export, 2),
     'export as safetensors': (lambda *to: cases.export(*to, '.safetensors'), 1),
