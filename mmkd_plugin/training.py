@@ -31,13 +31,19 @@ from mmkd_plugin.cli import (
     read_config,
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
-from mmkd_plugin.health import NotFiniteError, as_number
+from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
-from mmkd_plugin.running.not_finite import Step, bad_weights, first_not_finite, steps_kept
+from mmkd_plugin.running.not_finite import (
+    Step,
+    bad_weights,
+    first_not_finite,
+    plain_losses,
+    steps_kept,
+)
 from mmkd_plugin.running.resuming import (
     Found,
     check_run_state,
@@ -140,10 +146,11 @@ def replay(folder: str) -> None:
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     step.put_into(runner)
     outcome = step.run(runner)
-    culprit, before = step.content['culprit'], step.content['losses']
-    was = as_number(before[culprit])
-    if not isinstance(outcome, NotFiniteError):
-        now = as_number(outcome[culprit])
+    culprit = step.content['culprit']
+    failed = isinstance(outcome, NotFiniteError)
+    losses = plain_losses(outcome.losses if failed else outcome)
+    was, now = (one[culprit].sum().item() for one in (step.content['losses'], losses))
+    if not failed:
         raise UsageError(
             f'--replay {folder}: {culprit} is {now:.6g} here, and was {was:.6g}. The step ran on '
             f'{step.content["device"]} in {step.content["processes"]} process(es): run it again '
@@ -156,7 +163,7 @@ def replay(folder: str) -> None:
             models[f"teacher '{name}'"] = teacher.predictor()
     with first_not_finite(models) as first:
         step.run(runner)
-    print(f'{culprit} was {was:.6g}, and is {as_number(outcome.losses[culprit]):.6g} now')
+    print(f'{culprit} was {was:.6g}, and is {now:.6g} now')
     print('All losses are the same, bit for bit.' if step.same(outcome) else 'Other losses differ.')
     print(*outcome.findings, sep='\n')
     weights = bad_weights(models)

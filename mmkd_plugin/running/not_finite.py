@@ -41,6 +41,18 @@ def file_of(rank: int, name: str = STEP) -> str:
     return f'_{rank}.'.join(name.split('.')) if rank else name
 
 
+def plain_losses(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The losses of a step on the CPU; a list, as detectors give it for each level, is a vector."""
+    values = {
+        key: [one.detach().float().mean() for one in value]
+        for key, value in losses.items()
+        if not isinstance(value, Tensor)
+    }
+    stacked = {key: torch.stack(value).cpu() for key, value in values.items() if value}
+    whole = {key: value.detach().cpu() for key, value in losses.items() if key not in values}
+    return {**whole, **stacked}
+
+
 class KeepStep(Hook):
     """Keeps what a step began with while it runs.
 
@@ -99,7 +111,7 @@ class KeepStep(Hook):
                 rank=rank,
                 processes=get_world_size(),
                 device=str(next(model.parameters()).device),
-                losses={key: torch.as_tensor(value).cpu() for key, value in error.losses.items()},
+                losses=plain_losses(error.losses),
                 culprit=error.culprit,
                 batch=packed(self.batch),
                 parameters={name: value.cpu() for name, value in _parameters(model)},
@@ -247,8 +259,7 @@ class Step:
 
     def same(self, error: NotFiniteError) -> bool:
         """Whether a failure has the losses of this one, bit for bit."""
-        theirs = {key: torch.as_tensor(value).cpu() for key, value in error.losses.items()}
-        ours = self.content['losses']
+        ours, theirs = self.content['losses'], plain_losses(error.losses)
         return ours.keys() == theirs.keys() and all(
             torch.equal(_bits(value), _bits(theirs[key])) for key, value in ours.items()
         )

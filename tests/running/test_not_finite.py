@@ -103,6 +103,17 @@ def test_a_step_is_kept_and_runs_again_bit_for_bit(failed, capsys):
     assert "! 'decode_head.conv_seg' of the student: " in said
 
 
+@needs_ops
+def test_a_step_of_a_detector(data, tmp_path, capsys):
+    cfg = config(models.of_a_detector(), data, tmp_path / 'work', 2)
+    message = fail(cfg, Break('backbone.conv2.weight', float('inf'), 1))
+    replay(message.split('--replay ')[1])
+    said = capsys.readouterr().out
+    assert 'All losses are the same, bit for bit.' in said
+    assert 'Weights are not finite already: `backbone.conv2.weight` of the student' in said
+    assert "First: 'backbone.conv2' of the student (Conv2d): its output (2, 8, " in said
+
+
 def test_a_run_keeps_one_step(failed, data):
     work_dir, _ = failed
     (work_dir / 'nan_of_mine').mkdir(exist_ok=True)
