@@ -22,7 +22,7 @@ from tests.faults.tracing import needs_tracing
 pytestmark = [needs_tracing, pytest.mark.usefixtures('own_globals')]
 
 #: Iterations, and after how many all is there that a run keeps.
-STEPS, WARM = (2000, 400) if os.environ.get('FAULTS') == 'all' else (40, 20)
+STEPS, WARM = (2000, 400) if os.environ.get('FAULTS') == 'all' else (20, 10)
 
 
 class Tensors(Hook):
