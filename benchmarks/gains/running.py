@@ -93,6 +93,7 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
             return finished(folder, Record(**json.loads(note.read_text(encoding='utf-8'))))
         shutil.rmtree(folder)  # somebody has removed the teacher
         folder.mkdir()
+    cfg.report = False  # the page of all runs takes its place
     write_text(folder / 'config.py', cfg.pretty_text)
     used, scores = train_and_score(run, cfg, folder, place, watch)
     memory = [value for _, value in scalars(folder, 'memory', needs='loss')]
