@@ -22,6 +22,13 @@ from torch.utils._pytree import tree_leaves
 from tests.leaving import leave
 from tests.runs import Record, train
 
+#: What tells a run that it is one of several on the CPU.
+DISTRIBUTED = dict(
+    launcher='pytorch',
+    env_cfg=dict(dist_cfg=dict(backend='gloo')),
+    model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+)
+
 
 class Traffic(TorchDispatchMode, Hook):
     """Counts the bytes of all tensors that processes exchange: at the start, and in iterations."""
@@ -88,18 +95,13 @@ def in_two_processes(work: Callable[[int, Config], None], cfg: Config) -> None:
         work (Callable): A function of a module, which each process imports.
         cfg (Config): What to run; it is told here that it is distributed.
     """
-    distributed = dict(
-        launcher='pytorch',
-        env_cfg=dict(dist_cfg=dict(backend='gloo')),
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
-    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('CUDA_VISIBLE_DEVICES', '')
         torch.multiprocessing.spawn(
-            _process, (work, {**cfg.to_dict(), **distributed}, port), nprocs=2, join=True
+            _process, (work, {**cfg.to_dict(), **DISTRIBUTED}, port), nprocs=2, join=True
         )
 
 
@@ -127,6 +129,7 @@ def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
         child = os.fork()
         if child == 0:
             try:
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
                 torch.distributed.init_process_group(
                     'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
                 )

@@ -167,20 +167,13 @@ def training_in_two_processes(root: Path, data: Path) -> Case:
     """A run in two processes, which are killed together."""
     settings, folder = everything(data, root), root / 'work'
     settings['optim_wrapper']['accumulative_counts'] = 1  # gradients of two are exact to rounding
-    distributed = dict(
-        launcher='pytorch',
-        env_cfg=dict(dist_cfg=dict(backend='gloo')),
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
-        work_dir=str(folder),
-        experiment_name='two',
-    )
+    distributed = dict(ddp.DISTRIBUTED, work_dir=str(folder), experiment_name='two')
     typed = argparse.Namespace(
         config='run.py', amp=False, auto_scale_lr=False, resume='auto', allow_changes=False
     )
     (root / 'results').mkdir()
 
     def work(rank: int) -> int:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
         train(Config({**copy.deepcopy(settings), **distributed}), typed, Cores.now())
         return rank
 
