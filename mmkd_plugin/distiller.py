@@ -73,9 +73,9 @@ class Distiller(NamedAsStudent):
             another kind of teacher, with the arguments of its class. In a list each teacher needs
             a ``name``.
         distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
-            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
-            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``queries``, ``schedule``
-            and ``compile``. See :class:`Term` and :class:`Schedule`.
+            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``combine``,
+            ``explainer``, ``connector``, ``teacher_connector``, ``norm``, ``through``,
+            ``queries``, ``schedule`` and ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap, unless a loss needs its assigner.
             Defaults to None: weight 1, always on.
