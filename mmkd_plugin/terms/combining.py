@@ -124,7 +124,7 @@ class Combination:
         twice = [name for name in teachers if list(teachers).count(name) > 1]
         if twice:
             raise ValueError(f"{here}.teacher names '{twice[0]}' twice")
-        if combine not in WORDS:
+        if not isinstance(combine, str) or combine not in WORDS:
             raise ValueError(
                 f'{here}.combine must be one of {", ".join(map(repr, WORDS))}, got {combine!r}'
                 + did_you_mean(str(combine), WORDS, "'{}'")
