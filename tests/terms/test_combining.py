@@ -226,6 +226,8 @@ def test_a_cached_teacher_is_one_of_them(data: Path, tmp_path: Path) -> None:
         record = Record()
         train(cfg, record)
         losses.append(float(record.losses[0]['distill.both.loss']))
+        (log,) = (tmp_path / f'run{stored}').glob('*/*.log')
+        assert "Teacher 'b' has the student's classes in another order" in log.read_text()
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
