@@ -298,7 +298,7 @@ class Term(nn.Module):
             raise ValueError(
                 f'{self.here}: {type(self.loss).__name__} cannot compare '
                 f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher "
-                f'(in a trial: {shapes}). {_words(error)}'
+                f'(in a trial: {shapes}): {_words(error)}'
             ) from error
         finally:
             self.train(training)
