@@ -102,6 +102,8 @@ def probabilities(
         out (Tensor, optional): Other memory to use.
     """
     out = scratch(x, number) if out is None else out
-    p = torch.sub(x, x.amax(1, keepdim=True), out=out).mul_(LOG2_E / tau).exp2_()
+    factor = LOG2_E / tau
+    # (x - max) * factor in one operation: an error that all classes share means nothing
+    p = torch.add(x.amax(1, keepdim=True).mul_(-factor), x, alpha=factor, out=out).exp2_()
     total = p.sum(1, keepdim=True)
     return p.div_(total if kept is None else total.masked_fill_(~kept, torch.inf))
