@@ -98,6 +98,9 @@ class Case:
             ``'boxes'``, ``'assigned'``, ``'assigned and boxes'`` or ``'seed'``.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
+        boxes (int): How many boxes a made-up image has. Defaults to 20.
+        middle (Shape, optional): The middle of its sweeps, see :mod:`benchmarks.scaling`. Defaults
+            to None: that of all.
     """
 
     loss: str
@@ -109,6 +112,8 @@ class Case:
     others: str | None = None
     variant: str = ''
     classes: int = CLASSES
+    boxes: int = 20
+    middle: Shape | None = None
 
     @property
     def name(self) -> str:
@@ -170,14 +175,16 @@ class Case:
         elif self.others == 'margin':
             others = ((-torch.rand(channels, generator=generator, dtype=dtype)).to(device),)
         elif self.others == 'boxes':
-            corners = torch.rand(count, 20, 4, generator=generator, dtype=dtype).to(device)
+            corners = torch.rand(count, self.boxes, 4, generator=generator, dtype=dtype).to(device)
             others = (
                 torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1),
                 (2, 2),
             )
         elif self.others and self.others.startswith('assigned'):
             found = made_up_assignment(self.shapes[: len(self.shapes) // 2], device)
-            others = (found, found.priors[0][:, ::97][:, :20] + 3)
+            priors = found.priors[0]
+            step = max(1, priors.shape[1] // self.boxes)
+            others = (found, priors[:, ::step][:, : self.boxes] + 3)
             others = others if 'boxes' in self.others else others[:1]
         elif self.others == 'seed':
             others = (torch.tensor(0, device=device),)
@@ -389,10 +396,11 @@ def _of_positions() -> Iterator[Row]:
         partial(competitors.relations, tau=tau, across=across)
         for tau, across in ((0.1, True), (0.07, False))
     )
-    yield 'CrossImageLoss', ['one image'], dict(competitor=across)
-    yield 'GramLoss', ['one image'], dict(competitor=competitors.gram)
-    options = dict(queue=0)
-    yield 'TokenRelationLoss', ['one image'], dict(options=options, competitor=within)
+    pairs = dict(middle=(2, 64, 32, 32))  # they grow with the square of the positions
+    yield 'CrossImageLoss', ['one image'], dict(pairs, competitor=across)
+    yield 'GramLoss', ['one image'], dict(pairs, competitor=competitors.gram)
+    pairs['options'] = dict(queue=0)
+    yield 'TokenRelationLoss', ['one image'], dict(pairs, competitor=within)
     yield 'NeuronSelectivityLoss', ['features'], {}
     yield (
         'NeuronSelectivityLoss',
