@@ -342,6 +342,9 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+#: The middle of the sweeps of losses that would take minutes there.
+SMALL: Shape = (2, 64, 32, 32)
+
 #: A loss, where it is measured, and what else :class:`Case` takes.
 Row = tuple[str, list[str], dict[str, Any]]
 
@@ -396,7 +399,7 @@ def _of_positions() -> Iterator[Row]:
         partial(competitors.relations, tau=tau, across=across)
         for tau, across in ((0.1, True), (0.07, False))
     )
-    pairs = dict(middle=(2, 64, 32, 32))  # they grow with the square of the positions
+    pairs = dict(middle=SMALL)  # they grow with the square of the positions
     yield 'CrossImageLoss', ['one image'], dict(pairs, competitor=across)
     yield 'GramLoss', ['one image'], dict(pairs, competitor=competitors.gram)
     pairs['options'] = dict(queue=0)
@@ -427,14 +430,14 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     pearson = dict(competitor=partial(sum_over_maps, competitors.pearson))
     yield 'PearsonLoss', ['features', 'pyramid'], dict(pearson, razor=razor('pkd_loss.PKDLoss'))
     yield 'ReviewLoss', ['pyramid'], {}
-    yield 'DenseContrastLoss', ['tokens'], dict(others='seed')
-    memory = dict(classes=CLASSES, pixels=2000, regions=200)
-    yield 'MemoryContrastLoss', ['one image'], dict(others='labels', options=memory)
+    yield 'DenseContrastLoss', ['tokens'], dict(others='seed', middle=SMALL)
+    memory = dict(options=dict(classes=CLASSES, pixels=2000, regions=200), middle=SMALL)
+    yield 'MemoryContrastLoss', ['one image'], dict(memory, others='labels')
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
-    yield 'AttentionGuidedLoss', ['pyramid'], {}
+    yield 'AttentionGuidedLoss', ['pyramid'], dict(middle=SMALL)
     # Their pooling does not take the smallest maps of a pyramid.
     yield 'AttentionGuidedLoss', ['level'], dict(razor=razor_attention_guided(*shapes['level']))
-    generation = dict(others='seed', razor=razor_generation(shapes['pyramid']))
+    generation = dict(others='seed', razor=razor_generation(shapes['pyramid']), middle=SMALL)
     yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')
     yield 'ProtocolLoss', ['head'], dict(others='assigned')

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import relations as fast
 from mmkd_plugin.losses.numerics.checks import (
+    an_index,
     check_shapes,
     labels_at,
     loss_weights,
@@ -198,12 +199,10 @@ class MemoryContrastLoss(nn.Module):
         super().__init__()
         for name, value in dict(classes=classes, pixels=pixels, regions=regions).items():
             whole_number(name, value)
-        if type(ignore_index) is not int:
-            raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
         self.classes, self.pixels, self.regions = classes, pixels, regions
         self.tau = temperature('tau', tau)
         self.draw = one_of('draw', draw, DRAWS)
-        self.ignore_index = ignore_index
+        self.ignore_index = an_index('ignore_index', ignore_index)
         self.loss_weight = loss_weights(loss_weight)
         self.projectors, self.memories = nn.ModuleList(), nn.ModuleList()
 
