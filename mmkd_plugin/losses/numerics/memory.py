@@ -68,7 +68,7 @@ class ClassMemory(nn.Module):
         slots = known * size + (self.next[known] + place) % size
         # a row that is left out is written as the first one that is not, or changes nothing
         flat, rows = self.rows.view(-1, channels), rows[order].to(self.rows.dtype)
-        first, some = last.int().argmax(), last.any()
+        first, some = last.int().argmax(0, keepdim=True), last.any()
         slots = torch.where(last, slots, torch.where(some, slots[first], 0))
         instead = torch.where(some, rows[first], flat[0])
         flat.index_copy_(0, slots, torch.where(last[:, None], rows, instead))
