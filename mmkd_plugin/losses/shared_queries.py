@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 from mmkd_plugin.losses.numerics.boxes import generalised_iou
 from mmkd_plugin.losses.numerics.checks import loss_weights, temperature, weight
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, weighted_sum
@@ -17,7 +16,6 @@ from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
 from mmkd_plugin.registry import MODELS
 
 
-@keeps_its_gradient
 def scores_apart(student: Tensor, teacher: Tensor, sure: Tensor, tau: float) -> Tensor:
     """``sum of w * tau^2 * KL(p_tau(T) || p_tau(S)) / C`` over queries, images and layers.
 
@@ -35,7 +33,6 @@ def scores_apart(student: Tensor, teacher: Tensor, sure: Tensor, tau: float) -> 
     return (sure * divergence).sum() * (tau**2 / student.shape[-1])
 
 
-@keeps_its_gradient
 def boxes_apart(student: Tensor, teacher: Tensor, sure: Tensor, l1: float, iou: float) -> Tensor:
     """``sum of w * (l1 * mean of abs(b_S - b_T) + iou * (1 - GIoU)) / sum of w``, over all layers.
 
