@@ -343,7 +343,7 @@ def cases(quick: bool = False) -> list[Case]:
 
 
 #: The middle of the sweeps of losses that would take minutes there.
-SMALL: Shape = (2, 64, 32, 32)
+SMALL: Shape = (4, 64, 32, 32)
 
 #: A loss, where it is measured, and what else :class:`Case` takes.
 Row = tuple[str, list[str], dict[str, Any]]

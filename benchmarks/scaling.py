@@ -25,8 +25,8 @@ QUICK_MAP, QUICK_VECTOR, QUICK_FACTORS = (4, 4, 8, 8), (8, 8), (0.5, 1, 2)
 #: The same for the results of heads: those of one level of a detector with distributions of boxes,
 #: and those of a decoder with queries.
 HEADS = {
-    'head': [(2, 80, 64, 64), (2, 68, 64, 64)],
-    'queries': [(1, 2, 300, 80), (1, 2, 300, 4)],
+    'head': [(4, 80, 64, 64), (4, 68, 64, 64)],
+    'queries': [(1, 4, 300, 80), (1, 4, 300, 4)],
 }
 QUICK_HEADS = {
     'head': [(2, 8, 8, 8), (2, 16, 8, 8)],
