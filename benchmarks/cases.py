@@ -44,6 +44,7 @@ SHAPES: dict[str, list[Shape]] = {
     'cifar': [(128, 64, 8, 8)],
     'tokens': [(2, 512, 64, 128)],
     'queries': [(1, 2, 600, 80), (1, 2, 600, 4)],
+    'masks': [(1, 2, 100, 81), (1, 2, 100, 128, 128)],
     'explanations': [(32, 1, 512, 1024)],
 }
 QUICK: dict[str, list[Shape]] = {
@@ -60,6 +61,7 @@ QUICK: dict[str, list[Shape]] = {
     'cifar': [(4, 6, 4, 4)],
     'tokens': [(1, 16, 16, 32)],
     'queries': [(1, 2, 20, 5), (1, 2, 20, 4)],
+    'masks': [(1, 2, 8, 5), (1, 2, 8, 8, 8)],
     'explanations': [(3, 1, 16, 32)],
 }
 CLASSES = 19
@@ -443,6 +445,7 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     yield 'ProtocolLoss', ['head'], dict(others='assigned')
     yield 'CrossHeadLoss', ['head'], dict(others='assigned')
     yield 'SharedQueriesLoss', ['queries'], {}
+    yield 'SharedMasksLoss', ['masks'], dict(others='seed')
 
 
 def _of_samples() -> Iterator[Row]:

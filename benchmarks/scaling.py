@@ -27,10 +27,12 @@ QUICK_MAP, QUICK_VECTOR, QUICK_FACTORS = (4, 4, 8, 8), (8, 8), (0.5, 1, 2)
 HEADS = {
     'head': [(4, 80, 64, 64), (4, 68, 64, 64)],
     'queries': [(1, 4, 300, 80), (1, 4, 300, 4)],
+    'masks': [(1, 4, 100, 81), (1, 4, 100, 64, 64)],
 }
 QUICK_HEADS = {
     'head': [(2, 8, 8, 8), (2, 16, 8, 8)],
     'queries': [(1, 2, 8, 8), (1, 2, 8, 4)],
+    'masks': [(1, 2, 8, 8), (1, 2, 8, 8, 8)],
 }
 #: Which dimensions of the shapes an axis is.
 DIMENSIONS = {POSITIONS: (2, 3), BATCH: (0,), CHANNELS: (1,), CLASSES: (1,)}
@@ -82,7 +84,7 @@ def varied(case: Case, axis: str, factor: float) -> tuple[Case, float]:
         classes = max(2, round(case.classes * factor))
         options = {**case.options, **({'classes': classes} if 'classes' in case.options else {})}
         return replace(case, classes=classes, options=options), classes
-    dims = (OF_QUERIES if case.where == 'queries' else DIMENSIONS)[axis]
+    dims = (OF_QUERIES if case.where in ('queries', 'masks') else DIMENSIONS)[axis]
     shapes = [list(shape) for shape in case.shapes]
     for shape in shapes[:1] if axis == CLASSES else shapes:  # not that of the boxes
         for dim in dims:
