@@ -312,7 +312,7 @@ class Term(nn.Module):
             raise ValueError(
                 f'{self.here}: {type(self.loss).__name__} cannot compare '
                 f'{"the answers of both decoders" if self.queries is not None else places} '
-                f'(in a trial: {shapes}). {_words(error)}'
+                f'(in a trial: {shapes}): {_words(error)}'
             ) from error
         finally:
             self.train(training)
