@@ -46,6 +46,7 @@ from mmkd_plugin.running.resuming import (
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 from mmkd_plugin.training_data import watch_data
+from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.words import type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
@@ -95,6 +96,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     keep_config(cfg)
     with work_dir_of_our_own(cfg):
         find_start(cfg, args.resume)
+        complete(cfg)
         wire(cfg)
         with plain_disk_errors():
             with classes_of_the_student(classes_of_config(cfg)):
