@@ -123,8 +123,6 @@ class UnlabelledStep:
                 f"pseudo-labels of teacher '{self._teacher.name}' there: confidence "
                 f'{settings.pseudo.threshold:g} or more, weight {settings.pseudo.loss_weight:g}'
             )
-        elif settings.only:
-            lines.append('task loss: off')
         return '\n'.join(lines)
 
 

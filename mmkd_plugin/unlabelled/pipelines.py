@@ -166,7 +166,7 @@ def _like(labelled: dict, dataset: dict, scope: str | None, ignored: int) -> dic
 
 def _inner(dataset: dict) -> list[dict]:
     """The configs of the data sets in a wrapper."""
-    return [*(dataset.get('datasets') or ()), *([dataset['dataset']] * ('dataset' in dataset))]
+    return [*(dataset.get('datasets') or ()), *filter(None, [dataset.get('dataset')])]
 
 
 def _metainfo(labelled: dict, scope: str | None) -> dict:

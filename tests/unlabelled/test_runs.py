@@ -1,0 +1,171 @@
+"""Runs with images without labels: what is seen, learnt and logged, and exact resumption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.unlabelled.pipelines import complete
+from tests import runs
+from tests.caches import use_cache, write_cache
+from tests.runs import assert_same, needs_ops, save_weights
+from tests.unlabelled.runs import STUDENTS, Seen, build, distilled, make_more, run_config, train
+
+pytestmark = [pytest.mark.usefixtures('own_globals'), needs_ops]
+SCOPES = ('mmseg', 'mmdet')
+
+
+@pytest.fixture(scope='module')
+def more(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of images without labels."""
+    return make_more(tmp_path_factory.mktemp('more') / 'images')
+
+
+def losses_of(seen: Seen, key: str) -> list[float]:
+    return [one[key] for one in seen.losses]
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_labelled_images_are_as_without(scope, data, more, tmp_path):
+    both = [
+        train(run_config(distilled(scope, unlabelled), data, tmp_path / str(number)))
+        for number, unlabelled in enumerate([None, dict(dataset=more, ratio=0.5)])
+    ]
+    assert_same(both[1].inputs, both[0].inputs)
+    assert [len(images) for images in both[1].unlabelled] == [1, 1, 1] and not both[0].unlabelled
+    first, beside = both[0].losses[0], both[1].losses[0]
+    task = [key for key in first if 'loss' in key and key not in ('loss', 'distill.cwd.loss')]
+    assert task and all(beside[key] == first[key] for key in task)
+    # of a term the mean over all images of the step: two with labels, one without
+    mean = (2 * first['distill.cwd.loss'] + beside['distill.cwd.unlabelled']) / 3
+    assert beside['distill.cwd.loss'] == pytest.approx(mean, rel=1e-5)
+    assert beside['loss'] == pytest.approx(sum(beside[k] for k in [*task, 'distill.cwd.loss']))
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_the_student_learns_from_them(scope, data, more, tmp_path):
+    cfg = run_config(distilled(scope, dict(dataset=more)), data, tmp_path, 1)
+    runner, got = build(cfg), {}
+    runner.call_hook('before_run')
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    batch = next(iter(runner.train_dataloader))
+    runner.model.train()
+    for kept in (True, False):
+        data_batch = runner.model.data_preprocessor(batch, True)
+        if not kept:
+            data_batch['unlabelled']['inputs'] = torch.zeros_like(
+                data_batch['unlabelled']['inputs']
+            )
+        runner.model.zero_grad()
+        runner.model(**data_batch, mode='loss')['distill.cwd.loss'].backward()
+        got[kept] = runner.model.student.backbone.conv1.weight.grad.clone()
+    assert not torch.equal(got[True], got[False])
+
+
+@pytest.mark.parametrize(
+    ('scope', 'by_epoch', 'workers'), [('mmseg', False, 2), ('mmdet', True, 0)]
+)
+def test_a_resumed_run_sees_the_same_images(scope, by_epoch, workers, data, more, tmp_path):
+    def run(name: str, start: Path | None) -> tuple[Seen, dict]:
+        model = distilled(scope, dict(dataset=more, pseudo_labels=0.3))
+        settings = dict(by_epoch=by_epoch, workers=workers, save_every=1)
+        cfg = run_config(model, data, tmp_path / name, 2 if by_epoch else 4, **settings)
+        if start is not None:
+            cfg.load_from, cfg.resume = str(start), True
+        seen = train(cfg)
+        file = tmp_path / name / ('epoch_2.pth' if by_epoch else 'iter_4.pth')
+        return seen, dict(read_checkpoint(file)['state_dict'])
+
+    whole = run('whole', None)
+    middle = 'epoch_1.pth' if by_epoch else 'iter_2.pth'
+    resumed = run('resumed', tmp_path / 'whole' / middle)
+    assert_same(resumed[1], whole[1])
+    count = len(resumed[0].unlabelled)
+    assert count == (3 if by_epoch else 2)
+    assert_same(resumed[0].unlabelled, whole[0].unlabelled[-count:])
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+def test_only_images_without_labels(scope, data, more, tmp_path):
+    seen = train(run_config(distilled(scope, dict(dataset=more, only=True)), data, tmp_path))
+    assert all(set(one) == {'loss', 'distill.cwd.loss'} for one in seen.losses)
+    assert read_checkpoint(tmp_path / 'iter_3.pth')['meta']['dataset_meta']['classes']
+
+
+@pytest.mark.parametrize(('scope', 'logged'), [('mmseg', 'pixels'), ('mmdet', 'boxes')])
+def test_pseudo_labels_teach_the_task(scope, logged, data, more, tmp_path):
+    logs = {
+        threshold: train(
+            run_config(
+                distilled(scope, dict(dataset=more, pseudo_labels=threshold)),
+                data,
+                tmp_path / str(threshold),
+                2,
+            )
+        ).losses
+        for threshold in (0.1, 0.999)
+    }
+    key, count = next(k for k in logs[0.1][0] if k != 'loss'), f'pseudo_labels.{logged}'
+    assert logs[0.1][0][key] != logs[0.999][0][key]
+    assert logs[0.1][0][count] > 0 == logs[0.999][0][count]
+    assert logs[0.1][0]['distill.cwd.loss'] == logs[0.999][0]['distill.cwd.loss']
+
+
+def test_the_weight_is_found_on_labelled_images(data, more, tmp_path):
+    loss = dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto')
+    terms = dict(cwd=dict(tap='decode_head.conv_seg', loss=loss))
+    weights = []
+    for number, unlabelled in enumerate([None, dict(dataset=more)]):
+        cfg = run_config(
+            distilled('mmseg', unlabelled, distill=terms), data, tmp_path / str(number), 1
+        )
+        runner = build(cfg)
+        runner.train()
+        weights.append(runner.model.distill['cwd'].auto.weight)
+    assert weights[0] > 0 and torch.equal(*weights)
+
+
+def test_a_term_that_needs_labels_is_off_on_them(data, more, tmp_path, log):
+    term = dict(tap='neck', loss=dict(type='mmkd_plugin.FocalGlobalLoss'))
+    cwd = distilled('mmdet', None)['distill']
+    model = distilled('mmdet', dict(dataset=more), distill=dict(cwd, fgd=term))
+    seen = train(run_config(model, data, tmp_path, 1))
+    assert 'distill.cwd.unlabelled' in seen.losses[0]
+    assert 'distill.fgd.loss' in seen.losses[0] and 'distill.fgd.unlabelled' not in seen.losses[0]
+    plan = next(text for text in log.messages if 'images without labels' in text)
+    assert f'images without labels ({more}), 1 for each labelled one: on for cwd' in plan
+    assert 'off there: fgd, because FocalGlobalLoss needs ground-truth boxes' in plan
+
+
+def test_a_cached_teacher_has_them_too(data, more, tmp_path):
+    model = distilled('mmseg', dict(dataset=more))
+    weights = tmp_path / 'teacher.pth'
+    model['teacher']['checkpoint'] = save_weights(STUDENTS['mmseg'](), weights)
+    cfg = run_config(model, data, tmp_path / 'run', 2)
+    complete(cfg)
+    path = write_cache(cfg, tmp_path / 'cache')
+    seen = train(use_cache(cfg, path))
+    assert all(one['distill.cwd.unlabelled'] > 0 for one in seen.losses)
+
+
+def test_batch_augmentations_do_not_mix_them(data, more, tmp_path):
+    model = distilled('mmseg', dict(dataset=more))
+    augment = [dict(type='mmkd_plugin.CutMix', prob=1.0)]
+    model['student']['data_preprocessor'].update(
+        type='mmkd_plugin.SegDataPreProcessor', batch_augments=augment
+    )
+    runner = build(run_config(model, data, tmp_path, 1))
+    batch = next(iter(runner._train_dataloader))
+    processed = runner.model.data_preprocessor(batch, True)
+    assert len(processed['inputs']) == len(processed['unlabelled']['inputs']) == 2
+    labels = torch.stack([one.gt_sem_seg.data for one in processed['unlabelled']['data_samples']])
+    assert set(labels.unique().tolist()) == {255}
+
+
+def test_a_run_of_other_tools_says_what_is_missing(data, more, tmp_path):
+    cfg = run_config(distilled('mmseg', dict(dataset=more)), data, tmp_path, 1)
+    with pytest.raises(ValueError, match='carries no images without labels; train with'):
+        runs.train(cfg)
