@@ -160,6 +160,7 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
         replace(
             one,
             seeds=args.seeds or one.seeds,
+            few_seeds=args.seeds or one.few_seeds,
             length=one.length * factor,
             teacher_length=one.teacher_length * factor,
         )
@@ -168,7 +169,7 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
     every = tables.find_tables(data)
     for pattern in args.only:
         if not any(chosen(table, [pattern]) for table in every):
-            known = {name for t in every for method in t.recipes for name in names_of(t, method)}
+            known = {n for t in every for m in (*t.recipes, *t.few) for n in names_of(t, m)}
             raise UsageError(
                 f'--only: no recipe is called {pattern}. A name is method, data/method or '
                 'data/task/method; * is any text, and configs/README.md lists the methods'
@@ -236,7 +237,7 @@ def summary(
             table.data.title,
             table.task,
             table.student.stem.partition('_1')[0],
-            str(len(table.recipes)),
+            str(len(table.recipes) + len(table.few)),
             str(len(runs)),
             str(len(runs) - len(left)),
             f'{seconds / 3600:.1f}',

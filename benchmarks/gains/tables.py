@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmengine.config import Config
+
+from benchmarks.gains.split import FEW_SEEDS
 from benchmarks.gains.training import make_digit_scenes
 from mmkd_plugin.cli import UsageError, is_distilled, read_config
 
@@ -46,6 +49,7 @@ class Data:
         seeds (int): Seeds of each method. Defaults to 3.
         length (float): Iterations of students, in multiples of the recipes'. Defaults to 1.
         teacher_length (float): The same of the teacher. Defaults to 1.
+        few_seeds (int): Seeds with few labels. Defaults to 5.
         make (Callable, optional): Writes the data or checks it. Defaults to None: the data must be
             there.
     """
@@ -56,6 +60,7 @@ class Data:
     seeds: int = 3
     length: float = 1.0
     teacher_length: float = 1.0
+    few_seeds: int = FEW_SEEDS
     make: Callable[[], None] | None = None
 
 
@@ -78,6 +83,8 @@ class Table:
         teacher (Path, optional): Config of the teacher; None if every method is without.
         recipes (dict[str, Path]): Configs by the name of the method.
         taught (frozenset[str]): The methods that have the teacher.
+        few (dict[str, Path]): Configs of methods with images without labels, which are run with few
+            labels.
         iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
     """
 
@@ -88,6 +95,7 @@ class Table:
     recipes: dict[str, Path] = field(hash=False)
     taught: frozenset[str] = frozenset()
     iterations: dict[str, int] = field(hash=False, default_factory=dict)
+    few: dict[str, Path] = field(hash=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -144,12 +152,18 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                     TASKS[read[student].default_scope],
                     student,
                     teacher,
-                    {method: path for path, method in methods.items()},
+                    {m: path for path, m in methods.items() if not _has_unlabelled(read[path])},
                     frozenset(methods[path] for path in members if teachers[path]),
                     iterations,
+                    {m: path for path, m in methods.items() if _has_unlabelled(read[path])},
                 )
             )
     return found
+
+
+def _has_unlabelled(cfg: Config) -> bool:
+    """Whether a recipe learns from images without labels."""
+    return cfg.model.get('unlabelled') is not None
 
 
 def trained_teachers(model: dict) -> list[dict]:
