@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 import pytest
@@ -52,7 +53,7 @@ def test_processes_share_a_pass():
 class Part(list):
     """A data set of dicts, with something that hooks change."""
 
-    metainfo = dict(classes=('a',))
+    metainfo: ClassVar[dict] = dict(classes=('a',))
     pipeline = None
 
 
