@@ -54,16 +54,15 @@ class UnlabelledStep:
                 for name, one in teachers.items()
                 if one.learns
             }
-        if self._off and (settings.only or not (self.names or settings.pseudo)):
-            there = 'there are only images without labels' if settings.only else 'no term can learn'
+        if settings.only and self._off:
             raise ValueError(
-                f'unlabelled: {there}, and {self._said()}. Such a term is off on these images: '
-                + (
-                    'leave it out, or train on labelled images too'
-                    if settings.only
-                    else 'add one that compares maps alone, such as mmkd_plugin.ChannelWiseLoss, '
-                    'or leave `unlabelled` out'
-                )
+                f'unlabelled.only: there are no labels, and {self._said()}. Leave that out, or '
+                'train on labelled images too'
+            )
+        if not self.names and settings.pseudo is None:
+            raise ValueError(
+                f'unlabelled: no term can learn from images without labels: {self._said()}. Add '
+                'one that compares maps alone, such as mmkd_plugin.ChannelWiseLoss'
             )
         self._teacher: Teacher | None = None
         self._labeller: Labeller | None = None

@@ -41,8 +41,12 @@ AUTO = dict(cwd=dict(tap='neck', loss=dict(type='mmkd_plugin.ChannelWiseLoss', l
 @pytest.mark.parametrize(
     ('settings', 'distill', 'message'),
     [
-        (dict(), FGD, 'no term can learn, and distill.fgd: FocalGlobalLoss needs ground-truth'),
-        (dict(only=True), {**CWD, **FGD}, 'only images without labels, and distill.fgd: Focal'),
+        (dict(), FGD, 'no term can learn from images without labels: distill.fgd: FocalGlobalLoss'),
+        (
+            dict(only=True),
+            {**CWD, **FGD},
+            'unlabelled.only: there are no labels, and distill.fgd: Focal',
+        ),
         (dict(only=True), AUTO, "distill.cwd.loss.loss_weight='auto' is a share of the task loss"),
         (
             dict(pseudo_labels=dict(threshold=0.5, teacher='big')),
