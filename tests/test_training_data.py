@@ -324,5 +324,5 @@ def test_an_image_without_labels_that_cannot_be_read_is_named(tmp_path):
     config = dict(type='mmkd_plugin.ImageFolder', data_root=str(tmp_path), pipeline=pipeline)
     with DefaultScope.overwrite_default_scope('mmseg'):
         dataset = training_data._build_unlabelled(Unlabelled(config))
-        with pytest.raises(DataError, match='bad.png: the file cannot be read as an image'):
+        with pytest.raises(DataError, match=r'bad\.png: the file cannot be read as an image'):
             check_data(dataset, THREE.without_labels(), key='unlabelled')

@@ -11,6 +11,8 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.losses.numerics.checks import positive_number, weight
 from mmkd_plugin.words import short
 
+KEYS = ('dataset', 'ratio', 'only', 'pseudo_labels')
+
 #: How far an image may be from a whole one: ratios such as 1/3 are rounded.
 ROUNDING = 1e-6
 
@@ -104,7 +106,7 @@ class Unlabelled:
             raise ValueError(
                 f"unlabelled: expected dict(dataset='data/more', ratio=1), got {short(config)}"
             )
-        check_keys('unlabelled', config, ('dataset', 'ratio', 'only', 'pseudo_labels'))
+        check_keys('unlabelled', config, KEYS)
         dataset = config.get('dataset')
         if not fits(dataset, str | dict):
             given = f', got {short(dataset)}' if 'dataset' in config else ''
