@@ -179,7 +179,7 @@ class Term(nn.Module):
             if need in FROM_STUDENT:
                 return f"{loss} needs what the student's assigner finds"
             if need in FROM_BATCH and FROM_BATCH[need].labels:
-                return f'{loss} needs {FROM_BATCH[need].words}'
+                return f'{loss} needs labels ({FROM_BATCH[need].words})'
         return None
 
     @property

@@ -140,7 +140,7 @@ def test_a_term_that_needs_labels_is_off_on_them(data, more, tmp_path):
     assert 'distill.fgd.loss' in seen.losses[0] and 'distill.fgd.unlabelled' not in seen.losses[0]
     plan = next(tmp_path.glob('*/*.log')).read_text()
     assert f'images without labels ({more}), 1 for each labelled one: on for cwd' in plan
-    assert 'off there: fgd, because FocalGlobalLoss needs ground-truth boxes' in plan
+    assert 'off there: fgd, because FocalGlobalLoss needs labels (ground-truth boxes)' in plan
 
 
 def test_a_cached_teacher_has_them_too(data, more, tmp_path):
