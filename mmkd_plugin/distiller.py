@@ -17,6 +17,7 @@ from mmkd_plugin.building import check_compile, check_keys, named_arguments
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.health import as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
+from mmkd_plugin.parts import STEP
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import Seen, StudentForward, check_head_losses
@@ -167,7 +168,8 @@ class Distiller(NamedAsStudent):
         with _taps_named(terms, self.teachers):
             forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
-        trial = Trial(config, self.student.data_preprocessor, forward.run, sync, forward.sampled)
+        preprocessor = self.student.data_preprocessor
+        trial = Trial(config, preprocessor, forward.run, sync, forward.sampled, forward.own)
         with _taps_named(terms, self.teachers):
             previews = {
                 name: _prepared(name, teacher, trial, terms, device)
@@ -206,6 +208,7 @@ class Distiller(NamedAsStudent):
             text += f'\n{self._start}'
         if self._unlabelled_step is not None:
             text += f'\n{self._unlabelled_step}'
+        self.plan = text
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -309,23 +312,28 @@ class Distiller(NamedAsStudent):
             if term.queries is not None
         }
         views = [term.student_view for term in active]
-        seen = self._run_student(
-            self.student,
-            batch.inputs,
-            batch.data_samples,
-            views=views,
-            taps=self._student_taps() if labelled else (),
-            task=task,
-            chosen=chosen,
-            queries=queries,
-        )
+        with STEP.part('student'):
+            seen = self._run_student(
+                self.student,
+                batch.inputs,
+                batch.data_samples,
+                views=views,
+                taps=self._student_taps() if labelled else (),
+                task=task,
+                chosen=chosen,
+                queries=queries,
+            )
         after = batch._replace(student=seen.maps)
         lessons |= self._taught(after, active, after_student=True, labelled=labelled)
-        lessons = {name: lesson.asked(seen.sampled) for name, lesson in lessons.items()}
+        with STEP.part('teachers'):
+            lessons = {
+                name: lesson.asked(seen.sampled, seen.own) for name, lesson in lessons.items()
+            }
         losses = dict(seen.losses)
         for lesson in lessons.values():
             losses |= lesson.losses
-        compared = self._compared(batch, active, factors, seen, lessons, measured)
+        with STEP.part('terms'):
+            compared = self._compared(batch, active, factors, seen, lessons, measured)
         culprit = first_unusable(compared | losses)  # of a term more can be told
         losses |= compared
         if culprit is not None:
@@ -352,13 +360,14 @@ class Distiller(NamedAsStudent):
         self, batch: Batch, active: Sequence[Term], after_student: bool, labelled: bool = True
     ) -> dict[str, Lesson]:
         """Returns the lessons of the teachers that run before, or after, the student."""
-        return {
-            name: teacher.teach(batch, views)
-            for name, teacher in self.teachers.items()
-            if bool(teacher.student_taps) is after_student
-            and ((views := _views(name, active)) or teacher.learns)
-            and (labelled or not teacher.learns)
-        }
+        with STEP.part('teachers'):
+            return {
+                name: teacher.teach(batch, views)
+                for name, teacher in self.teachers.items()
+                if bool(teacher.student_taps) is after_student
+                and ((views := _views(name, active)) or teacher.learns)
+                and (labelled or not teacher.learns)
+            }
 
     def _compared(
         self,

@@ -31,6 +31,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
+from mmkd_plugin.report import ReportHook
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
@@ -45,7 +46,7 @@ from mmkd_plugin.running.resuming import (
 )
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
-from mmkd_plugin.training_data import watch_data
+from mmkd_plugin.training_data import warn_of_kept_state, watch_data
 from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.words import type_name
 
@@ -103,7 +104,10 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
                 runner = build_runner(cfg)
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
+            if cfg.get('resume'):
+                warn_of_kept_state(runner._train_dataloader.dataset)
             make_resumable(runner)
+            report_on(runner)
             with runner_errors_named(cfg), file_named(cfg.get('load_from')):
                 runner.train()
             if paraphraser:
@@ -202,6 +206,12 @@ def keep_config(cfg: Config) -> None:
         return
     if file.is_file() and BASE_KEY in file.read_text(encoding='utf-8'):
         object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_full.py')))
+
+
+def report_on(runner: Runner) -> None:
+    """Have a run end with a report, unless its config says otherwise."""
+    if runner.cfg.get('report', True) and not any(isinstance(h, ReportHook) for h in runner.hooks):
+        runner.register_hook(ReportHook())
 
 
 def save_paraphraser(runner: Runner, path: Path) -> None:

@@ -180,7 +180,9 @@ def draw(records: Sequence[Record], method: str, path: Path) -> None:
         if points:
             _draw_line(axes, points, color=COLOURS[label], marker=marker, label=label)
     if full:
-        axes.axhline(0.9 * fmean(full), color='0.7', lw=1, ls='--', label='90 % of the score with all labels')
+        axes.axhline(
+            0.9 * fmean(full), color='0.7', lw=1, ls='--', label='90 % of the score with all labels'
+        )
     teacher = [r.score for r in records if r.method == 'teacher' and r.score is not None]
     if teacher:
         axes.axhline(teacher[-1], color='black', lw=1, label='teacher')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from benchmarks.gains.split import FEW_SEEDS
 from benchmarks.gains.training import make_digit_scenes
 from mmkd_plugin.cli import UsageError, is_distilled, read_config
+from mmkd_plugin.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -86,6 +88,7 @@ class Table:
         few (dict[str, Path]): Configs of methods with images without labels, which are run with few
             labels.
         iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
+        bring (dict[str, list[dict]]): The teachers of a method that bring their weights, as models.
     """
 
     data: Data
@@ -96,6 +99,7 @@ class Table:
     taught: frozenset[str] = frozenset()
     iterations: dict[str, int] = field(hash=False, default_factory=dict)
     few: dict[str, Path] = field(hash=False, default_factory=dict)
+    bring: dict[str, list[dict]] = field(hash=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -142,6 +146,9 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                 raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
             teacher = next(iter(every), None)
             methods = {path: path.stem.partition('_')[0] for path in members}
+            twice = sorted(n for n, count in Counter(methods.values()).items() if count > 1)
+            if twice:
+                raise UsageError(f'{student.stem} has several recipes called {", ".join(twice)}')
             iterations = {methods[path]: read[path].train_cfg.max_iters for path in members}
             iterations['student'] = read[student].train_cfg.max_iters
             if teacher:
@@ -156,6 +163,7 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                     frozenset(methods[path] for path in members if teachers[path]),
                     iterations,
                     {m: path for path, m in methods.items() if _has_unlabelled(read[path])},
+                    {methods[path]: _bring(read[path].model) for path in members},
                 )
             )
     return found
@@ -172,9 +180,29 @@ def trained_teachers(model: dict) -> list[dict]:
     Args:
         model (dict): The ``model`` of its config.
     """
+    return [one for one in _teachers(model) if isinstance(one.get('config'), str)]
+
+
+def lacks(table: Table, method: str) -> str | None:
+    """What is missing on this machine for a method, in one line; None if it can run.
+
+    Its teachers that bring their weights are built.
+    """
+    for model in table.bring.get(method, ()):
+        try:
+            MODELS.build(model)
+        except (ValueError, OSError) as error:
+            return str(error)
+    return None
+
+
+def _bring(model: dict) -> list[dict]:
+    return [one['config'] for one in _teachers(model) if isinstance(one.get('config'), dict)]
+
+
+def _teachers(model: dict) -> list[dict]:
     teachers = model.get('teacher') or []
-    teachers = [teachers] if isinstance(teachers, dict) else teachers
-    return [one for one in teachers if isinstance(one.get('config'), str)]
+    return [teachers] if isinstance(teachers, dict) else list(teachers)
 
 
 def _teacher(model: dict, configs: Path) -> Path | None:
