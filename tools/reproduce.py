@@ -192,13 +192,15 @@ def with_weights(found: Sequence[tables.Table]) -> list[tables.Table]:
     """
     lines, parts = [], []
     for table in found:
-        reasons = {method: tables.lacks(table, method) for method in table.recipes}
-        lines += [
-            f'{table.recipes[m].stem} is left out: {why}' for m, why in reasons.items() if why
-        ]
-        recipes = {m: path for m, path in table.recipes.items() if not reasons[m]}
-        parts.append(replace(table, recipes=recipes))
-    kept = [table for table in parts if table.recipes]
+        every = {**table.recipes, **table.few}
+        reasons = {method: tables.lacks(table, method) for method in every}
+        lines += [f'{every[m].stem} is left out: {why}' for m, why in reasons.items() if why]
+        recipes, few = (
+            {m: path for m, path in those.items() if not reasons[m]}
+            for those in (table.recipes, table.few)
+        )
+        parts.append(replace(table, recipes=recipes, few=few))
+    kept = [table for table in parts if table.recipes or table.few]
     if not kept:
         raise UsageError('\n'.join(lines))
     for line in lines:
