@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.building import check_compile, check_keys, named_arguments
 from mmkd_plugin.foreign import errors_named
-from mmkd_plugin.health import as_number, first_unusable
+from mmkd_plugin.health import Finding, NotFiniteError, as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.parts import STEP
 from mmkd_plugin.plan import plan
@@ -28,7 +29,8 @@ from mmkd_plugin.student_state import (
     put_student_in_front,
     take_student_from_front,
 )
-from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
+from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
+from mmkd_plugin.taps.class_scores import ClassScores, are_independent
 from mmkd_plugin.taps.dry_run import DryRun, maps_near
 from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
@@ -75,9 +77,9 @@ class Distiller(NamedAsStudent):
             another kind of teacher, with the arguments of its class. In a list each teacher needs
             a ``name``.
         distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
-            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
-            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``queries``, ``schedule``
-            and ``compile``. See :class:`Term` and :class:`Schedule`.
+            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``combine``,
+            ``explainer``, ``connector``, ``teacher_connector``, ``norm``, ``through``,
+            ``queries``, ``schedule`` and ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap, unless a loss needs its assigner.
             Defaults to None: weight 1, always on.
@@ -94,7 +96,7 @@ class Distiller(NamedAsStudent):
     Raises:
         ValueError: If a term, a tap or a teacher cannot be used. Most mistakes are found in the
             constructor; ``forward`` finds the rest.
-        FloatingPointError: In ``forward``, if the loss of a term is not finite.
+        NotFiniteError: In ``forward``, if a loss is not finite, or far too large.
 
     Attributes:
         student (nn.Module): The student.
@@ -134,7 +136,8 @@ class Distiller(NamedAsStudent):
             self.student = student
             configs = teacher_configs(teacher)
             self.distill = nn.ModuleDict(_terms(distill, list(configs), check_compile(compile)))
-            self.teachers = _teachers(configs, {term.teacher for term in self.distill.values()})
+            used = {name for term in self.distill.values() for name in term.teachers}
+            self.teachers = _teachers(configs, used)
             self.self_teachers = nn.ModuleDict(
                 {name: one for name, one in self.teachers.items() if one.learns}
             )
@@ -189,13 +192,14 @@ class Distiller(NamedAsStudent):
         for term in terms:
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
             ours, theirs = term.student_view, term.teacher_view
+            self._combine(term, student, previews)
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
             given |= from_student(ours, assigned, forward.sampled)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
-                    preview.shown[theirs],
+                    term.target(_shown(term, previews), given),
                     given,
                     source=teacher,
                     classes=classes_around(self.student, term.student_tap.taps[0]),
@@ -213,13 +217,26 @@ class Distiller(NamedAsStudent):
         forward.forget()
         return forward
 
+    def _combine(self, term: Term, student: Preview, previews: Mapping[str, Preview]) -> None:
+        """Shows a term with several teachers how their class scores lie in the maps."""
+        if term.combination is None:
+            return
+        for name in term.teachers[1:]:
+            term.check_source(self.teachers[name])
+        head = module_around(self.student, term.student_tap.taps[0], 'num_classes')
+        term.combination.connect(
+            _scores_at(term.student_tap, student),
+            [_scores_at(term.teacher_tap, previews[name]) for name in term.teachers],
+            bool(head is not None and are_independent(head)),
+        )
+
     def _arrange_classes(
         self, student: ScoresOfTaps, names: Names | None
     ) -> dict[str, dict[Tap, ClassOrder]]:
         """Brings class scores of teachers into the student's order; says how, by the teacher."""
         orders = {}
         for name, teacher in self.teachers.items():
-            terms = [term.compared for term in self.distill.values() if term.teacher == name]
+            terms = [term.compared for term in self.distill.values() if name in term.teachers]
             orders[name] = orders_of(
                 [one for one in terms if one is not None],
                 student,
@@ -259,7 +276,7 @@ class Distiller(NamedAsStudent):
         Raises:
             ValueError: If all schedules are off, a schedule starts after the end of the run, or a
                 term cannot compare the maps.
-            FloatingPointError: If the loss of a term is not finite.
+            NotFiniteError: If a loss is not finite, or far too large.
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
@@ -337,8 +354,12 @@ class Distiller(NamedAsStudent):
         culprit = first_unusable(compared | losses)  # of a term more can be told
         losses |= compared
         if culprit is not None:
-            told = _not_finite(culprit, losses[culprit], active, seen.shown, lessons)
-            raise FloatingPointError(told)
+            raise NotFiniteError(
+                _not_finite(culprit, losses[culprit], active, seen.shown, lessons),
+                culprit,
+                losses,
+                _findings(losses, active, seen.shown, lessons),
+            )
         return losses
 
     def _learn_without_labels(
@@ -381,7 +402,7 @@ class Distiller(NamedAsStudent):
         """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
         pairs = {
-            term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
+            term: (seen.shown[term.student_view], term.target(_shown(term, lessons), given))
             for term in active
         }
         ways = {term: lessons[term.teacher].passages.get(term.teacher_view) for term in active}
@@ -601,7 +622,17 @@ def _prepared(
 
 def _views(teacher: str, terms: Sequence[Term]) -> list[View]:
     """Returns the views in which terms compare a teacher."""
-    return [term.teacher_view for term in terms if term.teacher == teacher]
+    return [term.teacher_view for term in terms if teacher in term.teachers]
+
+
+def _scores_at(taps: Taps, model: Preview) -> list[ClassScores | None]:
+    """Returns how class scores lie in each map at some taps."""
+    return [one for tap in taps for one in model.classes.get(tap) or (None,)]
+
+
+def _shown(term: Term, models: Mapping[str, Lesson | Preview]) -> list[Maps]:
+    """Returns what each teacher of a term shows it."""
+    return [models[name].shown[term.teacher_view] for name in term.teachers]
 
 
 def task_of(config: Any) -> tuple[float, Schedule]:
@@ -624,7 +655,9 @@ def _position(counter: str) -> int:
 
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
     """Returns the name in messages and the needs of each term's loss, apart from those of RoIs."""
-    return [(f'{term.here}: {type(term.loss).__name__}', term.needs_of_batch) for term in terms]
+    asking = [(f'{term.here}: {type(term.loss).__name__}', term.needs_of_batch) for term in terms]
+    combined = [term.combination for term in terms if term.combination is not None]
+    return asking + [(f'{one.here}.combine={one.combine!r}', one.needs) for one in combined]
 
 
 @contextmanager
@@ -663,7 +696,7 @@ def _not_finite(
     term = next((one for one in active if key == f'{one.here}.loss'), None)
     if term is not None:
         student = shown[term.student_view]
-        teacher = lessons[term.teacher].shown[term.teacher_view]
+        teacher = [x for maps in _shown(term, lessons) for x in as_list(maps)]
         return (
             f'{term.here}: the loss is {when}. '
             f"'{term.student_tap}' of the student: {_ranges(student)}. "
@@ -678,9 +711,34 @@ def _not_finite(
     )
 
 
+def _findings(
+    losses: Mapping[str, Any],
+    active: Sequence[Term],
+    shown: Mapping[View, Maps],
+    lessons: Mapping[str, Lesson],
+) -> list[Finding]:
+    """What the terms of a step compared, in the order in which it was computed, and the losses."""
+    maps = {
+        f"'{term.teacher_tap}' of teacher '{name}'": lessons[name].shown[term.teacher_view]
+        for term in active
+        for name in term.teachers
+    }
+    maps |= {f"'{term.student_tap}' of the student": shown[term.student_view] for term in active}
+    found = [
+        Finding(name, _ranges(one), all(bool(torch.isfinite(x).all()) for x in as_list(one)))
+        for name, one in maps.items()
+    ]
+    numbers = {key: as_number(value) for key, value in losses.items() if 'loss' in key}
+    return found + [
+        Finding(key, f'{value:.6g}', math.isfinite(value)) for key, value in numbers.items()
+    ]
+
+
 def _ranges(maps: Maps) -> str:
     return '; '.join(
         f'{tuple(t.shape)} {t.min().item():.3g} to {t.max().item():.3g}, '
         f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} not finite'
+        if t.numel()
+        else f'{tuple(t.shape)}, which is empty'
         for t in as_list(maps)
     )

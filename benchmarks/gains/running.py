@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
@@ -61,10 +61,11 @@ class Place:
         return 'cuda' if self.environment.get('CUDA_VISIBLE_DEVICES') else 'cpu'
 
 
-def teacher_file(table: Table, work_dir: Path) -> Path:
-    """The checkpoint of the teacher of a table, once it is trained."""
+def teacher_file(table: Table, work_dir: Path, seed: int = 0) -> Path:
+    """The checkpoint of the teacher of a table with a seed, once it is trained."""
     assert table.teacher is not None
-    return work_dir / table.data.name / f'{table.teacher.stem}.pth'
+    name = table.teacher.stem + (f'_seed{seed}' if seed else '')
+    return work_dir / table.data.name / f'{name}.pth'
 
 
 def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> Record:
@@ -88,6 +89,12 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     folder /= f'{"" if run.weight is None else f"{run.weight}_".replace(":", "-")}seed{run.seed}'
     folder = folder.with_name(f'{folder.name}_{digest(cfg)}')
     folder.mkdir(parents=True, exist_ok=True)
+    note = folder / 'record.json'
+    if note.exists():  # killed after that, and before the record was with the others
+        if run.method != 'teacher' or teacher_file(table, place.work_dir, run.seed).exists():
+            return finished(folder, Record(**json.loads(note.read_text(encoding='utf-8'))))
+        shutil.rmtree(folder)  # somebody has removed the teacher
+        folder.mkdir()
     cfg.report = False  # the page of all runs takes its place
     write_text(folder / 'config.py', cfg.pretty_text)
     used, scores = train_and_score(run, cfg, folder, place, watch)
@@ -96,10 +103,8 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     logged = [value for _, value in scalars(folder, 'time', needs='loss')]
     if used.lost and logged:  # then what is logged is all that is known
         used.seconds = time = fmean(logged) * iterations
-    others = {r.method: find(r, records) for r in needs(run)}
-    for file in folder.rglob('*.pth'):
-        file.unlink()
-    return Record(
+    others = {r.method: find(r, records) for r in reversed(needs(run))}  # the first teacher's
+    record = Record(
         data=table.data.name,
         split=split,
         task=table.task,
@@ -123,6 +128,15 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
         date=datetime.now(timezone.utc).date().isoformat(),
         version=version(),
     )
+    write_text(note, json.dumps(asdict(record)))
+    return finished(folder, record)
+
+
+def finished(folder: Path, record: Record) -> Record:
+    """Removes the checkpoints of a run whose record is kept."""
+    for file in folder.rglob('*.pth'):
+        file.unlink()
+    return record
 
 
 def train_and_score(
@@ -150,7 +164,7 @@ def train_and_score(
             value = points[-1][1] if points else test(folder, checkpoint, cfg, name, place)
             scores[name] = round(value * score.percent, 4)
         if run.method == 'teacher':
-            with replacing(teacher_file(run.table, place.work_dir)) as (beside,):
+            with replacing(teacher_file(run.table, place.work_dir, run.seed)) as (beside,):
                 shutil.copyfile(checkpoint, beside)
     except RunError as error:
         if not DIVERGED.search(str(error)):
@@ -164,15 +178,16 @@ def settle(run: Run, place: Place) -> tuple[Path, Config]:
     table = run.table
     plain = {'teacher': table.teacher, 'student': table.student, 'longer': table.student}
     config = plain.get(run.method) or {**table.recipes, **table.few}[run.method]
-    teacher = None
-    if run.method in table.taught:
-        teacher = (table.teacher, teacher_file(table, place.work_dir))
+    teachers = [
+        (table.teacher, teacher_file(table, place.work_dir, seed))
+        for seed in range(table.taught.get(run.method, 0))
+    ]
     return config, run_config(
         config,
         seed=run.seed,
         length=run.length,
         weight=run.weight,
-        teacher=teacher,
+        teachers=teachers,
         labels=share_of(run.purpose),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def run_config(
     seed: int,
     length: float = 1.0,
     weight: float | str | None = None,
-    teacher: tuple[Path, Path] | None = None,
+    teachers: Sequence[tuple[Path, Path]] = (),
     labels: float | None = None,
 ) -> Config:
     """Fills in what differs from run to run.
@@ -34,8 +35,8 @@ def run_config(
         length (float): What all lengths are multiplied by. Defaults to 1.
         weight (float | str, optional): The loss weight of each term: a number, ``'auto'``,
             ``'auto:0.3'``, or ``'recipe'`` for that of the recipe. Defaults to None: there is none.
-        teacher (tuple[Path, Path], optional): Config and checkpoint of the teacher. Defaults to
-            None: there is none, or it is the recipe's.
+        teachers (Sequence[tuple[Path, Path]]): Config and checkpoint of each trained teacher.
+            Defaults to none: there are none, or they are the recipe's.
         labels (float, optional): The part of the training images that keep their labels. Defaults
             to None: as the config says.
 
@@ -44,9 +45,8 @@ def run_config(
     """
     cfg = read_config(str(config))
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
-    if teacher is not None:
-        for one in trained_teachers(cfg.model):
-            one['config'], one['checkpoint'] = map(str, teacher)
+    for one, teacher in zip(trained_teachers(cfg.model), teachers):
+        one['config'], one['checkpoint'] = map(str, teacher)
     if weight is not None and is_distilled(cfg):
         for line in cfg.model.distill.values():
             set_weight(line.loss, weight)

@@ -45,7 +45,7 @@ class UnlabelledStep:
         teachers: Mapping[str, Teacher],
     ) -> None:
         self.settings = settings
-        reasons = {term.name: _why_not(term, teachers[term.teacher]) for term in terms}
+        reasons = {term.name: _why_not(term, teachers) for term in terms}
         self.names = frozenset(name for name, reason in reasons.items() if reason is None)
         self._off = {name: reason for name, reason in reasons.items() if reason is not None}
         if settings.only:
@@ -125,10 +125,11 @@ class UnlabelledStep:
         return '\n'.join(lines)
 
 
-def _why_not(term: Term, teacher: Teacher) -> str | None:
+def _why_not(term: Term, teachers: Mapping[str, Teacher]) -> str | None:
     """Why a term cannot learn from images without labels; None if it can."""
-    if teacher.learns:
-        return f"teacher '{teacher.name}' is trained with labels"
+    for name in term.teachers:
+        if teachers[name].learns:
+            return f"teacher '{name}' is trained with labels"
     return term.needs_labels
 
 

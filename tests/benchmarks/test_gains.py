@@ -26,6 +26,7 @@ from benchmarks.gains.plan import (
     needs,
     plan,
 )
+from benchmarks.gains.running import teacher_file
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
 from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
 from mmkd_plugin.cli import UsageError, read_config
@@ -91,7 +92,7 @@ TABLE = Table(
         'cwd': Path('configs/cwd/cwd_large_small_1k.py'),
         'frskd': Path('configs/f/frskd_small_1k.py'),
     },
-    frozenset(['cwd']),
+    {'cwd': 1},
     {'student': 1000, 'teacher': 1000, 'cwd': 1000, 'frskd': 1000},
 )
 
@@ -169,7 +170,7 @@ def test_a_grid_has_no_trials():
 
 
 FEW = replace(TABLE, recipes={}, few={'rest': Path('configs/u/rest_large_small_1k.py')})
-FEW = replace(FEW, taught=frozenset(['rest']), iterations={**TABLE.iterations, 'rest': 1000})
+FEW = replace(FEW, taught={'rest': 1}, iterations={**TABLE.iterations, 'rest': 1000})
 
 
 def test_the_plan_with_few_labels():
@@ -269,6 +270,22 @@ def test_every_small_recipe_has_a_table():
     few = {method: table for table in found for method in table.few}
     assert set(few) == {'unlabelled-logits', 'unlabelled-neck'}
     assert all(method in table.taught for method, table in few.items())
+    (table,) = [table for table in found if 'multi-teacher-mean-logits' in table.recipes]
+    assert table.taught['multi-teacher-mean-logits'] == 2 and table.taught['cwd-logits'] == 1
+
+
+def test_several_teachers_are_one_config_with_several_seeds():
+    both = replace(TABLE, taught={'cwd': 2})
+    runs = [run for run in plan(both, [], Budget()) if run.method == 'teacher']
+    assert [run.seed for run in runs] == [0, 1]
+    assert needs(Run(both, 'cwd', TRIAL_SEED, 1.0, 1.0, 'trial')) == runs
+    one = chosen(replace(both, taught={'cwd': 2, 'frskd': 1}), ['frskd'])
+    assert [run.seed for run in plan(one, [], Budget()) if run.method == 'teacher'] == [0]
+    assert teacher_file(both, Path('w'), 1) == Path('w/digit_scenes/large_1k_seed1.pth')
+    teachers = [(Path('t.py'), Path(f'{seed}.pth')) for seed in (0, 1)]
+    recipe = next(ROOT.glob('configs/multi_teacher/*digit-scenes*.py'))
+    cfg = run_config(recipe, seed=0, weight='recipe', teachers=teachers)
+    assert [one.checkpoint for one in cfg.model.teacher] == ['0.pth', '1.pth']
 
 
 RECIPE = next(ROOT.glob('configs/activation_boundary/*-stages_fpn_*digit-scenes*.py'))
@@ -276,7 +293,7 @@ RECIPE = next(ROOT.glob('configs/activation_boundary/*-stages_fpn_*digit-scenes*
 
 def test_the_config_of_a_run():
     cfg = run_config(
-        RECIPE, seed=7, length=0.2, weight=3.0, teacher=(Path('t.py'), Path('work/t.pth'))
+        RECIPE, seed=7, length=0.2, weight=3.0, teachers=[(Path('t.py'), Path('work/t.pth'))]
     )
     assert cfg.randomness.seed == 7 and cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == 200
     assert [(one.begin, one.end) for one in cfg.param_scheduler] == [(0, 50), (50, 200)]
