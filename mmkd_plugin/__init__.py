@@ -66,7 +66,7 @@ _PUBLIC = {
     'models.foundation': ['FoundationModel'],
     'models.necks': ['BiFPN', 'BiFPNClassifier', 'BiFPNSegSelfTeacher', 'BiFPNSelfTeacher'],
     'running.hook': ['SafeCheckpoints'],
-    'registry': ['HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS'],
+    'registry': ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS'],
     'taps': ['Tap', 'TapReader', 'Taps'],
     'teachers': [
         'Batch',
@@ -81,6 +81,7 @@ _PUBLIC = {
     ],
     'terms': ['Schedule', 'Term'],
     'training_data': ['CheckTrainingData'],
+    'unlabelled': ['ImageFolder'],
     'views': ['View'],
     'visualization': ['DistillVisualizationHook'],
 }

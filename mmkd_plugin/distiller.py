@@ -48,6 +48,8 @@ from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
 from mmkd_plugin.terms.needs import from_batch, from_student
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.terms.without_labels import UnlabelledStep, carry_unlabelled, together
+from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.views import View
 from mmkd_plugin.words import short
 
@@ -88,6 +90,8 @@ class Distiller(NamedAsStudent):
             none. The runner fills it in. Defaults to None.
         compile (bool): Whether the losses of the terms run through torch.compile in training. A
             term's own ``compile`` overrides it. Defaults to False.
+        unlabelled (dict, optional): Images without labels, for the terms alone: ``dataset``,
+            ``ratio``, ``only`` and ``pseudo_labels`` of an :class:`Unlabelled`. Defaults to None.
 
     Raises:
         ValueError: If a term, a tap or a teacher cannot be used. Most mistakes are found in the
@@ -123,6 +127,7 @@ class Distiller(NamedAsStudent):
         init_student_from_teacher: list | dict | None = None,
         data_preprocessor: dict | None = None,
         compile: bool = False,
+        unlabelled: dict | None = None,
     ) -> None:
         config = student if isinstance(student, dict) else None
         student = build_student(student, data_preprocessor)
@@ -137,6 +142,8 @@ class Distiller(NamedAsStudent):
                 {name: one for name, one in self.teachers.items() if one.learns}
             )
             self.task_weight, self.task_schedule = task_of(task)
+            self.unlabelled = Unlabelled.from_config(unlabelled)
+            self._unlabelled_step = self._prepare_unlabelled()
             check_task_for(self.distill.values(), self.task_weight)
             self._start = StudentStart(
                 init_student_from_teacher, student, self.teachers, classes_at_build()
@@ -146,6 +153,16 @@ class Distiller(NamedAsStudent):
         self._register_state_dict_hook(put_student_in_front)
         self.register_load_state_dict_post_hook(name_as_the_student)
         self.names_in_front()
+
+    def _prepare_unlabelled(self) -> UnlabelledStep | None:
+        """Decides which terms learn from images without labels; None if there are none."""
+        if self.unlabelled is None:
+            return None
+        if not self.unlabelled.only:
+            carry_unlabelled(self.data_preprocessor)
+        elif self.unlabelled.pseudo is None:
+            self.task_weight = 0.0
+        return UnlabelledStep(self.unlabelled, self.student, self.distill.values(), self.teachers)
 
     def _connect(self, config: dict | None) -> StudentForward:
         """Tries student and teachers once, connects the terms, and logs the plan."""
@@ -193,6 +210,8 @@ class Distiller(NamedAsStudent):
             text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
         if str(self._start):
             text += f'\n{self._start}'
+        if self._unlabelled_step is not None:
+            text += f'\n{self._unlabelled_step}'
         self.plan = text
         print_log(f'\n{text}', logger='current')
         forward.forget()
@@ -235,7 +254,11 @@ class Distiller(NamedAsStudent):
         return [tap for teacher in self.teachers.values() for tap in teacher.student_taps]
 
     def forward(
-        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
+        self,
+        inputs: Tensor,
+        data_samples: list | None = None,
+        mode: str = 'tensor',
+        unlabelled: dict | None = None,
     ) -> Any:
         """Runs the student, and in ``mode='loss'`` the teachers and the terms that are on.
 
@@ -243,6 +266,8 @@ class Distiller(NamedAsStudent):
             inputs (Tensor): Images ``(N, C, H, W)`` from the data preprocessor.
             data_samples (list, optional): Their data samples. Defaults to None.
             mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``. Defaults to ``'tensor'``.
+            unlabelled (dict, optional): ``inputs`` and ``data_samples`` of images without labels.
+                Defaults to None.
 
         Returns:
             dict | list | Tensor: The output of the student; in ``mode='loss'`` with the losses of
@@ -259,8 +284,40 @@ class Distiller(NamedAsStudent):
         factors, task = self._factors()
         active = [term for name, term in self.distill.items() if factors[name] > 0]
         self._check_not_idle(active, task)
-        batch = Batch(inputs, data_samples, _position('iter'))
-        lessons = self._taught(batch, active, after_student=False)
+        batch, step = Batch(inputs, data_samples, _position('iter')), self._unlabelled_step
+        if step is None:
+            losses = self._learn(batch, active, factors, task)
+        elif self.unlabelled.only:
+            losses = self._learn_without_labels(batch, active, factors, task)
+        else:
+            more = step.batch(unlabelled, batch.step)
+            losses = self._learn(batch, active, factors, task)
+            those = [term for term in active if term.name in step.names]
+            found = self._learn_without_labels(more, those, factors, task, measured=False)
+            losses = together(losses, found, len(inputs), len(more.inputs))
+        return losses | self._of_idle_terms(inputs, active, task)
+
+    def _learn(
+        self,
+        batch: Batch,
+        active: Sequence[Term],
+        factors: Mapping[str, float],
+        task: float,
+        *,
+        labelled: bool = True,
+        measured: bool = True,
+    ) -> dict[str, Any]:
+        """Returns the losses of a batch: those of the student, of teachers, and of terms.
+
+        Args:
+            batch (Batch): The batch.
+            active (Sequence[Term]): The terms to compute.
+            factors (Mapping[str, float]): Factor on each term.
+            task (float): Factor on the student's own losses.
+            labelled (bool): Whether teachers that learn take part. Defaults to True.
+            measured (bool): Whether the gradients of terms are looked at. Defaults to True.
+        """
+        lessons = self._taught(batch, active, after_student=False, labelled=labelled)
         chosen = {
             term.student_view: lessons[term.teacher].chosen[term.teacher_view]
             for term in active
@@ -275,15 +332,16 @@ class Distiller(NamedAsStudent):
         with STEP.part('student'):
             seen = self._run_student(
                 self.student,
-                inputs,
-                data_samples,
+                batch.inputs,
+                batch.data_samples,
                 views=views,
-                taps=self._student_taps(),
+                taps=self._student_taps() if labelled else (),
                 task=task,
                 chosen=chosen,
                 queries=queries,
             )
-        lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
+        after = batch._replace(student=seen.maps)
+        lessons |= self._taught(after, active, after_student=True, labelled=labelled)
         with STEP.part('teachers'):
             lessons = {
                 name: lesson.asked(seen.sampled, seen.own) for name, lesson in lessons.items()
@@ -292,7 +350,7 @@ class Distiller(NamedAsStudent):
         for lesson in lessons.values():
             losses |= lesson.losses
         with STEP.part('terms'):
-            compared = self._compared(batch, active, factors, seen, lessons)
+            compared = self._compared(batch, active, factors, seen, lessons, measured)
         culprit = first_unusable(compared | losses)  # of a term more can be told
         losses |= compared
         if culprit is not None:
@@ -302,10 +360,25 @@ class Distiller(NamedAsStudent):
                 losses,
                 _findings(losses, active, seen.shown, lessons),
             )
-        return losses | self._of_idle_terms(inputs, active, task)
+        return losses
+
+    def _learn_without_labels(
+        self,
+        batch: Batch,
+        active: Sequence[Term],
+        factors: Mapping[str, float],
+        task: float,
+        measured: bool = True,
+    ) -> dict[str, Any]:
+        """Returns the losses of images without labels; with pseudo-labels those of the student."""
+        batch, task, found = self._unlabelled_step.labelled(batch, task)
+        if not active and task == 0:
+            return {}
+        rest = dict(labelled=False, measured=measured)
+        return self._learn(batch, active, factors, task, **rest) | found
 
     def _taught(
-        self, batch: Batch, active: Sequence[Term], after_student: bool
+        self, batch: Batch, active: Sequence[Term], after_student: bool, labelled: bool = True
     ) -> dict[str, Lesson]:
         """Returns the lessons of the teachers that run before, or after, the student."""
         with STEP.part('teachers'):
@@ -314,6 +387,7 @@ class Distiller(NamedAsStudent):
                 for name, teacher in self.teachers.items()
                 if bool(teacher.student_taps) is after_student
                 and ((views := _views(name, active)) or teacher.learns)
+                and (labelled or not teacher.learns)
             }
 
     def _compared(
@@ -323,6 +397,7 @@ class Distiller(NamedAsStudent):
         factors: Mapping[str, float],
         seen: Seen,
         lessons: Mapping[str, Lesson],
+        measured: bool = True,
     ) -> dict[str, Tensor]:
         """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
@@ -334,7 +409,8 @@ class Distiller(NamedAsStudent):
         learning = torch.is_grad_enabled()
         for term, (student, _) in pairs.items() if learning else ():
             _check_gradient(term, student)
-        due = [term for term in active if learning and self.training and term.due()]
+        looking = learning and self.training and measured
+        due = [term for term in active if looking and term.due()]
         pairs |= {term: (aliases(pairs[term][0]), pairs[term][1]) for term in due}
         each = {
             term: given | from_student(term.student_view, seen.assigned, seen.sampled)
@@ -348,11 +424,11 @@ class Distiller(NamedAsStudent):
         }
         if due:
             task = self.student.parse_losses(seen.losses)[0] if seen.losses else None
-            measured = {term: values[term] for term in due}
-            measure_terms(measured, task, seen.maps, {term: pairs[term][0] for term in due})
+            asked = {term: values[term] for term in due}
+            measure_terms(asked, task, seen.maps, {term: pairs[term][0] for term in due})
             weighted = [term for term in due if term.auto is not None]
             values |= {term: term(*pairs[term], each[term], ways[term]) for term in weighted}
-        for term, value in values.items() if learning and self.training else ():
+        for term, value in values.items() if looking else ():
             term.passed(value)
         return {
             f'distill.{term.name}.loss': value * factors[term.name]

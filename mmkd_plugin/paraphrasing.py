@@ -22,7 +22,7 @@ FILE_NAME = 'paraphraser.pth'
 FITTED_NAME = 'fitted.pth'
 
 #: Keys of a Distiller without a meaning for this stage, in which the student does not run.
-ONLY_FOR_THE_STUDENT = ('task', 'compile')
+ONLY_FOR_THE_STUDENT = ('task', 'compile', 'unlabelled')
 
 
 @MODELS.register_module()

@@ -4,6 +4,7 @@ mmengine imports ``<scope>.registry`` when it meets a scope for the first time, 
 ``custom_imports``. The modules that register something are imported on the first look-up.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -29,7 +30,18 @@ TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='mmkd_plugin',
-    locations=['mmkd_plugin.cache.recording', 'mmkd_plugin.cache.loading'],
+    locations=[
+        'mmkd_plugin.cache.recording',
+        'mmkd_plugin.cache.loading',
+        'mmkd_plugin.unlabelled.pipelines',
+    ],
+)
+
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.unlabelled.images'],
 )
 
 METRICS = Registry(

@@ -22,6 +22,7 @@ from mmkd_plugin.distiller import MISSING, Distiller, check_distill, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
+from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.words import did_you_mean, short, type_name
 
 #: Keys at the top of a config that a runner reads; a config may have variables beside them.
@@ -119,8 +120,13 @@ def check_run(cfg: Config) -> None:
     _check_scope(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
+    if cfg.get('unlabelled') is not None and cfg.model.get('unlabelled') is None:
+        raise ValueError('unlabelled is a key of `model`: model=dict(unlabelled=dict(dataset=...))')
     if type_name(cfg.model.get('type')) == 'Distiller':
         check_model(cfg.model, lengths)
+        more = Unlabelled.from_config(cfg.model.get('unlabelled'))
+        if more is not None and not more.only and 'train_dataloader' in cfg:
+            more.images(cfg.train_dataloader.get('batch_size', 1))
 
 
 def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:

@@ -56,6 +56,7 @@ from mmkd_plugin.running.resuming import (
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 from mmkd_plugin.training_data import warn_of_kept_state, watch_data
+from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.words import some, type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
@@ -111,6 +112,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     keep_config(cfg)
     with work_dir_of_our_own(cfg):
         find_start(cfg, args.resume)
+        complete(cfg)
         wire(cfg)
         with plain_disk_errors():
             with classes_of_the_student(classes_of_config(cfg)):

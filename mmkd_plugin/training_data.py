@@ -8,6 +8,7 @@ import os
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from mmkd_plugin.cache.images import leaves
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.foreign import explained
-from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.registry import DATASETS, HOOKS
 from mmkd_plugin.taps.example import library_of, random_state_kept
+from mmkd_plugin.terms.without_labels import WIRING
+from mmkd_plugin.unlabelled import Unlabelled
+from mmkd_plugin.unlabelled.images import join, parts_of
 from mmkd_plugin.words import short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
@@ -90,6 +94,10 @@ class Expected:
             labelled = learns and hasattr(head, 'loss_decode')
             return cls(classes, getattr(head, 'ignore_index', None), path, labelled)
         return cls()
+
+    def without_labels(self) -> Expected:
+        """What it expects of images without labels."""
+        return Expected(head=self.head)
 
     def wrong(self, labels: np.ndarray) -> list[int]:
         """The ids among labels that the model does not know."""
@@ -275,8 +283,8 @@ def check_data(dataset: Any, expected: Expected, samples: int = 8, key: str = 't
         dataset (BaseDataset): The data set, built, or a wrapper.
         expected (Expected): What the model can learn from.
         samples (int): How many images are loaded, spread over the data set. Defaults to 8.
-        key (str): What the messages call the data, ``'train'`` or ``'val'``. Defaults to
-            ``'train'``.
+        key (str): What the messages call the data, ``'train'``, ``'val'`` or ``'unlabelled'``.
+            Defaults to ``'train'``.
 
     Raises:
         DataError: If there is no image, a file is missing or cannot be read, an image and its
@@ -390,7 +398,7 @@ def _without_images(leaf: Any, key: str) -> str:
         reason = f'{file} lists no image that is left after filtering'
     else:
         reason = f'no file in {folder}' + (f' ends with {suffix} (img_suffix)' if suffix else '')
-    return f'{key}_dataloader.dataset has no images: {reason}'
+    return f'{_place(key)} has no images: {reason}'
 
 
 def _check_list(leaf: Any, expected: Expected, key: str) -> None:
@@ -398,8 +406,7 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
     classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
     if not fits(classes, list[str] | str | None):
         raise DataError(
-            f'{key}_dataloader.dataset.metainfo.classes must be the names of the classes, got '
-            f'{short(classes)}'
+            f'{_place(key)}.metainfo.classes must be the names of the classes, got {short(classes)}'
         )
     transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', None) or ()
     fields = []
@@ -425,12 +432,12 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
         if missing:
             what = 'images' if field == 'img_path' else 'label maps'
             raise DataError(
-                f'{key}_dataloader.dataset: there is no {missing[0]}; {len(missing)} of '
+                f'{_place(key)}: there is no {missing[0]}; {len(missing)} of '
                 f'{len(paths)} {what} are missing'
             )
     if not boxes and key == 'train':
         raise DataError(
-            f'{key}_dataloader.dataset: none of its {len(leaf)} images has a box of a class that '
+            f'{_place(key)}: none of its {len(leaf)} images has a box of a class that '
             f'is trained; does {getattr(leaf, "ann_file", "") or "its annotation file"} call the '
             f'classes {some(classes or (), limit=5)}, as `metainfo` does?'
         )
@@ -505,8 +512,15 @@ class CheckTrainingData(Hook):
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
-        expected, dataset = Expected.by(_model_of(runner)), runner.train_dataloader.dataset
-        check_data(dataset, expected, self.samples)
+        model = _model_of(runner)
+        expected, (dataset, *more) = Expected.by(model), parts_of(runner.train_dataloader.dataset)
+        for one in more:
+            check_data(one, expected.without_labels(), self.samples, 'unlabelled')
+        if _learns_without_labels_only(model):
+            check_data(dataset, expected.without_labels(), self.samples, 'unlabelled')
+            expected = expected.without_labels()
+        else:
+            check_data(dataset, expected, self.samples)
         for hook in runner.hooks:
             if hasattr(hook, 'switch_pipeline'):
                 _check_switch(dataset, expected, hook)
@@ -532,12 +546,21 @@ def watch_data(runner: Runner) -> None:
         if isinstance(loader, dict):
             setattr(runner, f'_{key}_dataloader', _build(runner, loader, key))
     dataset = getattr(runner._train_dataloader, 'dataset', None)
-    expected = Expected.by(_model_of(runner))
-    inside = [leaf for wrapper in _wrappers_with_pipelines(dataset) for leaf in leaves(wrapper)]
-    for leaf in leaves(dataset):
-        pipeline = getattr(leaf, 'pipeline', None)
-        if type(pipeline) is Compose:
-            leaf.pipeline = CheckedPipeline(pipeline.transforms, expected, leaf not in inside)
+    model, bare = _model_of(runner), None
+    expected = Expected.by(model)
+    more = getattr(model, 'unlabelled', None) if isinstance(model, Distiller) else None
+    if _learns_without_labels_only(model):
+        expected = expected.without_labels()
+    elif more is not None:
+        bare = _build_unlabelled(more)
+        loader = runner._train_dataloader
+        join(loader, bare, more.images(loader.batch_size), runner.seed)
+    for one, kind in ((dataset, expected), (bare, expected.without_labels())):
+        inside = [leaf for wrapper in _wrappers_with_pipelines(one) for leaf in leaves(wrapper)]
+        for leaf in leaves(one):
+            pipeline = getattr(leaf, 'pipeline', None)
+            if type(pipeline) is Compose:
+                leaf.pipeline = CheckedPipeline(pipeline.transforms, kind, leaf not in inside)
     if not any(isinstance(hook, CheckTrainingData) for hook in runner.hooks):
         runner.register_hook(CheckTrainingData())
 
@@ -545,20 +568,52 @@ def watch_data(runner: Runner) -> None:
 def _build(runner: Runner, loader: dict, key: str) -> Any:
     """Builds a data loader as the loop of the runner would."""
     different = runner._randomness_cfg.get('diff_rank_seed', False)
-    try:
+    with _dataset_errors_named(key, loader):
         return runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
+
+
+@contextmanager
+def _dataset_errors_named(key: str, config: dict) -> Iterator[None]:
+    """Names the data set, and the file, in errors of one that cannot be built."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:
-        dataset = _dataset_of(error)
+        dataset, place = _dataset_of(error), _place(key)
         if dataset is None:
-            raise ValueError(explained(error, f'{key}_dataloader', loader)) from error
-        here = f'{key}_dataloader.dataset ({type(dataset).__name__})'
+            where = place if key == 'unlabelled' else f'{key}_dataloader'
+            raise ValueError(explained(error, where, config)) from error
+        here = f'{place} ({type(dataset).__name__})'
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise DataError(f'{here}: there is no {error.filename or error}') from error
         if getattr(dataset, 'data_list', None) == [] and type(error) is ValueError:
             raise DataError(_without_images(dataset, key)) from error
         raise DataError(f'{here} cannot be built: {_one_line(error)}') from error
+
+
+def _place(key: str) -> str:
+    """What messages call a data set."""
+    return 'unlabelled.dataset' if key == 'unlabelled' else f'{key}_dataloader.dataset'
+
+
+def _learns_without_labels_only(model: nn.Module) -> bool:
+    settings = getattr(model, 'unlabelled', None) if isinstance(model, Distiller) else None
+    return settings is not None and settings.only
+
+
+def _build_unlabelled(settings: Unlabelled) -> Dataset:
+    """Builds the data set of images without labels."""
+    config = settings.dataset
+    if not isinstance(config, dict):
+        raise ValueError(WIRING)
+    with _dataset_errors_named('unlabelled', config):
+        dataset = DATASETS.build(config)
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+    if len(dataset) == 0:
+        raise DataError(_without_images(dataset, 'unlabelled'))
+    return dataset
 
 
 def _dataset_of(error: BaseException) -> Any:

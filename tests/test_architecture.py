@@ -22,7 +22,7 @@ LAYERS = (
     ('assigners',),
     ('cache', 'checkpoint', 'connectors'),
     ('models',),
-    ('explanations', 'queries', 'running', 'student_names', 'student_state'),
+    ('explanations', 'queries', 'running', 'student_names', 'student_state', 'unlabelled'),
     ('views',),
     ('teachers',),
     ('cli', 'student', 'student_start', 'terms'),

@@ -246,8 +246,12 @@ def rounded_eighth(width: int) -> int:
 
 
 def fit_for_a_test(model: Any) -> Any:
-    """A Distiller's config with student and teacher narrow, where they are stock models."""
+    """A Distiller's config with student and teacher narrow, where they are stock models.
+
+    A step here has labelled images alone.
+    """
     model = offline(model)
+    model.pop('unlabelled', None)
     if stock_teachers(model):
         model.student = narrow(model.student)
     for teacher in stock_teachers(model):

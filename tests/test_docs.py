@@ -28,6 +28,7 @@ from mmkd_plugin.terms.lines import KEYS
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_RUN
 from mmkd_plugin.terms.schedule import CURVES, Schedule
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.unlabelled.settings import KEYS as UNLABELLED
 from tests import stock_models
 from tests.models.foundation.weights import stand_in
 
@@ -233,6 +234,7 @@ def test_the_reference_names_every_key():
         'teachers.md': arguments(OnlineTeacher) | arguments(Inference),
         'cached_teacher.md': arguments(CachedTeacher),
         'frskd.md': arguments(SelfTeacher),
+        'unlabelled.md': {*UNLABELLED},
         'adding_a_loss.md': {*FROM_BATCH, *FROM_RUN, *FROM_NORM},
     }
     for page, keys in needed.items():

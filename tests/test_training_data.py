@@ -25,6 +25,7 @@ from mmkd_plugin.training_data import (
     check_data,
     warn_of_kept_state,
 )
+from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
 from tests.runs import assert_same, config, dataset_of, train
 from tests.stock_models import build, cwd, distiller
@@ -320,3 +321,27 @@ def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):
 def test_the_hook_refuses_a_number_of_samples(samples):
     with pytest.raises(ValueError, match='samples: expected a whole number above 0'):
         training_data.CheckTrainingData(samples)
+
+
+@pytest.mark.parametrize(
+    ('file', 'message'),
+    [
+        (None, 'unlabelled.dataset has no images: no file in '),
+        ('list.txt', r'unlabelled.dataset \(ImageFolder\): there is no .*list.txt'),
+    ],
+)
+def test_a_folder_without_images_is_named(file, message, tmp_path):
+    config = dict(type='mmkd_plugin.ImageFolder', data_root=str(tmp_path), pipeline=[])
+    config |= {} if file is None else dict(ann_file=file)
+    with pytest.raises(DataError, match=message):
+        training_data._build_unlabelled(Unlabelled(config))
+
+
+def test_an_image_without_labels_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / 'bad.png').write_text('no image')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+    config = dict(type='mmkd_plugin.ImageFolder', data_root=str(tmp_path), pipeline=pipeline)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        dataset = training_data._build_unlabelled(Unlabelled(config))
+        with pytest.raises(DataError, match=r'bad\.png: the file cannot be read as an image'):
+            check_data(dataset, THREE.without_labels(), key='unlabelled')

@@ -75,6 +75,7 @@ from mmkd_plugin.teachers.caching import description, padding_values, whole_pict
 from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.views import View, of_kind
 
 AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
@@ -137,6 +138,7 @@ def main() -> None:
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
         init_default_scope(cfg.get('default_scope', 'mmengine'))
+        complete(cfg)
         config = pick_teacher(cfg, args)
         if args.verify:
             verify(args.out, cfg)
@@ -195,7 +197,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
     loading, scale = image_settings(holders, args.scale)
     record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what cannot be replayed
-    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), common_root(holders))
+    images = training_images(cfg, common_root(holders))
 
     device = torch.device(get_device())
     preprocessor = build_preprocessor(cfg).to(device)
@@ -281,6 +283,15 @@ def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dic
             )
         return loading[0], scales[0]
     return loading[0], dict(type='Resize', scale=read_scale(given), keep_ratio=True)
+
+
+def training_images(cfg: Config, root: str) -> dict[str, tuple[Any, int]]:
+    """Returns the images of the training set, and those without labels beside it."""
+    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
+    more = cfg.model.get('unlabelled')
+    if more is not None and not more.get('only'):
+        images = {**images_of(DATASETS.build(more.dataset), root), **images}
+    return images
 
 
 def ignored(cfg: Config) -> list[str]:
@@ -394,7 +405,7 @@ def verify(path: str, cfg: Config) -> None:
     """Reads every record and compares the images with the training set."""
     cache = TeacherCache(path)
     holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
-    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), common_root(holders))
+    images = training_images(cfg, common_root(holders))
     count, damaged = 0, []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
         for image, tap in progress.track(list(cache.keys()), description='verifying'):

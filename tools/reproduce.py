@@ -160,6 +160,7 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
         replace(
             one,
             seeds=args.seeds or one.seeds,
+            few_seeds=args.seeds or one.few_seeds,
             length=one.length * factor,
             teacher_length=one.teacher_length * factor,
         )
@@ -168,7 +169,7 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
     every = tables.find_tables(data)
     for pattern in args.only:
         if not any(chosen(table, [pattern]) for table in every):
-            known = {name for t in every for method in t.recipes for name in names_of(t, method)}
+            known = {n for t in every for m in (*t.recipes, *t.few) for n in names_of(t, m)}
             raise UsageError(
                 f'--only: no recipe is called {pattern}. A name is method, data/method or '
                 'data/task/method; * is any text, and configs/README.md lists the methods'
@@ -191,13 +192,15 @@ def with_weights(found: Sequence[tables.Table]) -> list[tables.Table]:
     """
     lines, parts = [], []
     for table in found:
-        reasons = {method: tables.lacks(table, method) for method in table.recipes}
-        lines += [
-            f'{table.recipes[m].stem} is left out: {why}' for m, why in reasons.items() if why
-        ]
-        recipes = {m: path for m, path in table.recipes.items() if not reasons[m]}
-        parts.append(replace(table, recipes=recipes))
-    kept = [table for table in parts if table.recipes]
+        every = {**table.recipes, **table.few}
+        reasons = {method: tables.lacks(table, method) for method in every}
+        lines += [f'{every[m].stem} is left out: {why}' for m, why in reasons.items() if why]
+        recipes, few = (
+            {m: path for m, path in those.items() if not reasons[m]}
+            for those in (table.recipes, table.few)
+        )
+        parts.append(replace(table, recipes=recipes, few=few))
+    kept = [table for table in parts if table.recipes or table.few]
     if not kept:
         raise UsageError('\n'.join(lines))
     for line in lines:
@@ -258,7 +261,7 @@ def summary(
             table.data.title,
             table.task,
             table.student.stem.partition('_1')[0],
-            str(len(table.recipes)),
+            str(len(table.recipes) + len(table.few)),
             str(len(runs)),
             str(len(runs) - len(left)),
             f'{seconds / 3600:.1f}',

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from benchmarks.gains import labels
 from benchmarks.gains.intervals import mean_interval
 from benchmarks.gains.plan import LONGER, TRIAL_SEED, TRIALS
 from benchmarks.gains.records import Record
@@ -113,6 +114,11 @@ def write(records: Sequence[Record], path: Path, images: Path) -> None:
         if rows:
             with replacing(images / plot_name(records_of[0])) as (beside,):
                 draw(rows, records_of, beside)
+    for records_of in groups(records, few_labels=True):
+        for method in labels.methods_of(records_of):
+            first = next(r for r in records_of if r.method == method)
+            with replacing(images / labels.plot_name(first)) as (beside,):
+                labels.draw(records_of, method, beside)
     folder = '' if images == path.parent else f'{images.name}/'
     write_text(path, text(records, folder))
 
@@ -131,6 +137,7 @@ def text(records: Sequence[Record], folder: str = 'images/') -> str:
         parts.append('## Tables\n\nNo runs are finished yet.\n')
     for one in found:
         parts.append(section(one, folder))
+    parts.append(labels.section(records, folder))
     return '\n'.join(parts)
 
 

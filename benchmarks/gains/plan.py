@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from statistics import fmean, median
 
 from benchmarks.gains.records import Record
+from benchmarks.gains.split import FEW, TRIED, TRIED_AT, is_trial, purpose_of, share_of
 from benchmarks.gains.tables import Table
 
 #: Loss weights that are tried, one trial each, and the seed of these trials. Results have other
@@ -21,7 +22,7 @@ TRIAL_SEED = 100
 LONGER = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 #: Seconds of an iteration on one core, until a run of the table has been measured.
 GUESS = {'segmentation': 0.2, 'detection': 0.15}
-GUESSED_RATIO = {'teacher': 2.2, 'student': 1.0, 'method': 1.7}
+GUESSED_RATIO = {'teacher': 2.2, 'student': 1.0, 'method': 1.7, 'few': 3.0}
 ALONE = ('teacher', 'student', 'longer')
 
 
@@ -62,7 +63,9 @@ class Run:
     def __str__(self) -> str:
         weight = '' if self.weight is None else f' {self.weight}'
         longer = f' ×{self.length / self.table.data.length:g}' if self.method == 'longer' else ''
-        trial = ' trial' if self.purpose == 'trial' else f' seed {self.seed}'
+        trial = ' trial' if is_trial(self.purpose) else f' seed {self.seed}'
+        share = share_of(self.purpose)
+        trial = trial if share is None else f' {share:.0%} of the labels{trial}'
         return f'{self.table.data.name} {self.table.task[:3]} {self.method}{weight}{longer}{trial}'
 
 
@@ -99,12 +102,16 @@ def chosen(table: Table, only: Sequence[str]) -> Table | None:
     Returns:
         Table, optional: None if nothing of it is named.
     """
-    recipes = {
-        method: path
-        for method, path in table.recipes.items()
-        if not only or any(fnmatch(name, one) for one in only for name in names_of(table, method))
-    }
-    return replace(table, recipes=recipes) if recipes else None
+    recipes, few = (
+        {
+            method: path
+            for method, path in every.items()
+            if not only
+            or any(fnmatch(name, one) for one in only for name in names_of(table, method))
+        }
+        for every in (table.recipes, table.few)
+    )
+    return replace(table, recipes=recipes, few=few) if recipes or few else None
 
 
 def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
@@ -118,7 +125,8 @@ def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
     length, seeds = table.data.length, range(table.data.seeds)
     mine = [record for record in records if _is_of(table, record)]
     runs = [Run(table, 'student', seed, length=length) for seed in seeds]
-    teachers = max((table.taught.get(method, 0) for method in table.recipes), default=0)
+    methods = (*table.recipes, *table.few)
+    teachers = max((table.taught.get(method, 0) for method in methods), default=0)
     runs = [*_teachers(table, teachers), *runs]
     weights: dict[str, tuple[float | str | None, ...]] = {}
     for method in table.recipes:
@@ -148,6 +156,28 @@ def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
         if open_ones and not lengths:
             lengths = [None, None]  # as a guess, methods need two multiples of the time
         runs += [Run(table, 'longer', seed, length=one) for seed in seeds for one in lengths]
+    return runs + few_labels(table, mine)
+
+
+def few_labels(table: Table, records: Sequence[Record]) -> list[Run]:
+    """The runs with a part of the labels, in their order.
+
+    Args:
+        table (Table): The table.
+        records (Sequence[Record]): The finished runs of it.
+    """
+    length, seeds, runs = table.data.length, range(table.data.few_seeds), []
+    trial = purpose_of(TRIED_AT, trial=True)
+    weights: dict[str, float | str | None] = {}
+    for method in table.few:
+        runs += [Run(table, method, TRIAL_SEED, weight, length, trial) for weight in TRIED]
+        tried = [r for r in records if (r.method, r.purpose, r.length) == (method, trial, length)]
+        scores = {r.weight: r.val_score for r in tried}
+        weights[method] = best_of(scores) if set(TRIED) <= set(scores) else None
+    for seed in seeds if table.few else ():
+        for purpose in map(purpose_of, FEW):
+            runs.append(Run(table, 'student', seed, length=length, purpose=purpose))
+            runs += [Run(table, m, seed, w, length, purpose) for m, w in weights.items()]
     return runs
 
 
@@ -227,8 +257,8 @@ def needs(run: Run) -> list[Run]:
     length, found = run.table.data.length, []
     if run.method in run.table.taught:
         found += _teachers(run.table, run.table.taught[run.method])
-    if run.method not in ('teacher', 'student') and run.purpose == 'counted':
-        found.append(Run(run.table, 'student', run.seed, length=length))
+    if run.method not in ('teacher', 'student') and not is_trial(run.purpose):
+        found.append(Run(run.table, 'student', run.seed, length=length, purpose=run.purpose))
     return found
 
 
@@ -245,14 +275,15 @@ def estimate(run: Run, records: Sequence[Record]) -> float:
     same = [r.step_seconds for r in mine if r.method == name]
     if same:
         return median(same) * iterations
-    kind = name if name in GUESSED_RATIO else 'method'
-    others = [
-        r.step_seconds / GUESSED_RATIO[r.method if r.method in GUESSED_RATIO else 'method']
-        for r in mine
-        if r.method != 'longer'
-    ]
+
+    def kind(method: str) -> str:
+        if method in GUESSED_RATIO:
+            return method
+        return 'few' if method in run.table.few else 'method'
+
+    others = [r.step_seconds / GUESSED_RATIO[kind(r.method)] for r in mine if r.method != 'longer']
     step = fmean(others) if others else GUESS[run.table.task]
-    return step * GUESSED_RATIO[kind] * iterations
+    return step * GUESSED_RATIO[kind(name)] * iterations
 
 
 def _is_trial(table: Table, method: str, record: Record) -> bool:

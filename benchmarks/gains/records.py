@@ -23,7 +23,8 @@ class Record:
         student (str): Name of the student's config.
         method (str): The recipe; ``'teacher'``, ``'student'`` or ``'longer'`` are those alone.
         config (str): The config, from the root of the repository.
-        purpose (str): ``'counted'``, or ``'trial'`` for one of the trials that choose a weight.
+        purpose (str): ``'counted'``, or ``'trial'`` for one of the trials that choose a weight;
+            ``'labels:0.1'`` and ``'labels:0.1:trial'`` with this part of the labels.
         weight (float | str, optional): The loss weight of each term: a number, ``'auto'``,
             ``'auto:0.3'``, or ``'recipe'`` for those of the recipe; None for runs without a recipe.
         seed (int): Its seed.

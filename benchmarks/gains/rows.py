@@ -10,6 +10,7 @@ from statistics import fmean, median
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import ALONE, TRIALS, best_of, longer_factor
 from benchmarks.gains.records import Record
+from benchmarks.gains.split import share_of
 from benchmarks.gains.tables import DATA
 
 
@@ -49,11 +50,18 @@ class Row:
         return 'diverged' if self.diverged else self.gain.verdict
 
 
-def groups(records: Sequence[Record]) -> list[list[Record]]:
-    """The runs of each table, in the order of the data sets; repeated runs count once."""
+def groups(records: Sequence[Record], few_labels: bool = False) -> list[list[Record]]:
+    """The runs of each table, in the order of the data sets; repeated runs count once.
+
+    Args:
+        records (Sequence[Record]): All finished runs.
+        few_labels (bool): Whether runs with a part of the labels are among them. Defaults to False.
+    """
     order = {data.name: number for number, data in enumerate(DATA)}
     found: dict[tuple, dict[tuple, Record]] = {}
     for record in records:
+        if share_of(record.purpose) is not None and not few_labels:
+            continue
         table = (order.get(record.data, len(order)), record.data, record.task, record.student)
         run = (record.method, record.purpose, record.weight, record.seed, record.length)
         found.setdefault(table, {}).setdefault(run, record)
@@ -68,8 +76,12 @@ def title_of(record: Record) -> str:
 
 
 def students(records: Sequence[Record]) -> dict[int, Record]:
-    """The runs of the student alone, by seed."""
-    return {r.seed: r for r in records if r.method == 'student' and r.score is not None}
+    """The runs of the student alone with all labels, by seed."""
+    return {
+        r.seed: r
+        for r in records
+        if (r.method, r.purpose) == ('student', 'counted') and r.score is not None
+    }
 
 
 def row(records: Sequence[Record], method: str, weight: float | str) -> Row | None:

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from benchmarks.gains.plan import Run, find, needs
 from benchmarks.gains.records import Record
 from benchmarks.gains.settings import digest, run_config, test_split
+from benchmarks.gains.split import share_of
 from benchmarks.gains.tables import ROOT, SCORES, Table
 from benchmarks.gains.training import (
     TOOLS,
@@ -176,13 +177,18 @@ def settle(run: Run, place: Place) -> tuple[Path, Config]:
     """The config file that a run starts from, and all settings of the run."""
     table = run.table
     plain = {'teacher': table.teacher, 'student': table.student, 'longer': table.student}
-    config = plain.get(run.method) or table.recipes[run.method]
+    config = plain.get(run.method) or {**table.recipes, **table.few}[run.method]
     teachers = [
         (table.teacher, teacher_file(table, place.work_dir, seed))
         for seed in range(table.taught.get(run.method, 0))
     ]
     return config, run_config(
-        config, seed=run.seed, length=run.length, weight=run.weight, teachers=teachers
+        config,
+        seed=run.seed,
+        length=run.length,
+        weight=run.weight,
+        teachers=teachers,
+        labels=share_of(run.purpose),
     )
 
 

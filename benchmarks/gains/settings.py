@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from benchmarks.gains.split import keep_labels
 from benchmarks.gains.tables import trained_teachers
 from mmkd_plugin.cli import is_distilled, read_config
 
@@ -21,6 +22,7 @@ def run_config(
     length: float = 1.0,
     weight: float | str | None = None,
     teachers: Sequence[tuple[Path, Path]] = (),
+    labels: float | None = None,
 ) -> Config:
     """Fills in what differs from run to run.
 
@@ -35,6 +37,8 @@ def run_config(
             ``'auto:0.3'``, or ``'recipe'`` for that of the recipe. Defaults to None: there is none.
         teachers (Sequence[tuple[Path, Path]]): Config and checkpoint of each trained teacher.
             Defaults to none: there are none, or they are the recipe's.
+        labels (float, optional): The part of the training images that keep their labels. Defaults
+            to None: as the config says.
 
     Raises:
         ValueError: If a word for the weight is unknown.
@@ -50,6 +54,8 @@ def run_config(
         stretch(cfg, length)
     cfg.train_cfg.val_interval = cfg.train_cfg.max_iters
     cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    if labels is not None:
+        keep_labels(cfg, labels, seed)
     cfg.train_dataloader.update(num_workers=1, persistent_workers=True)
     for name in ('val_dataloader', 'test_dataloader'):
         cfg[name].update(num_workers=0, persistent_workers=False)

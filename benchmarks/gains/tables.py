@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from mmengine.config import Config
+
+from benchmarks.gains.split import FEW_SEEDS
 from benchmarks.gains.training import make_digit_scenes
 from mmkd_plugin.cli import UsageError, is_distilled, read_config
 from mmkd_plugin.registry import MODELS
@@ -50,6 +53,7 @@ class Data:
         seeds (int): Seeds of each method. Defaults to 3.
         length (float): Iterations of students, in multiples of the recipes'. Defaults to 1.
         teacher_length (float): The same of the teacher. Defaults to 1.
+        few_seeds (int): Seeds with few labels. Defaults to 5.
         make (Callable, optional): Writes the data or checks it. Defaults to None: the data must be
             there.
     """
@@ -60,6 +64,7 @@ class Data:
     seeds: int = 3
     length: float = 1.0
     teacher_length: float = 1.0
+    few_seeds: int = FEW_SEEDS
     make: Callable[[], None] | None = None
 
 
@@ -83,6 +88,8 @@ class Table:
         recipes (dict[str, Path]): Configs by the name of the method.
         taught (dict[str, int]): How many teachers a method has, if any. Of several each is the same
             with another seed.
+        few (dict[str, Path]): Configs of methods with images without labels, which are run with few
+            labels.
         iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
         bring (dict[str, list[dict]]): The teachers of a method that bring their weights, as models.
     """
@@ -94,6 +101,7 @@ class Table:
     recipes: dict[str, Path] = field(hash=False)
     taught: dict[str, int] = field(hash=False, default_factory=dict)
     iterations: dict[str, int] = field(hash=False, default_factory=dict)
+    few: dict[str, Path] = field(hash=False, default_factory=dict)
     bring: dict[str, list[dict]] = field(hash=False, default_factory=dict)
 
     @property
@@ -154,17 +162,23 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                     TASKS[read[student].default_scope],
                     student,
                     teacher,
-                    {method: path for path, method in methods.items()},
+                    {m: path for path, m in methods.items() if not _has_unlabelled(read[path])},
                     {
                         methods[path]: len(trained_teachers(read[path].model))
                         for path in members
                         if teachers[path]
                     },
                     iterations,
+                    {m: path for path, m in methods.items() if _has_unlabelled(read[path])},
                     {methods[path]: _bring(read[path].model) for path in members},
                 )
             )
     return found
+
+
+def _has_unlabelled(cfg: Config) -> bool:
+    """Whether a recipe learns from images without labels."""
+    return cfg.model.get('unlabelled') is not None
 
 
 def trained_teachers(model: dict) -> list[dict]:

@@ -356,8 +356,8 @@ _REMEDY = (
 def record_training(cfg: Config, ignore: Sequence[str] = ()) -> None:
     """Makes all train pipelines of a config record how they warp images, in place.
 
-    These are the pipelines of the data sets in ``train_dataloader``, and those that hooks switch
-    to.
+    These are the pipelines of the data sets in ``train_dataloader``, that of the images without
+    labels, and those that hooks switch to.
 
     Args:
         cfg (Config): A config with ``train_dataloader``.
@@ -386,6 +386,9 @@ def train_pipelines(cfg: Config) -> Iterator[tuple[dict, str, str]]:
         ValueError: If a wrapper of data sets has a pipeline of its own, which mixes images.
     """
     yield from _pipelines_of(cfg.train_dataloader['dataset'], 'train_dataloader.dataset')
+    more = (cfg.get('model') or {}).get('unlabelled') or {}
+    if isinstance(more.get('dataset'), dict) and not more.get('only'):
+        yield from _pipelines_of(more['dataset'], 'unlabelled.dataset')
     for i, hook in enumerate(cfg.get('custom_hooks') or ()):
         if 'switch_pipeline' in hook:
             yield hook, 'switch_pipeline', f'custom_hooks[{i}].switch_pipeline'

@@ -80,14 +80,19 @@ class SeededBatches:
     Args:
         batches (Iterable): The batch sampler.
         seed (int): Seed of the run.
+        beside (Callable, optional): Further images for a batch, by its number. Defaults to None:
+            there are none.
 
     Attributes:
         number (int): Number of the next batch, which is the iteration that it is for.
         skipped (int): How many batches the next pass leaves out.
     """
 
-    def __init__(self, batches: Any, seed: int) -> None:
+    def __init__(
+        self, batches: Any, seed: int, beside: Callable[[int], Iterable[int]] | None = None
+    ) -> None:
         self._batches, self._key = batches, (seed, IMAGE, get_rank())
+        self._beside = beside
         self.number = self.skipped = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -101,7 +106,8 @@ class SeededBatches:
         for position, batch in enumerate(self._batches):
             self.number += 1
             if position >= skipped:
-                yield SeededBatch(batch, (*self._key, self.number - 1))
+                more = self._beside(self.number - 1) if self._beside is not None else ()
+                yield SeededBatch([*batch, *more], (*self._key, self.number - 1))
 
     def skip(self, sampler_skip: Callable[[int], None], samples: int) -> None:
         """Follows a sampler that leaves out images at the start."""
@@ -121,7 +127,8 @@ def seed_batches(loader: DataLoader, seed: int) -> SeededBatches | None:
     """
     if loader.batch_sampler is None:
         return None
-    batches = SeededBatches(loader.batch_sampler, seed)
+    beside = getattr(loader.dataset, 'beside', None)  # images without labels
+    batches = SeededBatches(loader.batch_sampler, seed, beside)
     object.__setattr__(loader, 'batch_sampler', batches)  # a DataLoader refuses a plain one
     skip = getattr(loader.sampler, 'skip', None)
     if skip is not None:

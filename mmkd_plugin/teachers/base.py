@@ -326,6 +326,21 @@ class Teacher(ABC):
         """
         return None
 
+    def predict(self, batch: Batch) -> Tensor | list:
+        """Predicts a batch, for labels of images that have none.
+
+        Asked only of a teacher with a :meth:`predictor`.
+
+        Args:
+            batch (Batch): The batch.
+
+        Returns:
+            Tensor | list[InstanceData]: Of a segmentor the probabilities of the classes
+            ``(N, C, H, W)`` at each pixel of the batch, of a detector the boxes in each image of
+            it.
+        """
+        raise NotImplementedError(f"teacher '{self.name}' predicts nothing")
+
     def apply_to_tensors(  # noqa: B027 - most kinds have no tensors outside the module tree
         self, function: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> None:

@@ -31,7 +31,7 @@ from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around
 from mmkd_plugin.taps.chain import names_in
 from mmkd_plugin.taps.class_scores import class_scores, heads_watched
 from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
-from mmkd_plugin.taps.example import example_batch, image_channels
+from mmkd_plugin.taps.example import example_batch, image_channels, library_of
 from mmkd_plugin.taps.tap import map_tensors
 from mmkd_plugin.taps.task_gradient import task_gradients
 from mmkd_plugin.teachers.base import Batch, Lesson, Passage, Preview, Teacher, Trial
@@ -519,6 +519,22 @@ class OnlineTeacher(Teacher):
     def predictor(self) -> nn.Module:
         """Returns the model."""
         return self.model
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor | list:
+        """Predicts a batch with the whole model, in float32; see :meth:`Teacher.predict`."""
+        inputs = self._convert(batch.inputs, batch.data_samples)
+        images, samples = self._padding(inputs, batch.data_samples)
+        (height, width), size = inputs.shape[-2:], tuple(images.shape[-2:])
+        with EXACT.context(images.device):
+            if library_of(self.model) == 'mmseg':
+                about = dict(img_shape=size, ori_shape=size, pad_shape=size)
+                scores = self.model.encode_decode(images.float(), [about] * len(images))
+                scores = scores[..., :height, :width]
+                return scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+            samples = [sample.new() for sample in samples]
+            found = self.model.predict(images.float(), samples, rescale=False)
+        return [sample.pred_instances for sample in found]
 
     def apply_to_tensors(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
         """Follows ``.to()``, ``.cuda()`` and ``.half()`` of the Distiller."""

@@ -26,10 +26,12 @@ class FromBatch:
         read (Callable): Takes the images ``(N, C, H, W)`` and the data samples of a batch. Returns
             the argument, or None if the batch does not have it.
         words (str): Name of the argument in messages.
+        labels (bool): Whether it is made of labels. Defaults to True.
     """
 
     read: Callable[[Tensor, list], Any]
     words: str
+    labels: bool = True
 
 
 def segmentation_labels(inputs: Tensor, data_samples: list) -> Tensor | None:
@@ -98,7 +100,7 @@ FROM_BATCH = {
     'labels': FromBatch(segmentation_labels, 'segmentation labels'),
     'boxes': FromBatch(ground_truth_boxes, 'ground-truth boxes'),
     'padded_boxes': FromBatch(padded_boxes, 'ground-truth boxes'),
-    'image_size': FromBatch(image_size, 'the size of the images'),
+    'image_size': FromBatch(image_size, 'the size of the images', labels=False),
 }
 
 

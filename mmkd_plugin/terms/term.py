@@ -178,6 +178,21 @@ class Term(nn.Module):
         return tuple(n for n in needs if n not in FROM_ROIS) if self.on_rois else needs
 
     @property
+    def needs_labels(self) -> str | None:
+        """Why it cannot learn from images without labels; None if it can."""
+        loss = type(self.loss).__name__
+        if self.traits.compares == 'gradients':
+            return f'{loss} compares gradients of the task loss'
+        if self.on_rois:
+            return 'it compares RoIs, which the student samples by the ground-truth boxes'
+        for need in (*self.traits.needs, *self.needs_of_batch):
+            if need in FROM_STUDENT:
+                return f"{loss} needs what the student's assigner finds"
+            if need in FROM_BATCH and FROM_BATCH[need].labels:
+                return f'{loss} needs labels ({FROM_BATCH[need].words})'
+        return None
+
+    @property
     def compared(self) -> Compared | None:
         """What it compares class by class if these are class scores; None if nothing.
 

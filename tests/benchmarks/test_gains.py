@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from benchmarks.gains import overview, page, recipes, records, rows
+from benchmarks.gains import overview, page, recipes, records, rows, split
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
     ALONE,
@@ -29,7 +29,8 @@ from benchmarks.gains.plan import (
 from benchmarks.gains.running import teacher_file
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
 from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
-from mmkd_plugin.cli import UsageError
+from mmkd_plugin.cli import UsageError, read_config
+from tests.runs import dataset_of, make_data
 
 T2 = 4.302653  # the 97.5 % quantile of Student's t with two degrees of freedom
 test_split.__test__ = False
@@ -168,6 +169,79 @@ def test_a_grid_has_no_trials():
     assert [run.weight for run in runs if run.method == 'cwd'] == [0.1, 'auto'] * 2
 
 
+FEW = replace(TABLE, recipes={}, few={'rest': Path('configs/u/rest_large_small_1k.py')})
+FEW = replace(FEW, taught={'rest': 1}, iterations={**TABLE.iterations, 'rest': 1000})
+
+
+def test_the_plan_with_few_labels():
+    runs = [run for run in plan(FEW, [], Budget()) if split.share_of(run.purpose)]
+    trials_ = [run for run in runs if split.is_trial(run.purpose)]
+    assert [run.weight for run in trials_] == list(split.TRIED)
+    assert {run.seed for run in trials_} == {TRIAL_SEED}
+    counted = [run for run in runs if run not in trials_]
+    assert len(counted) == 2 * len(split.FEW) * split.FEW_SEEDS
+    taught = [run for run in counted if run.method == 'rest']
+    assert not any(run.known for run in taught) and all(r.known for r in counted if r not in taught)
+    assert needs(taught[0]) == [
+        Run(FEW, 'teacher'),
+        Run(FEW, 'student', 0, purpose=split.purpose_of(split.FEW[0])),
+    ]
+    done = [
+        record('rest', TRIAL_SEED, score, weight, purpose=run.purpose)
+        for run, weight, score in zip(trials_, split.TRIED, (1.0, 3.0, 2.0, 0.0))
+    ]
+    taught = [run for run in plan(FEW, done, Budget()) if run.method == 'rest']
+    assert {run.weight for run in taught if run.purpose in map(split.purpose_of, split.FEW)} == {
+        split.TRIED[1]
+    }
+    assert 'rest auto:12.5 1% of the labels seed 0' in {str(run)[17:] for run in taught}
+    assert set(chosen(FEW, ['*/rest']).few) == {'rest'} and chosen(FEW, ['cwd']) is None
+
+
+def test_the_images_that_keep_their_labels(tmp_path: Path):
+    few, rest = split.chosen_images(200, 0.1, seed=3)
+    assert len(few) == 20 and sorted(few + rest) == list(range(200))
+    assert set(few) < set(split.chosen_images(200, 0.5, seed=3)[0])
+    assert few == split.chosen_images(200, 0.1, seed=3)[0] != split.chosen_images(200, 0.1, 4)[0]
+    assert len(split.chosen_images(50, 0.01, seed=0)[0]) == 1
+    make_data(tmp_path)
+    dataset = dict(dataset_of('mmseg'), data_root=str(tmp_path))
+    recipe = next(ROOT.glob('configs/unlabelled/*fpn*digit-scenes*.py'))
+    cfg = read_config(str(recipe))
+    cfg.train_dataloader.dataset = dict(dataset, indices=1)
+    split.keep_labels(cfg, 0.5, seed=0)
+    others = cfg.model.unlabelled.dataset
+    assert len(cfg.train_dataloader.dataset.indices) == 3
+    assert sorted([*cfg.train_dataloader.dataset.indices, *others.indices]) == list(range(6))
+    assert cfg.train_dataloader.sampler.type == 'InfiniteSampler'
+
+
+def few_runs() -> list[records.Record]:
+    """Two seeds with a tenth of the labels, with all of them, and the trials."""
+    tenth, trial = split.purpose_of(0.1), split.purpose_of(0.1, trial=True)
+    return [
+        record('teacher', score=50.0),
+        *(record(seed=seed, score=40.0) for seed in (0, 1)),
+        *(record(seed=seed, score=20.0 + seed, purpose=tenth) for seed in (0, 1)),
+        *(record('rest', seed, 36.0 + seed, 3.0, purpose=tenth) for seed in (0, 1)),
+        *(record('rest', TRIAL_SEED, 35.0, weight, purpose=trial) for weight in split.TRIED),
+    ]
+
+
+def test_few_labels_have_their_own_section(tmp_path: Path):
+    text = page.text(few_runs())
+    lines = text.partition('## Few labels')[2]
+    assert 'No runs are finished yet' not in lines and 'Weight: `3.0`.' in lines
+    row = next(line for line in lines.splitlines() if line.startswith('| 10% | 2 |'))
+    assert '20.50' in row and '36.50' in row and '+16.00' in row and '| 91% |' in row
+    ordinary = text.partition('## Few labels')[0]
+    assert 'rest' not in ordinary and 'Student alone: 40.00' in ordinary
+    page.write(few_runs(), tmp_path / 'results.md', tmp_path)
+    with Image.open(tmp_path / 'labels-digit-scenes-small-rest.png') as plot:
+        assert plot.width > 400 and len(plot.convert('RGB').getcolors(2**24)) > 20
+    assert 'No runs are finished yet' in page.text([])
+
+
 def test_choosing():
     assert best_of({0.3: 1.0, 1.0: None}) == 0.3
     assert best_of({0.3: 1.0, 1.0: 1.0, 3.0: 1.0}) == 1.0
@@ -184,7 +258,7 @@ def test_choosing():
 
 def test_every_small_recipe_has_a_table():
     found = find_tables(DATA[:1])
-    count = sum(len(table.recipes) for table in found)
+    count = sum(len(table.recipes) + len(table.few) for table in found)
     named = [
         path
         for path in ROOT.glob('configs/*/*digit-scenes*.py')
@@ -193,6 +267,9 @@ def test_every_small_recipe_has_a_table():
     assert count == len(named) and {table.task for table in found} == {'segmentation', 'detection'}
     assert all(table.teacher.is_file() and table.iterations['teacher'] for table in found)
     assert all('frskd' not in method for table in found for method in table.taught)
+    few = {method: table for table in found for method in table.few}
+    assert set(few) == {'unlabelled-logits', 'unlabelled-neck'}
+    assert all(method in table.taught for method, table in few.items())
     (table,) = [table for table in found if 'multi-teacher-mean-logits' in table.recipes]
     assert table.taught['multi-teacher-mean-logits'] == 2 and table.taught['cwd-logits'] == 1
 
