@@ -4,6 +4,8 @@ mmengine imports ``<scope>.registry`` when it meets a scope for the first time, 
 ``custom_imports``. The modules that register something are imported on the first look-up.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -32,6 +34,20 @@ TRANSFORMS = Registry(
     locations=['mmkd_plugin.cache.recording', 'mmkd_plugin.cache.loading'],
 )
 
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.cache.drawn'],
+)
+
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.cache.drawn'],
+)
+
 METRICS = Registry(
     'metric', parent=MMENGINE_METRICS, scope='mmkd_plugin', locations=['mmkd_plugin.metrics']
 )
@@ -42,6 +58,7 @@ HOOKS = Registry(
     scope='mmkd_plugin',
     locations=[
         'mmkd_plugin.metrics',
+        'mmkd_plugin.cache.drawn',
         'mmkd_plugin.cache.loading',
         'mmkd_plugin.running.hook',
         'mmkd_plugin.training_data',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,58 @@ def fill_top(kept: np.ndarray, classes: np.ndarray, channels: int) -> np.ndarray
     return logits
 
 
+def to_shares(scores: np.ndarray, tau: float) -> tuple[np.ndarray, float]:
+    """Rounds class scores to 256 steps of what a softmax sees of them.
+
+    A share is the probability of a class divided by that of the most probable one, at temperature
+    ``tau``. So steps are fine where probabilities are large. Classes that no loss can see become 0,
+    and zeros take almost no room.
+
+    Args:
+        scores (np.ndarray): ``(C, H, W)``.
+        tau (float): The highest temperature at which losses compare the probabilities.
+
+    Returns:
+        tuple[np.ndarray, float]: The shares in 256 steps, ``(C, H, W)`` in uint8; and the mean
+        share of those that became 0.
+    """
+    shares = np.exp((scores - scores.max(0)) / tau)
+    steps = np.rint(shares * 255).astype(np.uint8)
+    lost = shares[steps == 0]
+    return steps, float(lost.mean(dtype=np.float64)) if lost.size else 0.0
+
+
+def from_shares(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
+    """Restores class scores ``(C, H, W)``, 0 for the largest, from the results of
+    :func:`to_shares`."""
+    table = np.arange(256, dtype=np.float32) / 255
+    table[0] = max(lost, 1e-30)  # its logarithm is finite
+    return (tau * np.log(table))[steps].astype(np.float32)
+
+
+def projection(channels: int, kept: int) -> np.ndarray:
+    """Returns a random projection of channels, the same on every machine.
+
+    Its rows are orthogonal. It keeps the lengths of vectors, and the angles and distances between
+    them, in the mean over random ones; the error falls with the root of ``kept``.
+
+    Args:
+        channels (int): Channels before.
+        kept (int): Channels after, fewer.
+
+    Returns:
+        np.ndarray: ``(kept, channels)``, float32.
+
+    Examples:
+        >>> projection(8, 2).shape
+        (2, 8)
+    """
+    draw = np.random.Generator(np.random.PCG64([channels, kept])).standard_normal((channels, kept))
+    rows, signs = np.linalg.qr(draw)
+    rows = rows * np.sign(np.diag(signs))  # LAPACKs choose the signs in their own ways
+    return (rows.T * np.sqrt(channels / kept)).astype(np.float32)
+
+
 # Records ------------------------------------------------------------------------------------------
 
 
@@ -126,29 +178,49 @@ class Record:
         loaded (tuple[int, int]): Height and width of the image as loaded, pixels.
         seen (tuple[int, int]): Height and width of the image that the teacher saw, before padding,
             pixels.
+        picture (list[float]): A few numbers by which the image is known again. Defaults to none.
     """
 
     maps: list[np.ndarray]
     loaded: tuple[int, int]
     seen: tuple[int, int]
+    picture: list[float] = field(default_factory=list)
 
 
-def pack(record: Record, key: bytes, dtype: str = 'float16', top_k: int | None = None) -> bytes:
+def pack(
+    record: Record,
+    key: bytes,
+    dtype: str = 'float16',
+    top_k: int | None = None,
+    tau: float | None = None,
+) -> bytes:
     """Writes a record as bytes: a checksum, then a compressed header and arrays.
 
     Args:
         record (Record): The record.
         key (bytes): Key of the record in the store. The checksum covers it too.
-        dtype (str): ``'float16'`` or ``'uint8'``. Defaults to ``'float16'``.
+        dtype (str): ``'float16'``, ``'uint8'`` or ``'compact'``. Defaults to ``'float16'``.
         top_k (int, optional): Number of channels to keep; the maps are logits then. Defaults to
             None: all channels.
+        tau (float, optional): Temperature of :func:`to_shares`, for maps that are class scores and
+            ``'compact'``. Defaults to None: ``'compact'`` is ``'uint8'``.
 
     Returns:
         bytes: The record.
     """
     header, arrays = dict(loaded=record.loaded, seen=record.seen, maps=[]), []
+    if record.picture:
+        header['picture'] = record.picture
+    level = 3
+    if dtype == 'compact':
+        dtype, level = 'uint8' if tau is None else 'shares', 19
     for maps in record.maps:
         note: dict[str, Any] = dict(shape=maps.shape)
+        if dtype == 'shares':
+            values, note['lost'] = to_shares(maps, tau)
+            arrays.append(values)
+            header['maps'].append(dict(note, tau=tau, dtype=dtype))
+            continue
         if top_k is not None:
             maps, classes = keep_top(maps, top_k)
             note['k'] = top_k
@@ -162,7 +234,7 @@ def pack(record: Record, key: bytes, dtype: str = 'float16', top_k: int | None =
         header['maps'].append(dict(note, dtype=dtype))
     text = json.dumps(header).encode()
     body = b''.join([struct.pack('<I', len(text)), text, *(a.tobytes() for a in arrays)])
-    body = libraries()[1].ZstdCompressor().compress(body)
+    body = libraries()[1].ZstdCompressor(level).compress(body)
     return digest(key, body) + body
 
 
@@ -212,6 +284,9 @@ def _parsed(body: bytes) -> Record:
         channels, *size = note['shape']
         if min(channels, *size) < 1:
             raise ValueError(f'maps of the shape {note["shape"]}')
+        if note['dtype'] == 'shares':
+            maps.append(from_shares(take(np.uint8, channels, *size), note['lost'], note['tau']))
+            continue
         k = note.get('k')
         if k is not None:
             classes = take(np.uint8 if channels <= 256 else np.uint16, k, *size)
@@ -226,9 +301,21 @@ def _parsed(body: bytes) -> Record:
         maps.append(values if k is None else fill_top(values, classes, channels))
     if start != len(body):
         raise ValueError(f'{len(body)} bytes, and its maps take {start}')
-    return Record(maps, tuple(header['loaded']), tuple(header['seen']))
+    known_by = [float(number) for number in header.get('picture', ())]
+    return Record(maps, tuple(header['loaded']), tuple(header['seen']), known_by)
 
 
 def digest(key: bytes, body: bytes) -> bytes:
     """The checksum of something stored, which covers its key too."""
     return hashlib.blake2b(body, digest_size=DIGEST, key=hashlib.sha256(key).digest()).digest()
+
+
+def human_size(count: float) -> str:
+    """Formats a number of bytes.
+
+    Examples:
+        >>> human_size(12_300_000_000)
+        '12.3 GB'
+    """
+    power = min(int(len(str(int(count))) - 1) // 3, 3)
+    return f'{count / 1000**power:.{1 if power else 0}f} {("bytes", "kB", "MB", "GB")[power]}'

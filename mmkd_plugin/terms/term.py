@@ -315,7 +315,7 @@ class Term(nn.Module):
         """Refuses a teacher whose queries or stored maps mean something else."""
         if self.queries is not None:
             check_same_classes(self.here, source.class_names, source.name)
-        if source.stored:
+        if source.warped:
             self.check_stored()
 
     def _build_connectors(
