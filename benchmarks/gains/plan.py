@@ -99,6 +99,10 @@ def chosen(table: Table, only: Sequence[str]) -> Table | None:
     Returns:
         Table, optional: None if nothing of it is named.
     """
+    if table.data.augment is not None:
+        only = [one for one in only if one.startswith(f'{table.data.name}/')]
+        if not only:
+            return None
     recipes = {
         method: path
         for method, path in table.recipes.items()

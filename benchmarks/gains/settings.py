@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ def run_config(
     length: float = 1.0,
     weight: float | str | None = None,
     teacher: tuple[Path, Path] | None = None,
+    cache: Path | None = None,
+    augment: Callable[[Config], None] | None = None,
 ) -> Config:
     """Fills in what differs from run to run.
 
@@ -34,6 +37,8 @@ def run_config(
             ``'auto:0.3'``, or ``'recipe'`` for that of the recipe. Defaults to None: there is none.
         teacher (tuple[Path, Path], optional): Config and checkpoint of the teacher. Defaults to
             None: there is none, or it is the recipe's.
+        cache (Path, optional): The cache that this teacher is read from. Defaults to None: it runs.
+        augment (Callable, optional): Changes the train pipeline. Defaults to None: as it is.
 
     Raises:
         ValueError: If a word for the weight is unknown.
@@ -43,6 +48,10 @@ def run_config(
     if teacher is not None:
         for one in trained_teachers(cfg.model):
             one['config'], one['checkpoint'] = map(str, teacher)
+            if cache is not None:
+                one.update(type='mmkd_plugin.CachedTeacher', path=str(cache))
+    if augment is not None:
+        augment(cfg)
     if weight is not None and is_distilled(cfg):
         for line in cfg.model.distill.values():
             set_weight(line.loss, weight)
