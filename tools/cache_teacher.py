@@ -132,8 +132,8 @@ def parse_args() -> argparse.Namespace:
         choices=DTYPES,
         default='float16',
         help='type of the stored numbers; uint8 keeps 256 steps for each channel of each image; '
-        'compact keeps 256 steps of the probabilities of classes where losses compare these '
-        'alone, else it is uint8, and compresses longer',
+        'compact keeps 31 steps of the probabilities of classes where losses compare these alone, '
+        'else it is uint8, and compresses longer',
     )
     parser.add_argument(
         '--views',

@@ -16,6 +16,9 @@ DIGEST = 16
 LARGEST = 2**30
 """Bytes of a record at most: a small file can say that it takes any amount of memory."""
 
+#: Steps between a probability of 0 and of 1, see :func:`to_roots`.
+STEPS = 31
+
 #: What a record raises whose checksum fits and that :func:`pack` did not write.
 _MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error)
 
@@ -114,33 +117,34 @@ def fill_top(kept: np.ndarray, classes: np.ndarray, channels: int) -> np.ndarray
     return logits
 
 
-def to_shares(scores: np.ndarray, tau: float) -> tuple[np.ndarray, float]:
-    """Rounds class scores to 256 steps of what a softmax sees of them.
+def to_roots(scores: np.ndarray, tau: float) -> tuple[np.ndarray, float]:
+    """Rounds the roots of the probabilities of classes to :data:`STEPS`.
 
-    A share is the probability of a class divided by that of the most probable one, at temperature
-    ``tau``. So steps are fine where probabilities are large. Classes that no loss can see become 0,
-    and zeros take almost no room.
+    Errors of the roots count alike in the divergence of probabilities, so equal steps of them lose
+    least. Classes that no loss can see become 0, and zeros take almost no room.
 
     Args:
         scores (np.ndarray): ``(C, H, W)``.
         tau (float): The highest temperature at which losses compare the probabilities.
 
     Returns:
-        tuple[np.ndarray, float]: The shares in 256 steps, ``(C, H, W)`` in uint8; and the mean
-        share of those that became 0.
+        tuple[np.ndarray, float]: The steps, ``(H, W, C)`` in uint8; and the mean probability of
+        those that became 0.
     """
     shares = np.exp((scores - scores.max(0)) / tau)
-    steps = np.rint(shares * 255).astype(np.uint8)
+    shares /= shares.sum(0)
+    steps = np.rint(np.sqrt(shares) * STEPS).astype(np.uint8)
     lost = shares[steps == 0]
-    return steps, float(lost.mean(dtype=np.float64)) if lost.size else 0.0
+    mean = float(lost.mean(dtype=np.float64)) if lost.size else 0.0
+    return np.ascontiguousarray(steps.transpose(1, 2, 0)), mean
 
 
-def from_shares(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
-    """Restores class scores ``(C, H, W)``, 0 for the largest, from the results of
-    :func:`to_shares`."""
-    table = np.arange(256, dtype=np.float32) / 255
+def from_roots(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
+    """Restores class scores ``(C, H, W)`` from the results of :func:`to_roots`."""
+    table = (np.arange(256, dtype=np.float32) / STEPS) ** 2
     table[0] = max(lost, 1e-30)  # its logarithm is finite
-    return (tau * np.log(table))[steps].astype(np.float32)
+    scores = (tau * np.log(table)).astype(np.float32)
+    return np.ascontiguousarray(scores[steps].transpose(2, 0, 1))
 
 
 def projection(channels: int, kept: int) -> np.ndarray:
@@ -202,7 +206,7 @@ def pack(
         dtype (str): ``'float16'``, ``'uint8'`` or ``'compact'``. Defaults to ``'float16'``.
         top_k (int, optional): Number of channels to keep; the maps are logits then. Defaults to
             None: all channels.
-        tau (float, optional): Temperature of :func:`to_shares`, for maps that are class scores and
+        tau (float, optional): Temperature of :func:`to_roots`, for maps that are class scores and
             ``'compact'``. Defaults to None: ``'compact'`` is ``'uint8'``.
 
     Returns:
@@ -213,11 +217,11 @@ def pack(
         header['picture'] = record.picture
     level = 3
     if dtype == 'compact':
-        dtype, level = 'uint8' if tau is None else 'shares', 19
+        dtype, level = 'uint8' if tau is None else 'roots', 19
     for maps in record.maps:
         note: dict[str, Any] = dict(shape=maps.shape)
-        if dtype == 'shares':
-            values, note['lost'] = to_shares(maps, tau)
+        if dtype == 'roots':
+            values, note['lost'] = to_roots(maps, tau)
             arrays.append(values)
             header['maps'].append(dict(note, tau=tau, dtype=dtype))
             continue
@@ -284,8 +288,8 @@ def _parsed(body: bytes) -> Record:
         channels, *size = note['shape']
         if min(channels, *size) < 1:
             raise ValueError(f'maps of the shape {note["shape"]}')
-        if note['dtype'] == 'shares':
-            maps.append(from_shares(take(np.uint8, channels, *size), note['lost'], note['tau']))
+        if note['dtype'] == 'roots':
+            maps.append(from_roots(take(np.uint8, *size, channels), note['lost'], note['tau']))
             continue
         k = note.get('k')
         if k is not None:

@@ -162,7 +162,7 @@ def drawn_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
 
     Examples:
         >>> drawn_differences(dict(dataset=dict(a=[1, 2])), dict(dataset=dict(a=[1, 3])))
-        ['train_dataloader.dataset.a[1] there: 2, here: 3']
+        ['train_dataloader.dataset.a there: [1, 2], here: [1, 3]']
     """
     places = dict(dataset='train_dataloader.dataset', preprocessor='data_preprocessor')
     texts = (
@@ -179,7 +179,7 @@ def _differences(there: Any, here: Any, place: str) -> Iterator[str]:
             yield f'{place} there: {there.get("type")}, here: {here.get("type")}'
         for key in dict.fromkeys((*there, *here)):
             yield from _differences(there.get(key), here.get(key), f'{place}.{key}')
-    elif isinstance(there, list) and isinstance(here, list):
+    elif isinstance(there, list) and isinstance(here, list) and not _plain([*there, *here]):
         if len(there) != len(here):
             kinds = [', '.join(_kind(one) for one in steps) for steps in (there, here)]
             yield f'{place} there: {kinds[0]}; here: {kinds[1]}'
@@ -187,6 +187,10 @@ def _differences(there: Any, here: Any, place: str) -> Iterator[str]:
             yield from _differences(*pair, f'{place}[{i}]')
     elif there != here:
         yield f'{place} there: {there}, here: {here}'
+
+
+def _plain(values: list) -> bool:
+    return not any(isinstance(one, (dict, list)) for one in values)
 
 
 def _kind(step: Any) -> str:

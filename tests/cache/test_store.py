@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from mmkd_plugin.cache import store as teacher_cache
+from mmkd_plugin.cache.costs import distance_error, softmax
+from mmkd_plugin.cache.records import STEPS, projection
 from mmkd_plugin.cache.store import (
     CacheError,
     CacheWriter,
@@ -111,6 +113,34 @@ def test_the_largest_logits_keep_their_probabilities():
     shared = take(whole, rest, 0).mean(0, keepdims=True)
     assert np.allclose(take(again, rest, 0), shared, rtol=1e-5)
     assert np.array_equal(take(back, top, 0), take(logits, top, 0).astype(np.float64))
+
+
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+def test_roots_keep_the_probabilities_that_losses_see(tau):
+    logits = maps_of(19, 16, 16, scale=5)
+    record = Record([logits], (64, 64), (64, 64), [1.0, 2.5])
+    data = pack(record, b'key', 'compact', tau=tau)
+    back = unpack(data, b'key')
+    assert back.picture == record.picture and back.maps[0].shape == logits.shape
+    whole, again = softmax(logits / tau), softmax(back.maps[0] / tau)
+    steps = np.sqrt(whole) * STEPS
+    assert np.abs(np.sqrt(again) * STEPS - steps).max() < 1  # half a step, and what became 0
+    assert np.array_equal(whole.argmax(0), again.argmax(0)) or np.abs(whole - again).max() < 0.07
+    divergence = (whole * np.log(whole / again)).sum(0).mean()
+    assert 0 < divergence < 5e-3
+    assert len(data) < len(pack(record, b'key')) / (4 if tau == 1 else 2)
+    assert len(pack(record, b'key', 'compact')) > 2 * len(data)  # 256 steps where all counts
+
+
+def test_projected_channels_keep_their_distances():
+    matrix = projection(64, 16)
+    assert matrix.shape == (16, 64) and np.array_equal(matrix, projection(64, 16))
+    assert np.allclose(matrix @ matrix.T, 4 * np.eye(16), atol=1e-5)
+    maps = maps_of(64, 12, 12)
+    mixed = np.tensordot(matrix, maps, 1)
+    assert (mixed**2).sum() == pytest.approx((maps**2).sum(), rel=0.1)
+    assert 0 < distance_error(maps, mixed) < 0.25
+    assert distance_error(maps, np.tensordot(projection(64, 63), maps, 1)) < 0.05
 
 
 # --- records --------------------------------------------------------------------------------------
