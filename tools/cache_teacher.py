@@ -233,6 +233,7 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     config = configs[name]
     if is_cached(config):
         args.out = args.out or config.get('path')
+        args.views = args.views or config.get('views')
         runs = inspect.signature(OnlineTeacher).parameters
         config = {key: value for key, value in config.items() if key in runs}
         if not args.verify and 'config' not in config:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -129,7 +130,7 @@ def test_roots_keep_the_probabilities_that_losses_see(tau):
     divergence = (whole * np.log(whole / again)).sum(0).mean()
     assert 0 < divergence < 5e-3
     assert len(data) < len(pack(record, b'key')) / (4 if tau == 1 else 2)
-    assert len(pack(record, b'key', 'compact')) > 2 * len(data)  # 256 steps where all counts
+    assert len(pack(record, b'key', 'compact')) > 1.5 * len(data)  # 256 steps where all counts
 
 
 def test_projected_channels_keep_their_distances():
@@ -217,6 +218,26 @@ def test_an_unfinished_cache_is_not_read_but_goes_on(tmp_path):
         assert writer.missing(['1', '2'], ['neck']) == ['2']
         writer.finish()
     assert TeacherCache(str(tmp_path)).meta['taps'] == {'neck': {}}
+
+
+def hold(path: str, ready: Any, stop: Any) -> None:
+    with CacheWriter(path, META):
+        ready.set()
+        stop.wait()
+
+
+def test_a_second_writer_is_kept_out(tmp_path):
+    context = multiprocessing.get_context('fork')
+    ready, stop = context.Event(), context.Event()
+    path = str(tmp_path / 'cache')
+    process = context.Process(target=hold, args=(path, ready, stop))
+    process.start()
+    ready.wait()
+    with pytest.raises(CacheError, match=r'process \d+ on .* writes it already; wait until it has'):
+        CacheWriter(path, META)
+    stop.set()
+    process.join()
+    CacheWriter(path, META).close()
 
 
 @pytest.mark.parametrize(
