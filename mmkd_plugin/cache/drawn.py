@@ -36,6 +36,9 @@ from mmkd_plugin.words import as_written
 #: First word of the seeds of views.
 VIEW = 0x76696577
 
+#: What to type if a cache does not fit.
+ANEW = 'Write another one: python tools/cache_teacher.py CONFIG --views 8 --out ANOTHER_FOLDER'
+
 #: What of the config of a data set decides what it draws.
 DRAWS = ('type', 'pipeline', 'skip_type_keys', 'max_refetch')
 
@@ -154,8 +157,7 @@ class DrawnViews(Dataset):
                     raise ValueError(
                         f'view {view} of {name} is another image than the one that the teacher saw '
                         f'for {cache.path}: the file has changed, or a transform of your own, or a '
-                        'library that transforms use. Write a new cache: tools/cache_teacher.py '
-                        '--views'
+                        f'library that transforms use. {ANEW}'
                     )
                 for number, maps in enumerate(record.maps):
                     element.set_field(torch.from_numpy(maps), map_key(tap, number))
@@ -242,8 +244,7 @@ class CheckDrawnViews(Hook):
         if digest_of(names) != self.cache.meta['drawn']['images']:
             raise ValueError(
                 f'{self.cache.path} was written for other training images, or for another order of '
-                f'them: here are {len(names)}, such as {names[0]}. Write a cache of these: '
-                'tools/cache_teacher.py --views with another --out'
+                f'them: here are {len(names)}, such as {names[0]}. {ANEW}'
             )
         missing = self.cache.missing(dict.fromkeys(names))
         if missing:
@@ -349,6 +350,5 @@ def check_drawn(cache: TeacherCache, cfg: Config) -> None:
     different = drawn_differences(cache.meta['drawn'], drawn_from(cfg))
     if different:
         raise CacheError(
-            f'{cache.path} holds views of another train pipeline: {different[0]}. Write a cache '
-            'with this config: tools/cache_teacher.py --views with another --out'
+            f'{cache.path} holds views of another train pipeline: {different[0]}. {ANEW}'
         )

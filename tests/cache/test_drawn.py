@@ -371,7 +371,10 @@ def hint(cfg: Config) -> None:
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
-        (cropped, r'pipeline\[3\].crop_size there: \[64, 64\], here: \[32, 32\]. Write a cache'),
+        (
+            cropped,
+            r'pipeline\[3\].crop_size there: \[64, 64\], here: \[32, 32\]. Write anoth',
+        ),
         (longer, r'pipeline there: LoadImageFromFile, .*; here: .*RandomRotFlip'),
         (padded, r'data_preprocessor.size there: \[64, 64\], here: \[96, 96\]'),
         (switched, r'custom_hooks\[0\]: `PipelineSwitchHook` changes the pipeline during training'),
