@@ -154,7 +154,7 @@ class DrawnViews(Dataset):
             for tap in taps:
                 record = cache.read(name, of_view(tap, view))
                 if not is_pictured(data['inputs'], record.picture):
-                    raise ValueError(
+                    raise CacheError(
                         f'view {view} of {name} is another image than the one that the teacher saw '
                         f'for {cache.path}: the file has changed, or a transform of your own, or a '
                         f'library that transforms use. {ANEW}'

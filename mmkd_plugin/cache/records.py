@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mmkd_plugin.words import from_worker
+
 DIGEST = 16
 """Bytes of a checksum."""
 
@@ -25,6 +27,9 @@ _MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError, st
 
 class CacheError(ValueError):
     """A cache cannot be read or written; the message names the reason and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(from_worker(message, type(self).__name__))
 
 
 def libraries() -> tuple[Any, Any]:

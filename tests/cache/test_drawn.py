@@ -21,6 +21,7 @@ from mmkd_plugin.cache.drawn import ViewsInTurn, digest_of, draw, drawn_from
 from mmkd_plugin.cache.store import CacheError, TeacherCache, close, of_view
 from mmkd_plugin.cache.wiring import unwire, wire
 from mmkd_plugin.cli import UsageError
+from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.taps import Tap, as_list
@@ -417,6 +418,11 @@ def test_another_picture_is_noticed(data, teachers, caches, tmp_path):
     try:
         with pytest.raises(ValueError, match=r'view 0 of images/1.png is another image than the'):
             views[1]
+        there = DataLoader(views, batch_size=None, num_workers=1, sampler=[1])
+        with pytest.raises(CacheError) as caught:
+            next(iter(there))
+        assert str(caught.value).startswith('view 0 of images/1.png is ') and is_ours(caught.value)
+        assert '\n' not in str(caught.value)
     finally:
         cv2.imwrite(path, image)
 
