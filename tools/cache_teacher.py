@@ -298,15 +298,8 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
 def lost_in_whole_images(cfg: Config) -> list[str]:
     """Returns the transforms of the train pipelines that maps of whole images do not follow."""
-    found: list[str] = []
-
-    def look(dataset: dict) -> None:
-        found.extend(not_followed(dataset.get('pipeline') or ()))
-        for one in [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', ()):
-            look(one)
-
-    look(cfg.train_dataloader.dataset)
-    return list(dict.fromkeys(found))
+    steps = [step for one in pipelines_of(cfg.train_dataloader.dataset) for step in one]
+    return not_followed(steps)
 
 
 class Whole:
@@ -423,10 +416,15 @@ class Drawn:
             raise UsageError('the training set has no images')
         last = len(self.dataset) - 1
         first, _, again = (
-            draw(self.dataset, index, view, self.root)[1]['inputs']
+            draw(self.dataset, index, view, self.root)[1]
             for index, view in ((0, 0), (last, 1), (0, 0))
         )
-        if not torch.equal(first, again):
+        if not isinstance(first, dict) or not {'inputs', 'data_samples'} <= set(first):
+            raise UsageError(
+                'the train pipeline gives no `inputs` and `data_samples`; its last step packs '
+                'them, such as PackSegInputs or PackDetInputs'
+            )
+        if not torch.equal(first['inputs'], again['inputs']):
             known = {*FOLLOWED, *IGNORED, *REFUSED, *REPLAYED, *WRAPPERS}
             steps = [step for one in pipelines_of(cfg.train_dataloader.dataset) for step in one]
             own = [kind for kind in dict.fromkeys(map(kind_of, steps)) if kind not in known]
