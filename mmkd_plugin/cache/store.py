@@ -540,7 +540,13 @@ def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
 
 def stored_size(records: Mapping[str, bytes]) -> int:
     """Estimates the bytes that the packed records of an image take in the store."""
-    return sum(-(-(len(data) + 16) // _PAGE) * _PAGE + 64 for data in records.values())
+    return sum(map(_stored_size, records.values()))
+
+
+def _stored_size(data: bytes) -> int:
+    if len(data) < _PAGE // 2 - 128:  # several share a page, which is about half full
+        return 2 * (len(data) + 32)
+    return -(-(len(data) + 16) // _PAGE) * _PAGE + 64
 
 
 def check_space(path: str, needed: int, images: int, what: str = 'images') -> str:
