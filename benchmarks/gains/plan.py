@@ -86,7 +86,8 @@ class Budget:
 def names_of(table: Table, method: str) -> tuple[str, ...]:
     """The names by which a recipe can be asked for: method, data/method, data/task/method."""
     data, task = table.data.name, table.task
-    return method, f'{data}/{method}', f'{data}/{task}/{method}', f'{table.name}/{method}'
+    full = f'{data}/{method}', f'{data}/{task}/{method}', f'{table.name}/{method}'
+    return full if table.data.augment is not None else (method, *full)
 
 
 def chosen(table: Table, only: Sequence[str]) -> Table | None:

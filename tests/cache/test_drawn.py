@@ -205,7 +205,7 @@ def test_a_resumed_run_sees_the_views_that_it_would_have_seen(
     from mmengine.runner import Runner
 
     def run(folder: str, **changes: Any) -> Record:
-        settings = dict(by_epoch=by_epoch, save_every=2, workers=1)
+        settings = dict(by_epoch=by_epoch, save_every=2, workers=int(by_epoch))
         cfg = use_cache(recipe('mmseg', data, teachers, **settings), caches['mmseg'])
         cfg.merge_from_dict(dict(work_dir=str(tmp_path / folder), **changes))
         if by_epoch:
