@@ -37,7 +37,7 @@ demo: python  ## Environment, data, teacher, student, distilled student, report
 	@'$(VENV)/bin/python' -u tools/demo.py --task $(TASK)
 
 reproduce: python  ## Each recipe against its student alone, with intervals; OPTIONS="--quick"
-	@$(SETUP) --libs mmseg mmdet --ops required --extras demo
+	@$(SETUP) --libs mmseg mmdet --ops required --extras demo reproduce
 	@'$(VENV)/bin/python' -u tools/reproduce.py $(OWN) $(OPTIONS)
 
 zoo: python  ## Every config of both libraries as a small student, for a step each

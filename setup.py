@@ -57,7 +57,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name)
-        for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'test')
+        for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'reproduce', 'test')
     },
     zip_safe=False,
     cmdclass={'build_py': BuildForMim},

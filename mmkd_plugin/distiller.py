@@ -17,6 +17,7 @@ from mmkd_plugin.building import check_compile, check_keys, named_arguments
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.health import as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
+from mmkd_plugin.parts import STEP
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.student import Seen, StudentForward, check_head_losses
@@ -187,6 +188,7 @@ class Distiller(NamedAsStudent):
             text += f'\ntask loss: weight {self.task_weight:g}, on {self.task_schedule}'
         if str(self._start):
             text += f'\n{self._start}'
+        self.plan = text
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -252,22 +254,25 @@ class Distiller(NamedAsStudent):
             if term.queries is not None
         }
         views = [term.student_view for term in active]
-        seen = self._run_student(
-            self.student,
-            inputs,
-            data_samples,
-            views=views,
-            taps=self._student_taps(),
-            task=task,
-            chosen=chosen,
-            queries=queries,
-        )
+        with STEP.part('student'):
+            seen = self._run_student(
+                self.student,
+                inputs,
+                data_samples,
+                views=views,
+                taps=self._student_taps(),
+                task=task,
+                chosen=chosen,
+                queries=queries,
+            )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
-        lessons = {name: lesson.asked(seen.sampled) for name, lesson in lessons.items()}
+        with STEP.part('teachers'):
+            lessons = {name: lesson.asked(seen.sampled) for name, lesson in lessons.items()}
         losses = dict(seen.losses)
         for lesson in lessons.values():
             losses |= lesson.losses
-        compared = self._compared(batch, active, factors, seen, lessons)
+        with STEP.part('terms'):
+            compared = self._compared(batch, active, factors, seen, lessons)
         culprit = first_unusable(compared | losses)  # of a term more can be told
         losses |= compared
         if culprit is not None:
@@ -279,12 +284,13 @@ class Distiller(NamedAsStudent):
         self, batch: Batch, active: Sequence[Term], after_student: bool
     ) -> dict[str, Lesson]:
         """Returns the lessons of the teachers that run before, or after, the student."""
-        return {
-            name: teacher.teach(batch, views)
-            for name, teacher in self.teachers.items()
-            if bool(teacher.student_taps) is after_student
-            and ((views := _views(name, active)) or teacher.learns)
-        }
+        with STEP.part('teachers'):
+            return {
+                name: teacher.teach(batch, views)
+                for name, teacher in self.teachers.items()
+                if bool(teacher.student_taps) is after_student
+                and ((views := _views(name, active)) or teacher.learns)
+            }
 
     def _compared(
         self,

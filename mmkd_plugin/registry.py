@@ -60,6 +60,7 @@ HOOKS = Registry(
         'mmkd_plugin.metrics',
         'mmkd_plugin.cache.drawn',
         'mmkd_plugin.cache.loading',
+        'mmkd_plugin.report.hook',
         'mmkd_plugin.running.hook',
         'mmkd_plugin.training_data',
         'mmkd_plugin.visualization.hook',

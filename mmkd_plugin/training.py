@@ -31,6 +31,7 @@ from mmkd_plugin.cli import (
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
+from mmkd_plugin.report import ReportHook
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
@@ -102,6 +103,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
             make_resumable(runner)
+            report_on(runner)
             with runner_errors_named(cfg), file_named(cfg.get('load_from')):
                 runner.train()
             if paraphraser:
@@ -200,6 +202,12 @@ def keep_config(cfg: Config) -> None:
         return
     if file.is_file() and BASE_KEY in file.read_text(encoding='utf-8'):
         object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_full.py')))
+
+
+def report_on(runner: Runner) -> None:
+    """Have a run end with a report, unless its config says otherwise."""
+    if runner.cfg.get('report', True) and not any(isinstance(h, ReportHook) for h in runner.hooks):
+        runner.register_hook(ReportHook())
 
 
 def save_paraphraser(runner: Runner, path: Path) -> None:

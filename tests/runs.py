@@ -142,6 +142,26 @@ def config(
     return Config({**settings, **changes})
 
 
+def validated(cfg: Config, data: Path) -> Config:
+    """Adds a validation on the images of the training, resized instead of changed at random."""
+    dataset = cfg.train_dataloader.dataset
+    resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
+    test = [dataset.pipeline[0], resize, dataset.pipeline[1], dataset.pipeline[-1]]
+    cfg.val_dataloader = dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(dataset, pipeline=test, test_mode=True),
+    )
+    cfg.val_cfg = dict(type='ValLoop')
+    cfg.val_evaluator = (
+        dict(type='IoUMetric')
+        if cfg.default_scope == 'mmseg'
+        else dict(type='CocoMetric', ann_file=str(data / 'boxes.json'))
+    )
+    return cfg
+
+
 def train(cfg: Config, *hooks: Hook) -> Runner:
     """Runs a config in this process."""
     runner = Runner.from_cfg(cfg)

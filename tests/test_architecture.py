@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health', 'prefixes'),
+    (
+        *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
+        *('pages', 'parts', 'prefixes'),
+    ),
     ('annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'checkpoint_errors', 'losses', 'stack'),
@@ -27,6 +30,7 @@ LAYERS = (
     ('paraphrasing', 'plan'),
     ('distiller', 'fitting'),
     ('choosing', 'converting', 'metrics', 'run_config', 'training_data', 'visualization'),
+    ('report',),
     ('training',),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}

@@ -181,7 +181,29 @@ def pick(args: argparse.Namespace) -> list[tables.Table]:
         print(f'{name} is left out: there is no {root} (configs/README.md says how to make it)')
     if not here:
         raise UsageError('there is no data for what --only names')
-    return here
+    return with_weights(here)
+
+
+def with_weights(found: Sequence[tables.Table]) -> list[tables.Table]:
+    """The tables without the recipes whose teacher is not installed; says which and why.
+
+    Raises:
+        UsageError: If nothing remains.
+    """
+    lines, parts = [], []
+    for table in found:
+        reasons = {method: tables.lacks(table, method) for method in table.recipes}
+        lines += [
+            f'{table.recipes[m].stem} is left out: {why}' for m, why in reasons.items() if why
+        ]
+        recipes = {m: path for m, path in table.recipes.items() if not reasons[m]}
+        parts.append(replace(table, recipes=recipes))
+    kept = [table for table in parts if table.recipes]
+    if not kept:
+        raise UsageError('\n'.join(lines))
+    for line in lines:
+        print(line)
+    return kept
 
 
 def root_of(table: tables.Table) -> Path:

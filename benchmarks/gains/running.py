@@ -88,6 +88,7 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     folder /= f'{"" if run.weight is None else f"{run.weight}_".replace(":", "-")}seed{run.seed}'
     folder = folder.with_name(f'{folder.name}_{digest(cfg)}')
     folder.mkdir(parents=True, exist_ok=True)
+    cfg.report = False  # the page of all runs takes its place
     write_text(folder / 'config.py', cfg.pretty_text)
     used, scores = train_and_score(run, cfg, folder, place, watch)
     memory = [value for _, value in scalars(folder, 'memory', needs='loss')]

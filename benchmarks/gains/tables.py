@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from benchmarks.gains.augmenting import zoo
 from benchmarks.gains.training import make_digit_scenes
 from mmkd_plugin.cli import UsageError, is_distilled, read_config
+from mmkd_plugin.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -118,6 +120,7 @@ class Table:
         recipes (dict[str, Path]): Configs by the name of the method.
         taught (frozenset[str]): The methods that have the teacher.
         iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
+        bring (dict[str, list[dict]]): The teachers of a method that bring their weights, as models.
         cached (dict[str, tuple[str, ...]]): The methods whose teacher is cached, with options of
             ``tools/cache_teacher.py``.
     """
@@ -129,6 +132,7 @@ class Table:
     recipes: dict[str, Path] = field(hash=False)
     taught: frozenset[str] = frozenset()
     iterations: dict[str, int] = field(hash=False, default_factory=dict)
+    bring: dict[str, list[dict]] = field(hash=False, default_factory=dict)
     cached: dict[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
 
     @property
@@ -180,18 +184,21 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                 raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
             teacher = next(iter(every), None)
             methods = {path: method_of(path) for path in members}
+            twice = sorted(n for n, count in Counter(methods.values()).items() if count > 1)
+            if twice:
+                raise UsageError(f'{student.stem} has several recipes called {", ".join(twice)}')
             iterations = {methods[path]: read[path].train_cfg.max_iters for path in members}
             iterations['student'] = read[student].train_cfg.max_iters
             if teacher:
                 iterations['teacher'] = read_config(str(teacher)).train_cfg.max_iters
-            every = {method: path for path, method in methods.items()}
+            named = {method: path for path, method in methods.items()}
             cached = {
                 f'{methods[path]}-{name}': (path, options)
                 for name, options in one.caches.items()
                 for path in members
                 if teachers[path]
             }
-            every |= {name: path for name, (path, _) in cached.items()}
+            named |= {name: path for name, (path, _) in cached.items()}
             iterations |= {name: iterations[methods[path]] for name, (path, _) in cached.items()}
             found.append(
                 Table(
@@ -199,9 +206,10 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                     TASKS[read[student].default_scope],
                     student,
                     teacher,
-                    every,
-                    frozenset(name for name, path in every.items() if teachers[path]),
+                    named,
+                    frozenset(name for name, path in named.items() if teachers[path]),
                     iterations,
+                    {methods[path]: _bring(read[path].model) for path in members},
                     {name: options for name, (_, options) in cached.items()},
                 )
             )
@@ -224,9 +232,29 @@ def trained_teachers(model: dict) -> list[dict]:
     Args:
         model (dict): The ``model`` of its config.
     """
+    return [one for one in _teachers(model) if isinstance(one.get('config'), str)]
+
+
+def lacks(table: Table, method: str) -> str | None:
+    """What is missing on this machine for a method, in one line; None if it can run.
+
+    Its teachers that bring their weights are built.
+    """
+    for model in table.bring.get(method, ()):
+        try:
+            MODELS.build(model)
+        except (ValueError, OSError) as error:
+            return str(error)
+    return None
+
+
+def _bring(model: dict) -> list[dict]:
+    return [one['config'] for one in _teachers(model) if isinstance(one.get('config'), dict)]
+
+
+def _teachers(model: dict) -> list[dict]:
     teachers = model.get('teacher') or []
-    teachers = [teachers] if isinstance(teachers, dict) else teachers
-    return [one for one in teachers if isinstance(one.get('config'), str)]
+    return [teachers] if isinstance(teachers, dict) else list(teachers)
 
 
 def _teacher(model: dict, configs: Path) -> Path | None:

@@ -99,24 +99,9 @@ class DistillVisualizationHook(Hook):
                 self._prepare(runner, model)
 
     def _prepare(self, runner: Runner, model: Distiller) -> None:
-        dataset = runner.val_loop.dataloader.dataset
-        student, terms = model.student, list(model.distill.values())
-        teachers = {n: t.predictor() for n, t in model.teachers.items() if t.predictor()}
-        self._gallery = Gallery(
-            [
-                *(Viewer(n, m, student.data_preprocessor, 'teacher') for n, m in teachers.items()),
-                Viewer('student', student, student.data_preprocessor),
-            ],
-            self.panels,
-            Meta.of(getattr(dataset, 'metainfo', None), student),
-            places_of(terms),
-            next(iter(teachers), None),
-            score_thr=self.score_thr,
+        self._gallery, self._scenes = gallery_of(
+            runner, model, self.panels, self.images, self.score_thr
         )
-        self._scenes = [
-            Scene.of(dataset[n], student.data_preprocessor)
-            for n in evenly(self.images, len(dataset))
-        ]
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -138,3 +123,40 @@ class DistillVisualizationHook(Hook):
                         continue
                     name = file_name(f'distill-{picture.name}-{number}-{scene.name}')
                     runner.visualizer.add_image(name, draw(picture.grid), runner.iter + 1)
+
+
+def gallery_of(
+    runner: Runner,
+    model: Distiller,
+    panels: Sequence[str] | None,
+    images: int,
+    score_thr: float = 0.3,
+) -> tuple[Gallery, list[Scene]]:
+    """What draws the student of a run and its teachers on validation images.
+
+    Args:
+        runner (Runner): The runner; it has a validation loop.
+        model (Distiller): Its model.
+        panels (Sequence[str], optional): Some of the panels; None for all that the models allow.
+        images (int): Number of images, spread evenly over the validation set.
+        score_thr (float): Score from which boxes are drawn. Defaults to 0.3.
+
+    Returns:
+        tuple[Gallery, list[Scene]]: The gallery and its images.
+    """
+    dataset = runner.val_loop.dataloader.dataset
+    student, terms = model.student, list(model.distill.values())
+    teachers = {n: t.predictor() for n, t in model.teachers.items() if t.predictor()}
+    gallery = Gallery(
+        [
+            *(Viewer(n, m, student.data_preprocessor, 'teacher') for n, m in teachers.items()),
+            Viewer('student', student, student.data_preprocessor),
+        ],
+        panels,
+        Meta.of(getattr(dataset, 'metainfo', None), student),
+        places_of(terms),
+        next(iter(teachers), None),
+        score_thr=score_thr,
+    )
+    numbers = evenly(images, len(dataset))
+    return gallery, [Scene.of(dataset[n], student.data_preprocessor) for n in numbers]

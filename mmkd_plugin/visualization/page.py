@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from mmkd_plugin.pages import definitions, document
 from mmkd_plugin.saving import write_text
 from mmkd_plugin.visualization.figure import draw, save
 from mmkd_plugin.visualization.panels import Picture
@@ -15,23 +16,6 @@ from mmkd_plugin.visualization.panels import Picture
 THUMB = 760  # pixels, width of a small picture on the page
 
 STYLE = """
-:root { color-scheme: light dark; --line: #d5d9de; --soft: #5a6470; --ground: #f4f5f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3a4048; --soft: #a8b2bd; --ground: #22262b; }
-}
-* { box-sizing: border-box; }
-body { max-width: 1240px; margin: 0 auto; padding: 1rem; line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0.5rem 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; }
-h3 { font-size: 1rem; margin: 0; }
-p { margin: 0.2rem 0 0.6rem; } .soft { color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; margin: 0 0 1rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 th[colspan] { text-align: center; }
 .pictures { columns: 2 480px; column-gap: 1.2rem; }
 figure { margin: 0 0 1.2rem; padding: 0.8rem; background: var(--ground); border-radius: 8px;
@@ -116,21 +100,14 @@ class Page:
         Returns:
             Path: The written file.
         """
-        known = ''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())
         sections = ''.join(
             f'<section id="{e.anchor}"><h2>{escape(e.name)}</h2>'
             f'<div class="pictures">{"".join(e.pictures)}</div></section>\n'
             for e in self.entries
         )
         file = self.folder / 'index.html'
-        write_text(
-            file,
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-            f'<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n'
-            f'<dl>{known}</dl>\n{self._table()}\n{sections}</body>\n</html>\n',
-        )
+        body = f'{definitions(facts)}\n{self._table()}\n{sections}'
+        write_text(file, document(title, body, STYLE))
         return file
 
     def _table(self) -> str:

@@ -38,6 +38,8 @@ from mmkd_plugin.cli import UsageError, apply_options, check_file, check_folder,
         ('cache_teacher', ['--out', '{file}'], '--out {file}: {file} is a file'),
         ('fit_connector', ['--work-dir', '{file}'], '--work-dir {file}: {file} is a file'),
         ('visualize', ['x.pth', '--out', '{file}'], '{file} is a file'),
+        ('report', [], 'there is no folder'),
+        ('report', ['--out', '{file}'], '--out {file}: expected a file that ends with .html'),
     ],
 )
 def test_one_line_says_what_is_wrong(

