@@ -395,14 +395,14 @@ class Drawn:
     def __init__(self, cfg: Config, args: argparse.Namespace) -> None:
         drawn = drawn_from(cfg)
         config = cfg.train_dataloader.dataset
-        self.root = common_root([*innermost(config)])
+        root = common_root([*innermost(config)])
         self.dataset = DATASETS.build(config)
         for leaf in leaves(self.dataset):
             leaf.full_init()
             if hasattr(leaf, 'pipeline'):
                 steps = leaf.pipeline.transforms
                 leaf.pipeline = CheckedPipeline(steps, Expected(), packs=False)
-        names = names_of_images(self.dataset, self.root)
+        names = names_of_images(self.dataset, root)
         self.indices = {name: index for index, name in reversed([*enumerate(names)])}
         self.views, self.workers = args.views, args.workers
         self.batch_size = cfg.train_dataloader.get('batch_size') or 1
@@ -412,12 +412,12 @@ class Drawn:
 
     def _check_draws(self, cfg: Config) -> None:
         """Refuses pipelines that draw another image from the same seed."""
-        if not len(self.dataset):
+        if not self.indices:
             raise UsageError('the training set has no images')
-        last = len(self.dataset) - 1
+        names = [*self.indices]
         first, _, again = (
-            draw(self.dataset, index, view, self.root)[1]
-            for index, view in ((0, 0), (last, 1), (0, 0))
+            draw(self.dataset, self.indices[name], name, view)
+            for name, view in ((names[0], 0), (names[-1], 1), (names[0], 0))
         )
         if not isinstance(first, dict) or not {'inputs', 'data_samples'} <= set(first):
             raise UsageError(
@@ -452,7 +452,7 @@ class Drawn:
 
     def __getitem__(self, number: int) -> dict:
         name, view = self.left[number]
-        return draw(self.dataset, self.indices[name], view, self.root)[1]
+        return draw(self.dataset, self.indices[name], name, view)
 
     def run(
         self,

@@ -53,22 +53,21 @@ SWITCHES = ('YOLOXModeSwitchHook',)
 ALIKE = 0.02
 
 
-def draw(dataset: Any, index: int, view: int, root: str) -> tuple[str, Any]:
+def draw(dataset: Any, index: int, name: str, view: int) -> Any:
     """Draws a view of an image. The random numbers of the caller stay as they are.
 
     Args:
         dataset (BaseDataset): A built data set with its train pipeline, or a wrapper.
         index (int): Index of the image.
+        name (str): Its name in caches.
         view (int): Number of the view, from 0.
-        root (str): The folder to which names of images are relative.
 
     Returns:
-        tuple[str, Any]: The name of the image, and what the data set gives for it.
+        Any: What the data set gives for the image.
     """
-    name = image_name(dataset.get_data_info(index), root)
     number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), 'big')
     with seeded(VIEW, number, view):
-        return name, dataset[index]
+        return dataset[index]
 
 
 def picture_of(image: Tensor) -> list[float]:
@@ -129,6 +128,7 @@ class DrawnViews(Dataset):
         self.dataset = ALL_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.caches = [(TeacherCache(c['path']), list(c['taps']), c['name']) for c in caches]
         self.root = root
+        self._names: dict[int, str] = {}  # to look one up unpickles what is known of the image
 
     @property
     def metainfo(self) -> dict:
@@ -148,7 +148,10 @@ class DrawnViews(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         view, index = divmod(int(index), len(self))
-        name, data = draw(self.dataset, index, view, self.root)
+        if index not in self._names:
+            self._names[index] = image_name(self.dataset.get_data_info(index), self.root)
+        name = self._names[index]
+        data = draw(self.dataset, index, name, view)
         for cache, taps, teacher in self.caches:
             element = BaseDataElement()
             for tap in taps:
