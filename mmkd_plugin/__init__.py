@@ -55,6 +55,7 @@ _PUBLIC = {
         'RKDAngleLoss',
         'RKDDistanceLoss',
         'ReviewLoss',
+        'SharedMasksLoss',
         'SharedQueriesLoss',
         'SoftTargetLoss',
         'TokenRelationLoss',

@@ -151,7 +151,8 @@ class Distiller(NamedAsStudent):
         with _taps_named(terms, self.teachers):
             forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
-        trial = Trial(config, self.student.data_preprocessor, forward.run, sync, forward.sampled)
+        preprocessor = self.student.data_preprocessor
+        trial = Trial(config, preprocessor, forward.run, sync, forward.sampled, forward.own)
         with _taps_named(terms, self.teachers):
             previews = {
                 name: _prepared(name, teacher, trial, terms, device)
@@ -267,7 +268,9 @@ class Distiller(NamedAsStudent):
             )
         lessons |= self._taught(batch._replace(student=seen.maps), active, after_student=True)
         with STEP.part('teachers'):
-            lessons = {name: lesson.asked(seen.sampled) for name, lesson in lessons.items()}
+            lessons = {
+                name: lesson.asked(seen.sampled, seen.own) for name, lesson in lessons.items()
+            }
         losses = dict(seen.losses)
         for lesson in lessons.values():
             losses |= lesson.losses

@@ -43,6 +43,7 @@ class Seen(NamedTuple):
         assigned (dict[View, Assigned]): What its assigner found, for each view that asks for it.
         sampled (dict[int, Sampled]): The RoIs that it sampled, by the number of the stage, if a
             view asks about them.
+        own (Group, optional): The queries of its decoder, if a view asks them.
     """
 
     losses: dict[str, Any]
@@ -50,6 +51,7 @@ class Seen(NamedTuple):
     shown: dict[View, Maps]
     assigned: dict[View, Assigned]
     sampled: dict[int, Sampled]
+    own: Group | None
 
 
 class StudentForward:
@@ -71,6 +73,8 @@ class StudentForward:
     Attributes:
         run (DryRun): Results of the trial.
         sampled (dict[int, Sampled]): The RoIs that the student sampled in a trial, on the CPU.
+        own (Group, optional): The queries of its decoder in a trial, on the CPU, if a view asks
+            them.
     """
 
     def __init__(
@@ -94,6 +98,11 @@ class StudentForward:
         self._on_rois: dict[Tap, Maps] = {}
         if of_kind(views, 'rois'):
             self._try_rois(student, taps_of(views, 'rois'), device)
+        self.own: Group | None = None
+        own = _asking_own(views)
+        if own:
+            asked = self._try_asking(own[0], self._copy(student, device), device)
+            self.own = asked.own().to('cpu')
 
     def _try_rois(self, student: nn.Module, taps: Sequence[Tap], device: torch.device) -> None:
         """Lets a copy sample RoIs on a made-up image, and reads taps in its RoI head."""
@@ -143,8 +152,11 @@ class StudentForward:
         values = {**self.run.values, **self._on_rois}
         shown = {view: view.of(values) for view in of_kind(views, 'maps', 'gradients', 'rois')}
         for view in of_kind(views, 'queries'):
+            asked = self._try_asking(view, self._copy(student, device), device)
             groups = [group.to(device) for group in queries[view]]
-            shown[view] = self._try_asking(view, self._copy(student, device), device, groups)
+            if view.queries.student:
+                groups.append(self.own.first(3).to(device))
+            shown[view] = made_up(asked.answers(groups), seed=0)
         for view in of_kind(views, 'explanations'):
             copy = self._copy(student, device)
             tried = try_explaining(view, copy, device, 'the student', self.run.size)
@@ -156,15 +168,13 @@ class StudentForward:
         return trial_copy(student, device, self.run.initialised)
 
     @torch.no_grad()
-    def _try_asking(
-        self, view: View, model: nn.Module, device: torch.device, groups: Sequence[Group]
-    ) -> list[Tensor]:
-        """Asks the decoder of a copy about a made-up image."""
+    def _try_asking(self, view: View, model: nn.Module, device: torch.device) -> Asked:
+        """Runs a copy on a made-up image, as far as its decoder."""
         with random_state_kept():
             inputs, samples = example_batch(model, device, self.run.size)
         with _watched(model, [view], stop=True) as asked:
             model(inputs, samples, mode='loss')
-        return made_up(asked.answers(groups), seed=0)
+        return asked
 
     def assigned(self, student: nn.Module, device: torch.device) -> dict[View, Assigned]:
         """Returns what the student's assigner found in a trial, for each view that asks for it.
@@ -276,14 +286,16 @@ class StudentForward:
                 kind, size = self._scores[view], inputs.shape[2:]
                 shown[view] = view.explain(read, chosen[view], kind, size, learning).pairs()
         self._checked = self._checked or bool(gradients or explaining)
-        shown |= {view: asked.answers(queries[view]) for view in asking}
+        own = asked.own() if _asking_own(asking) else None
+        for view in asking:
+            shown[view] = asked.answers([*queries[view], *[own] * view.queries.student])
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         for view in of_kind(views, 'rois'):
             shown[view] = view.of(compared_of_student(read, view.taps, sampled))
         if task != 1:
             losses = scaled_losses(losses, task) if task else {}
-        return Seen(losses, read, shown, self._by_view(student, found, views), sampled)
+        return Seen(losses, read, shown, self._by_view(student, found, views), sampled, own)
 
     def _reader(
         self, student: nn.Module, taps: Sequence[Tap], differentiated: Sequence[View], stop: bool
@@ -318,6 +330,11 @@ def _watched(
     student: nn.Module, views: Sequence[View], stop: bool = False
 ) -> AbstractContextManager[Asked]:
     return decoder_watched(student, f'{views[0].term}.queries: the student', stop)
+
+
+def _asking_own(views: Sequence[View]) -> list[View]:
+    """The views that ask the student's own queries."""
+    return [view for view in of_kind(views, 'queries') if view.queries.student]
 
 
 def _asking(view: View) -> str:

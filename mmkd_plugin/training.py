@@ -46,7 +46,7 @@ from mmkd_plugin.running.resuming import (
 )
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
-from mmkd_plugin.training_data import watch_data
+from mmkd_plugin.training_data import warn_of_kept_state, watch_data
 from mmkd_plugin.words import type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
@@ -102,6 +102,8 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
                 runner = build_runner(cfg)
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
+            if cfg.get('resume'):
+                warn_of_kept_state(runner._train_dataloader.dataset)
             make_resumable(runner)
             report_on(runner)
             with runner_errors_named(cfg), file_named(cfg.get('load_from')):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import traceback
 from collections import defaultdict
@@ -15,6 +16,7 @@ import numpy as np
 from mmengine.dataset import Compose
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -31,6 +33,8 @@ from mmkd_plugin.words import from_worker, short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
 LISTED = 100_000
+#: Transforms with a generator of their own, which nothing seeds for each image.
+OWN_GENERATOR = ('Albu',)
 #: Transforms of these packages leave the ids in label maps alone once the maps are loaded.
 _STOCK = ('mmcv', 'mmdet', 'mmkd_plugin', 'mmseg')
 
@@ -338,6 +342,36 @@ def _check_switch(dataset: Any, expected: Expected, hook: Hook) -> None:
             pipeline(next(leaves(dataset)).get_data_info(0))
         except DataError as error:
             raise DataError(f'{key}: {error}') from error
+
+
+def warn_of_kept_state(dataset: Any) -> None:
+    """Says of a resumed run which transforms have forgotten what they keep between images.
+
+    Args:
+        dataset (BaseDataset): The training data, built, or a wrapper.
+    """
+    parts = [*leaves(dataset), *_wrappers_with_pipelines(dataset)]
+    names = dict.fromkeys(
+        type(transform).__name__
+        for part in parts
+        for transform in _all_transforms(getattr(part, 'pipeline', None))
+        if hasattr(transform, 'results_cache') or type(transform).__name__ in OWN_GENERATOR
+    )
+    if names:
+        print_log(
+            f'--resume: {some(names)} of the pipeline kept images or random numbers of earlier '
+            'iterations, and no checkpoint has them: the run goes on with other images than one '
+            'that never ended. Mosaic and MixUp in a MultiImageMixDataset are resumed exactly',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _all_transforms(pipeline: Any) -> Iterator[Any]:
+    """The transforms of a pipeline, and those inside them."""
+    for transform in getattr(pipeline, 'transforms', None) or ():
+        yield transform
+        yield from _all_transforms(transform)
 
 
 def _spread(total: int, count: int) -> Iterator[int]:

@@ -832,13 +832,13 @@ def _pixel_decoder(width: int, ffn: dict, points: dict) -> dict:
     )
 
 
-def mask2former(width: int = 8, classes: int = 4) -> dict:
-    """Mask2Former-R18 for instances: deformable pixel decoder, masked attention."""
+def mask2former(width: int = 8, classes: int = 4, stuff: int = 0, queries: int = 5) -> dict:
+    """Mask2Former-R18, for instances or panoptic: deformable pixel decoder, masked attention."""
     embed = 2 * width
     attention = _attention(embed, num_heads=2, batch_first=True)
     ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
     points = dict(num_feats=width, normalize=True)
-    split = dict(num_things_classes=classes, num_stuff_classes=0)
+    split = dict(num_things_classes=classes, num_stuff_classes=stuff)
     return dict(
         _scope_='mmdet',
         type='Mask2Former',
@@ -857,7 +857,7 @@ def mask2former(width: int = 8, classes: int = 4) -> dict:
             strides=[4, 8, 16, 32],
             feat_channels=embed,
             out_channels=embed,
-            num_queries=5,
+            num_queries=queries,
             num_transformer_feat_level=3,
             **split,
             pixel_decoder=_pixel_decoder(width, ffn, points),
@@ -867,7 +867,7 @@ def mask2former(width: int = 8, classes: int = 4) -> dict:
                 num_layers=1,
                 layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn),
             ),
-            loss_cls=dict(type='CrossEntropyLoss', class_weight=[1.0] * classes + [0.1]),
+            loss_cls=dict(type='CrossEntropyLoss', class_weight=[1.0] * (classes + stuff) + [0.1]),
             loss_mask=dict(type='CrossEntropyLoss', use_sigmoid=True),
             loss_dice=dict(type='DiceLoss', use_sigmoid=True, activate=True, naive_dice=True),
         ),
@@ -879,6 +879,39 @@ def mask2former(width: int = 8, classes: int = 4) -> dict:
         ),
         test_cfg=dict(panoptic_on=False, semantic_on=False, instance_on=True, max_per_image=5),
     )
+
+
+def maskformer(width: int = 8, classes: int = 4, stuff: int = 0, queries: int = 5) -> dict:
+    """MaskFormer-R18 of mmdetection."""
+    model = mask2former(width, classes, stuff, queries)
+    _to_maskformer(model['panoptic_head'], '')
+    model['type'] = 'MaskFormer'
+    costs = model['train_cfg']['assigner']['match_costs']
+    model['train_cfg']['assigner']['match_costs'] = _focal(costs, '')
+    return model
+
+
+def _to_maskformer(head: dict, scope: str) -> None:
+    """Makes a head of Mask2Former one of MaskFormer, whose layers lie in one tensor."""
+    for key in ('strides', 'num_transformer_feat_level'):
+        del head[key]
+    head.update(
+        type='MaskFormerHead',
+        enforce_decoder_input_project=False,
+        pixel_decoder=dict(
+            type=f'{scope}PixelDecoder',
+            norm_cfg=dict(type='GN', num_groups=2),
+            act_cfg=dict(type='ReLU'),
+        ),
+        loss_mask=dict(type=f'{scope}FocalLoss', use_sigmoid=True),
+    )
+    head['transformer_decoder']['num_layers'] = 2
+
+
+def _focal(costs: list[dict], scope: str) -> list[dict]:
+    """The costs of MaskFormer."""
+    focal = dict(type=f'{scope}FocalLossCost', binary_input=True)
+    return [costs[0], focal, *costs[2:]]
 
 
 def _as_segmentor(head: dict, width: int, classes: int) -> dict:
@@ -898,9 +931,9 @@ def _in_mmdet(config: Any) -> Any:
     return [_in_mmdet(x) for x in config] if isinstance(config, list) else config
 
 
-def mask2former_segmentor(width: int = 8, classes: int = 5) -> dict:
+def mask2former_segmentor(width: int = 8, classes: int = 5, queries: int = 5) -> dict:
     """Mask2Former-R18 of mmsegmentation."""
-    model = mask2former(width, classes)
+    model = mask2former(width, classes, queries=queries)
     head = _in_mmdet(model['panoptic_head'])
     costs = [{**cost, 'type': f'mmdet.{cost["type"]}'} for cost in MASK_COSTS]
     head['train_cfg'] = dict(
@@ -911,28 +944,15 @@ def mask2former_segmentor(width: int = 8, classes: int = 5) -> dict:
     return _as_segmentor(head, width, classes)
 
 
-def maskformer_segmentor(width: int = 8, classes: int = 5) -> dict:
-    """MaskFormer-R18 of mmsegmentation: its layers lie in one tensor."""
-    model = mask2former_segmentor(width, classes)
-    head, embed = model['decode_head'], 2 * width
-    for key in ('strides', 'num_transformer_feat_level', 'num_things_classes', 'num_stuff_classes'):
-        del head[key]
-    head.update(
-        type='MaskFormerHead',
-        in_index=[0, 1, 2, 3],
-        enforce_decoder_input_project=False,
-        pixel_decoder=dict(
-            type='mmdet.PixelDecoder',
-            norm_cfg=dict(type='GN', num_groups=2),
-            act_cfg=dict(type='ReLU'),
-        ),
-        loss_mask=dict(type='mmdet.FocalLoss', use_sigmoid=True),
-    )
-    head['train_cfg']['assigner']['match_costs'][1] = dict(
-        type='mmdet.FocalLossCost', binary_input=True
-    )
-    head['transformer_decoder']['num_layers'] = 2
-    assert embed == head['feat_channels']
+def maskformer_segmentor(width: int = 8, classes: int = 5, queries: int = 5) -> dict:
+    """MaskFormer-R18 of mmsegmentation."""
+    model = mask2former_segmentor(width, classes, queries)
+    head = model['decode_head']
+    del head['num_things_classes'], head['num_stuff_classes']
+    _to_maskformer(head, 'mmdet.')
+    head['in_index'] = [0, 1, 2, 3]
+    assigner = head['train_cfg']['assigner']
+    assigner['match_costs'] = _focal(assigner['match_costs'], 'mmdet.')
     return model
 
 

@@ -29,7 +29,15 @@ LAYERS = (
     ('taught_maps',),
     ('paraphrasing', 'plan'),
     ('distiller', 'fitting'),
-    ('choosing', 'converting', 'metrics', 'run_config', 'training_data', 'visualization'),
+    (
+        'choosing',
+        'converting',
+        'metrics',
+        'migrating',
+        'run_config',
+        'training_data',
+        'visualization',
+    ),
     ('report',),
     ('training',),
 )

@@ -221,6 +221,125 @@ def test_queries_between_families(student, teacher):
     )
 
 
+#: Models that classify masks.
+MASKED = {
+    'instances': stock_models.mask2former,
+    'panoptic': partial(stock_models.mask2former, stuff=2),
+    'MaskFormer': partial(stock_models.maskformer, stuff=2),
+    'segmentor': stock_models.mask2former_segmentor,
+    'MaskFormer segmentor': stock_models.maskformer_segmentor,
+}
+
+
+def asked_for_masks(student, teacher, **loss):
+    """A student that is asked the seven queries of its teacher, four random ones and its own."""
+    exact = dict(precision='fp32', fuse_conv_bn=False)
+    config = MASKED[teacher](queries=7)
+    loss = dict(type='mmkd_plugin.SharedMasksLoss', points=40, **loss)
+    line = dict(queries=dict(random=4, student=True), loss=loss)
+    teacher = dict(config=config, checkpoint=None, inference=exact)
+    model = distiller(MASKED[student](), teacher, dict(kd=line))
+    frozen = model.teachers['teacher'].model
+    for part in (model, frozen):
+        part.init_weights()
+    return model.train(), frozen
+
+
+def head_in(model):
+    return getattr(model, 'panoptic_head', None) or model.decode_head
+
+
+def plain_masks(model, numbers, inputs, samples):
+    """What a model computes if it has learnt these numbers."""
+    plain = copy.deepcopy(model).eval()
+    for one, other in zip(plain.modules(), model.modules()):
+        one.training = other.training and isinstance(one, torch.nn.BatchNorm2d)
+    head = head_in(plain)
+    names = [name for name in ('query_feat', 'query_embed') if hasattr(head, name)]
+    for name, part in zip(names, numbers.chunk(len(names), -1)):
+        setattr(head, name, torch.nn.Embedding.from_pretrained(part))
+    with torch.no_grad():
+        scores, masks = head(plain.extract_feat(inputs), samples)
+    return [x if isinstance(x, torch.Tensor) else torch.stack(x) for x in (scores, masks)]
+
+
+def numbers_of(model):
+    head = head_in(model)
+    parts = [getattr(head, n).weight for n in ('query_feat', 'query_embed') if hasattr(head, n)]
+    return torch.cat(parts, -1).detach().clone()
+
+
+@pytest.mark.parametrize('name', MASKED)
+def test_masks_are_asked_as_if_the_queries_were_the_models_own(name, counters):
+    model, frozen = asked_for_masks(name, name)
+    student, (inputs, samples) = model.student, batch(model)
+    given = []
+    model.distill.kd.loss.register_forward_pre_hook(lambda _, args: given.append(args))
+    before, random = copy.deepcopy(student), torch.get_rng_state()
+    alone = copy.deepcopy(student)(inputs, copy.deepcopy(samples), mode='loss')
+    state = torch.get_rng_state()
+    torch.set_rng_state(random)
+    losses = model(inputs, copy.deepcopy(samples), mode='loss')
+    assert torch.equal(torch.get_rng_state(), state), 'the next points of its own loss are others'
+    value = losses.pop('distill.kd.loss')
+    assert losses.keys() == alone.keys()
+    assert all(torch.equal(losses[key], alone[key]) for key in alone)
+
+    ((students, teachers),) = given
+    for numbers, place in ((numbers_of(frozen), 0), (numbers_of(before), 4)):
+        for plain, asked, layers in ((before, students, slice(None)), (frozen, teachers, [-1])):
+            expected = plain_masks(plain, numbers, inputs, copy.deepcopy(samples))
+            for got, wanted in zip(asked[place : place + 2], expected):
+                torch.testing.assert_close(got, wanted[layers], rtol=1e-4, atol=1e-5)
+    assert [x.shape[2] for x in students] == [7, 7, 4, 4, 5, 5]
+
+    value.backward()
+    learning = {key for key, p in student.named_parameters() if has_gradient(p)}
+    assert {key.partition('.')[0] for key in learning} >= {'backbone'}
+    assert {part.split('.')[1] for part in learning if 'head' in part} >= {
+        'pixel_decoder',
+        'transformer_decoder',
+        'cls_embed',
+        'mask_embed',
+    }
+    assert not any('query_' in key for key in learning), 'its queries learn from the task alone'
+    assert all(p.grad is None for p in frozen.parameters())
+    build(MASKED[name]()).load_state_dict(model.state_dict(), strict=True)
+
+
+def test_masks_that_find_their_weight_under_mixed_precision():
+    model, _ = asked_for_masks('instances', 'instances', loss_weight='auto')
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model(*batch(model), mode='loss')
+    assert model.distill.kd.auto.weight > 0
+    assert losses['distill.kd.loss'].dtype == torch.float32
+    assert losses['distill.kd.loss'].isfinite()
+
+
+def test_masks_that_cannot_be_asked():
+    with pytest.raises(ValueError, match='takes 16 learnt numbers each, of MaskFormer, and the qu'):
+        asked_for_masks('instances', 'MaskFormer')
+    with pytest.raises(ValueError, match='classes differ: student 4, teacher 6; take a teacher of'):
+        asked_for_masks('instances', 'panoptic')
+    line = dict(queries=dict(), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
+    with pytest.raises(ValueError, match=r'for masks take mmkd_plugin.SharedMasksLoss'):
+        distiller(MASKED['instances'](), MASKED['instances'](), dict(kd=line))
+
+
+@pytest.mark.parametrize('line', [dict(queries=dict(random=4)), dict(tap='class_scores')])
+def test_a_maskformer_gets_the_size_of_a_batch_that_mmseg_does_not_note(line):
+    loss = dict(type='mmkd_plugin.SharedMasksLoss', points=40) if 'queries' in line else cwd()
+    model = distiller(
+        MASKED['MaskFormer segmentor'](),
+        MASKED['MaskFormer segmentor'](),
+        dict(kd=dict(line, loss=loss)),
+    ).train()
+    inputs, samples = batch(model)
+    for sample in samples:
+        del sample.batch_input_shape
+    assert model(inputs, samples, mode='loss')['distill.kd.loss'].isfinite()
+
+
 def test_a_made_up_image_has_positions_for_all_queries_of_a_teacher():
     teacher = stock_models.dino(queries=400)
     line = dict(queries=dict(random=5), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
@@ -234,7 +353,7 @@ def test_a_detector_that_selects_queries_in_another_way_is_refused():
     config['dqs_cfg'] = dict(type='nms', iou_threshold=0.8)
     config['bbox_head'].update(type='DDQDETRHead')
     line = dict(queries=dict(), loss=dict(type='mmkd_plugin.SharedQueriesLoss'))
-    with pytest.raises(ValueError, match=r"teacher 'teacher' \(DDQDETR\) has no queries with ref"):
+    with pytest.raises(ValueError, match=r"teacher 'teacher' \(DDQDETR\) has no queries that both"):
         distiller(ASKED['dino'](), config, dict(kd=line))
 
 

@@ -18,7 +18,13 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
 from mmkd_plugin import training_data
-from mmkd_plugin.training_data import CheckedPipeline, DataError, Expected, check_data
+from mmkd_plugin.training_data import (
+    CheckedPipeline,
+    DataError,
+    Expected,
+    check_data,
+    warn_of_kept_state,
+)
 from tests import stock_models
 from tests.runs import assert_same, config, dataset_of, train
 from tests.stock_models import build, cwd, distiller
@@ -238,6 +244,19 @@ def test_the_check_takes_no_random_numbers_and_leaves_the_transforms_alone(data)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert_same(after, before)
     assert dataset.pipeline.transforms[2].results_cache == []
+
+
+def test_a_resumed_run_says_which_transforms_have_forgotten_images(data, log):
+    plain, cached = (
+        loaded('mmdet', data, pipeline=[*dataset_of('mmdet')['pipeline'], *more])
+        for more in ([], [dict(type='CachedMixUp', img_scale=(64, 64))])
+    )
+    warn_of_kept_state(plain)
+    assert not log.warnings
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        warn_of_kept_state(DATASETS.build(dict(type='RepeatDataset', times=2, dataset=cached)))
+    (warning,) = log.warnings
+    assert warning.startswith('--resume: CachedMixUp of the pipeline kept images')
 
 
 def test_what_a_model_knows_is_read_from_its_head():

@@ -51,6 +51,8 @@ COUNTS = dict(
     num_dn_queries=10,
     num_matching_queries=10,
     max_per_img=10,
+    max_per_image=10,  # of MaskFormer, which has fewer scores than 100 then
+    num_points=1024,
     nms_pre=100,
     num=32,
 )

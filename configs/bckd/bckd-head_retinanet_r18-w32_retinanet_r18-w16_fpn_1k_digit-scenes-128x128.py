@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         bckd=dict(
             tap='bbox_head',
-            loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight=dict(auto=2.5)),
         ),
     ),
 )

@@ -59,6 +59,32 @@ def find_head(model: nn.Module, taps: Iterable[Tap], here: str, owner: str) -> s
     raise ValueError(unknown_head(here, owner, others))
 
 
+def head_form(model: nn.Module) -> tuple[str, tuple] | None:
+    """Finds the only head of a model that hands over what its assigner found.
+
+    Args:
+        model (nn.Module): The model.
+
+    Returns:
+        tuple[str, tuple] | None: Its name in the model, and what its maps of class scores and boxes
+        mean: two heads of the same form can be compared place by place. None if there is none, or
+        several, or its classes are no sigmoids.
+    """
+    heads = [(name, one) for name, one in model.named_modules() if reader_of(one) is not None]
+    if len(heads) != 1 or not getattr(heads[0][1], 'use_sigmoid_cls', False):
+        return None
+    ((name, head),) = heads
+    kind = next(one for one, reader in READERS.items() if reader is reader_of(head))
+    settings = ('num_classes', 'num_base_priors', 'reg_max', 'norm_on_bbox', 'reg_decoded_bbox')
+    coder = vars(head.bbox_coder)
+    return name, (
+        kind,
+        *(getattr(head, setting, None) for setting in settings),
+        tuple(map(tuple, head.prior_generator.strides)),
+        tuple((key, str(value)) for key, value in coder.items() if not key.startswith('_')),
+    )
+
+
 def unknown_head(here: str, owner: str, heads: Mapping[str, nn.Module]) -> str:
     """Returns the message for heads that do not hand over what their assigner found.
 

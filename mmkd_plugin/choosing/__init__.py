@@ -6,6 +6,7 @@
 
 from mmkd_plugin.choosing.choosing import Choice, check_method, choose
 from mmkd_plugin.choosing.looking import (
+    HeadForm,
     Level,
     Look,
     QueryForm,
@@ -19,6 +20,7 @@ from mmkd_plugin.choosing.writing import config_text
 __all__ = [
     'METHODS',
     'Choice',
+    'HeadForm',
     'Level',
     'Look',
     'QueryForm',

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmkd_plugin.choosing.looking import Level, Look, ScoreMap
-from mmkd_plugin.choosing.methods import METHODS, NAMES
+from mmkd_plugin.choosing.methods import BESIDE, METHODS, NAMES
 from mmkd_plugin.teachers.classes import Names, order_between
 from mmkd_plugin.words import did_you_mean
 
@@ -30,12 +31,19 @@ class Choice(NamedTuple):
         method (str): Name of the method, and of the term.
         term (dict[str, Any]): The config of the term.
         why (str): The reasons in a sentence.
+        beside (dict[str, dict[str, Any]]): Terms that come with it, by their names.
     """
 
     kind: str
     method: str
     term: dict[str, Any]
     why: str
+    beside: Mapping[str, dict[str, Any]] = MappingProxyType({})
+
+    @property
+    def terms(self) -> dict[str, dict[str, Any]]:
+        """All terms, by their names."""
+        return {self.method: self.term, **self.beside}
 
 
 def check_method(name: str | None) -> None:
@@ -84,14 +92,27 @@ def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
     for kind, methods in METHODS.items():
         name = method or next(iter(methods))
         if kind in offers and name in methods:
-            loss = dict(methods[name].loss, loss_weight='auto')
             why = f'{NAMES[kind]}{_instead_of_scores(student, teacher, kind)}: {methods[name].why}'
-            return Choice(kind, name, {**offers[kind], 'loss': loss}, why)
+            first = Choice(kind, name, _term(offers, kind, name), why)
+            return first if method else _with_another(first, offers)
     fitting = dict.fromkeys(name for kind in METHODS if kind in offers for name in METHODS[kind])
     raise ValueError(
         f'{method} compares nothing that both models have; for these two there are '
         f'{", ".join(fitting)}'
     )
+
+
+def _term(offers: Mapping[str, dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    return {**offers[kind], 'loss': dict(METHODS[kind][name].loss, loss_weight='auto')}
+
+
+def _with_another(choice: Choice, offers: Mapping[str, dict[str, Any]]) -> Choice:
+    """Adds the term that does best beside the first one, if it fits."""
+    for kind, name in BESIDE.get(choice.kind, ()):
+        if kind in offers:
+            why = f'{choice.why}; and {NAMES[kind]}: {METHODS[kind][name].why}'
+            return choice._replace(why=why, beside={name: _term(offers, kind, name)})
+    return choice
 
 
 Taps = str | list[str]
@@ -106,7 +127,12 @@ def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
     if student.features and teacher.features and student.features.learns:
         offers['features'] = _taps(student.features.tap, teacher.features.tap)
     if same_queries(student, teacher):
-        offers['queries'] = dict(queries=dict(random=300))
+        if student.queries.answers == 'boxes':
+            offers['queries'] = dict(queries=dict(random=300))
+        else:
+            offers['mask queries'] = dict(queries=dict(random=0, student=True))
+    if same_heads(student, teacher):
+        offers['head'] = _taps(student.head.tap, teacher.head.tap)
     for root in ('neck', 'backbone'):
         ours, theirs = getattr(student, root), getattr(teacher, root)
         pairs = matching_levels(ours, theirs, in_order=root == 'backbone')
@@ -132,9 +158,26 @@ def same_queries(student: Look, teacher: Look) -> bool:
     """
     if student.queries is None or student.queries != teacher.queries:
         return False
-    if None in (student.classes, teacher.classes):
+    return _in_one_order(student.classes, teacher.classes)
+
+
+def same_heads(student: Look, teacher: Look) -> bool:
+    """Whether the heads of two one-stage detectors say the same thing at each place.
+
+    Args:
+        student (Look): What the student shows.
+        teacher (Look): What the teacher shows.
+    """
+    if None in (student.head, teacher.head) or student.head.form != teacher.head.form:
+        return False
+    return _in_one_order(student.classes, teacher.classes)
+
+
+def _in_one_order(ours: Names | None, theirs: Names | None) -> bool:
+    """Whether two models have the same classes in one order, as far as their names are known."""
+    if None in (ours, theirs):
         return True
-    order = order_between(student.classes, teacher.classes)
+    order = order_between(ours, theirs)
     return order is not None and order.identity
 
 

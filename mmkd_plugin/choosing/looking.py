@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.heads import head_form
 from mmkd_plugin.assigners.rois import score_taps
 from mmkd_plugin.queries import decoder_watched, has_decoder
 from mmkd_plugin.taps import Tap, TapReader, as_list, places_of
@@ -68,10 +69,26 @@ class QueryForm:
     Args:
         form (str): What a query is. Two decoders can be asked the same if this is the same.
         classes (int): The number of classes that it answers.
+        answers (str): What it answers beside them, ``'boxes'`` or ``'masks'``. Defaults to
+            ``'boxes'``.
     """
 
     form: str
     classes: int
+    answers: str = 'boxes'
+
+
+@dataclass(frozen=True)
+class HeadForm:
+    """The head of a one-stage detector, where an assigner finds what it learns from.
+
+    Args:
+        tap (str): Where its scores and boxes are read.
+        form (tuple): What they mean. Those of two heads of one form can be compared.
+    """
+
+    tap: str
+    form: tuple
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,7 @@ class Look:
             asked.
         rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
             ``()``: it has none that can be compared.
+        head (HeadForm, optional): The head of a one-stage detector. Defaults to None.
     """
 
     scores: ScoreMap | None = None
@@ -97,6 +115,7 @@ class Look:
     classes: Names | None = None
     queries: QueryForm | None = None
     rois: tuple[ScoreMap, ...] = ()
+    head: HeadForm | None = None
 
     def __str__(self) -> str:
         found = [
@@ -109,6 +128,7 @@ class Look:
             ),
             self.queries and f'queries that are {self.queries.form}',
             self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
+            self.head and f"scores and boxes at '{self.head.tap}'",
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -216,25 +236,26 @@ def _has(model: nn.Module, tap: Tap, run: DryRun | None = None) -> bool:
 
 def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
     scores = _scores(run)
-    taken = run.values.get(TAKEN)
+    taken, head = run.values.get(TAKEN), head_form(model)
     return Look(
         scores,
         None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
         *(_levels(run, root) for root in ROOTS),
         classes,
         rois=tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
+        head=head and HeadForm(*head),
     )
 
 
 @torch.no_grad()
 def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm | None:
-    """What the decoder of a detector can be asked with, None if it cannot be."""
+    """What the decoder of a model can be asked with, None if it cannot be."""
     for side in EXAMPLE_SIZES if has_decoder(model) else ():
         inputs, samples = example_batch(model, device, side)
         try:
             with decoder_watched(model, 'the model', stop=True) as asked:
                 model(inputs, samples, mode=mode)
-            return QueryForm(asked.kind.form, asked.kind.classes)
+            return QueryForm(asked.kind.form, asked.kind.classes, asked.kind.answers)
         except Exception:  # no such queries, or more of them than positions
             continue
     return None

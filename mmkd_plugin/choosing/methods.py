@@ -26,6 +26,8 @@ PKD = 'patterns of features, whatever their scale (PKD)'
 AT = 'where activations are strong, whatever the channels mean (AT)'
 PI = 'the distribution over the classes at each position (PI)'
 KD_DETR = 'class scores and boxes (KD-DETR)'
+MASKS = 'classes and masks (shared queries)'
+BCKD = 'each class as a yes or no, and the boxes where these differ (BCKD)'
 DKD = 'the certainty about the labelled class, and apart from it all others (DKD)'
 KD = 'the distribution over the classes (soft targets)'
 
@@ -59,17 +61,33 @@ METHODS: dict[str, dict[str, Method]] = {
     'queries': {
         'kd_detr': Method(_loss('SharedQueriesLoss', tau=10), KD_DETR),
     },
+    # the same of models that classify masks
+    'mask queries': {
+        'shared_masks': Method(_loss('SharedMasksLoss'), MASKS),
+    },
     # maps of two backbones
     'backbone': {
         'pkd': Method(_loss('PearsonLoss'), PKD),
         'at': Method(_loss('AttentionLoss'), AT),
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
     },
+    # scores and boxes of two heads of a kind, in one-stage detectors
+    'head': {
+        'bckd': Method(_loss('ProtocolLoss'), BCKD),
+    },
     # class scores of RoI heads, of the same classes
     'rois': {
         'dkd': Method(_loss('DecoupledLoss', beta=0.25, tau=1), DKD),
         'soft_target': Method(_loss('SoftTargetLoss', tau=1), KD),
     },
+}
+
+#: What comes beside the first method of a kind, if the user names none: the first that fits. On
+#: each of the small data sets two terms together have the best row.
+BESIDE: dict[str, tuple[tuple[str, str], ...]] = {
+    'scores': (('neck', 'pkd'), ('other neck', 'pkd')),
+    'neck': (('head', 'bckd'),),
+    'other neck': (('head', 'bckd'),),
 }
 
 #: What each kind of pair is called when it is told.
@@ -79,6 +97,8 @@ NAMES = {
     'neck': 'levels of the neck',
     'other neck': 'levels of the neck',
     'queries': 'answers of both decoders to the same queries',
+    'mask queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
+    'head': 'scores and boxes of the head',
     'rois': "class scores of the student's RoIs",
 }

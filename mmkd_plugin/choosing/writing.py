@@ -18,10 +18,12 @@ model = dict(
         config={config!r},
         checkpoint={checkpoint!r}),
     distill=dict(
-        {method}=dict(
-{taps},
-            loss={loss})))
+{terms}))
 """
+
+TERM = """        {name}=dict(
+{taps},
+            loss={loss})"""
 
 
 def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> str:
@@ -43,16 +45,18 @@ def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> 
         >>> text.splitlines()[-1].strip()
         "loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'))))"
     """
-    taps = {key: value for key, value in choice.term.items() if key != 'loss'}
     return TEMPLATE.format(
         why=choice.why,
         student=student,
         config=teacher,
         checkpoint=checkpoint,
-        method=choice.method,
-        taps=',\n'.join(f'            {key}={_written(value)}' for key, value in taps.items()),
-        loss=_call(choice.term['loss']),
+        terms=',\n'.join(_term(name, term) for name, term in choice.terms.items()),
     )
+
+
+def _term(name: str, term: Mapping[str, Any]) -> str:
+    taps = [f'            {k}={_written(v)}' for k, v in term.items() if k != 'loss']
+    return TERM.format(name=name, taps=',\n'.join(taps), loss=_call(term['loss']))
 
 
 def _written(value: Any) -> str:

@@ -48,6 +48,7 @@ from mmkd_plugin.losses.pixel_wise import PixelWiseLoss
 from mmkd_plugin.losses.protocol import ProtocolLoss
 from mmkd_plugin.losses.relational import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.review import ReviewLoss
+from mmkd_plugin.losses.shared_masks import SharedMasksLoss
 from mmkd_plugin.losses.shared_queries import SharedQueriesLoss
 from mmkd_plugin.losses.soft_target import SoftTargetLoss
 from mmkd_plugin.losses.token_relation import TokenRelationLoss
@@ -86,6 +87,7 @@ __all__ = [
     'RKDAngleLoss',
     'RKDDistanceLoss',
     'ReviewLoss',
+    'SharedMasksLoss',
     'SharedQueriesLoss',
     'SoftTargetLoss',
     'TokenRelationLoss',

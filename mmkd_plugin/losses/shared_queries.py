@@ -154,7 +154,7 @@ def _check(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         raise ValueError(
             f'answers do not fit: student {scores} and {boxes}, teacher {own} and {theirs}; '
             'expected scores (layers, N, Q, C) and boxes (layers, N, Q, 4), of the teacher one '
-            'layer. Add queries=dict() to the term'
+            'layer. Add queries=dict() to the term; for masks take mmkd_plugin.SharedMasksLoss'
         )
     if own[3] != scores[3]:
         raise ValueError(

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.queries.kinds import Group, Kind, check_takes, kind_of
+from mmkd_plugin.queries import detectors, masks
+from mmkd_plugin.queries.kinds import Group, Kind
 from mmkd_plugin.queries.queries import Queries
-from mmkd_plugin.taps.tap import map_tensors
+from mmkd_plugin.taps import Tap
+from mmkd_plugin.taps.tap import FOUND_BY, map_tensors
 
-#: The modules of a detector of mmdet that a question runs: its memory comes out of the first.
-ENCODER, DECODER, HEAD = 'encoder', 'decoder', 'bbox_head'
+#: The files that know how models call their decoders.
+FAMILIES = detectors, masks
+#: The kinds of all families, in the order in which they are tried.
+KINDS = tuple(kind for family in FAMILIES for kind in family.KINDS)
+
+#: What plans call the part of a model that is asked.
+DECODER = 'decoder'
+#: The name of the place of what a decoder reads, whatever the modules of the model are called.
+MEMORY = 'decoder_memory'
 #: Where a teacher is read, by which its forward ends: its decoder runs for the questions alone.
-BEFORE_DECODER = [ENCODER, f'{DECODER}[0]@input']
-#: The method of a detector that runs the decoder.
-METHOD = 'forward_decoder'
+BEFORE_DECODER = f'{MEMORY}@input'
 
 
 class Asked:
     """A decoder's last call in a forward, which can be repeated with other queries.
 
     Args:
-        model (nn.Module): A detector of mmdet.
+        model (nn.Module): The model.
         owner (str): Name of the model in messages.
     """
 
@@ -40,15 +48,12 @@ class Asked:
         Raises:
             ValueError: If its decoder cannot be asked, did not run, or has other scores.
         """
-        kind = kind_of(self._model, self.call, self._owner)
-        head = getattr(self._model, HEAD)
-        if head.cls_out_channels != head.num_classes:
-            raise ValueError(
-                f'{self._owner} ({type(self._model).__name__}) has a score of the background '
-                'beside those of its classes, and only independent scores are compared; take '
-                'use_sigmoid=True in `loss_cls` of its head'
-            )
-        return kind
+        for kind in KINDS if self.call is not None else ():
+            if kind.fits(self._model, self.call):
+                found = kind(self._model, self.call)
+                found.check(self._owner)
+                return found
+        raise ValueError(without_queries(self._model, self._owner))
 
     @torch.no_grad()
     def groups(self, queries: Queries, seed: Tensor) -> list[Group]:
@@ -69,16 +74,28 @@ class Asked:
             found.append(kind.made_of(queries.drawn(seed, kind.width).to(dtype)))
         return found
 
-    def answers(self, groups: Sequence[Group], dtype: torch.dtype | None = None) -> list[Tensor]:
+    @torch.no_grad()
+    def own(self) -> Group:
+        """Returns the queries of the call itself, for the other model.
+
+        Raises:
+            ValueError: If its decoder cannot be asked.
+        """
+        return self.kind.own()
+
+    def answers(
+        self, groups: Sequence[Group], dtype: torch.dtype | None = None, whose: str = 'teacher'
+    ) -> list[Tensor]:
         """Runs decoder and head once more for each group of queries.
 
         Args:
             groups (Sequence[Group]): The queries.
             dtype (torch.dtype, optional): Type to compute in. Defaults to None: that of the call.
+            whose (str): The model that they come from, for messages. Defaults to ``'teacher'``.
 
         Returns:
             list[Tensor]: For each group scores ``(layers, N, Q, C)``, then boxes
-            ``(layers, N, Q, 4)``.
+            ``(layers, N, Q, 4)`` or masks ``(layers, N, Q, H, W)``.
 
         Raises:
             ValueError: If the decoder cannot be asked, or takes other queries.
@@ -89,10 +106,8 @@ class Asked:
                 kind.call, lambda x: x.to(dtype) if x.is_floating_point() else x
             )
         for group in groups:
-            check_takes(kind, group, self._owner)
-            with kind.context(group):
-                given = getattr(self._model, METHOD)(**{**kind.call, **kind.inputs(group)})
-            found += getattr(self._model, HEAD).forward(**given)
+            check_takes(kind, group, self._owner, whose)
+            found += kind.ask(group)
         return found
 
 
@@ -113,9 +128,25 @@ def made_up(answers: Sequence[Tensor], seed: int) -> list[Tensor]:
     return [torch.rand(x.shape, generator=generator) for x in answers]
 
 
+def family_of(model: nn.Module) -> ModuleType | None:
+    """Returns the file that knows how a model calls its decoder, None if it has none."""
+    return next((family for family in FAMILIES if family.has_decoder(model)), None)
+
+
 def has_decoder(model: nn.Module) -> bool:
-    """Whether a model has a decoder as detectors of mmdet have it, of whatever family."""
-    return hasattr(model, METHOD)
+    """Whether a model has a decoder of queries, of whatever family."""
+    return family_of(model) is not None
+
+
+def _places(model: nn.Module, tap: Tap, owner: str) -> tuple[Tap, ...]:
+    """The places in a model that taps by the name :data:`MEMORY` read."""
+    family = family_of(model)
+    if family is None:
+        raise ValueError(without_queries(model, owner))
+    return family.call_of(model) if tap.where == 'input' else family.memory_of(model)
+
+
+FOUND_BY[MEMORY] = _places
 
 
 @contextmanager
@@ -123,29 +154,59 @@ def decoder_watched(model: nn.Module, owner: str, stop: bool = False) -> Iterato
     """Notes what the decoder of a model is called with while the block runs.
 
     Args:
-        model (nn.Module): A detector of mmdet.
+        model (nn.Module): The model.
         owner (str): Name of the model in messages.
         stop (bool): Whether the forward ends with the call. Defaults to False.
 
     Yields:
         Asked: The call; filled while the model runs.
     """
-    asked = Asked(model, owner)
-    if not has_decoder(model):
+    asked, family = Asked(model, owner), family_of(model)
+    if family is None:
         yield asked
         return
-    method = getattr(model, METHOD)
 
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        asked.call = None if args else kwargs
+    def note(call: dict[str, Any] | None) -> None:
+        asked.call = call
         if stop:
             raise _Called
-        return method(*args, **kwargs)
 
-    setattr(model, METHOD, noted)  # it is no module, which a hook could watch
-    try:
+    with family.watched(model, note), suppress(_Called):
         yield asked
-    except _Called:
-        pass
-    finally:
-        delattr(model, METHOD)
+
+
+def without_queries(model: nn.Module, owner: str) -> str:
+    """The message about a model that cannot be asked, with what to type instead.
+
+    Args:
+        model (nn.Module): The model.
+        owner (str): Its name in messages.
+    """
+    names = [kind.name for kind in KINDS if ' with ' not in kind.name]
+    return (
+        f'{owner} ({type(model).__name__}) has no queries that both models could be asked with '
+        f'({", ".join(names)} have). Compare maps in place of `queries`: '
+        "tap='neck', loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto')"
+    )
+
+
+def check_takes(kind: Kind, group: Group, owner: str, whose: str) -> None:
+    """Refuses queries that a model cannot be asked with.
+
+    Args:
+        kind (Kind): The family of the model.
+        group (Group): The queries.
+        owner (str): Name of the model in messages.
+        whose (str): The model that the queries come from.
+
+    Raises:
+        ValueError: If they have another form.
+    """
+    if kind.form == group.form:
+        return
+    boxes = [one.name for one in detectors.KINDS if not issubclass(one, detectors.Embedded)]
+    raise ValueError(
+        f'{owner} ({type(kind.model).__name__}) takes {kind.form}, and the queries of the {whose} '
+        f'are {group.form}; both models must take the same. {", ".join(boxes)} take boxes, any '
+        'with any other; other kinds go with their own kind alone'
+    )

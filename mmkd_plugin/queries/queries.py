@@ -23,6 +23,7 @@ class Queries:
             numbers, which are boxes before the sigmoid, or embeddings. 0 asks none. Defaults to
             300.
         learnt (bool): Whether the teacher's own queries are asked too. Defaults to True.
+        student (bool): Whether those of the student are. Defaults to False.
 
     Examples:
         >>> Queries.from_config('distill.kd', dict(random=100)).random
@@ -31,6 +32,7 @@ class Queries:
 
     random: int = 300
     learnt: bool = True
+    student: bool = False
 
     @classmethod
     def from_config(cls, here: str, config: Any) -> Queries | None:
@@ -51,13 +53,15 @@ class Queries:
         here = f'{here}.queries'
         if not isinstance(config, dict):
             raise ValueError(f'{here}: expected dict(random=300, learnt=True), got {short(config)}')
-        check_keys(here, config, ('random', 'learnt'))
+        check_keys(here, config, ('random', 'learnt', 'student'))
         made = cls(**{key: value for key, value in config.items() if key != '_scope_'})
         if not fits(made.random, int) or made.random < 0:
             raise ValueError(f'{here}.random must be a whole number from 0 on, got {made.random!r}')
-        if not isinstance(made.learnt, bool):
-            raise ValueError(f'{here}.learnt must be True or False, got {short(made.learnt)}')
-        if not made.random and not made.learnt:
+        for key in ('learnt', 'student'):
+            value = getattr(made, key)
+            if not isinstance(value, bool):
+                raise ValueError(f'{here}.{key} must be True or False, got {short(value)}')
+        if not (made.random or made.learnt or made.student):
             raise ValueError(f'{here}: random=0 and learnt=False leave no query')
         return made
 
@@ -77,4 +81,6 @@ class Queries:
     def __str__(self) -> str:
         parts = ["the teacher's queries"] * self.learnt
         parts += [f'{self.random} random ones'] * bool(self.random)
-        return ' and '.join(parts)
+        parts += ["the student's" if parts else "the student's queries"] * self.student
+        *first, last = parts
+        return f'{", ".join(first)} and {last}' if first else last

@@ -19,6 +19,9 @@ from mmkd_plugin.taps.classifiers import (
 
 Maps = Tensor | list[Tensor]
 
+#: Other names of places: for each a function of a model, a tap and the model's name in messages.
+FOUND_BY: dict[str, Callable[[nn.Module, Any, str], tuple]] = {}
+
 _FORM = re.compile(
     r'(?P<path>[\w.]+)(?P<index>(\[-?\d+\])*)(@(?P<where>input|output|pre_relu|class_scores))?'
 )
@@ -79,8 +82,8 @@ class Tap:
 
     @property
     def named(self) -> bool:
-        """Whether it asks for class scores by this name; see :func:`places_of`."""
-        return CLASS_SCORES in (self.path, self.where)
+        """Whether it asks for something by its name in all models; see :func:`places_of`."""
+        return CLASS_SCORES in (self.path, self.where) or self.path in FOUND_BY
 
     def __str__(self) -> str:
         index = ''.join(f'[{number}]' for number in self.index)
@@ -172,6 +175,8 @@ def places_of(model: nn.Module, tap: Tap, owner: str = 'the model') -> tuple[Tap
         tap.path == CLASS_SCORES and isinstance(_child(model, tap.path), nn.Module)
     ):
         return (tap,)
+    if tap.path in FOUND_BY:
+        return FOUND_BY[tap.path](model, tap, owner)
     if tap.index:
         plain = str(replace(tap, index=()))
         raise ValueError(f"{owner}: '{tap}': class scores have no elements; write '{plain}'")

@@ -34,6 +34,8 @@ class Trial(NamedTuple):
         sync (bool): Whether the student has SyncBatchNorm. Defaults to False.
         sampled (Mapping[int, Sampled]): The RoIs that it sampled in a trial, by the number of the
             stage, if a view asks about them. Defaults to ``{}``.
+        own (Group, optional): The queries of its decoder in a trial, if a view asks them. Defaults
+            to None.
 
     Examples:
         >>> from mmengine.model import BaseDataPreprocessor
@@ -48,6 +50,7 @@ class Trial(NamedTuple):
     run: DryRun
     sync: bool = False
     sampled: Mapping[int, Sampled] = NOTHING
+    own: Group | None = None
 
 
 class Passage(NamedTuple):
@@ -144,6 +147,8 @@ class Lesson(NamedTuple):
             Defaults to ``{}``.
         on_rois (Callable, optional): Takes the RoIs that the student sampled, and gives what the
             views of RoIs compare. Defaults to None: there are no such views.
+        on_own (Callable, optional): Takes the student's own queries, and gives the answers to them
+            for the views that ask these too. Defaults to None: there are no such views.
 
     Examples:
         >>> import torch
@@ -159,12 +164,16 @@ class Lesson(NamedTuple):
     passages: Mapping[View, Passage] = NOTHING
     queries: Mapping[View, list[Group]] = NOTHING
     on_rois: Callable[[Mapping[int, Sampled]], dict[View, Maps]] | None = None
+    on_own: Callable[[Group], dict[View, list[Tensor]]] | None = None
 
-    def asked(self, sampled: Mapping[int, Sampled]) -> Lesson:
-        """The lesson with the views of RoIs, once the student has sampled them."""
-        if self.on_rois is None:
-            return self
-        return self._replace(shown={**self.shown, **self.on_rois(sampled)}, on_rois=None)
+    def asked(self, sampled: Mapping[int, Sampled], own: Group | None) -> Lesson:
+        """The lesson with the views of RoIs and of the student's queries, once it has run."""
+        shown = dict(self.shown)
+        if self.on_rois is not None:
+            shown |= self.on_rois(sampled)
+        if self.on_own is not None:
+            shown |= {view: [*shown[view], *more] for view, more in self.on_own(own).items()}
+        return self._replace(shown=shown, on_rois=None, on_own=None)
 
 
 class Teacher(ABC):

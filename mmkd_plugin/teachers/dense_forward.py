@@ -87,7 +87,22 @@ def dense_forward(
             for stage in getattr(model, root)[: int(number) + 1]:
                 output = (stage(features, *output),)
         elif not isinstance(head, nn.ModuleList):  # a list gives nothing itself
-            head(features, data_samples) if _needs_samples(head) else head(features)
+            if _needs_samples(head):
+                head(features, _with_size(data_samples, inputs))
+            else:
+                head(features)
+
+
+def _with_size(data_samples: list | None, inputs: Tensor) -> list | None:
+    """Data samples that know the size of the batch, as those of mmdet do; mmseg leaves it out."""
+    size = tuple(inputs.shape[-2:])
+    samples = data_samples or []
+    if all('batch_input_shape' in sample for sample in samples):
+        return data_samples
+    samples = [sample.clone() for sample in samples]  # the student has its own
+    for sample in samples:
+        sample.set_metainfo(dict(batch_input_shape=size))
+    return samples
 
 
 def _needs_samples(head: nn.Module) -> bool:

@@ -201,7 +201,9 @@ class OnlineTeacher(Teacher):
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
         asking = of_kind(views, 'queries')
-        tried, queries = self._try_asking(asking, device, run.size) if asking else ({}, {})
+        tried, queries = {}, {}
+        if asking:
+            tried, queries = self._try_asking(asking, device, run.size, student.own)
         of_rois = self._try_rois(run, student.sampled, device) if self._roi_views else {}
         if gradient_taps:
             run = self._try_loss(every, device, owner)
@@ -308,14 +310,17 @@ class OnlineTeacher(Teacher):
         for view in asking:
             device = batch.inputs.device
             queries[view] = self._groups(asked, view, seed_of_iteration(view.term, device))
-            shown[view] = self._answers(asked, queries[view], device)
+            shown[view] = self._answers(asked, queries[view], batch.inputs)
         read = {tap: _detached(maps) for tap, maps in read.items()}  # the graph has been used
         shown |= {view: view.of(read) for view in of_kind(views, 'maps')}
         shown |= {view: view.of(slopes) for view in gradients}
         passages = self._passages(views, read)
         features = read.get(features_of(self.model))
         on_rois = partial(self._on_rois, rois, features) if rois else None
-        return Lesson(shown, chosen, passages=passages, queries=queries, on_rois=on_rois)
+        own = [view for view in asking if view.queries.student]
+        on_own = partial(self._on_own, own, asked, batch.inputs) if own else None
+        after = dict(on_rois=on_rois, on_own=on_own)
+        return Lesson(shown, chosen, passages=passages, queries=queries, **after)
 
     def _taps_before(self, views: Sequence[View]) -> list[Tap]:
         """The taps that a forward without losses reads for views; a RoI head runs after it."""
@@ -371,14 +376,30 @@ class OnlineTeacher(Teacher):
             return asked.groups(view.queries, seed)
 
     @torch.no_grad()
-    def _answers(self, asked: Asked, groups: Sequence[Group], device: torch.device) -> list[Tensor]:
-        """Returns what the last layer of the decoder answers, in float32."""
+    def _answers(
+        self,
+        asked: Asked,
+        groups: Sequence[Group],
+        inputs: Tensor,
+        whose: str = 'teacher',
+    ) -> list[Tensor]:
+        """Returns what the last layer of the decoder answers about images, in float32."""
         dtype = next(self.model.parameters()).dtype
-        with EXACT.context(device):
-            return [x[-1:] for x in asked.answers(groups, dtype)]
+        with EXACT.context(inputs.device):
+            answers = [x[-1:] for x in asked.answers(groups, dtype, whose)]
+        size, missing = inputs.shape[-2:], self._padding.missing(inputs)
+        padded = tuple(a + b for a, b in zip(size, missing))
+        # masks (1, N, Q, H, W) have a place in the image, boxes (1, N, Q, 4) are numbers
+        return [self._padding.cut(x, size, padded) if x.ndim == 5 else x for x in answers]
+
+    def _on_own(
+        self, views: Sequence[View], asked: Asked, inputs: Tensor, own: Group
+    ) -> dict[View, list[Tensor]]:
+        """Answers to the student's queries, the same for all views."""
+        return dict.fromkeys(views, self._answers(asked, [own], inputs, 'student'))
 
     def _try_asking(
-        self, views: Sequence[View], device: torch.device, size: int
+        self, views: Sequence[View], device: torch.device, size: int, own: Group | None
     ) -> tuple[dict[View, list[Tensor]], dict[View, list[Group]]]:
         """Asks the decoder three queries of each group about a made-up image; with the queries."""
         inputs, samples = example_batch(self.model, device, size)
@@ -388,9 +409,13 @@ class OnlineTeacher(Teacher):
         for view in views:
             seed = torch.zeros((), dtype=torch.int64, device=device)
             groups = self._groups(asked, view, seed)
-            self._counts[view] = [group.places.shape[-2] for group in groups]
+            self._counts[view] = [group.count for group in groups]
             groups = [group.first(3) for group in groups]
-            shown[view] = made_up(self._answers(asked, groups, device), seed=1)
+            answers = self._answers(asked, groups, inputs)
+            if view.queries.student:
+                self._counts[view].append(own.count)
+                answers += self._answers(asked, [own.first(3).to(device)], inputs, 'student')
+            shown[view] = made_up(answers, seed=1)
             queries[view] = [group.to('cpu') for group in groups]
         return shown, queries
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,7 +149,7 @@ class Padding:
             return inputs, data_samples
         inputs = F.pad(inputs, (0, columns, 0, rows), value=self.value)
         size = tuple(inputs.shape[-2:])
-        samples = [copy.copy(sample) for sample in data_samples or ()]
+        samples = [sample.clone() for sample in data_samples or ()]
         for sample in samples:
             sample.set_metainfo(dict(batch_input_shape=size, pad_shape=size))
         return inputs, None if data_samples is None else samples
@@ -159,14 +158,14 @@ class Padding:
         """Cuts what lies in the padding off maps.
 
         Args:
-            maps (Tensor | list[Tensor]): Maps of the padded batch. Those that are not
-                ``(N, C, H, W)`` stay as they are.
+            maps (Tensor | list[Tensor]): Maps of the padded batch. Those without height and width,
+                with fewer dimensions than ``(N, C, H, W)``, stay as they are.
             size (tuple[int, int]): Height and width of the batch without the padding, pixels.
             padded (tuple[int, int]): The same with it.
         """
         if not isinstance(maps, Tensor):
             return [self.cut(x, size, padded) for x in maps]
-        if maps.ndim != 4:
+        if maps.ndim < 4:
             return maps
         # as many positions as the stride gives for the batch alone
         height, width = (-(-a * x // b) for a, b, x in zip(size, padded, maps.shape[-2:]))

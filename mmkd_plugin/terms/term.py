@@ -12,7 +12,7 @@ from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.losses.traits import LossTraits
-from mmkd_plugin.queries import BEFORE_DECODER, ENCODER, Queries
+from mmkd_plugin.queries import BEFORE_DECODER, MEMORY, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Passage, Teacher
 from mmkd_plugin.teachers.classes import Compared, check_same_classes
@@ -214,7 +214,7 @@ class Term(nn.Module):
             explainer = build_module(explainer, f'{here}.explainer')
         try:
             queries = Queries.from_config(here, config.get('queries'))
-            taps = (config.get('tap'),) * 2 if queries is None else (ENCODER, BEFORE_DECODER)
+            taps = (config.get('tap'),) * 2 if queries is None else (MEMORY, BEFORE_DECODER)
             student_tap = Taps.parse(config.get('student_tap', taps[0]))
             teacher_tap = Taps.parse(config.get('teacher_tap', taps[1]))
             loss, share = _loss(config['loss'], f'{here}.loss')
@@ -295,9 +295,10 @@ class Term(nn.Module):
             problem = problem_of(lambda s, t: self(s, t, given, passage), student, teacher)
         except Exception as error:  # whatever a foreign loss or connector makes of these maps
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
+            places = f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher"
             raise ValueError(
                 f'{self.here}: {type(self.loss).__name__} cannot compare '
-                f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher "
+                f'{"the answers of both decoders" if self.queries is not None else places} '
                 f'(in a trial: {shapes}). {_words(error)}'
             ) from error
         finally:
@@ -607,7 +608,8 @@ def _check_queries(term: Term, connector: Any) -> None:
     if term.traits.needs_same_channels or term.traits.compares != 'maps':
         raise ValueError(
             f'{term.here}.queries: {type(term.loss).__name__} does not compare the answers of '
-            'decoders; take mmkd_plugin.SharedQueriesLoss'
+            'decoders; take mmkd_plugin.SharedQueriesLoss for boxes, or '
+            'mmkd_plugin.SharedMasksLoss for masks'
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from mmkd_plugin.choosing import METHODS, Level, Look, QueryForm, ScoreMap, choose
+from mmkd_plugin.choosing import METHODS, HeadForm, Level, Look, QueryForm, ScoreMap, choose
 from mmkd_plugin.choosing.choosing import matching_levels
 from mmkd_plugin.choosing.methods import NAMES
 from mmkd_plugin.registry import MODELS
@@ -33,11 +35,20 @@ def detector(*strides: float, channels: int = 256, idle: tuple = ()) -> Look:
     )
 
 
-def decoder(*strides: float, form: str = 'boxes', names=None) -> Look:
+def one_stage(*strides: float, form: tuple = ('RetinaHead',), names=None, channels=256) -> Look:
+    look = detector(*strides, channels=channels)
+    return replace(look, head=HeadForm('bbox_head', form), classes=names)
+
+
+def with_neck(channels: int = 256) -> Look:
+    return replace(segmentor(), neck=levels('neck', 4, 8, 16, 32, channels=channels))
+
+
+def decoder(*strides: float, form: str = 'boxes', names=None, answers: str = 'boxes') -> Look:
     return Look(
         neck=levels('neck', *strides),
         backbone=levels('backbone', 8, 16, 32),
-        queries=QueryForm(form, 2),
+        queries=QueryForm(form, 2, answers),
         classes=names,
     )
 
@@ -117,6 +128,10 @@ CASES = {
         (decoder(8, 16), decoder()),
         ('queries', 'kd_detr', dict(queries=dict(random=300))),
     ),
+    'decoders that answer masks, and no neck in one': (
+        (decoder(8, answers='masks'), decoder(answers='masks')),
+        ('mask queries', 'shared_masks', dict(queries=dict(random=0, student=True))),
+    ),
     'decoders with other queries': (
         (decoder(8, 16), decoder(form='points')),
         ('backbone', 'pkd', dict(tap='backbone')),
@@ -133,6 +148,30 @@ CASES = {
         ('backbone', 'pkd', dict(tap='backbone')),
     ),
 }
+
+
+BESIDE = {
+    'scores, and a neck': ((with_neck(), with_neck(64)), ['cwd', 'pkd']),
+    'scores, and no neck': ((segmentor(), segmentor()), ['cwd']),
+    'a neck, and heads of one form': ((one_stage(*PYRAMID), one_stage(*PYRAMID)), ['cwd', 'bckd']),
+    'a neck of other channels': (
+        (one_stage(*PYRAMID), one_stage(*PYRAMID, channels=96)),
+        ['pkd', 'bckd'],
+    ),
+    'heads of two forms': ((one_stage(8, 16), one_stage(8, 16, form=('GFLHead',))), ['cwd']),
+    'other classes': (
+        (one_stage(8, 16, names=(ROAD, CAR)), one_stage(8, 16, names=(CAR, ROAD))),
+        ['cwd'],
+    ),
+}
+
+
+@pytest.mark.parametrize(('pair', 'terms'), BESIDE.values(), ids=BESIDE)
+def test_what_comes_beside(pair, terms):
+    choice = choose(*pair)
+    assert list(choice.terms) == terms and choice.why.count('; and ') == len(choice.beside)
+    assert all(term['loss']['loss_weight'] == 'auto' for term in choice.terms.values())
+    assert list(choose(*pair, terms[0]).terms) == terms[:1]  # a named one comes alone
 
 
 @pytest.mark.parametrize(('pair', 'expected'), CASES.values(), ids=CASES)

@@ -81,6 +81,22 @@ def test_a_detector():
     assert [level.stride for level in found.neck] == [8, 16, 32, 64, 128]
     assert {level.channels for level in found.neck} == {16}
     assert found.scores is None and found.features is None
+    assert found.head == look(stock_models.retinanet(16)).head and found.head.tap == 'bbox_head'
+    assert found.head.form != look(stock_models.retinanet(classes=3)).head.form
+    assert look(stock_models.faster_rcnn()).head is None
+
+
+@needs_ops
+def test_queries_of_mask_classifiers():
+    student, teacher = stock_models.mask2former(), stock_models.mask2former(queries=7)
+    ours, theirs = pair(student, teacher)
+    form = QueryForm('32 learnt numbers each, of Mask2Former', 4, 'masks')
+    assert ours.queries == theirs.queries == form
+    choice = choose(ours, theirs, 'shared_masks')
+    choice.term['loss']['points'] = 40
+    model = distiller(student, teacher, {choice.method: choice.term}).train()
+    losses = model(*batch(model), mode='loss')
+    assert losses['distill.shared_masks.loss'] > 0
 
 
 @needs_ops
@@ -139,7 +155,7 @@ PAIRS = {
     'two families': ('pspnet', 'segformer', 'scores'),
     'a head of several stages': ('fcn', 'ocrnet', 'scores'),
     'other classes': ('fcn', 'segformer, 7 classes', 'features'),
-    'detectors': ('retinanet', 'retinanet', 'other neck'),
+    'detectors': ('retinanet', 'retinanet', 'other neck', 'bckd'),
     'detectors of two families': ('fcos', 'faster_rcnn', 'other neck'),
     'queries': ('detr', 'detr', 'other neck'),
     'masks': ('mask2former', 'mask2former', 'scores'),
@@ -156,8 +172,9 @@ def test_a_pair_of_two_stage_detectors_trains_on_rois():
     assert model.train()(*batch(model), mode='loss')['distill.dkd.loss'] > 0
 
 
-@pytest.mark.parametrize(('student', 'teacher', 'kind'), PAIRS.values(), ids=PAIRS)
-def test_a_pair_trains(student, teacher, kind):
+@pytest.mark.parametrize('pair_of', PAIRS.values(), ids=PAIRS)
+def test_a_pair_trains(pair_of):
+    student, teacher, kind, *beside = pair_of
     name, _, classes = teacher.partition(', ')
     student = getattr(stock_models, student)(8)
     teacher = getattr(stock_models, name)(16, **(dict(classes=7) if classes else {}))
@@ -165,7 +182,8 @@ def test_a_pair_trains(student, teacher, kind):
         pytest.skip('mmcv has no compiled ops')
     choice = choose(*pair(student, teacher))
     assert choice.kind == kind
-    model = distiller(student, teacher, {choice.method: choice.term})
+    model = distiller(student, teacher, choice.terms)
     model.init_weights()
     losses = model.train()(*batch(model), mode='loss')
-    assert losses[f'distill.{choice.method}.loss'] > 0
+    assert all(losses[f'distill.{name}.loss'] > 0 for name in choice.terms)
+    assert list(choice.beside) == beside

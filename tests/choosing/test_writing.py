@@ -14,7 +14,8 @@ def test_the_config_says_what_was_chosen(tmp_path: Path) -> None:
     loss = dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto')
     term = dict(student_tap=['neck[0]', 'neck[1]'], teacher_tap="it's", loss=loss)
     term['queries'] = dict(random=300)
-    choice = Choice('neck', 'pkd', term, 'levels')
+    other = dict(tap='bbox_head', loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight='auto'))
+    choice = Choice('neck', 'pkd', term, 'levels', dict(bckd=other))
     text = config_text(str(tmp_path / 'student.py'), 'mmdet::a/b.py', 'https://x/y.pth', choice)
     file = tmp_path / 'distilled.py'
     file.write_text(text)
@@ -24,7 +25,7 @@ def test_the_config_says_what_was_chosen(tmp_path: Path) -> None:
         type='mmkd_plugin.Distiller',
         student=dict(type='A', depth=18),
         teacher=dict(config='mmdet::a/b.py', checkpoint='https://x/y.pth'),
-        distill=dict(pkd=term),
+        distill=dict(pkd=term, bckd=other),
     )
     assert 'queries=dict(random=300),' in text
     assert all(len(line) <= 100 for line in text.splitlines())

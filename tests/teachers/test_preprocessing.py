@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 
-from mmkd_plugin.teachers.preprocessing import InputConverter, Normalization
+from mmkd_plugin.teachers.preprocessing import InputConverter, Normalization, Padding
 from tests.stock_models import MEAN, STD, build
 
 STUDENT = dict(type='ImgDataPreprocessor', mean=MEAN, std=STD, bgr_to_rgb=True, pad_value=0)
@@ -48,6 +48,13 @@ def test_half_precision_keeps_its_type():
     half = converter(x.bfloat16())
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), converter(x.bfloat16().float()), rtol=1e-2, atol=1e-2)
+
+
+def test_a_padded_batch_leaves_the_data_samples_as_they_are():
+    sample = BaseDataElement(metainfo=dict(img_shape=(5, 6)))
+    images, (copied,) = Padding(4, 0.0)(torch.rand(1, 3, 5, 6), [sample])
+    assert images.shape[2:] == copied.batch_input_shape == (8, 8)
+    assert sample.metainfo == dict(img_shape=(5, 6))
 
 
 def test_without_data_samples_nothing_counts_as_padding():

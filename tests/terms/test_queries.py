@@ -161,10 +161,40 @@ def test_the_weight_can_find_itself_and_mixed_precision():
     assert losses['distill.kd.loss'].isfinite()
 
 
+def test_the_students_own_queries_are_asked_as_they_are():
+    model = detectors(queries=dict(random=0, student=True))
+    boxes = model.student.query_embedding.weight.detach().clone()
+    given = given_to(model)
+    model(*batch(model), mode='loss')
+    ((students, teachers),) = given
+    assert [x.shape[2] for x in students] == [7, 7, 6, 6] == [x.shape[2] for x in teachers]
+    model.distill.kd.loss(students[2:], teachers[2:]).backward()
+    assert model.student.query_embedding.weight.grad is None
+    assert torch.equal(model.student.query_embedding.weight, boxes)
+    alone = copy.deepcopy(model.student).eval()
+    for one in alone.modules():
+        one.training = isinstance(one, torch.nn.BatchNorm2d)
+    with torch.no_grad():
+        scores, _ = alone(*batch(model), mode='tensor')
+    torch.testing.assert_close(students[2], scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_that_selects_its_queries_asks_those_without_noise():
+    model = detectors(
+        stock_models.dino(16, queries=7), stock_models.dino(), queries=dict(random=0, student=True)
+    )
+    given = given_to(model)
+    model(*batch(model), mode='loss')['distill.kd.loss'].backward()
+    assert [x.shape[2] for x in given[0][0]] == [7, 7, 6, 6]
+
+
 def test_the_plan_says_what_it_costs():
     work = detectors().teachers['teacher'].work()
     told = "its decoder, and the one of the student, are asked again: the teacher's queries and 5"
     assert f'{told} random ones (7 + 5)' in work
+    work = detectors(queries=dict(random=5, student=True)).teachers['teacher'].work()
+    assert "the teacher's queries, 5 random ones and the student's (7 + 5 + 6)" in work
+    assert str(Queries(0, False, True)) == "the student's queries"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +205,7 @@ def test_the_plan_says_what_it_costs():
         (dict(queries=dict(randon=5)), 'unknown key `randon`; did you mean `random`?'),
         (dict(queries=dict(random=-1)), 'distill.kd.queries.random must be a whole number'),
         (dict(queries=dict(learnt=1)), 'distill.kd.queries.learnt must be True or False'),
+        (dict(queries=dict(student=1)), 'distill.kd.queries.student must be True or False'),
         (dict(queries=dict(random=0, learnt=False)), 'leave no query'),
         (dict(loss=stock_models.cwd()), 'ChannelWiseLoss does not compare the answers of decoders'),
         (
@@ -188,19 +219,19 @@ def test_the_plan_says_what_it_costs():
         ),
         (
             dict(teacher=stock_models.retinanet()),
-            r"teacher 'teacher' \(RetinaNet\) has no queries with reference points, .* tap='neck'",
+            r"teacher 'teacher' \(RetinaNet\) has no queries that both models .* tap='neck'",
         ),
         (
             dict(student=stock_models.retinanet()),
-            r"the student \(RetinaNet\) has no queries with reference points, .* tap='neck'",
+            r"the student \(RetinaNet\) has no queries that both models .* tap='neck'",
         ),
         (
             dict(teacher=stock_models.detr()),
-            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries with reference",
+            r"distill.kd.queries: teacher 'teacher' \(DETR\) has no queries that both",
         ),
         (
             dict(student=stock_models.detr()),
-            r"the student \(DETR\) has no queries with reference points, .* tap='neck', loss=dict",
+            r"the student \(DETR\) has no queries that both models .* tap='neck', loss=dict",
         ),
         (
             dict(student=stock_models.deformable_detr()),

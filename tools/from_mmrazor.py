@@ -1,0 +1,102 @@
+"""Write a distillation config of MMRazor 1.x as one of ours, or take a model out of its checkpoint.
+
+A config becomes a short one on the student's own config. Comments say where the meaning differs.
+Of a checkpoint, OUT gets the student as plain weights, or the teacher with `--part teacher`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
+
+import torch
+
+from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
+from mmkd_plugin.cli import UsageError, check_file, plain_errors, read_config
+from mmkd_plugin.migrating import config_text, read_distillation
+from mmkd_plugin.saving import replacing, write_text
+from mmkd_plugin.stack import safe_loading
+
+#: The beginning of the keys of each model in a checkpoint.
+PREFIXES = dict(student='architecture.', teacher='teacher.')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('source', help='a config (.py), or a checkpoint (.pth)')
+    parser.add_argument(
+        'out', nargs='?', type=Path, help='a new file; a config is printed without it'
+    )
+    parser.add_argument(
+        '--part', choices=[*PREFIXES], default='student', help='which model of a checkpoint'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    with safe_loading(), plain_errors():
+        args = parse_args()
+        if args.out is not None:
+            check_file(args.out, 'out')
+            if args.out.exists():
+                raise UsageError(f'{args.out} exists already; nothing is overwritten')
+        if Path(args.source).suffix == '.py':
+            text = converted(args.source)
+            if args.out is None:
+                print(text, end='')
+            else:
+                write_text(args.out, text)
+        else:
+            if args.out is None:
+                raise UsageError('say where the weights go: from_mmrazor.py CHECKPOINT OUT.pth')
+            take_out(args.source, args.out, args.part)
+        if args.out is not None:
+            print(args.out)
+
+
+def converted(source: str) -> str:
+    """The text of our config."""
+    cfg = read_config(source)
+    return config_text(cfg, read_distillation(cfg), Path(source).name, bases_of(Path(source)))
+
+
+def bases_of(file: Path) -> list[str]:
+    """What a config file builds on, as far as it is written down as text."""
+    for node in ast.parse(file.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '_base_':
+            try:
+                found = ast.literal_eval(node.value)
+            except ValueError:
+                return []
+            return [found] if isinstance(found, str) else list(found)
+    return []
+
+
+def take_out(source: str, out: Path, part: str) -> None:
+    """Writes the weights of one model of a checkpoint."""
+    checkpoint = read_checkpoint(source)
+    prefix = PREFIXES[part]
+    weights = {
+        key.removeprefix(prefix): value
+        for key, value in state_dict_of(checkpoint, source).items()
+        if key.startswith(prefix)
+    }
+    if not weights:
+        raise UsageError(
+            f'{source} has no {part}: none of its keys begins with {prefix!r}, as those of '
+            'MMRazor do'
+        )
+    meta = checkpoint.get('meta') or {}
+    kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}  # names of the classes
+    with replacing(out) as (beside,):
+        torch.save(dict(meta=kept, state_dict=weights), beside)
+
+
+if __name__ == '__main__':
+    main()
