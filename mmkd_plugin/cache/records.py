@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,7 @@ def from_roots(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
     return np.ascontiguousarray(scores[steps].transpose(2, 0, 1))
 
 
+@cache
 def projection(channels: int, kept: int) -> np.ndarray:
     """Returns a random projection of channels, the same on every machine.
 

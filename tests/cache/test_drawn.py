@@ -342,6 +342,22 @@ def test_what_compact_costs_is_told(data, teachers, tmp_path, capsys):
         wire(hotter)
 
 
+@needs_ops
+def test_losses_on_boxes_can_be_cached(data, teachers, tmp_path):
+    cfg = recipe('mmdet', data, teachers)
+    weights = save_weights(stock_models.gfl(16, 2), tmp_path / 'gfl.pth')
+    cfg.model.student = stock_models.gfl(8, 2)
+    cfg.model.teacher = dict(config=stock_models.gfl(16, 2), checkpoint=weights)
+    cfg.model.distill = dict(
+        ld=dict(tap='bbox_head', loss=dict(type='mmkd_plugin.BoxDistributionLoss'))
+    )
+    wired = use_cache(cfg, write_cache(cfg, tmp_path / 'cache', views=1))
+    wire(wired)
+    wired.work_dir, record = str(tmp_path / 'run'), Record()
+    train(wired, record)
+    assert record.losses[1]['distill.ld.loss'] > 0
+
+
 # --- what is wrong --------------------------------------------------------------------------------
 
 
