@@ -28,7 +28,8 @@ from mmkd_plugin.student_state import (
     put_student_in_front,
     take_student_from_front,
 )
-from mmkd_plugin.taps import Maps, Tap, as_list, classes_around
+from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
+from mmkd_plugin.taps.class_scores import ClassScores, are_independent
 from mmkd_plugin.taps.dry_run import DryRun, maps_near
 from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
@@ -73,9 +74,9 @@ class Distiller(NamedAsStudent):
             another kind of teacher, with the arguments of its class. In a list each teacher needs
             a ``name``.
         distill (dict[str, dict]): The terms by name. A term has ``tap`` (or ``student_tap`` and
-            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``explainer``,
-            ``connector``, ``teacher_connector``, ``norm``, ``through``, ``queries``, ``schedule``
-            and ``compile``. See :class:`Term` and :class:`Schedule`.
+            ``teacher_tap``) and ``loss``, and optionally ``teacher``, ``combine``,
+            ``explainer``, ``connector``, ``teacher_connector``, ``norm``, ``through``,
+            ``queries``, ``schedule`` and ``compile``. See :class:`Term` and :class:`Schedule`.
         task (dict, optional): ``loss_weight`` and ``schedule`` of the student's own losses. While
             they are off the student stops after its last tap, unless a loss needs its assigner.
             Defaults to None: weight 1, always on.
@@ -129,7 +130,8 @@ class Distiller(NamedAsStudent):
             self.student = student
             configs = teacher_configs(teacher)
             self.distill = nn.ModuleDict(_terms(distill, list(configs), check_compile(compile)))
-            self.teachers = _teachers(configs, {term.teacher for term in self.distill.values()})
+            used = {name for term in self.distill.values() for name in term.teachers}
+            self.teachers = _teachers(configs, used)
             self.self_teachers = nn.ModuleDict(
                 {name: one for name, one in self.teachers.items() if one.learns}
             )
@@ -172,13 +174,14 @@ class Distiller(NamedAsStudent):
         for term in terms:
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
             ours, theirs = term.student_view, term.teacher_view
+            self._combine(term, student, previews)
             term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
             given |= from_student(ours, assigned, forward.sampled)
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
-                    preview.shown[theirs],
+                    term.target(_shown(term, previews), given),
                     given,
                     source=teacher,
                     classes=classes_around(self.student, term.student_tap.taps[0]),
@@ -194,13 +197,26 @@ class Distiller(NamedAsStudent):
         forward.forget()
         return forward
 
+    def _combine(self, term: Term, student: Preview, previews: Mapping[str, Preview]) -> None:
+        """Shows a term with several teachers how their class scores lie in the maps."""
+        if term.combination is None:
+            return
+        for name in term.teachers[1:]:
+            term.check_source(self.teachers[name])
+        head = module_around(self.student, term.student_tap.taps[0], 'num_classes')
+        term.combination.connect(
+            _scores_at(term.student_tap, student),
+            [_scores_at(term.teacher_tap, previews[name]) for name in term.teachers],
+            bool(head is not None and are_independent(head)),
+        )
+
     def _arrange_classes(
         self, student: ScoresOfTaps, names: Names | None
     ) -> dict[str, dict[Tap, ClassOrder]]:
         """Brings class scores of teachers into the student's order; says how, by the teacher."""
         orders = {}
         for name, teacher in self.teachers.items():
-            terms = [term.compared for term in self.distill.values() if term.teacher == name]
+            terms = [term.compared for term in self.distill.values() if name in term.teachers]
             orders[name] = orders_of(
                 [one for one in terms if one is not None],
                 student,
@@ -306,7 +322,7 @@ class Distiller(NamedAsStudent):
         """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
         pairs = {
-            term: (seen.shown[term.student_view], lessons[term.teacher].shown[term.teacher_view])
+            term: (seen.shown[term.student_view], term.target(_shown(term, lessons), given))
             for term in active
         }
         ways = {term: lessons[term.teacher].passages.get(term.teacher_view) for term in active}
@@ -525,7 +541,17 @@ def _prepared(
 
 def _views(teacher: str, terms: Sequence[Term]) -> list[View]:
     """Returns the views in which terms compare a teacher."""
-    return [term.teacher_view for term in terms if term.teacher == teacher]
+    return [term.teacher_view for term in terms if teacher in term.teachers]
+
+
+def _scores_at(taps: Taps, model: Preview) -> list[ClassScores | None]:
+    """Returns how class scores lie in each map at some taps."""
+    return [one for tap in taps for one in model.classes.get(tap) or (None,)]
+
+
+def _shown(term: Term, models: Mapping[str, Lesson | Preview]) -> list[Maps]:
+    """Returns what each teacher of a term shows it."""
+    return [models[name].shown[term.teacher_view] for name in term.teachers]
 
 
 def task_of(config: Any) -> tuple[float, Schedule]:
@@ -548,7 +574,9 @@ def _position(counter: str) -> int:
 
 def _asking(terms: Sequence[Term]) -> list[tuple[str, tuple[str, ...]]]:
     """Returns the name in messages and the needs of each term's loss, apart from those of RoIs."""
-    return [(f'{term.here}: {type(term.loss).__name__}', term.needs_of_batch) for term in terms]
+    asking = [(f'{term.here}: {type(term.loss).__name__}', term.needs_of_batch) for term in terms]
+    combined = [term.combination for term in terms if term.combination is not None]
+    return asking + [(f'{one.here}.combine={one.combine!r}', one.needs) for one in combined]
 
 
 @contextmanager
@@ -587,7 +615,7 @@ def _not_finite(
     term = next((one for one in active if key == f'{one.here}.loss'), None)
     if term is not None:
         student = shown[term.student_view]
-        teacher = lessons[term.teacher].shown[term.teacher_view]
+        teacher = [x for maps in _shown(term, lessons) for x in as_list(maps)]
         return (
             f'{term.here}: the loss is {when}. '
             f"'{term.student_tap}' of the student: {_ranges(student)}. "

@@ -41,7 +41,7 @@ def plan(
     )
     several = sum(not teacher.learns for teacher in teachers.values()) > 1
     for name, term in terms.items():
-        teacher = f'{term.teacher}: ' if several else ''
+        teacher = f'{", ".join(term.teachers)}: ' if several else ''
         run = taught[term.teacher]
         s, t = term.student_tap.of(student.maps), term.teacher_tap.of(run.maps)
         connector = term.describe_connectors()
@@ -70,6 +70,8 @@ def plan(
 
 def _loss(term: Term) -> str:
     text = f'{type(term.loss).__name__}\n{term.loss.extra_repr()}'.strip()
+    if term.combination is not None:
+        text += f'\n{term.combination.describe()}'
     if term.auto is not None:
         text += f"\nso that it has {term.auto.share:g} of the task's gradient"
     if term.traits.compares == 'gradients':

@@ -416,8 +416,9 @@ def test_config_trains_and_predicts(path: Path, counters: MessageHub) -> None:
 
 
 def schedules_of(model: Any) -> dict[str, dict]:
-    """The schedule of each term, and that of the student's own losses as ``''``."""
-    lines = {'': model.get('task') or {}, **model.distill}
+    """The schedule of each term, and that of the student's own losses, if any, as ``''``."""
+    task = model.get('task') or {}
+    lines = {**({} if task.get('loss_weight') == 0 else {'': task}), **model.distill}
     return {name: dict(line.get('schedule') or {}) for name, line in lines.items()}
 
 

@@ -545,7 +545,7 @@ def terms_of(cfg: Config, teacher: str, warped: bool) -> list[Term]:
     terms = [
         Term.from_config(name, line, names) for name, line in (cfg.model.distill or {}).items()
     ]
-    terms = [term for term in terms if term.teacher == teacher]
+    terms = [term for term in terms if teacher in term.teachers]
     if not terms:
         raise UsageError(f"no term of `distill` learns from teacher '{teacher}'")
     for term in terms:

@@ -126,7 +126,7 @@ def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
         config = ROOT / 'configs' / getattr(task, run)
         settings: dict[str, Any] = dict(seed=seed, length=task.length, batch_size=task.batch_size)
         if run == 'distilled':
-            settings['teacher'] = (ROOT / 'configs' / task.teacher, checkpoints['teacher'])
+            settings['teachers'] = [(ROOT / 'configs' / task.teacher, checkpoints['teacher'])]
         title = f'[{number}/{len(RUNS)}] {NAMES[run]}'
         checkpoints[run] = train(config, folder / run, settings, title, console)
     scores = {run: score(folder / run, task) for run in RUNS}

@@ -216,7 +216,7 @@ def root_of(table: tables.Table) -> Path:
 
 def is_done(run: Run, done: Sequence[records.Record], work_dir: Path) -> bool:
     """Whether a run is finished; a teacher must be there as a file, too."""
-    there = run.method != 'teacher' or teacher_file(run.table, work_dir).exists()
+    there = run.method != 'teacher' or teacher_file(run.table, work_dir, run.seed).exists()
     return there and find(run, done) is not None
 
 

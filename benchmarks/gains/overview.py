@@ -82,7 +82,7 @@ def real_table(records: Sequence[Record]) -> str:
             continue
         best, first = max(rows, key=lambda one: one.gain.low), runs[0]
         alone = mean_interval([r.score for r in students(runs).values()])
-        teacher = next(r.score for r in reversed(runs) if r.method == 'teacher')
+        teacher = next(r.score for r in reversed(runs) if (r.method, r.seed) == ('teacher', 0))
         cells = [
             title_of(first).partition(',')[0],
             f'{first.metric}, {first.split}',

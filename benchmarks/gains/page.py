@@ -143,14 +143,14 @@ def section(records: Sequence[Record], folder: str) -> str:
     """A table with its plot."""
     first, alone = records[0], students(records)
     lines = [f'## {title_of(first)}', '']
-    teacher = [r for r in records if r.method == 'teacher' and r.score is not None]
+    teacher = [r.score for r in records if r.method == 'teacher' and r.score is not None]
     split = {'val': 'validation', 'test': 'test'}[first.split]
     facts = [f'Score: {first.metric} on the {split} split, in percent.']
     if alone:
         found = mean_interval([r.score for r in alone.values()])
         facts.append(f'Student alone: {number(found.value)}{limits(found)}, {len(alone)} seeds.')
     if teacher:
-        facts.append(f'Teacher: {number(teacher[-1].score)}.')
+        facts.append(f'Teacher: {", ".join(map(number, teacher))}.')
     hours = sum(r.step_seconds * r.iterations for r in records) / 3600
     facts.append(
         f'{len(records)} runs, {hours:.1f} hours of {" and ".join(devices(records))} in sum.'

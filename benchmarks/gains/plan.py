@@ -123,8 +123,8 @@ def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
     length, seeds = table.data.length, range(table.data.seeds)
     mine = [record for record in records if _is_of(table, record)]
     runs = [Run(table, 'student', seed, length=length) for seed in seeds]
-    if any(method in table.taught for method in table.recipes):
-        runs.insert(0, Run(table, 'teacher', length=table.data.teacher_length))
+    teachers = max((table.taught.get(method, 0) for method in table.recipes), default=0)
+    runs = [*_teachers(table, teachers), *runs]
     weights: dict[str, tuple[float | str | None, ...]] = {}
     for method in table.recipes:
         if budget.weights is not None:
@@ -231,10 +231,14 @@ def needs(run: Run) -> list[Run]:
     """The runs that must be finished before one can start."""
     length, found = run.table.data.length, []
     if run.method in run.table.taught:
-        found.append(Run(run.table, 'teacher', length=run.table.data.teacher_length))
+        found += _teachers(run.table, run.table.taught[run.method])
     if run.method not in ('teacher', 'student') and run.purpose == 'counted':
         found.append(Run(run.table, 'student', run.seed, length=length))
     return found
+
+
+def _teachers(table: Table, count: int) -> list[Run]:
+    return [Run(table, 'teacher', seed, length=table.data.teacher_length) for seed in range(count)]
 
 
 def estimate(run: Run, records: Sequence[Record]) -> float:

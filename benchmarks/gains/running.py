@@ -61,10 +61,11 @@ class Place:
         return 'cuda' if self.environment.get('CUDA_VISIBLE_DEVICES') else 'cpu'
 
 
-def teacher_file(table: Table, work_dir: Path) -> Path:
-    """The checkpoint of the teacher of a table, once it is trained."""
+def teacher_file(table: Table, work_dir: Path, seed: int = 0) -> Path:
+    """The checkpoint of the teacher of a table with a seed, once it is trained."""
     assert table.teacher is not None
-    return work_dir / table.data.name / f'{table.teacher.stem}.pth'
+    name = table.teacher.stem + (f'_seed{seed}' if seed else '')
+    return work_dir / table.data.name / f'{name}.pth'
 
 
 def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> Record:
@@ -96,7 +97,7 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     logged = [value for _, value in scalars(folder, 'time', needs='loss')]
     if used.lost and logged:  # then what is logged is all that is known
         used.seconds = time = fmean(logged) * iterations
-    others = {r.method: find(r, records) for r in needs(run)}
+    others = {r.method: find(r, records) for r in reversed(needs(run))}  # the first teacher's
     for file in folder.rglob('*.pth'):
         file.unlink()
     return Record(
@@ -152,7 +153,7 @@ def train_and_score(
             value = points[-1][1] if points else test(folder, checkpoint, cfg, name, place)
             scores[name] = round(value * score.percent, 4)
         if run.method == 'teacher':
-            with replacing(teacher_file(run.table, place.work_dir)) as (beside,):
+            with replacing(teacher_file(run.table, place.work_dir, run.seed)) as (beside,):
                 shutil.copyfile(checkpoint, beside)
     except RunError as error:
         if not DIVERGED.search(str(error)):
@@ -166,17 +167,19 @@ def settle(run: Run, place: Place) -> tuple[Path, Config]:
     table = run.table
     plain = {'teacher': table.teacher, 'student': table.student, 'longer': table.student}
     config = plain.get(run.method) or table.recipes[run.method]
-    teacher = cache = None
-    if run.method in table.taught:
-        teacher = (table.teacher, teacher_file(table, place.work_dir))
+    cache = None
     if run.method in table.cached:
         cache = cache_folder(run, place.work_dir) / 'cache'
+    teachers = [
+        (table.teacher, teacher_file(table, place.work_dir, seed))
+        for seed in range(table.taught.get(run.method, 0))
+    ]
     return config, run_config(
         config,
         seed=run.seed,
         length=run.length,
         weight=run.weight,
-        teacher=teacher,
+        teachers=teachers,
         cache=cache,
         augment=table.data.augment,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def run_config(
     seed: int,
     length: float = 1.0,
     weight: float | str | None = None,
-    teacher: tuple[Path, Path] | None = None,
+    teachers: Sequence[tuple[Path, Path]] = (),
     cache: Path | None = None,
     augment: Callable[[Config], None] | None = None,
 ) -> Config:
@@ -35,9 +35,10 @@ def run_config(
         length (float): What all lengths are multiplied by. Defaults to 1.
         weight (float | str, optional): The loss weight of each term: a number, ``'auto'``,
             ``'auto:0.3'``, or ``'recipe'`` for that of the recipe. Defaults to None: there is none.
-        teacher (tuple[Path, Path], optional): Config and checkpoint of the teacher. Defaults to
-            None: there is none, or it is the recipe's.
-        cache (Path, optional): The cache that this teacher is read from. Defaults to None: it runs.
+        teachers (Sequence[tuple[Path, Path]]): Config and checkpoint of each trained teacher.
+            Defaults to none: there are none, or they are the recipe's.
+        cache (Path, optional): The cache that the one teacher is read from. Defaults to None: it
+            runs.
         augment (Callable, optional): Changes the train pipeline. Defaults to None: as it is.
 
     Raises:
@@ -45,11 +46,10 @@ def run_config(
     """
     cfg = read_config(str(config))
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
-    if teacher is not None:
-        for one in trained_teachers(cfg.model):
-            one['config'], one['checkpoint'] = map(str, teacher)
-            if cache is not None:
-                one.update(type='mmkd_plugin.CachedTeacher', path=str(cache))
+    for one, teacher in zip(trained_teachers(cfg.model), teachers):
+        one['config'], one['checkpoint'] = map(str, teacher)
+        if cache is not None:
+            one.update(type='mmkd_plugin.CachedTeacher', path=str(cache))
     if augment is not None:
         augment(cfg)
     if weight is not None and is_distilled(cfg):

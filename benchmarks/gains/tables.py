@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config
@@ -118,7 +120,8 @@ class Table:
         student (Path): Config of the student alone.
         teacher (Path, optional): Config of the teacher; None if every method is without.
         recipes (dict[str, Path]): Configs by the name of the method.
-        taught (frozenset[str]): The methods that have the teacher.
+        taught (dict[str, int]): How many teachers a method has, if any. Of several each is the same
+            with another seed.
         iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
         bring (dict[str, list[dict]]): The teachers of a method that bring their weights, as models.
         cached (dict[str, tuple[str, ...]]): The methods whose teacher is cached, with options of
@@ -130,7 +133,7 @@ class Table:
     student: Path
     teacher: Path | None
     recipes: dict[str, Path] = field(hash=False)
-    taught: frozenset[str] = frozenset()
+    taught: dict[str, int] = field(hash=False, default_factory=dict)
     iterations: dict[str, int] = field(hash=False, default_factory=dict)
     bring: dict[str, list[dict]] = field(hash=False, default_factory=dict)
     cached: dict[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
@@ -196,7 +199,7 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                 f'{methods[path]}-{name}': (path, options)
                 for name, options in one.caches.items()
                 for path in members
-                if teachers[path]
+                if len(trained_teachers(read[path].model)) == 1
             }
             named |= {name: path for name, (path, _) in cached.items()}
             iterations |= {name: iterations[methods[path]] for name, (path, _) in cached.items()}
@@ -207,7 +210,11 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                     student,
                     teacher,
                     named,
-                    frozenset(name for name, path in named.items() if teachers[path]),
+                    {
+                        name: len(trained_teachers(read[path].model))
+                        for name, path in named.items()
+                        if teachers[path]
+                    },
                     iterations,
                     {methods[path]: _bring(read[path].model) for path in members},
                     {name: options for name, (_, options) in cached.items()},
@@ -240,11 +247,16 @@ def lacks(table: Table, method: str) -> str | None:
 
     Its teachers that bring their weights are built.
     """
-    for model in table.bring.get(method, ()):
-        try:
-            MODELS.build(model)
-        except (ValueError, OSError) as error:
-            return str(error)
+    problems = map(_problem, map(json.dumps, table.bring.get(method, ())))
+    return next(filter(None, problems), None)
+
+
+@cache
+def _problem(model: str) -> str | None:
+    try:
+        MODELS.build(json.loads(model))
+    except (ValueError, OSError) as error:
+        return str(error)
     return None
 
 
@@ -259,7 +271,7 @@ def _teachers(model: dict) -> list[dict]:
 
 def _teacher(model: dict, configs: Path) -> Path | None:
     """The config of the trained teacher of a recipe, which it names from the repository's root."""
-    every = trained_teachers(model)
+    every = {one['config'] for one in trained_teachers(model)}
     if len(every) > 1:
-        raise UsageError(f'a recipe has one trained teacher, not {len(every)}')
-    return (configs.parent / every[0]['config']).resolve() if every else None
+        raise UsageError(f'the trained teachers of a recipe have one config, not {len(every)}')
+    return (configs.parent / every.pop()).resolve() if every else None

@@ -49,7 +49,8 @@ def trials(tables: Sequence[Sequence[Record]]) -> list[str]:
     lines, shares = [], []
     for records in tables:
         alone = [r.val_score for r in students(records).values() if r.val_score is not None]
-        teacher = [r.val_score for r in records if r.method == 'teacher' and r.val_score]
+        first = [r for r in records if (r.method, r.seed) == ('teacher', 0)]
+        teacher = [r.val_score for r in first if r.val_score]
         tried = [r for r in records if r.purpose == 'trial']
         for method in sorted({r.method for r in tried}):
             scores = {r.weight: r.val_score for r in tried if r.method == method}

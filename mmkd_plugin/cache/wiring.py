@@ -200,7 +200,10 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
     """
     found = []
     for name, line in distill.items():
-        if not isinstance(line, dict) or line.get('teacher', teacher) != teacher:
+        if not isinstance(line, dict):
+            continue
+        named = line.get('teacher', teacher)
+        if teacher not in (named if isinstance(named, (list, tuple)) else [named]):
             continue
         for key in ('through', 'queries'):
             if line.get(key) is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.taps import Maps, Taps, as_list, module_around
+from mmkd_plugin.taps.class_scores import are_independent
 
 
 class Scores(NamedTuple):
@@ -143,18 +144,10 @@ def scores_of(model: nn.Module, taps: Taps, owner: str = 'the model') -> Scores:
     head = module_around(model, tap, 'num_classes')
     if head is None:
         raise ValueError(f"{owner}: no module around '{tap}' has `num_classes`")
-    sigmoid = _classes_are_independent(head)
+    sigmoid = are_independent(head)
     if sigmoid is False:
         raise ValueError(
             f"{owner}: the scores of {type(head).__name__} at '{tap}' have a background class; "
             'only heads with a sigmoid for each class can be explained (RetinaNet, FCOS, GFL, ATSS)'
         )
     return Scores(head.num_classes, bool(sigmoid))
-
-
-def _classes_are_independent(head: nn.Module) -> bool | None:
-    """Whether a detector's head has a sigmoid for each class; None for a segmentor's head."""
-    sigmoid = getattr(head, 'use_sigmoid_cls', None)
-    if sigmoid is None and hasattr(head, 'loss_cls'):
-        sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
-    return None if sigmoid is None else bool(sigmoid)

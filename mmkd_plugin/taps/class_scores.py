@@ -125,6 +125,14 @@ def _of_map(
     return None
 
 
+def are_independent(head: nn.Module) -> bool | None:
+    """Whether a detector's head has a sigmoid for each class; None for a segmentor's head."""
+    sigmoid = getattr(head, 'use_sigmoid_cls', None)
+    if sigmoid is None and hasattr(head, 'loss_cls'):
+        sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
+    return None if sigmoid is None else bool(sigmoid)
+
+
 def _counts(head: nn.Module) -> list[int]:
     """How many scores an anchor of a head may have, the likeliest first."""
     classes = head.num_classes

@@ -139,12 +139,13 @@ def fit(connector: nn.Module, student: Tensor, teacher: Tensor, same_size: bool)
     size = teacher.shape[2:]
     resize = student.ndim == teacher.ndim == 4 and student.shape[2:] != size and same_size
     if resize and student.shape[2:].numel() > size.numel():  # cheaper than resizing last
-        return connector(_resize(student, size))
+        return connector(at_size(student, size))
     student = connector(student)
-    return _resize(student, size) if resize else student
+    return at_size(student, size) if resize else student
 
 
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+def at_size(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes maps ``(N, C, H, W)`` bilinearly to a height and a width."""
     return F.interpolate(maps, size=tuple(size), mode='bilinear', align_corners=False)
 
 

@@ -19,6 +19,7 @@ KEYS = (
     'student_tap',
     'teacher_tap',
     'teacher',
+    'combine',
     'loss',
     'explainer',
     'connector',

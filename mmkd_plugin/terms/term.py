@@ -17,6 +17,7 @@ from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Passage, Teacher
 from mmkd_plugin.teachers.classes import Compared, check_same_classes
 from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
+from mmkd_plugin.terms.combining import Combination
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
@@ -43,7 +44,11 @@ class Term(nn.Module):
             returns a weighted scalar. :class:`LossTraits` describes its declarations. A method
             ``setup(student_channels, teacher_channels)`` is called once at build time, with the
             channels of each map as the loss gets it.
-        teacher (str): Name of the teacher. Defaults to ``'teacher'``.
+        teacher (str | list[str]): Name of the teacher, or of several whose class scores are
+            combined. Defaults to ``'teacher'``.
+        combine (str, optional): How several teachers are combined: ``'mean'``, ``'confidence'`` or
+            ``'labels'``; see :func:`~mmkd_plugin.terms.combining.combined_scores`. Defaults to
+            None: ``'mean'``.
         explainer (Explainer, optional): Explains class scores by the maps. The loss compares these
             explanations instead of the maps. Defaults to None.
         connector (dict | list[dict] | None | 'auto'): Converts the student's maps. ``'auto'`` adds
@@ -86,7 +91,8 @@ class Term(nn.Module):
         teacher_tap: Taps,
         loss: nn.Module,
         *,
-        teacher: str = 'teacher',
+        teacher: str | Sequence[str] = 'teacher',
+        combine: str | None = None,
         explainer: Explainer | None = None,
         connector: dict | list | str | None = 'auto',
         teacher_connector: dict | None = None,
@@ -100,7 +106,9 @@ class Term(nn.Module):
         super().__init__()
         self.name = name
         self.here = f'distill.{name}'
-        self.teacher = teacher
+        self.teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        self.teacher = self.teachers[0]
+        self.combination = _combination(self.here, self.teachers, combine)
         self.loss = loss
         self.traits = LossTraits.of(loss)
         self.schedule = schedule or Schedule()
@@ -145,6 +153,8 @@ class Term(nn.Module):
         self.teacher_view = View(
             teacher_tap, kind, explainer, 'teacher', entrance=entrance, **words
         )
+        if self.combination is not None:
+            _check_combined(self)
 
     @property
     def student_tap(self) -> Taps:
@@ -207,7 +217,7 @@ class Term(nn.Module):
         """
         here = f'distill.{name}'
         check_line(here, name, config)
-        teacher = _teacher_of(here, config, teachers)
+        taught_by = _teachers_of(here, config, teachers)
         compile = check_compile(config.get('compile', compile), f'{here}.')
         explainer = config.get('explainer')
         if explainer is not None:
@@ -223,7 +233,8 @@ class Term(nn.Module):
                 student_tap,
                 teacher_tap,
                 loss,
-                teacher=teacher,
+                teacher=taught_by,
+                combine=config.get('combine'),
                 explainer=explainer,
                 connector=config.get('connector', 'auto'),
                 teacher_connector=config.get('teacher_connector'),
@@ -274,7 +285,7 @@ class Term(nn.Module):
             )
         self._check_maps(students, teachers if passage is None else passage.maps)
         if source is not None:
-            self._check_source(source)
+            self.check_source(source)
             self._check_classes(students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
             self._take_norms(source, len(teachers))
@@ -312,8 +323,12 @@ class Term(nn.Module):
         if self.auto is not None:
             self._prepare_auto(len(pairs), student, teacher, given, passage)
 
-    def _check_source(self, source: Teacher) -> None:
-        """Refuses a teacher whose queries or stored maps mean something else."""
+    def check_source(self, source: Teacher) -> None:
+        """Refuses a teacher whose queries or stored maps mean something else.
+
+        Raises:
+            ValueError: If so.
+        """
         if self.queries is not None:
             check_same_classes(self.here, source.class_names, source.name)
         if source.warped:
@@ -437,6 +452,23 @@ class Term(nn.Module):
         for module in self.teacher_connectors:
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def target(self, shown: Sequence[Maps], given: dict[str, Any] | None = None) -> Maps:
+        """The maps that the loss compares with, of what the teachers show.
+
+        Args:
+            shown (Sequence[Tensor | list[Tensor]]): What each of ``teachers`` shows.
+            given (dict, optional): Arguments from the batch. Defaults to None.
+
+        Returns:
+            Tensor | list[Tensor]: Those of the only teacher, or of all together.
+
+        Raises:
+            ValueError: If several teachers cannot be combined.
+        """
+        if self.combination is None:
+            return shown[0]
+        return self.combination(shown, (given or {}).get('labels'))
 
     def due(self) -> bool:
         """Whether the gradients of this term are measured in this iteration."""
@@ -697,10 +729,33 @@ def _loss(config: Any, here: str) -> tuple[nn.Module, float | None]:
     return loss, share
 
 
-def _teacher_of(here: str, config: dict, teachers: Sequence[str]) -> str:
-    """Returns the name of the teacher in a line of ``distill``."""
-    teacher = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
-    if teacher not in teachers:
-        said = 'does not say which teacher' if teacher is None else f"has teacher='{teacher}'"
+def _teachers_of(here: str, config: dict, teachers: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the teachers in a line of ``distill``."""
+    given = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
+    names = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    wrong = next((name for name in names or (None,) if name not in teachers), None)
+    if wrong is not None or not names or None in names:
+        said = 'does not say which teacher' if wrong is None else f"has teacher='{wrong}'"
         raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
-    return teacher
+    return names
+
+
+def _combination(here: str, teachers: Sequence[str], combine: str | None) -> Combination | None:
+    if len(teachers) > 1:
+        return Combination(here, teachers, 'mean' if combine is None else combine)
+    if combine is not None:
+        raise ValueError(
+            f'{here}.combine is for several teachers, such as {here}.teacher=[..., ...], and this '
+            'term has one; leave it out'
+        )
+    return None
+
+
+def _check_combined(term: Term) -> None:
+    """Refuses several teachers where no class scores are compared as they are."""
+    if term.compared is None or term.teacher_view.kind != 'maps':
+        raise ValueError(
+            f'{term.here}: several teachers are combined by their class scores, and this term '
+            'does not compare those of both models as they are. Give each teacher a term of its '
+            'own'
+        )

@@ -166,7 +166,7 @@ def places_of(terms: Sequence[Term], others: Sequence[str] = ()) -> list[Place]:
     for term in terms:
         if term.traits.compares == 'gradients' or term.on_rois:
             continue
-        taps = {term.teacher: term.teacher_tap}
+        taps = dict.fromkeys(term.teachers, term.teacher_tap)
         taps |= dict.fromkeys(('student', *others), term.student_tap)
         tau = term.loss.tau if isinstance(term.loss, ChannelWiseLoss) else 1.0
         key = (*map(str, taps.values()), str(term.explainer))

@@ -26,7 +26,7 @@ from benchmarks.gains.plan import (
     needs,
     plan,
 )
-from benchmarks.gains.running import Place, settle
+from benchmarks.gains.running import Place, settle, teacher_file
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
 from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
 from mmkd_plugin.cli import UsageError
@@ -91,7 +91,7 @@ TABLE = Table(
         'cwd': Path('configs/cwd/cwd_large_small_1k.py'),
         'frskd': Path('configs/f/frskd_small_1k.py'),
     },
-    frozenset(['cwd']),
+    {'cwd': 1},
     {'student': 1000, 'teacher': 1000, 'cwd': 1000, 'frskd': 1000},
 )
 
@@ -193,6 +193,22 @@ def test_every_small_recipe_has_a_table():
     assert count == len(named) and {table.task for table in found} == {'segmentation', 'detection'}
     assert all(table.teacher.is_file() and table.iterations['teacher'] for table in found)
     assert all('frskd' not in method for table in found for method in table.taught)
+    (table,) = [table for table in found if 'multi-teacher-mean-logits' in table.recipes]
+    assert table.taught['multi-teacher-mean-logits'] == 2 and table.taught['cwd-logits'] == 1
+
+
+def test_several_teachers_are_one_config_with_several_seeds():
+    both = replace(TABLE, taught={'cwd': 2})
+    runs = [run for run in plan(both, [], Budget()) if run.method == 'teacher']
+    assert [run.seed for run in runs] == [0, 1]
+    assert needs(Run(both, 'cwd', TRIAL_SEED, 1.0, 1.0, 'trial')) == runs
+    one = chosen(replace(both, taught={'cwd': 2, 'frskd': 1}), ['frskd'])
+    assert [run.seed for run in plan(one, [], Budget()) if run.method == 'teacher'] == [0]
+    assert teacher_file(both, Path('w'), 1) == Path('w/digit_scenes/large_1k_seed1.pth')
+    teachers = [(Path('t.py'), Path(f'{seed}.pth')) for seed in (0, 1)]
+    recipe = next(ROOT.glob('configs/multi_teacher/*digit-scenes*.py'))
+    cfg = run_config(recipe, seed=0, weight='recipe', teachers=teachers)
+    assert [one.checkpoint for one in cfg.model.teacher] == ['0.pth', '1.pth']
 
 
 def test_recipes_that_also_run_with_a_cached_teacher(tmp_path: Path):
@@ -228,7 +244,7 @@ RECIPE = next(ROOT.glob('configs/activation_boundary/*-stages_fpn_*digit-scenes*
 
 def test_the_config_of_a_run():
     cfg = run_config(
-        RECIPE, seed=7, length=0.2, weight=3.0, teacher=(Path('t.py'), Path('work/t.pth'))
+        RECIPE, seed=7, length=0.2, weight=3.0, teachers=[(Path('t.py'), Path('work/t.pth'))]
     )
     assert cfg.randomness.seed == 7 and cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == 200
     assert [(one.begin, one.end) for one in cfg.param_scheduler] == [(0, 50), (50, 200)]

@@ -1,9 +1,10 @@
-"""Backbones of transformers: DINOv2, DINOv3, SigLIP 2, SAM's image encoder, CLIP and others."""
+"""Backbones of transformers: DINOv2, DINOv3, SigLIP 2, C-RADIO, CLIP, SAM, SAM 2 and others."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from mmkd_plugin.models.foundation.files import (
     read_json,
     read_weights,
 )
+from mmkd_plugin.prefixes import behind, parts
 from mmkd_plugin.words import did_you_mean, first_line, some
 
 #: Repositories by the usual name of their folder, for the command that gets them.
@@ -41,6 +43,9 @@ REPOSITORIES = {
     'dinov3-vitb16': 'facebook/dinov3-vitb16-pretrain-lvd1689m',
     'dinov3-vitl16': 'facebook/dinov3-vitl16-pretrain-lvd1689m',
     'sam-vit-base': 'facebook/sam-vit-base',
+    'sam2.1-hiera-tiny': 'facebook/sam2.1-hiera-tiny',
+    'sam2.1-hiera-base-plus': 'facebook/sam2.1-hiera-base-plus',
+    'c-radiov4-h': 'nvidia/C-RADIOv4-H',
     'siglip2-base-patch16-256': 'google/siglip2-base-patch16-256',
 }
 
@@ -70,7 +75,8 @@ def load(path: str, blocks: Sequence[int], config: None = None) -> Encoder:
     weights = read_weights(folder)
     stages = hasattr(vision, 'depths')
     model = _model(vision, weights, folder, stages)
-    made = (_Stages if stages else _Tokens)(model, vision, blocks)
+    kind = _Stages if stages else _Levels if hasattr(vision, 'fpn_hidden_size') else _Tokens
+    made = kind(model, vision, blocks)
     made.normalised_by(*_normalisation(folder))
     return made
 
@@ -154,6 +160,10 @@ def _model(config: Any, weights: dict[str, Tensor], folder: Path, stages: bool) 
     except Exception as error:  # weights of other shapes, and values of a config
         raise ValueError(f'{folder}: {first_line(error)}') from error
     missing = sorted(found['missing_keys'])
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    inside = parts(own, weights) if missing else []
+    if inside and inside[0].whole and inside[0].prefix:
+        return _model(config, behind(weights, inside[0].prefix), folder, stages)
     if missing:
         raise ValueError(
             f'{folder}: its weights are not those of the {kind.__name__} that its config.json '
@@ -171,6 +181,8 @@ def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float], floa
     elif (root / 'processor_config.json').is_file():
         said = read_json(root / 'processor_config.json').get('image_processor') or {}
     mean, std = said.get('image_mean'), said.get('image_std')
+    if not said.get('do_normalize', True):  # the model does it
+        mean, std = [0.0] * 3, [1.0] * 3
     scale = said.get('rescale_factor', 1 / 255) if said.get('do_rescale', True) else 1
     if not _three(mean) or not _three(std) or not isinstance(scale, (int, float)) or scale <= 0:
         print_log(
@@ -180,8 +192,6 @@ def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float], floa
             level=logging.WARNING,
         )
         return *IMAGENET, 1 / 255
-    if not said.get('do_normalize', True):
-        mean, std = (0.0,) * 3, (1.0,) * 3
     return mean, std, scale
 
 
@@ -227,6 +237,9 @@ class _Tokens(Encoder):
             else self._map(self._normed(given.hidden_states[number + 1]), grid)
             for number in self._blocks
         ]
+        summary = getattr(given, 'summary', None)
+        if _are_vectors(summary):
+            return Encoded(maps, whole, summary)
         if last.ndim == 3 and self._extra(last, grid):
             return Encoded(maps, whole, last[:, 0])
         pooled = getattr(given, 'pooler_output', None)
@@ -276,6 +289,29 @@ class _Stages(Encoder):
         """Encodes images ``(N, 3, H, W)``."""
         stages = self.model(pixel_values=images).feature_maps[1:]  # the stem comes first
         return Encoded([stages[number] for number in self._blocks], stages[-1])
+
+
+class _Levels(Encoder):
+    """SAM 2's encoder: the levels of its neck, of which the last one is the image embedding."""
+
+    def __init__(self, model: nn.Module, config: Any, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.model, inner = model, config.backbone_config
+        name = type(model).__name__
+        self._blocks = chosen_blocks(blocks, config.num_feature_levels, name)
+        try:
+            patch = _whole(inner.patch_stride)
+            coarsest = patch * _whole(inner.query_stride) ** inner.num_query_pool_stages
+            window = patch * inner.window_size_per_stage[0]  # of its position embedding
+        except AttributeError as error:
+            raise ValueError(f'a {name} on a {type(inner).__name__} is not supported') from error
+        self.divisor = math.lcm(coarsest, window)
+        find_side(self, None, name)
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Encodes images ``(N, 3, H, W)``."""
+        levels = self.model(pixel_values=images).fpn_hidden_states
+        return Encoded([levels[number] for number in self._blocks], levels[-1])
 
 
 def _are_vectors(value: Any) -> bool:

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers import CachedTeacher, OnlineTeacher
 from tests import stock_models
@@ -68,6 +69,59 @@ def test_two_foundation_models_teach_beside_the_task(data: Path, tmp_path: Path)
     saved = read_checkpoint(tmp_path / 'run' / 'iter_2.pth')['state_dict']
     assert set(saved) == set(stock_models.build(stock_models.fcn(classes=3)).state_dict())
     assert 'registers' in runner.model.teachers['registers'].work()
+
+
+def test_two_teachers_count_the_same_once_they_are_measured(data: Path, tmp_path: Path) -> None:
+    kinds, normalise = ('dinov2', 'siglip'), dict(type='mmkd_plugin.PHISNormalizer')
+    teachers = [dict(name=kind, **foundation(kind, tmp_path)) for kind in kinds]
+    distill = {
+        kind: term('HintLoss', teacher=kind, teacher_connector=dict(normalise)) for kind in kinds
+    }
+    cfg = run(teachers, distill, data, tmp_path / 'run')
+    lines = measured_lines(cfg)
+    ((file, names),) = files_of(lines, cfg.work_dir).items()
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        fitting = Fitting(cfg, lines)
+        shown: dict[str, list] = {kind: [] for kind in kinds}
+        for batch in training_images(cfg, None):
+            fitting.observe(batch)
+            ready = fitting.preprocessor(batch, True)
+            for name, (maps,) in fitting.taught.of(ready['inputs'], ready['data_samples']):
+                shown[name].append(maps)
+    fitting.save(file, names)
+    for kind in kinds:
+        normalised = fitting.connectors[kind][0](torch.cat(shown[kind]))
+        torch.testing.assert_close(normalised.var((0, 2, 3)), torch.ones(32), rtol=1e-3, atol=0)
+        cfg.model.distill[kind].teacher_connector.checkpoint = file
+    record = Record()
+    train(cfg, record)
+    assert all({f'distill.{kind}.loss' for kind in kinds} < set(logs) for logs in record.losses)
+
+
+def test_a_backbone_that_learnt_without_the_task_is_loaded_by_a_plain_training(
+    data: Path, tmp_path: Path
+) -> None:
+    cfg = run(
+        foundation('dinov3', tmp_path), dict(hint=term('CosineHintLoss')), data, tmp_path / 'first'
+    )
+    cfg.model.task = dict(loss_weight=0)
+    first = Record()
+    train(cfg, first)
+    assert all('decode.loss_ce' not in logs for logs in first.losses)
+    file = tmp_path / 'first' / 'iter_2.pth'
+    learnt = read_checkpoint(file)['state_dict']
+    for key, same in (('backbone.conv1.weight', False), ('decode_head.conv_seg.weight', True)):
+        assert torch.equal(learnt[key], first.start[key]) is same
+
+    student = stock_models.fcn(classes=len(SEG_CLASSES))
+    student['backbone']['init_cfg'] = dict(
+        type='Pretrained', checkpoint=str(file), prefix='backbone.'
+    )
+    second = Record()
+    train(config(student, data, tmp_path / 'second', 1), second)
+    assert 'decode.loss_ce' in second.losses[0]
+    loaded = {key: value for key, value in second.start.items() if key.startswith('backbone')}
+    assert all(torch.equal(value, learnt[key]) for key, value in loaded.items())
 
 
 @pytest.mark.parametrize('kind', ['dinov2', 'sam'])

@@ -102,6 +102,45 @@ def test_stages_of_a_convolutional_network(root, images):
 
 
 @torch.no_grad()
+def test_sam2_shows_the_levels_of_its_neck(root, images):
+    """Its file holds a decoder of masks too; any size goes, in whole windows of 32 pixels."""
+    import transformers
+
+    whole = transformers.Sam2Model(transformers.Sam2Config(vision_config=plain('sam2').config))
+    whole.vision_encoder.load_state_dict(plain('sam2').state_dict())
+    whole.save_pretrained(root / 'whole-sam2')
+    expected = plain('sam2')(pixel_values=images).fpn_hidden_states
+    for path in (save('sam2', root), str(root / 'whole-sam2')):
+        one = FoundationModel('transformers', path, blocks=[0, 1, 2]).eval()
+        maps, tokens, summary = shown(one, images)
+        assert one.stride == 32 and [x.shape[2:] for x in maps] == [(16, 24), (8, 12), (4, 6)]
+        for found, level in zip(maps, expected, strict=True):
+            torch.testing.assert_close(found, level)
+        torch.testing.assert_close(tokens, maps[2].flatten(2).transpose(1, 2))
+        torch.testing.assert_close(summary, maps[2].mean((2, 3)))
+    odd = shown(one, images[:, :, :45, :70])[0]
+    assert [x.shape[2:] for x in odd] == [(12, 18), (6, 9), (3, 5)]
+    with pytest.raises(ValueError, match='there is no block 3'):
+        FoundationModel('transformers', path, blocks=[3])
+
+
+@torch.no_grad()
+def test_radio_normalises_by_itself(root, images):
+    """Its class and register tokens are no part of the map; the summary joins class tokens."""
+    folder = Path(save('radio', root))
+    said = dict(do_normalize=False, do_rescale=True)
+    (folder / 'preprocessor_config.json').write_text(json.dumps(said))
+    one = model('radio', root, blocks=[0, 1])
+    assert one.encoder.mean == [0] * 3 and one.encoder.std == [255] * 3
+    maps, tokens, summary = shown(one, images)
+    expected = plain('radio')(pixel_values=images, output_hidden_states=True)
+    torch.testing.assert_close(tokens, expected.features)
+    torch.testing.assert_close(summary, expected.summary)
+    first = expected.hidden_states[1][:, 4:]
+    torch.testing.assert_close(maps[0], first.transpose(1, 2).reshape(2, 32, 4, 6))
+
+
+@torch.no_grad()
 def test_padding_stays_out_of_a_mean(root):
     images = torch.randn(2, 3, 64, 64)
     samples = [BaseDataElement(metainfo=dict(img_shape=x)) for x in ((64, 64), (33, 16))]

@@ -25,6 +25,27 @@ SAM = dict(
     global_attn_indexes=[1],
     mlp_dim=64,
 )
+SAM2 = dict(
+    backbone_config=dict(
+        model_type='sam2_hiera_det_model',
+        hidden_size=8,
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 2, 2],
+        global_attention_blocks=[3],
+    ),
+    backbone_channel_list=[64, 32, 16, 8],
+    fpn_hidden_size=12,
+)
+RADIO = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    mlp_ratio=2.0,
+    max_img_size=128,
+    num_cls_tokens=2,
+    num_registers=2,
+)
 #: Module, config class and arguments of the config by the name of the folder.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     'dinov2': ('dinov2', 'Dinov2Config', dict(**TINY, image_size=56, patch_size=14)),
@@ -39,6 +60,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         dict(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1]),
     ),
     'sam': ('sam', 'SamVisionConfig', SAM),
+    'sam2': ('sam2', 'Sam2VisionConfig', SAM2),
+    'radio': ('radio', 'RadioConfig', RADIO),
     'siglip': ('siglip', 'SiglipVisionConfig', dict(**TINY, image_size=64, patch_size=16)),
     'siglip2': ('siglip2', 'Siglip2VisionConfig', dict(**TINY, num_patches=16, patch_size=16)),
 }
