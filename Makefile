@@ -15,13 +15,13 @@ OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test families fuzz attacks lint clean python
+.PHONY: help demo reproduce zoo install test families fuzz attacks test-faults lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
 	@echo 'make TARGET [VARIABLE=value ...]'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 	@echo
 	@echo '  TASK=segmentation  or detection: what the demo shows'
 	@echo '  PYTHON=python3.11  makes the environment (3.10 to 3.13)'
@@ -59,6 +59,9 @@ fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 
 attacks:  ## 700 mistakes in a config, each typed into tools/train.py
 	ATTACKS_EVERY=1 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/attacks
+
+test-faults:  ## Every program killed at every file operation; the same command goes on
+	FAULTS=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults
 
 lint:  ## Style only, in an environment that exists
 	'$(VENV)/bin/python' -m ruff check .

@@ -38,6 +38,7 @@ __all__ = [
     'load_weights',
     'nearest_names',
     'read_checkpoint',
+    'read_data',
     'state_dict_of',
 ]
 
@@ -69,22 +70,34 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             something else than data.
     """
     path = str(path)
+    checkpoint = read_data(path)
+    _check_size(state_dict_of(checkpoint, path), path)
+    return checkpoint
+
+
+def read_data(path: str) -> Any:
+    """Reads a file of any content as :func:`read_checkpoint` does, which need not be weights.
+
+    Args:
+        path (str): The file or address.
+
+    Raises:
+        FileNotFoundError: If a local file is missing; the message names similar files.
+        CheckpointError: If the file is damaged, or holds something else than data.
+    """
     if '://' not in path:
         path = str(existing_file(path))
     try:
         if path.endswith('.safetensors'):
-            checkpoint = _read_safetensors(path)
-        elif '://' in path:
-            checkpoint = _read_remote(path)
-        else:
-            check_records(path)
-            checkpoint = safe_load(path, map_location='cpu')
+            return _read_safetensors(path)
+        if '://' in path:
+            return _read_remote(path)
+        check_records(path)
+        return safe_load(path, map_location='cpu')
     except CheckpointError:
         raise
     except _READ_ERRORS as error:
         raise CheckpointError(explain(path, error)) from error
-    _check_size(state_dict_of(checkpoint, path), path)
-    return checkpoint
 
 
 def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> OrderedDict[str, Tensor]:

@@ -177,6 +177,7 @@ def check_new(out: str) -> None:
         UsageError: If so.
     """
     check_folder(out, '--out')
+    Path(out, MARKER).unlink(missing_ok=True)  # of a run that was killed when all was there
     if Path(out).is_dir() and any(Path(out).iterdir()):
         raise UsageError(
             f'--out {out} is not empty and is left alone; remove it or choose another folder'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.building import check_compile, check_keys, named_arguments
 from mmkd_plugin.foreign import errors_named
-from mmkd_plugin.health import as_number, first_unusable
+from mmkd_plugin.health import Finding, NotFiniteError, as_number, first_unusable
 from mmkd_plugin.losses.numerics.checks import weight
 from mmkd_plugin.parts import STEP
 from mmkd_plugin.plan import plan
@@ -91,7 +92,7 @@ class Distiller(NamedAsStudent):
     Raises:
         ValueError: If a term, a tap or a teacher cannot be used. Most mistakes are found in the
             constructor; ``forward`` finds the rest.
-        FloatingPointError: In ``forward``, if the loss of a term is not finite.
+        NotFiniteError: In ``forward``, if a loss is not finite, or far too large.
 
     Attributes:
         student (nn.Module): The student.
@@ -250,7 +251,7 @@ class Distiller(NamedAsStudent):
         Raises:
             ValueError: If all schedules are off, a schedule starts after the end of the run, or a
                 term cannot compare the maps.
-            FloatingPointError: If the loss of a term is not finite.
+            NotFiniteError: If a loss is not finite, or far too large.
         """
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
@@ -295,8 +296,12 @@ class Distiller(NamedAsStudent):
         culprit = first_unusable(compared | losses)  # of a term more can be told
         losses |= compared
         if culprit is not None:
-            told = _not_finite(culprit, losses[culprit], active, seen.shown, lessons)
-            raise FloatingPointError(told)
+            raise NotFiniteError(
+                _not_finite(culprit, losses[culprit], active, seen.shown, lessons),
+                culprit,
+                losses,
+                _findings(losses, active, seen.shown, lessons),
+            )
         return losses | self._of_idle_terms(inputs, active, task)
 
     def _taught(
@@ -630,9 +635,34 @@ def _not_finite(
     )
 
 
+def _findings(
+    losses: Mapping[str, Any],
+    active: Sequence[Term],
+    shown: Mapping[View, Maps],
+    lessons: Mapping[str, Lesson],
+) -> list[Finding]:
+    """What the terms of a step compared, in the order in which it was computed, and the losses."""
+    maps = {
+        f"'{term.teacher_tap}' of teacher '{name}'": lessons[name].shown[term.teacher_view]
+        for term in active
+        for name in term.teachers
+    }
+    maps |= {f"'{term.student_tap}' of the student": shown[term.student_view] for term in active}
+    found = [
+        Finding(name, _ranges(one), all(bool(torch.isfinite(x).all()) for x in as_list(one)))
+        for name, one in maps.items()
+    ]
+    numbers = {key: as_number(value) for key, value in losses.items() if 'loss' in key}
+    return found + [
+        Finding(key, f'{value:.6g}', math.isfinite(value)) for key, value in numbers.items()
+    ]
+
+
 def _ranges(maps: Maps) -> str:
     return '; '.join(
         f'{tuple(t.shape)} {t.min().item():.3g} to {t.max().item():.3g}, '
         f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} not finite'
+        if t.numel()
+        else f'{tuple(t.shape)}, which is empty'
         for t in as_list(maps)
     )

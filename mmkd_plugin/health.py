@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 #: From here on the square of a gradient of the same size is infinite in float32.
 TOO_LARGE = 1e18
+
+
+class Finding(NamedTuple):
+    """A part of a step, in the order in which it was computed.
+
+    Args:
+        name (str): What it is.
+        text (str): Its size and its range, or its value.
+        finite (bool): Whether all of it is finite.
+    """
+
+    name: str
+    text: str
+    finite: bool
+
+    def __str__(self) -> str:
+        return f'{"  " if self.finite else "! "}{self.name}: {self.text}'
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss that cannot be trained on.
+
+    Args:
+        text (str): The message.
+        culprit (str): Key of the loss.
+        losses (Mapping[str, Any]): All losses of the step.
+        findings (Sequence[Finding]): What was compared in it, and what came out.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        culprit: str = '',
+        losses: Mapping[str, Any] | None = None,
+        findings: Sequence[Finding] = (),
+    ) -> None:
+        super().__init__(text)
+        self.culprit, self.losses, self.findings = culprit, dict(losses or {}), list(findings)
+
+    def with_text(self, text: str) -> NotFiniteError:
+        """The same with another message."""
+        return type(self)(text, self.culprit, self.losses, self.findings)
 
 
 def first_unusable(losses: Mapping[str, Any]) -> str | None:

@@ -86,7 +86,8 @@ def whole_folder(out: str | Path, marker: str) -> Iterator[Path]:
     """Lends ``<out>.partial`` for writing, which becomes ``out`` when the block ends well.
 
     What an interrupted run left there is deleted. A folder of that name without the marker is
-    somebody else's and stays.
+    somebody else's and stays. The marker goes last: a run that is killed at the very end leaves it
+    in ``out``, which is whole.
 
     Args:
         out (str | Path): A folder that does not exist or is empty.
@@ -123,12 +124,15 @@ def whole_folder(out: str | Path, marker: str) -> Iterator[Path]:
         for path in leftovers:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield partial
+        for path in (*partial.rglob('*'), partial):
+            _flush(path)
         if out.exists():
             out.rmdir()  # fails unless it is still empty, and then the marker stays
         if fcntl is None:
-            lock.close()  # Windows deletes no open file
-        mark.unlink()
+            lock.close()  # Windows moves no folder with an open file
         partial.replace(out)
+        _flush(out.parent)
+        Path(out, marker).unlink()
 
 
 def _flush(path: Path) -> None:

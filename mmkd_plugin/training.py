@@ -28,14 +28,23 @@ from mmkd_plugin.cli import (
     check_has,
     is_distilled,
     is_first_process,
+    read_config,
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
+from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
+from mmkd_plugin.running.not_finite import (
+    Step,
+    bad_weights,
+    first_not_finite,
+    plain_losses,
+    steps_kept,
+)
 from mmkd_plugin.running.resuming import (
     Found,
     check_run_state,
@@ -47,7 +56,7 @@ from mmkd_plugin.running.resuming import (
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 from mmkd_plugin.training_data import warn_of_kept_state, watch_data
-from mmkd_plugin.words import type_name
+from mmkd_plugin.words import some, type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
 """Devices on which mmengine does not train in mixed precision."""
@@ -68,6 +77,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='CHECKPOINT',
         help='go on from this checkpoint; without a value, from the newest in the work dir that is '
         'whole, or from the start if there is none yet',
+    )
+    parser.add_argument(
+        '--allow-changes',
+        action='store_true',
+        help='with --resume: go on although the config, the data or a teacher is not that of the '
+        'checkpoint',
     )
     add_run_arguments(parser)
 
@@ -104,12 +119,62 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             watch_data(runner)
             if cfg.get('resume'):
                 warn_of_kept_state(runner._train_dataloader.dataset)
-            make_resumable(runner)
+            make_resumable(runner, args.allow_changes)
             report_on(runner)
-            with runner_errors_named(cfg), file_named(cfg.get('load_from')):
+            with (
+                runner_errors_named(cfg),
+                file_named(cfg.get('load_from')),
+                steps_kept(runner),
+            ):
                 runner.train()
             if paraphraser:
                 save_paraphraser(runner, saved)
+
+
+def replay(folder: str) -> None:
+    """Runs a step again whose loss was not finite, and says what went wrong first.
+
+    Args:
+        folder (str): Folder of the step: ``nan_<iteration>`` in a work dir.
+
+    Raises:
+        CheckpointError: If there is no step, or the model or a teacher is another one.
+        UsageError: If the loss is another one now.
+    """
+    step = Step(folder)
+    cfg = read_config(str(step.config))
+    cfg.work_dir, cfg.launcher = str(Path(folder, 'replay')), 'none'
+    cfg.resume, cfg.load_from = False, None
+    with classes_of_the_student(classes_of_config(cfg)):
+        runner = build_runner(cfg)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    step.put_into(runner)
+    outcome = step.run(runner)
+    culprit = step.content['culprit']
+    failed = isinstance(outcome, NotFiniteError)
+    losses = plain_losses(outcome.losses if failed else outcome)
+    was, now = (one[culprit].sum().item() for one in (step.content['losses'], losses))
+    if not failed:
+        raise UsageError(
+            f'--replay {folder}: {culprit} is {now:.6g} here, and was {was:.6g}. The step ran on '
+            f'{step.content["device"]} in {step.content["processes"]} process(es): run it again '
+            'there, with the same versions'
+        )
+    step.put_into(runner)
+    models = {'the student': runner.model.student}
+    for name, teacher in runner.model.teachers.items():
+        if teacher.predictor() is not None:
+            models[f"teacher '{name}'"] = teacher.predictor()
+    with first_not_finite(models) as first:
+        step.run(runner)
+    print(f'{culprit} was {was:.6g}, and is {now:.6g} now')
+    print('All losses are the same, bit for bit.' if step.same(outcome) else 'Other losses differ.')
+    print(*outcome.findings, sep='\n')
+    weights = bad_weights(models)
+    if weights:
+        print(f'Weights are not finite already: {some(weights, 5)}')
+    term = next((one.name for one in outcome.findings if not one.finite), culprit)
+    print(f'First: {first[0] if first else f"{term}; the modules before it give finite values"}')
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,13 @@ from torch.utils._pytree import tree_leaves
 
 from tests.leaving import leave
 from tests.runs import Record, train
+
+#: What tells a run that it is one of several on the CPU.
+DISTRIBUTED = dict(
+    launcher='pytorch',
+    env_cfg=dict(dist_cfg=dict(backend='gloo')),
+    model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+)
 
 
 class Traffic(TorchDispatchMode, Hook):
@@ -87,18 +95,13 @@ def in_two_processes(work: Callable[[int, Config], None], cfg: Config) -> None:
         work (Callable): A function of a module, which each process imports.
         cfg (Config): What to run; it is told here that it is distributed.
     """
-    distributed = dict(
-        launcher='pytorch',
-        env_cfg=dict(dist_cfg=dict(backend='gloo')),
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
-    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('CUDA_VISIBLE_DEVICES', '')
         torch.multiprocessing.spawn(
-            _process, (work, {**cfg.to_dict(), **distributed}, port), nprocs=2, join=True
+            _process, (work, {**cfg.to_dict(), **DISTRIBUTED}, port), nprocs=2, join=True
         )
 
 
@@ -109,3 +112,35 @@ def _process(rank: int, work: Callable[[int, Config], None], settings: dict, por
     torch.set_num_threads(1)
     work(rank, Config(settings))
     leave()
+
+
+def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """Calls ``work(rank)`` in two forks of this process that know each other; returns both results.
+
+    Args:
+        work (Callable): Returns what ``torch.save`` can write.
+        folder (Path): Where the results go.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+                torch.distributed.init_process_group(
+                    'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+                )
+                torch.save(work(rank), folder / f'fork{rank}.pt')
+                leave()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        children.append(child)
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, 'the output above says why'
+    return [torch.load(folder / f'fork{rank}.pt', weights_only=True) for rank in (0, 1)]

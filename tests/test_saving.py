@@ -99,6 +99,20 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ['out']
 
 
+def test_a_folder_that_a_kill_left_before_its_last_rename_is_written_anew(tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / 'out'
+    monkeypatch.setattr(Path, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt), whole_folder(out, '.me') as partial:
+        (partial / 'a').write_text('killed')
+    monkeypatch.undo()
+    with whole_folder(out, '.me') as partial:
+        (partial / 'b').write_text('whole')
+    assert [path.name for path in out.iterdir()] == ['b'] and list(tmp_path.iterdir()) == [out]
+
+
 def test_a_folder_that_was_filled_meanwhile_stays(tmp_path):
     out = tmp_path / 'out'
     with pytest.raises(OSError), whole_folder(out, '.me'):

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks.gains.running import Place, test
 from benchmarks.gains.settings import run_config
 from benchmarks.gains.training import (
     RunError,
@@ -275,10 +276,14 @@ def progress_bar(console: Console) -> Progress:
 
 def score(folder: Path, task: Task) -> float:
     """Reads the last validation score, in percent."""
-    points = scalars(folder, task.metric)
-    if not points:
+    points, config = scalars(folder, task.metric), folder / 'config.py'
+    if points:
+        return points[-1][1] * task.percent
+    if not config.is_file():
         raise RunError(f'{folder} has no {task.title}; remove it and run the command again')
-    return points[-1][1] * task.percent
+    # killed after the last save, and before its validation had ended
+    found = test(folder, last_checkpoint(folder), Config.fromfile(config), 'val', Place(folder, {}))
+    return found * task.percent
 
 
 def message(task: Task, scores: dict[str, float]) -> str:
@@ -312,7 +317,7 @@ def load(name: str, config: Path, checkpoint: Path) -> Any:
 
 def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
     """Makes the table of the three runs."""
-    iterations = scalars(folder / 'student', task.metric)[-1][0]
+    iterations = Config.fromfile(folder / 'student' / 'config.py').train_cfg.max_iters
     table = Table(title=f'DigitScenes, validation after {iterations} iterations')
     for column in ('', task.title, 'parameters', 'training time', 'processor time'):
         table.add_column(column, justify='left' if not column else 'right')

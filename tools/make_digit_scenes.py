@@ -493,6 +493,7 @@ def check(out: Path, arguments: Arguments) -> bool:
         return False
     if not out.is_dir():
         raise UserError(f'{out} is a file; choose another --out.')
+    (out / MARKER).unlink(missing_ok=True)  # of a run that was killed when all was there
     present = sorted(path.name for path in out.iterdir())
     if not present:
         return False

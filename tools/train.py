@@ -11,26 +11,38 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 from mmkd_plugin.cli import load_config, plain_errors
 from mmkd_plugin.cores import Cores
 from mmkd_plugin.stack import safe_loading
-from mmkd_plugin.training import add_training_arguments, train
+from mmkd_plugin.training import add_training_arguments, replay, train
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument('config', nargs='?', help='a config: a path, or mmseg::... or mmdet::...')
     parser.add_argument(
         '--paraphraser',
         action='store_true',
         help='train the `teacher_connector` (the paraphraser of factor transfer) and save it in '
         'the work dir, where the training of the student finds it',
     )
+    parser.add_argument(
+        '--replay',
+        metavar='DIR',
+        help='run a step again whose loss was not finite, and say what went wrong first; DIR is '
+        'nan_<iteration> in the work dir',
+    )
     add_training_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.config is None) == (args.replay is None):
+        parser.error('give a config, or --replay DIR')
+    return args
 
 
 def main() -> None:
     start = Cores.now()
     with safe_loading(), plain_errors():
         args = parse_args()
+        if args.replay is not None:
+            replay(args.replay)
+            return
         train(load_config(args), args, start, args.paraphraser)
 
 

@@ -89,6 +89,12 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     folder /= f'{"" if run.weight is None else f"{run.weight}_".replace(":", "-")}seed{run.seed}'
     folder = folder.with_name(f'{folder.name}_{digest(cfg)}')
     folder.mkdir(parents=True, exist_ok=True)
+    note = folder / 'record.json'
+    if note.exists():  # killed after that, and before the record was with the others
+        if run.method != 'teacher' or teacher_file(table, place.work_dir, run.seed).exists():
+            return finished(folder, Record(**json.loads(note.read_text(encoding='utf-8'))))
+        shutil.rmtree(folder)  # somebody has removed the teacher
+        folder.mkdir()
     cfg.report = False  # the page of all runs takes its place
     write_text(folder / 'config.py', cfg.pretty_text)
     used, scores = train_and_score(run, cfg, folder, place, watch)
@@ -98,9 +104,7 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
     if used.lost and logged:  # then what is logged is all that is known
         used.seconds = time = fmean(logged) * iterations
     others = {r.method: find(r, records) for r in reversed(needs(run))}  # the first teacher's
-    for file in folder.rglob('*.pth'):
-        file.unlink()
-    return Record(
+    record = Record(
         data=table.data.name,
         split=split,
         task=table.task,
@@ -124,6 +128,15 @@ def perform(run: Run, records: Sequence[Record], place: Place, watch: Watch) -> 
         date=datetime.now(timezone.utc).date().isoformat(),
         version=version(),
     )
+    write_text(note, json.dumps(asdict(record)))
+    return finished(folder, record)
+
+
+def finished(folder: Path, record: Record) -> Record:
+    """Removes the checkpoints of a run whose record is kept."""
+    for file in folder.rglob('*.pth'):
+        file.unlink()
+    return record
 
 
 def train_and_score(

@@ -200,7 +200,7 @@ def _kind(step: Any) -> str:
 def _shown(key: str, value: Any) -> str:
     if key in ('weights', 'config'):
         return str(value)[:12]
-    return ', '.join(value or ()) if key == 'taps' else str(value)
+    return ', '.join(sorted(value or ())) if key == 'taps' else str(value)
 
 
 # The store ----------------------------------------------------------------------------------------
@@ -230,6 +230,16 @@ def _environment(path: str) -> Any:
     _check_size(environment, path)
     _opened[real] = os.getpid(), environment
     return environment
+
+
+def _remove_beginning(folder: Path) -> None:
+    """Removes what is there of a store whose writer was killed before it held anything."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    data = folder / 'data.mdb'
+    empty = not data.exists() or data.stat().st_size in (0, _PAGE)  # it begins with two pages
+    if names and names <= {'data.mdb', 'lock.mdb'} and empty:
+        for name in names:
+            (folder / name).unlink()
 
 
 def _check_size(environment: Any, path: str) -> None:
@@ -384,6 +394,7 @@ class CacheWriter:
         self.views = meta.get('views')
         self._lmdb, _ = libraries()
         folder = Path(path)
+        _remove_beginning(folder)
         if (
             folder.exists()
             and not Path(path, 'data.mdb').is_file()

@@ -6,6 +6,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.running.accumulating import KeepGradients
 from mmkd_plugin.running.augmenting import KeepAugments
 from mmkd_plugin.running.checkpointing import save_whole
 from mmkd_plugin.running.identity import SameRun
@@ -25,20 +26,28 @@ class SafeCheckpoints(Hook):
     priority = 'LOWEST'  # after mmengine's CheckpointHook
 
     def before_train(self, runner: Runner) -> None:
+        gradients = [hook for hook in runner.hooks if isinstance(hook, KeepGradients)]
+
+        def collect() -> None:
+            for hook in gradients:
+                hook.collect(runner)
+
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
-                save_whole(hook, runner, lambda: None)
+                save_whole(hook, runner, collect)
 
 
-def make_resumable(runner: Runner) -> None:
+def make_resumable(runner: Runner, allow_changes: bool = False) -> None:
     """Has a run save whole checkpoints, and go on from one as if it had never ended.
 
-    A resumed run that is another run says so.
+    A resumed run that is another run is refused.
 
     ``tools/train.py`` calls it. Other programs do so between building a runner and training.
 
     Args:
         runner (Runner): A runner whose training has not started; its training data are built here.
+        allow_changes (bool): Whether another run is warned about only, as with ``--allow-changes``.
+            Defaults to False.
     """
     if not any(isinstance(hook, SafeCheckpoints) for hook in runner.hooks):
         runner.register_hook(SafeCheckpoints())
@@ -50,4 +59,5 @@ def make_resumable(runner: Runner) -> None:
         runner._train_dataloader = loader
         runner.register_hook(SeedIterations(seed_batches(loader, runner.seed)))
         runner.register_hook(KeepAugments())
-        runner.register_hook(SameRun(runner))
+        runner.register_hook(KeepGradients())
+        runner.register_hook(SameRun(runner, allow_changes))

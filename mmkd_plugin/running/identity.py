@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.dist import is_main_process
@@ -47,6 +48,12 @@ MAY_CHANGE = (
 RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
 #: What is a path of this machine, and comes back with the state.
 LEFT_OUT = ('teacher_connector.checkpoint',)
+
+#: What else makes a run, and cannot be seen in its config.
+FINGERPRINTS = ('teachers', 'configs_of_teachers', 'data')
+
+#: Of about how many images the names are kept.
+NAMED = 16
 
 #: Settings by which optimizers are told apart, and their state of the size of a parameter.
 KINDS = frozenset({'alpha', 'betas', 'etas', 'lambd', 'lr_decay', 'momentum', 'rho'})
@@ -123,13 +130,20 @@ def _text(value: Any) -> str:
 class SameRun(Hook):
     """Keeps the identity of a run in its checkpoints, and compares it on ``--resume``.
 
-    A run whose model or optimizer cannot take the state is refused. Other differences are named.
+    Another run is refused: another teacher, loss, student, data set or class, or a model or an
+    optimizer that cannot take the state. What may change on the way is named.
+
+    Args:
+        runner (Runner): The runner.
+        allow_changes (bool): Whether a run that is another one may go on, as far as the state fits.
+            Defaults to False.
     """
 
     priority = 'HIGHEST'
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, allow_changes: bool = False) -> None:
         self._runner = runner
+        self._allow_changes = allow_changes
 
     @property
     def model(self) -> nn.Module:
@@ -139,7 +153,7 @@ class SameRun(Hook):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The config of the run, and hashes of what its teachers teach with."""
+        """The config of the run, hashes of its teachers, and what its data set holds."""
         cfg = self._runner.cfg
         teachers = getattr(self.model, 'teachers', {})
         trained = [name for name, one in self.model.named_parameters() if one.requires_grad]
@@ -149,7 +163,23 @@ class SameRun(Hook):
         return dict(
             config=config,
             teachers={name: teacher.weights_hash() for name, teacher in teachers.items()},
+            configs_of_teachers={name: one.config_hash() for name, one in teachers.items()},
+            data=self._data(),
             trained=trained,
+        )
+
+    def _data(self) -> dict[str, Any]:
+        """How many images the training set has, some of their names, and its classes."""
+        dataset = getattr(self._runner.train_dataloader, 'dataset', None)
+        try:
+            count = len(dataset)
+        except TypeError:  # a stream has no length
+            count = None
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+        return dict(
+            images=count,
+            files=_some_names(dataset, count or 0),
+            classes=None if classes is None else list(map(str, classes)),
         )
 
     def before_train(self, runner: Runner) -> None:
@@ -173,18 +203,37 @@ class SameRun(Hook):
                 f'{changed if found else ""} Take the config of that run, or start from its '
                 f'weights with --cfg-options load_from={path}'
             )
-        if is_main_process():
-            _tell(found, path)
+        other = _told(found, path)
+        if other and not self._allow_changes:
+            raise CheckpointError(
+                f'--resume: this run is not the run of {path}: {some(map(str, other), 5, "; ")}. '
+                'Take the config, the data and the teachers of that run; or go on with the changed '
+                'ones by --allow-changes; or start from its weights with --cfg-options '
+                f'load_from={path}'
+            )
+        if other and is_main_process():
+            _log('this run is not the run of {path}', other, path, logging.WARNING)
 
     def _differences(self, saved: Mapping[str, Any]) -> list[Difference]:
         ours = self.identity
-        before, now = saved.get('teachers') or {}, ours['teachers']
         found = list(differences(saved.get('config') or {}, ours['config']))
-        if before == now:  # wherever their files lie
+        teachers, configs, data = (
+            [(saved[key], ours[key]) for key in (one,) if isinstance(saved.get(one), Mapping)]
+            for one in FINGERPRINTS
+        )
+        if all(old == new for old, new in teachers):  # wherever their files lie
             found = [one for one in found if not _is_file_of_a_teacher(one.key)]
-        for name in [n for n in now if n in before and before[n] != now[n]]:
-            old, new = (str(value)[:8] for value in (before[name], now[name]))
-            found.append(Difference(f"weights of teacher '{name}'", old, new))
+        if configs and all(old == new for old, new in configs):
+            found = [one for one in found if not _is_config_of_a_teacher(one.key)]
+        if data and all(old == new for old, new in data):
+            found = [one for one in found if not _is_path_of_data(one.key)]
+        for of, pairs in (('weights', teachers), ('config', configs)):
+            for before, now in pairs:
+                for name in [n for n in now if n in before and before[n] != now[n]]:
+                    old, new = (str(value)[:8] for value in (before[name], now[name]))
+                    found.append(Difference(f"{of} of teacher '{name}'", old, new))
+        for before, now in data:
+            found += differences(before, now, 'training data')
         return found
 
     def _unfit_weights(self, checkpoint: Mapping[str, Any]) -> Iterator[str]:
@@ -246,29 +295,51 @@ def _is_file_of_a_teacher(key: str) -> bool:
     return key.startswith('model.teacher') and key.endswith(('.checkpoint', '.path'))
 
 
+def _is_config_of_a_teacher(key: str) -> bool:
+    return key.startswith('model.teacher') and key.endswith('.config')
+
+
+def _is_path_of_data(key: str) -> bool:
+    return key.startswith('train_dataloader.') and (
+        key.endswith(('.data_root', '.ann_file', '.root', '.path')) or '.data_prefix.' in key
+    )
+
+
+def _some_names(dataset: Any, count: int) -> list[str]:
+    """The names of some images of a data set, without their folders."""
+    ask = getattr(dataset, 'get_data_info', None)
+    if ask is None:
+        return []
+    found = [ask(number) for number in range(0, count, max(count // NAMED, 1))]
+    paths = [one.get('img_path') for one in found if isinstance(one, Mapping)]
+    return [Path(path).name for path in paths if isinstance(path, str)]
+
+
 def _below(key: str, prefixes: Sequence[str]) -> bool:
     return any(key == prefix or key.startswith(f'{prefix}.') for prefix in prefixes)
 
 
-def _tell(found: Sequence[Difference], path: str) -> None:
-    """Says how a run differs from the one that it goes on from."""
+def _told(found: Sequence[Difference], path: str) -> list[Difference]:
+    """Says what has changed as it may; returns the differences that make another run."""
     kind = 'optim_wrapper.optimizer.type'
     restored = [one for one in found if _below(one.key, RESTORED) and one.key != kind]
     changed = [one for one in found if _below(one.key, MAY_CHANGE)]
-    other = [one for one in found if one not in restored and one not in changed]
-    for text, those, level in (
-        ('this run is not the run of {path}', other, logging.WARNING),
-        (
+    if is_main_process():
+        _log(
             'optimizer and schedules go on with the state in {path}, so these changes have no '
             'effect (--cfg-options load_from={path} starts anew from its weights)',
             restored,
+            path,
             logging.WARNING,
-        ),
-        ('changed since {path}', changed, logging.INFO),
-    ):
-        if those:
-            print_log(
-                f'--resume: {text.format(path=path)}: {some(map(str, those), 5, "; ")}',
-                logger='current',
-                level=level,
-            )
+        )
+        _log('changed since {path}', changed, path, logging.INFO)
+    return [one for one in found if one not in restored and one not in changed]
+
+
+def _log(text: str, those: Sequence[Difference], path: str, level: int) -> None:
+    if those:
+        print_log(
+            f'--resume: {text.format(path=path)}: {some(map(str, those), 5, "; ")}',
+            logger='current',
+            level=level,
+        )

@@ -312,6 +312,14 @@ class Teacher(ABC):
         """
         return None
 
+    def config_hash(self) -> str | None:
+        """Returns a hash of the model behind what it shows, as its config describes it.
+
+        Returns:
+            str | None: The hash, None if the config of the run says all of it.
+        """
+        return None
+
     def predictor(self) -> nn.Module | None:
         """Returns a model that predicts images by itself.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.cache.loading import field_of, map_key
-from mmkd_plugin.cache.store import TeacherCache, check_stored, human_size
+from mmkd_plugin.cache.store import FINGERPRINT, TeacherCache, check_stored, human_size
 from mmkd_plugin.cache.wiring import NO_WAY, WIRING
 from mmkd_plugin.explanations import Chosen, Explanation, Scores, resized
 from mmkd_plugin.registry import MODELS
@@ -252,6 +254,12 @@ class CachedTeacher(Teacher):
     def weights_hash(self) -> str:
         """Returns the hash of the weights with which the cache was written."""
         return self.cache.meta['weights']
+
+    def config_hash(self) -> str:
+        """Returns a hash of how the cache was written: by which model, and stored how."""
+        meta = self.cache.meta
+        said = {key: meta.get(key) for key in FINGERPRINT if key not in ('weights', 'taps')}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def classes(self, tap: Tap) -> int | None:
         """Returns the number of classes of the teacher's head around a tap, None if unknown."""

@@ -46,7 +46,13 @@ from mmkd_plugin.teachers.classes import (
 )
 from mmkd_plugin.teachers.frozen_forward import EXACT, FrozenForward
 from mmkd_plugin.teachers.inference import Inference
-from mmkd_plugin.teachers.model import build_model, checkpoint_hash, classes_in_config, state_hash
+from mmkd_plugin.teachers.model import (
+    build_model,
+    checkpoint_hash,
+    classes_in_config,
+    config_hash,
+    state_hash,
+)
 from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
 from mmkd_plugin.words import as_written, some
@@ -124,6 +130,7 @@ class OnlineTeacher(Teacher):
         self.source = (
             config if isinstance(config, str) else as_written(config.get('type', 'model dict'))
         )
+        self.config = config
         self.checkpoint = checkpoint
         self.model = build_model(config, name)
         #: Where its weights come from; None if they are random. Some models load them themselves.
@@ -504,6 +511,10 @@ class OnlineTeacher(Teacher):
         if self.checkpoint:
             return checkpoint_hash(self.checkpoint)
         return state_hash(self.model.state_dict())
+
+    def config_hash(self) -> str:
+        """Returns a hash of the model in its config."""
+        return config_hash(self.config, self.name)
 
     def predictor(self) -> nn.Module:
         """Returns the model."""

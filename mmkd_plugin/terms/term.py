@@ -28,7 +28,7 @@ from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
 from mmkd_plugin.terms.through import Through
-from mmkd_plugin.terms.trial import problem_of
+from mmkd_plugin.terms.trial import buffers_kept, problem_of
 from mmkd_plugin.terms.watch import Watch
 from mmkd_plugin.views import View
 
@@ -302,8 +302,10 @@ class Term(nn.Module):
             with torch.no_grad():
                 behind = self.eval()._behind(students, passage)
                 self._set_up(behind, pairs)
-                self(student, teacher, given, passage)
-            problem = problem_of(lambda s, t: self(s, t, given, passage), student, teacher)
+            with buffers_kept(self.loss):  # a memory shall know no made-up image
+                with torch.no_grad():
+                    self(student, teacher, given, passage)
+                problem = problem_of(lambda s, t: self(s, t, given, passage), student, teacher)
         except Exception as error:  # whatever a foreign loss or connector makes of these maps
             shapes = ', '.join(f'{tuple(s.shape)} and {tuple(t.shape)}' for s, t in pairs[:2])
             places = f"'{self.student_tap}' of the student with '{self.teacher_tap}' of the teacher"
@@ -321,7 +323,8 @@ class Term(nn.Module):
             )
         self.watch.channels(behind)
         if self.auto is not None:
-            self._prepare_auto(len(pairs), student, teacher, given, passage)
+            with buffers_kept(self.loss):
+                self._prepare_auto(len(pairs), student, teacher, given, passage)
 
     def check_source(self, source: Teacher) -> None:
         """Refuses a teacher whose queries or stored maps mean something else.

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.dist import get_world_size
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkd_plugin.health import TOO_LARGE
 from mmkd_plugin.taps import Maps, as_list
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Restores the buffers of a module after the block.
+
+    Args:
+        module (nn.Module): The module, with all that is in it.
+    """
+    before = [
+        (one, name, value, value.clone())
+        for one in module.modules()
+        for name, value in one._buffers.items()
+        if value is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for one, name, value, copy in before:
+                one._buffers[name] = value.copy_(copy)
 
 
 def problem_of(compare: Callable[[Maps, Maps], Tensor], student: Maps, teacher: Maps) -> str | None:

@@ -244,7 +244,7 @@ def test_a_second_writer_is_kept_out(tmp_path):
     ('key', 'value', 'words'),
     [
         ('weights', 'c' * 64, 'weights of the teacher there: aaaaaaaaaaaa, here: cccccccccccc'),
-        ('taps', {'neck': {}, 'head': {}}, 'taps there: neck, here: neck, head'),
+        ('taps', {'neck': {}, 'head': {}}, 'taps there: neck, here: head, neck'),
         ('dtype', 'uint8', 'dtype there: float16, here: uint8'),
         ('scale', dict(type='Resize'), 'scale there: None, here: '),
     ],
@@ -340,6 +340,27 @@ def test_processes_read_at_once(tmp_path):
     cache.read('img/1.png', 'neck')
     expected = [r.maps[0].astype(np.float16).astype(np.float32).sum() for r in records.values()]
     assert np.allclose(seen, [expected, expected])
+
+
+@pytest.mark.parametrize('size', [None, 0, 4096])
+def test_a_writer_that_was_killed_at_once_can_start_anew(tmp_path, size):
+    (tmp_path / 'lock.mdb').write_bytes(bytes(100))
+    if size is not None:
+        (tmp_path / 'data.mdb').write_bytes(bytes(size))
+    with CacheWriter(str(tmp_path), META) as writer:
+        writer.write('0', {'neck': b'first'})
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'data.mdb').write_bytes(b'no store')
+    with pytest.raises(CacheError):
+        CacheWriter(str(mine), META)
+    assert (mine / 'data.mdb').read_bytes() == b'no store'
+
+
+def test_the_order_of_taps_makes_no_other_cache(tmp_path):
+    about = META['taps']['neck']
+    for taps in (dict(neck=about, head=about), dict(head=about, neck=about)):
+        CacheWriter(str(tmp_path), dict(META, taps=taps)).close()
 
 
 @pytest.mark.parametrize('moment', ['within', 'between'])

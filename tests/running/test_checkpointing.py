@@ -54,7 +54,7 @@ def test_the_newest_checkpoint_is_whole_at_every_point_of_a_kill(hook, tmp_path)
 def test_a_run_that_was_killed_anywhere_goes_on(tmp_path):
     killed = snapshots(tmp_path / 'run', max_keep_ckpts=1, save_best='score')
     final = read_checkpoint(tmp_path / 'run' / 'iter_6.pth')['state_dict']
-    for name, folder in killed[::3]:
+    for name, folder in killed[::9]:  # tests/faults tries all, with real runs
         found = newest_checkpoint(folder)
         load_from = None if found is None else found.path
         tiny_run(folder, load_from=load_from, resume=True, max_keep_ckpts=1).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,20 @@ def settings(folder: Path, work_dir: Path, length: int = 2) -> Config:
     return cfg
 
 
-def start(cfg: Config) -> Runner:
+def start(cfg: Config, allow_changes: bool = False) -> Runner:
     runner = Runner.from_cfg(cfg)
-    make_resumable(runner)
+    make_resumable(runner, allow_changes)
     runner.train()
     return runner
 
 
-def resume(folder: Path, work_dir: Path, change: Callable[[Config], Any]) -> Runner:
+def resume(
+    folder: Path, work_dir: Path, change: Callable[[Config], Any], allow_changes: bool = False
+) -> Runner:
     cfg = settings(folder, work_dir, length=3)
     change(cfg)
     cfg.load_from, cfg.resume = str(folder / 'whole/iter_2.pth'), True
-    return start(cfg)
+    return start(cfg, allow_changes)
 
 
 def said(runner: Runner, level: str) -> list[str]:
@@ -140,14 +143,63 @@ ANOTHER = {
         ),
         'train_dataloader.dataset.pipeline: [LoadImageFromFile, LoadAnnotations, PackSegInputs] → ',
     ),
+    'loss': (
+        at('model.distill.logits.loss', dict(type='mmkd_plugin.PixelWiseLoss')),
+        "model.distill.logits.loss.type: 'mmkd_plugin.ChannelWiseLoss' → ",
+    ),
+    'fewer images': (at('train_dataloader.dataset.indices', 4), 'training data.images: 6 → 4'),
+    'names of classes': (
+        at('train_dataloader.dataset.metainfo.classes', ['ground', 'box', 'ring']),
+        "training data.classes: ['ground', 'box', 'disc'] → ['ground', 'box', 'ring']",
+    ),
     'seed': (at('randomness.seed', 1), 'randomness.seed: 0 → 1'),
 }
 
 
 @pytest.mark.parametrize(('change', 'message'), ANOTHER.values(), ids=ANOTHER)
-def test_another_run_is_named_key_by_key(change, message, folder, tmp_path):
-    (line,) = said(resume(folder, tmp_path, change), 'WARNING')
-    assert 'this run is not the run of ' in line and message in line
+def test_another_run_is_refused_key_by_key(change, message, folder, tmp_path):
+    with pytest.raises(CheckpointError, match='this run is not the run of ') as info:
+        resume(folder, tmp_path, change)
+    text = str(info.value)
+    assert message in text and '\n' not in text
+    assert 'by --allow-changes;' in text and 'load_from=' in text
+
+
+def test_another_run_that_is_meant_goes_on(folder, tmp_path):
+    change, message = ANOTHER['weight']
+    runner = resume(folder, tmp_path, change, allow_changes=True)
+    (line,) = said(runner, 'WARNING')
+    assert 'this run is not the run of ' in line and message in line and runner.iter == 3
+
+
+def test_what_was_only_moved_is_no_change(folder, tmp_path):
+    shutil.copytree(folder / 'images', tmp_path / 'data/images')
+    shutil.copytree(folder / 'masks', tmp_path / 'data/masks')
+    file = tmp_path / 'teacher.py'
+    file.write_text(f'model = {settings(folder, tmp_path).model.teacher.config.to_dict()!r}\n')
+
+    def change(cfg: Config) -> None:
+        cfg.train_dataloader.dataset.data_root = str(tmp_path / 'data')
+        cfg.model.teacher = dict(config=str(file), checkpoint=str(folder / 'moved/same.pth'))
+
+    assert not said(resume(folder, tmp_path / 'run', change), 'WARNING')
+
+
+def test_a_teacher_whose_config_was_edited_is_another(folder, tmp_path):
+    file = tmp_path / 'teacher.py'
+    cfg = settings(folder, tmp_path / 'run')
+    teacher = cfg.model.teacher.config.to_dict()
+    for dilation in (1, 2):
+        teacher['backbone']['dilations'] = (1, 1, 1, dilation)
+        file.write_text(f'model = {teacher!r}\n')
+        cfg = settings(folder, tmp_path / 'run', length=1 + dilation)
+        cfg.model.teacher.config = str(file)
+        if dilation == 2:
+            cfg.load_from, cfg.resume = str(tmp_path / 'run/iter_2.pth'), True
+            with pytest.raises(CheckpointError, match=r"config of teacher 'teacher': \w+ → \w+"):
+                start(cfg)
+        else:
+            start(cfg)
 
 
 def test_the_seed_of_a_run_without_one_is_no_difference(folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.randomness import SeededBatch
 from mmkd_plugin.seeds import seed_with
 from mmkd_plugin.stack import safe_loading
-from tests.ddp import in_two_processes
+from tests.ddp import DISTRIBUTED, forked, in_two_processes
 from tests.running.tiny import tiny_run
 from tests.runs import assert_same, config, make_data, needs_ops
 from tests.stock_models import fcn, retinanet
@@ -56,6 +57,8 @@ RUNS = {
     'workers': (dict(workers=2), 'iter_4.pth', 'iter_6.pth'),
     'persistent workers': (dict(workers=2, persistent=True), 'iter_2.pth', 'iter_6.pth'),
     'averaged weights': (dict(ema=True), 'iter_2.pth', 'iter_6.pth'),
+    'in the middle of accumulated gradients': (dict(accumulate=3), 'iter_2.pth', 'iter_6.pth'),
+    'the last accumulated gradients': (dict(accumulate=4), 'iter_4.pth', 'iter_6.pth'),
     'epochs': (dict(by_epoch=True), 'epoch_1.pth', 'epoch_3.pth'),
     'epochs, workers': (dict(by_epoch=True, workers=2), 'epoch_1.pth', 'epoch_3.pth'),
     'epochs, persistent workers': (
@@ -198,3 +201,22 @@ def test_two_processes(data, tmp_path):
             cfg.load_from, cfg.resume = str(start), True
         in_two_processes(run_in_rank, cfg)
     assert_same(outcome(tmp_path / 'resumed/iter_5.pth'), outcome(tmp_path / 'whole/iter_5.pth'))
+
+
+def test_accumulated_gradients_of_two_processes_are_kept_to_rounding(data, tmp_path):
+    def work(rank: int, name: str) -> None:
+        cfg = real_run('mmseg', data, tmp_path / name, False, 0)
+        cfg.optim_wrapper.accumulative_counts = 2
+        cfg.merge_from_dict(DISTRIBUTED)
+        if name == 'resumed':
+            cfg.load_from, cfg.resume = str(tmp_path / 'whole/iter_3.pth'), True
+        run(cfg)
+
+    for name in ('whole', 'resumed'):
+        forked(partial(work, name=name), tmp_path)
+    ours, theirs = (outcome(tmp_path / f'{name}/iter_5.pth') for name in ('resumed', 'whole'))
+    torch.testing.assert_close(ours['state_dict'], theirs['state_dict'])
+    start = read_checkpoint(tmp_path / 'whole/iter_3.pth')['state_dict']
+    assert not torch.equal(
+        start['decode_head.conv_seg.weight'], theirs['state_dict']['decode_head.conv_seg.weight']
+    )

@@ -84,6 +84,7 @@ def tiny_run(
     ema: bool = False,
     save_iterations: bool = False,
     resumable: bool = True,
+    accumulate: int = 1,
     **hook: Any,
 ) -> Runner:
     """A run of six iterations (or three epochs of two) that saves every two of them."""
@@ -113,7 +114,9 @@ def tiny_run(
             train_cfg=train_cfg,
             val_cfg=dict(),
             val_evaluator=[Score()],
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+            optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=accumulate
+            ),
             default_hooks=dict(
                 checkpoint=dict(
                     type=CheckpointHook,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmkd_plugin.connectors import ConvConnector
-from mmkd_plugin.losses import ChannelWiseLoss
+from mmkd_plugin.losses import ChannelWiseLoss, TokenRelationLoss
 from mmkd_plugin.taps import Tap, Taps
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.term import Term
@@ -235,6 +235,12 @@ def test_maps_that_come_or_go_after_the_dry_forward():
 
 
 # A line of the config -----------------------------------------------------------------------------
+
+
+def test_the_maps_of_the_trial_enter_no_memory():
+    term = connected(*maps((4, 3, 3), (4, 3, 3)), TokenRelationLoss(queue=3))
+    (queue,) = term.loss.queues
+    assert not queue.filled.any() and not queue.vectors.any() and queue.place == 0
 
 
 def test_a_short_line():

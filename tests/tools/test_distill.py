@@ -85,7 +85,10 @@ def test_resume_takes_the_config_that_is_there(distilled, triple, call_tool, fai
     edited = config.read_text().replace('tau=4', 'tau=3')
     config.write_text(edited)
     options = '--work-dir', work_dir
-    call_tool('distill', *triple, *options, '--resume', TWO[0], 'train_cfg.max_iters=3', TWO[2])
+    more = TWO[0], 'train_cfg.max_iters=3', TWO[2]
+    message = fails('distill', *triple, *options, '--resume', *more)
+    assert 'model.distill.cwd.loss.tau: 4 → 3' in message and '--allow-changes' in message
+    call_tool('distill', *triple, *options, '--resume', '--allow-changes', *more)
     assert config.read_text() == edited  # though the runner saves a config of that name
     assert 'tau=3' in (work_dir / 'student_distilled_full.py').read_text()
     assert read_checkpoint(work_dir / 'iter_3.pth')['meta']['iter'] == 3

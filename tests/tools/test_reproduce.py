@@ -110,6 +110,9 @@ def test_a_killed_run_goes_on_to_the_same_score(tiny: Path):
         found.seconds > 1 and not used_so_far(next((tiny / 'cut').rglob('train.log')).parent).lost
     )
     assert (found.score, found.val_score) == (expected.score, expected.val_score)
+    assert not list((tiny / 'cut').rglob('*.pth'))
+    again = perform(run, [], cut, kill)  # as if killed before its line was written: nothing starts
+    assert again == found
 
 
 def test_a_run_that_diverges_is_a_result(tiny: Path):

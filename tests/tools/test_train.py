@@ -168,6 +168,14 @@ def test_checkpoints_that_cannot_be_used(fails, segmentation, bad_checkpoint, tm
     assert 'gone.pth' in fails('train', config, '--work-dir', tmp_path, '--resume')
 
 
+def test_a_step_is_replayed_only_from_its_folder(fails, call_tool, tmp_path, capsys):
+    assert 'it takes a folder nan_<iteration>' in fails('train', '--replay', tmp_path)
+    for arguments in ((), ('a.py', '--replay', tmp_path)):
+        with pytest.raises(SystemExit):
+            call_tool('train', *arguments)
+        assert 'error: give a config, or --replay DIR' in capsys.readouterr().err
+
+
 def test_weights_that_are_not_finite_are_named_with_their_file(fails, segmentation, tmp_path):
     student = MODELS.build(read_config(str(segmentation / 'student.py')).model)
     weights = student.state_dict()

