@@ -69,8 +69,9 @@ SEPARATOR = '\0'
 META = b'meta'
 FINISHED = b'finished'
 
-#: File that a writer locks.
+#: File that a writer locks, and those that may be there without a store.
 LOCK = '.lock'
+LOCKS = {LOCK, 'lock.mdb'}
 
 _PAGE = 4096
 
@@ -234,7 +235,7 @@ def _environment(path: str) -> Any:
 
 def _remove_beginning(folder: Path) -> None:
     """Removes what is there of a store whose writer was killed before it held anything."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} - {LOCK}
     data = folder / 'data.mdb'
     empty = not data.exists() or data.stat().st_size in (0, _PAGE)  # it begins with two pages
     if names and names <= {'data.mdb', 'lock.mdb'} and empty:
@@ -394,11 +395,10 @@ class CacheWriter:
         self.views = meta.get('views')
         self._lmdb, _ = libraries()
         folder = Path(path)
-        _remove_beginning(folder)
         if (
             folder.exists()
             and not Path(path, 'data.mdb').is_file()
-            and (not folder.is_dir() or {file.name for file in folder.iterdir()} - {LOCK})
+            and (not folder.is_dir() or {file.name for file in folder.iterdir()} - LOCKS)
         ):
             raise CacheError(f'{path} exists and is not a teacher cache; choose another --out')
         close(self.path)
@@ -411,6 +411,7 @@ class CacheWriter:
                 f'{path}: {owner} writes it already; wait until it has ended, or choose another '
                 '--out'
             )
+        _remove_beginning(folder)
         try:
             self._environment = self._lmdb.open(self.path, map_size=max(2 * size, 2**26))
         except self._lmdb.Error as error:
