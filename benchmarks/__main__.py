@@ -17,7 +17,18 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import cases, losses, measure, memory, plots, report, scaling, steps, targets
+from benchmarks import (
+    cases,
+    epochs,
+    losses,
+    measure,
+    memory,
+    plots,
+    report,
+    scaling,
+    steps,
+    targets,
+)
 from mmkd_plugin.saving import write_text
 
 
@@ -30,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
     for name, what, things, known in (
         ('losses', 'forward and backward, against other forms and the floor', 'LOSS', every_loss),
         ('step', "a training step: student, with teacher, MMRazor's, ours", 'PAIR', every_pair),
+        (
+            'epoch',
+            'an epoch of small models with its data loading: student, ours, ours with cached views',
+            'PAIR',
+            ', '.join(epochs.SMALL),
+        ),
         (
             'memory',
             'what losses keep for backward; peaks of losses and steps',
@@ -51,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             '--seconds',
             type=float,
-            help='how long to measure each case; default: 6, steps 60, sweeps 1',
+            help='how long to measure each case; default: 6, steps and epochs 60, sweeps 1',
         )
         one.add_argument(
             '--clock',
@@ -137,7 +154,7 @@ def keep_others(before: report.Report, outcome: report.Report) -> None:
     outcome.points = before.points
 
 
-def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair]:
+def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair | epochs.Small]:
     """What the names say, or everything.
 
     Raises:
@@ -147,6 +164,8 @@ def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair]:
         return cases.pick(args.names, args.quick)
     if args.command == 'step':
         return steps.pick(args.names)
+    if args.command == 'epoch':
+        return epochs.pick(args.names)
     if args.command == 'scaling':
         return scaling.pick(args.names, args.quick)
     pairs = [name for name in args.names if name in steps.PAIRS]
@@ -160,13 +179,13 @@ def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair]:
 def measure_all(
     args: argparse.Namespace,
     device: torch.device,
-    chosen: Sequence[cases.Case | steps.Pair],
+    chosen: Sequence[cases.Case | steps.Pair | epochs.Small],
     outcome: report.Report,
     console: Console,
     file: Path | None,
 ) -> None:
     """Fills the report, showing progress, and keeps it in a file after each case."""
-    default = dict(losses=6, step=60, memory=0, scaling=1)[args.command]
+    default = dict(losses=6, step=60, epoch=60, memory=0, scaling=1)[args.command]
     seconds = default if args.seconds is None else args.seconds
     clock = measure.CLOCKS[args.clock]
     if args.command in ('losses', 'memory'):
@@ -187,7 +206,7 @@ def measure_all(
         bar = progress.add_task('', total=len(chosen))
         for number, one in enumerate(chosen, 1):
             is_pair = isinstance(one, steps.Pair)
-            title = one.title if is_pair else f'{one.name}, {one.where}'
+            title = f'{one.name}, {one.where}' if isinstance(one, cases.Case) else one.title
             progress.update(bar, description=title)
             if not console.is_terminal:
                 console.print(f'{number} of {len(chosen)}: {title}', highlight=False)
@@ -195,6 +214,8 @@ def measure_all(
                 outcome.put(losses.measure(one, settings))
             elif args.command == 'step':
                 outcome.put(steps.measure(one, device, seconds, args.quick, clock))
+            elif args.command == 'epoch':
+                outcome.put(epochs.measure(one, device, seconds, args.quick, clock))
             elif args.command == 'scaling':
                 outcome.put_points(scaling.measure(one, device, seconds, clock, args.quick))
             elif is_pair:

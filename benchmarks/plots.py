@@ -26,7 +26,7 @@ STYLES = {
 
 def draw(report: Report, path: Path) -> None:
     """Writes the plot of a report as a PNG."""
-    draws = dict(losses=_losses, step=_steps, memory=_memory, scaling=_scaling)
+    draws = dict(losses=_losses, step=_steps, epoch=_steps, memory=_memory, scaling=_scaling)
     figure = draws[report.command](report)
     with replacing(path) as (beside,):
         figure.savefig(beside, format='png', dpi=110, bbox_inches='tight', facecolor='white')

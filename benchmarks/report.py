@@ -19,7 +19,7 @@ class Report:
     """The outcome of one command.
 
     Args:
-        command (str): ``'losses'``, ``'step'``, ``'memory'`` or ``'scaling'``.
+        command (str): ``'losses'``, ``'step'``, ``'epoch'``, ``'memory'`` or ``'scaling'``.
         device (str): ``'cpu'`` or ``'cuda'``.
         machine (dict[str, str]): What :func:`benchmarks.measure.describe_machine` says.
         settings (dict): Options of the command.
@@ -122,6 +122,8 @@ def grids(report: Report) -> list[Grid]:
         return [_loss_times(report), _compiling(report)]
     if report.command == 'step':
         return [_step_times(report)]
+    if report.command == 'epoch':
+        return [_epoch_times(report)]
     if report.command == 'memory':
         return _footprints(report)
     return [_exponents(report)]
@@ -141,7 +143,8 @@ def _times(report: Report, variants: Sequence[str], ratios: Sequence[tuple[str, 
         rows.append([one.group, one.case, *cells])
     clock = 'CPU time of all threads' if report.settings.get('clock') == 'cpu' else 'time'
     title = f'Forward and backward: {clock}, median; ratios with their quartiles'
-    return Grid(title if report.command == 'losses' else f'Step: {clock}', head, rows, words=2)
+    titles = dict(losses=title, step=f'Step: {clock}', epoch=f'Epoch with its loading: {clock}')
+    return Grid(titles[report.command], head, rows, words=2)
 
 
 def _loss_times(report: Report) -> Grid:
@@ -168,6 +171,12 @@ def _step_times(report: Report) -> Grid:
     variants = ('student', 'and bare teacher', 'MMRazor', 'ours', 'ours, fp32', 'ours, cached')
     ratios = [(name, 'student') for name in variants[1:]]
     return _times(report, variants, [*ratios, ('MMRazor', 'ours')])
+
+
+def _epoch_times(report: Report) -> Grid:
+    from benchmarks.epochs import STUDENT, VARIANTS
+
+    return _times(report, VARIANTS, [(name, STUDENT) for name in VARIANTS[1:]])
 
 
 def _footprints(report: Report) -> list[Grid]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from benchmarks.epochs import VIEWS
 from benchmarks.losses import COMPETITORS, EAGER, FLOOR, OURS, TEXTBOOK
 from benchmarks.measure import Footprint, Rounds
 from benchmarks.report import Report, megabytes, spread, times
@@ -31,6 +32,8 @@ STEP = {'cuda': 2.0, 'bf16': 1.4, 'plain': 1.15}
 STEP_DETECTION = 1.15
 #: How many times as long as the plain student's step, with cached targets.
 CACHED_STEP = 1.10
+#: The same of an epoch with its data loading, with cached views.
+CACHED_EPOCH = 1.03
 
 
 class Verdict(NamedTuple):
@@ -59,6 +62,8 @@ def verdicts(report: Report) -> list[Verdict]:
         found += [*_over_floor(report), *_compiles(report.rounds)]
     elif report.command == 'step':
         found = _steps(report)
+    elif report.command == 'epoch':
+        found = _epochs(report.rounds)
     elif report.command == 'memory':
         found = [*_saved(report.footprints), *_pair_wise(report.footprints)]
         found += _step_peak(report.footprints)
@@ -161,6 +166,18 @@ def _steps(report: Report) -> list[Verdict]:
                 found.append(Verdict(name, note, 'not measured'))
             else:
                 found.append(Verdict(name, spread(ratio), judge(ratio.median, limit)))
+    return found
+
+
+def _epochs(rounds: Sequence[Rounds]) -> list[Verdict]:
+    found = []
+    for one in rounds:
+        ratio = one.ratio(VIEWS, STUDENT)
+        name = (
+            f"{one.group}, cached views with their loading: at most {CACHED_EPOCH}× the student's"
+        )
+        if ratio is not None:
+            found.append(Verdict(name, spread(ratio), at_most(ratio.median, CACHED_EPOCH)))
     return found
 
 

@@ -14,7 +14,9 @@ from mmkd_plugin.words import as_written, did_you_mean, first_line, short
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by a line of this package."""
+    """Whether an error was raised by a line of this package, or is one of its kinds."""
+    if type(error).__module__.startswith('mmkd_plugin.'):  # torch raises those of workers anew
+        return True
     frames = frames_of(error)
     return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('mmkd_plugin')
 

@@ -4,6 +4,7 @@ mmengine imports ``<scope>.registry`` when it meets a scope for the first time, 
 ``custom_imports``. The modules that register something are imported on the first look-up.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -41,7 +42,14 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='mmkd_plugin',
-    locations=['mmkd_plugin.unlabelled.images'],
+    locations=['mmkd_plugin.cache.drawn', 'mmkd_plugin.unlabelled.images'],
+)
+
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.cache.drawn'],
 )
 
 METRICS = Registry(
@@ -54,6 +62,7 @@ HOOKS = Registry(
     scope='mmkd_plugin',
     locations=[
         'mmkd_plugin.metrics',
+        'mmkd_plugin.cache.drawn',
         'mmkd_plugin.cache.loading',
         'mmkd_plugin.report.hook',
         'mmkd_plugin.running.hook',

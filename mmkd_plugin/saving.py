@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -142,3 +144,41 @@ def _flush(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+@contextmanager
+def locked(file: str | Path) -> Iterator[str | None]:
+    """Holds a lock while the block runs; the system releases it when the process ends, however.
+
+    The lock is of this process alone: processes that load data for it do not prolong it. Where the
+    system or the file system has no locks, the block runs without.
+
+    Args:
+        file (str | Path): A file for nothing else; it stays.
+
+    Yields:
+        str | None: The process that holds the lock already, None if it is this one now.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, locked(Path(folder, '.lock')) as owner:
+        ...     print(owner)
+        None
+    """
+    if fcntl is None:
+        yield None
+        return
+    owner = None
+    # Not `flock`: it lasts until each process that inherited the file has ended.
+    with Path(file).open('a+', encoding='utf-8') as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                stream.seek(0)
+                owner = stream.read().strip() or 'another process'
+        else:
+            stream.truncate(0)
+            stream.write(f'process {os.getpid()} on {socket.gethostname()}')
+            stream.flush()
+        yield owner

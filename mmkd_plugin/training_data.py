@@ -33,7 +33,7 @@ from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.terms.without_labels import WIRING
 from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.unlabelled.images import join, parts_of
-from mmkd_plugin.words import short, some
+from mmkd_plugin.words import from_worker, short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
 LISTED = 100_000
@@ -50,10 +50,7 @@ class DataError(UsageError, ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        marker = f'{type(self).__name__}: '
-        if 'Original Traceback' in message and marker in message:
-            message = message.rpartition(marker)[2].strip()
-        super().__init__(message)
+        super().__init__(from_worker(message, type(self).__name__))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,23 @@ def first_line(error: Exception, prefer: str | None = None) -> str:
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
+def from_worker(message: str, kind: str) -> str:
+    """The message of an error, without the traceback that a process which loads data put around it.
+
+    Args:
+        message (str): The message with which the error is made.
+        kind (str): Name of its class.
+
+    Examples:
+        >>> from_worker('Original Traceback ... CacheError: it is cut', 'CacheError')
+        'it is cut'
+    """
+    marker = f'{kind}: '
+    if 'Original Traceback' in message and marker in message:
+        return message.rpartition(marker)[2].strip()
+    return message
+
+
 def as_written(kind: Any) -> str:
     """The ``type`` of a dict as text: a pure-Python config has the class itself there."""
     return str(getattr(kind, '__name__', kind))

@@ -17,7 +17,7 @@ def write_cache(cfg: Config, path: Path, **options: Any) -> str:
     """Writes the cache that a config wants; returns its path."""
     tool, cfg = load_tool('cache_teacher'), copy.deepcopy(cfg)
     settings = dict(teacher=None, dtype='float16', top_k=None, scale=None, workers=0)
-    settings.update(verify=False, mirrored=None)
+    settings.update(verify=False, mirrored=None, views=None, channels=None)
     args = argparse.Namespace(out=str(path), **{**settings, **options})
     init_default_scope(cfg.default_scope)
     tool.write_cache(cfg, tool.pick_teacher(cfg, args), args)

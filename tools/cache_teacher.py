@@ -6,6 +6,9 @@ CONFIG is a distilled config. Train with the same one and no teacher in memory:
     python tools/train.py CONFIG \\
         --cfg-options model.teacher.type=CachedTeacher model.teacher.path=PATH
 
+A train pipeline that crops, scales or mixes images at random needs views: --views 8 draws each
+image eight times, runs the teacher on exactly these, and training draws the same again.
+
 If a run is stopped, the same command goes on from there.
 """
 
@@ -14,12 +17,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -29,17 +34,38 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mmkd_plugin.cache.costs import Cost
+from mmkd_plugin.cache.drawn import (
+    digest_of,
+    draw,
+    drawn_from,
+    innermost,
+    names_of_images,
+    preprocessor_of,
+)
 from mmkd_plugin.cache.images import (
     ScaledImages,
     common_root,
     images_of,
+    kind_of,
+    leaves,
     loading_part,
     mirrors,
     plain,
     scales_at_random,
     training_scale,
 )
-from mmkd_plugin.cache.recording import record_training, train_pipelines
+from mmkd_plugin.cache.recording import (
+    FOLLOWED,
+    IGNORED,
+    REFUSED,
+    REPLAYED,
+    WRAPPERS,
+    not_followed,
+    record_training,
+    train_pipelines,
+)
+from mmkd_plugin.cache.records import Record, projection, unpack
 from mmkd_plugin.cache.store import (
     DTYPES,
     CacheError,
@@ -49,6 +75,7 @@ from mmkd_plugin.cache.store import (
     human_size,
     libraries,
     mirrored,
+    of_view,
     pack,
     record_key,
     record_names,
@@ -66,15 +93,22 @@ from mmkd_plugin.cli import (
     plain_errors,
     read_config,
 )
+from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.taps.dry_run import DryRun
 from mmkd_plugin.teachers.base import Trial
 from mmkd_plugin.teachers.cached import stored_as
-from mmkd_plugin.teachers.caching import description, padding_values, whole_picture
+from mmkd_plugin.teachers.caching import (
+    description,
+    drawn_pictures,
+    padding_values,
+    whole_picture,
+)
 from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
+from mmkd_plugin.training_data import CheckedPipeline, Expected
 from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.views import View, of_kind
 
@@ -98,7 +132,23 @@ def parse_args() -> argparse.Namespace:
         '--dtype',
         choices=DTYPES,
         default='float16',
-        help='type of the stored numbers; uint8 keeps 256 steps for each channel of each image',
+        help='type of the stored numbers; uint8 keeps 256 steps for each channel of each image; '
+        'compact keeps 31 steps of the probabilities of classes where losses compare these alone, '
+        'else it is uint8, and compresses longer',
+    )
+    parser.add_argument(
+        '--views',
+        type=int,
+        metavar='K',
+        help='draw each image K times from the train pipeline, and run the teacher on these; more '
+        'can be added later with a larger K',
+    )
+    parser.add_argument(
+        '--channels',
+        type=int,
+        metavar='N',
+        help='store N random mixtures of the channels of maps that have more; class scores and '
+        'explanations stay whole',
     )
     parser.add_argument(
         '--top-k',
@@ -150,6 +200,13 @@ def check(args: argparse.Namespace) -> None:
     """Refuse wrong arguments before anything is loaded."""
     check_number(args.workers, '--workers', 0)
     check_number(args.top_k, '--top-k', 1)
+    check_number(args.views, '--views', 1)
+    check_number(args.channels, '--channels', 1)
+    if args.top_k is not None and args.dtype == 'compact':
+        raise UsageError('--dtype compact keeps each class that a loss can see; leave --top-k out')
+    if args.views is not None and (args.scale is not None or args.mirrored is not None):
+        option = '--scale' if args.scale is not None else '--mirrored'
+        raise UsageError(f'{option} is for whole images; views come as the train pipeline draws')
     if args.scale is not None:
         read_scale(args.scale)
     if args.out is not None and not args.verify:
@@ -178,6 +235,7 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
     config = configs[name]
     if is_cached(config):
         args.out = args.out or config.get('path')
+        args.views = args.views or config.get('views')
         runs = inspect.signature(OnlineTeacher).parameters
         config = {key: value for key, value in config.items() if key in runs}
         if not args.verify and 'config' not in config:
@@ -190,63 +248,300 @@ def pick_teacher(cfg: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -> None:
-    terms = terms_of(cfg, config['name'])
+    lost = lost_in_whole_images(cfg)
+    with_views = args.views is not None and bool(lost)
+    terms = terms_of(cfg, config['name'], warped=not with_views)
     views = [term.teacher_view for term in terms]
     explaining = {stored_as(view): view for view in of_kind(views, 'explanations')}
     views = [*of_kind(views, 'maps'), *explaining.values()]  # each explanation once
-    holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
-    loading, scale = image_settings(holders, args.scale)
-    record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what cannot be replayed
-    images = training_images(cfg, common_root(holders))
+    if with_views:
+        source: Whole | Drawn = Drawn(cfg, args)
+    else:
+        source = Whole(cfg, args, lost)
 
     device = torch.device(get_device())
-    preprocessor = build_preprocessor(cfg).to(device)
+    preprocessor = MODELS.build(preprocessor_of(cfg)).to(device)
     teacher = OnlineTeacher(**{'inference': AS_BUILT, **config})
     preview = teacher.prepare(Trial(None, preprocessor, DryRun()), views, device)
     teacher.model.to(device)
     norms = [name for term in terms for name in term.norm_names or ()]
-    meta = dict(
-        description(teacher, config, preview, views, norms),
-        loading=plain(loading),
-        scale=plain(scale),
-        scale_given=args.scale is not None,
-        dtype=args.dtype,
-        top_k=args.top_k,
-        mirrored=any(mirrors(holder['pipeline']) for holder in holders)
-        if args.mirrored is None
-        else args.mirrored,
-    )
+    meta = dict(description(teacher, config, preview, views, norms), **source.meta)
+    meta |= dict(dtype=args.dtype, top_k=args.top_k)
     about = meta['taps']
     for name, values in padding_values(teacher, preprocessor, views, preview.size).items():
         about[name]['fill'] = values
     set_top_k(about, terms, args.top_k)
+    if args.dtype == 'compact':
+        set_tau(about, terms)
+        meta['tau'] = {name: one['tau'] for name, one in about.items() if one['tau'] is not None}
+    if args.channels is not None:
+        set_channels(about, terms, args.channels)
+        meta['channels'] = args.channels
 
     with CacheWriter(args.out, meta) as writer:
-        left = writer.missing(images, record_names(meta))
+        left = source.missing(writer, about)
         print(
-            f"teacher '{teacher.name}' ({teacher.source}): {', '.join(about)}; {len(images)} "
-            f'images{" and their mirror images" if meta["mirrored"] else ""}, '
-            f'{len(images) - len(left)} of them in {args.out} already'
+            f"teacher '{teacher.name}' ({teacher.source}): {', '.join(about)}; "
+            f'{source.told(len(left))} in {args.out} already'
         )
-        if any(scales_at_random(holder['pipeline']) for holder in holders):
-            print(
-                'the train pipeline scales images at random, and the maps are those at one scale: '
-                'students learn less from them, see docs/cached_teacher.md, "Trained with both"'
-            )
+        for line in source.reasons:
+            print(line)
         if not left:
             writer.finish()
             return
         writer.reopen()
         left = spread(left)
-        dataset = ScaledImages([images[image] for image in left], loading, scale)
-        records = run_all(left, dataset, teacher, preprocessor, meta, views, args.workers)
-        store(writer, records, len(left))
+        costs = Costs(meta)
+        records = source.run(left, teacher, preprocessor, views, costs)
+        store(writer, records, len(left), source.what, costs)
         writer.finish()
     print(f'{args.out}: {human_size(Path(args.out, "data.mdb").stat().st_size)}')
 
 
-def terms_of(cfg: Config, teacher: str) -> list[Term]:
-    """Returns the terms that learn from a teacher."""
+def lost_in_whole_images(cfg: Config) -> list[str]:
+    """Returns the transforms of the train pipelines that maps of whole images do not follow."""
+    steps = [step for one in pipelines_of(cfg.train_dataloader.dataset) for step in one]
+    return not_followed(steps)
+
+
+class Whole:
+    """Each image whole, at the scale of the train pipeline, and mirrored.
+
+    Args:
+        cfg (Config): The config.
+        args (argparse.Namespace): The arguments of the tool.
+        lost (Sequence[str]): The transforms that the maps do not follow.
+    """
+
+    what = 'images'
+
+    def __init__(self, cfg: Config, args: argparse.Namespace, lost: Sequence[str]) -> None:
+        try:
+            holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
+            loading, scale = image_settings(holders, args.scale)
+            record_training(Config(cfg.to_dict()), ignored(cfg))  # refuses what it cannot replay
+        except ValueError as error:
+            raise UsageError(f'{error}. Or store views of it: --views 8') from error
+        self.images = training_images(cfg, common_root(holders))
+        self.loading, self.scale, self.workers = loading, scale, args.workers
+        self.meta = dict(
+            loading=plain(loading),
+            scale=plain(scale),
+            scale_given=args.scale is not None,
+            mirrored=any(mirrors(holder['pipeline']) for holder in holders)
+            if args.mirrored is None
+            else args.mirrored,
+        )
+        self.reasons = []
+        if lost:
+            told = 'the maps are those of whole images, which do not show what '
+            told += f'{", ".join(lost)} {"does" if len(lost) == 1 else "do"} to them'
+            if any(scales_at_random(holder['pipeline']) for holder in holders):
+                told = (
+                    'the train pipeline scales images at random, and the maps are those at one '
+                    'scale: students learn less from them, see docs/cached_teacher.md, "Trained '
+                    'with both"'
+                )
+            self.reasons = [f'{told}; --views 8 with another --out stores maps that do']
+        elif args.views is not None:
+            self.reasons = [
+                'whole images and no views: the train pipeline shows each image whole at one '
+                "scale, so these maps are the teacher's own in each epoch"
+            ]
+
+    def missing(self, writer: CacheWriter, about: dict[str, Any]) -> list[str]:
+        """Lists the images that are not stored yet."""
+        return writer.missing(self.images, record_names(dict(self.meta, taps=about)))
+
+    def told(self, left: int) -> str:
+        """How many images there are, and how many of them are done."""
+        mirrored = ' and their mirror images' if self.meta['mirrored'] else ''
+        return f'{len(self.images)} images{mirrored}, {len(self.images) - left} of them'
+
+    def run(
+        self,
+        left: Sequence[str],
+        teacher: OnlineTeacher,
+        preprocessor: nn.Module,
+        views: Sequence[View],
+        costs: Costs,
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Runs the teacher; yields names of images and their packed records."""
+        dataset = ScaledImages([self.images[name] for name in left], self.loading, self.scale)
+        loader = DataLoader(dataset, batch_size=None, num_workers=self.workers)
+        images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
+        for name in left:
+            packed = {}
+            try:
+                image, loaded = next(images)
+                for called in (str, mirrored) if self.meta['mirrored'] else (str,):
+                    seen = image.flip(2) if called is mirrored else image
+                    records = whole_picture(teacher, preprocessor, seen, loaded, costs.about, views)
+                    packed |= costs.pack(name, records, called)
+            except ValueError as error:
+                raise UsageError(f'{name}: {error}') from error
+            yield name, packed
+
+
+class Drawn:
+    """Views: each image as the train pipeline draws it, several times.
+
+    Args:
+        cfg (Config): The config.
+        args (argparse.Namespace): The arguments of the tool.
+    """
+
+    what = 'views'
+
+    def __init__(self, cfg: Config, args: argparse.Namespace) -> None:
+        drawn = drawn_from(cfg)
+        config = cfg.train_dataloader.dataset
+        root = common_root([*innermost(config)])
+        self.dataset = DATASETS.build(config)
+        for leaf in leaves(self.dataset):
+            leaf.full_init()
+            if hasattr(leaf, 'pipeline'):
+                steps = leaf.pipeline.transforms
+                leaf.pipeline = CheckedPipeline(steps, Expected(), packs=False)
+        names = names_of_images(self.dataset, root)
+        self.indices = {name: index for index, name in reversed([*enumerate(names)])}
+        self.views, self.workers = args.views, args.workers
+        self.batch_size = cfg.train_dataloader.get('batch_size') or 1
+        self.meta = dict(drawn=dict(drawn, images=digest_of(names)), views=args.views)
+        self.reasons = []
+        self._check_draws(cfg)
+
+    def _check_draws(self, cfg: Config) -> None:
+        """Refuses pipelines that draw another image from the same seed."""
+        if not self.indices:
+            raise UsageError('the training set has no images')
+        names = [*self.indices]
+        first, _, again = (
+            draw(self.dataset, self.indices[name], name, view)
+            for name, view in ((names[0], 0), (names[-1], 1), (names[0], 0))
+        )
+        if not isinstance(first, dict) or not {'inputs', 'data_samples'} <= set(first):
+            raise UsageError(
+                'the train pipeline gives no `inputs` and `data_samples`; its last step packs '
+                'them, such as PackSegInputs or PackDetInputs'
+            )
+        if not torch.equal(first['inputs'], again['inputs']):
+            known = {*FOLLOWED, *IGNORED, *REFUSED, *REPLAYED, *WRAPPERS}
+            steps = [step for one in pipelines_of(cfg.train_dataloader.dataset) for step in one]
+            own = [kind for kind in dict.fromkeys(map(kind_of, steps)) if kind not in known]
+            raise UsageError(
+                'the train pipeline draws another image from the same seed, so its views cannot be '
+                'drawn again in training. A transform keeps something from image to image, or has '
+                f'random numbers of its own: {", ".join(own) or "which one is not known"}'
+            )
+
+    def missing(self, writer: CacheWriter, about: dict[str, Any]) -> list[tuple[str, int]]:
+        """Lists the views that are not stored yet, by image and number."""
+        return [
+            (name, view)
+            for view in range(self.views)
+            for name in writer.missing(self.indices, [of_view(tap, view) for tap in about])
+        ]
+
+    def told(self, left: int) -> str:
+        """How many views there are, and how many of them are done."""
+        total = self.views * len(self.indices)
+        return f'{self.views} views of {len(self.indices)} images, {total - left} of {total}'
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def __getitem__(self, number: int) -> dict:
+        name, view = self.left[number]
+        return draw(self.dataset, self.indices[name], name, view)
+
+    def run(
+        self,
+        left: Sequence[tuple[str, int]],
+        teacher: OnlineTeacher,
+        preprocessor: nn.Module,
+        views: Sequence[View],
+        costs: Costs,
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Runs the teacher; yields names of images and their packed records."""
+        self.left = list(left)
+        size = 1 if of_kind(views, 'explanations') else self.batch_size
+        loader = DataLoader(self, batch_size=size, num_workers=self.workers, collate_fn=list)
+        jobs = iter(self.left)
+        for items in loader:
+            batch = [(*next(jobs), item) for item in items]
+            for shape in dict.fromkeys(item['inputs'].shape for item in items):
+                same = [one for one in batch if one[2]['inputs'].shape == shape]
+                try:
+                    found = drawn_pictures(
+                        teacher, preprocessor, [item for *_, item in same], costs.about, views
+                    )
+                except ValueError as error:
+                    raise UsageError(f'{same[0][0]}: {error}') from error
+                for (name, view, _), records in zip(same, found):
+                    yield name, costs.pack(name, records, lambda tap, v=view: of_view(tap, v))
+
+
+def pipelines_of(dataset: dict) -> Iterator[Sequence[dict]]:
+    """Yields the pipelines of a data set and of those inside it."""
+    yield dataset.get('pipeline') or ()
+    for one in [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', ()):
+        yield from pipelines_of(one)
+
+
+class Costs:
+    """Packs records, and measures on the first ones what that costs.
+
+    Args:
+        meta (dict): Metadata of the cache.
+    """
+
+    def __init__(self, meta: dict[str, Any]) -> None:
+        self.dtype, self.channels = meta['dtype'], meta.get('channels')
+        #: What the teacher gives, channels not mixed yet.
+        self.about = {
+            name: dict(one, maps=one.get('unmixed', one['maps']))
+            for name, one in meta['taps'].items()
+        }
+        self.told = self.dtype != 'float16' or self.channels or meta['top_k']
+        self.taps = {
+            name: Cost(one.get('tau') or (1.0 if one['top_k'] else None), 'unmixed' in one)
+            for name, one in meta['taps'].items()
+        }
+
+    def pack(
+        self, image: str, records: dict[str, Record], called: Callable[[str], str]
+    ) -> dict[str, bytes]:
+        """Packs the records of an image or a view."""
+        packed = {}
+        for tap, record in records.items():
+            about, key, exact = self.about[tap], record_key(image, called(tap)), record.maps
+            if 'unmixed' in about:
+                mixed = [mix(maps, self.channels) for maps in exact]
+                record = replace(record, maps=mixed)
+            data = pack(record, key, self.dtype, about['top_k'], about.get('tau'))
+            cost = self.taps[tap]
+            if self.told and len(cost.stored) < TRIED:
+                cost.add(exact, unpack(data, key).maps, len(data))
+            packed[called(tap)] = data
+        return packed
+
+    def lines(self) -> Iterator[str]:
+        """A line on each tap."""
+        for tap, cost in self.taps.items():
+            if self.told:
+                yield f'{tap}: {cost.text()}'
+
+
+def mix(maps: np.ndarray, channels: int) -> np.ndarray:
+    """Projects maps ``(C, H, W)`` to fewer channels, if they have more."""
+    if len(maps) <= channels:
+        return maps
+    return np.tensordot(projection(len(maps), channels), maps, 1)
+
+
+def terms_of(cfg: Config, teacher: str, warped: bool) -> list[Term]:
+    """Returns the terms that learn from a teacher, whose maps are warped in training or not."""
     names = list(teacher_configs(cfg.model.teacher))
     terms = [
         Term.from_config(name, line, names) for name, line in (cfg.model.distill or {}).items()
@@ -260,7 +555,8 @@ def terms_of(cfg: Config, teacher: str) -> list[Term]:
             raise UsageError(
                 f'distill.{term.name}{key}: no cache can replace this teacher. {NO_WAY}'
             )
-        term.check_stored()
+        if warped:
+            term.check_stored()
         if term.traits.compares == 'gradients':
             raise UsageError(
                 f'distill.{term.name} compares gradients of the task loss, which depend on the '
@@ -285,6 +581,14 @@ def image_settings(holders: Sequence[dict], given: str | None) -> tuple[list[dic
     return loading[0], dict(type='Resize', scale=read_scale(given), keep_ratio=True)
 
 
+def places_of(cfg: Config) -> Iterator[dict]:
+    """Yields the data sets that have files: those of the training, and without labels beside it."""
+    yield from innermost(cfg.train_dataloader.dataset)
+    more = cfg.model.get('unlabelled')
+    if more is not None and not more.get('only'):
+        yield from innermost(more.dataset)
+
+
 def training_images(cfg: Config, root: str) -> dict[str, tuple[Any, int]]:
     """Returns the images of the training set, and those without labels beside it."""
     images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
@@ -301,11 +605,6 @@ def ignored(cfg: Config) -> list[str]:
     return [name for one in teachers if is_cached(one) for name in one.get('ignore', ())]
 
 
-def build_preprocessor(cfg: Config) -> nn.Module:
-    config = cfg.model.student.get('data_preprocessor') or cfg.model.get('data_preprocessor')
-    return MODELS.build(config or cfg.data_preprocessor)
-
-
 def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> None:
     """Notes for each tap how many of its logits are stored."""
     independent = {
@@ -318,11 +617,7 @@ def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> N
         if 'scores' in one:  # explanations
             one['top_k'] = None
             continue
-        compared = [
-            term.traits
-            for term in terms
-            if term.explainer is None and Tap.parse(name) in term.teacher_tap.taps
-        ]
+        compared = traits_of(name, terms)
         fits = (
             k is not None
             and name not in independent
@@ -338,64 +633,88 @@ def set_top_k(about: dict[str, dict], terms: Sequence[Term], k: int | None) -> N
         )
 
 
-def spread(images: Sequence[str]) -> list[str]:
+def set_tau(about: dict[str, dict], terms: Sequence[Term]) -> None:
+    """Notes for each tap the temperature of its probabilities, if losses compare these alone."""
+    for name, one in about.items():
+        traits = traits_of(name, terms)
+        alone = bool(traits) and all(each.compares_probabilities for each in traits)
+        explained = any(
+            Tap.parse(name) in term.teacher_view.scores
+            for term in terms
+            if term.explainer is not None
+        )
+        fits = 'scores' not in one and alone and not explained
+        one['tau'] = max(each.tau for each in traits) if fits else None
+
+
+def set_channels(about: dict[str, dict], terms: Sequence[Term], channels: int) -> None:
+    """Notes for each tap whose channels are mixed how many are left."""
+    for name, one in about.items():
+        traits = traits_of(name, terms)
+        whole = any(each.compares_probabilities or each.needs_raw_maps for each in traits)
+        scores = 'scores' in one or any(one.get('class_scores') or ())
+        more = any(count > channels for count, *_ in one['maps'])
+        if whole or scores or not more or not traits:
+            continue
+        one['unmixed'] = one['maps']
+        one['maps'] = [[min(count, channels), *strides] for count, *strides in one['maps']]
+        one['fill'] = [mix(np.array(fill), channels).tolist() for fill in one['fill']]
+        one['norms'] = ['' for _ in one['norms']]
+    if not any('unmixed' in one for one in about.values()):
+        raise UsageError(
+            f'--channels {channels}: no map has more channels that may be mixed; class scores and '
+            'explanations stay whole'
+        )
+
+
+def traits_of(tap: str, terms: Sequence[Term]) -> list[LossTraits]:
+    """The traits of the losses that compare the maps of a tap."""
+    return [
+        term.traits
+        for term in terms
+        if term.explainer is None and Tap.parse(tap) in term.teacher_tap.taps
+    ]
+
+
+def spread(images: Sequence[Any]) -> list[Any]:
     """Returns the same images, a few from all over the list first: they give the estimate."""
     step = max(len(images) // TRIED, 1)
     first = list(images[::step][:TRIED])
-    return first + [image for image in images if image not in set(first)]
+    others = set(first)
+    return first + [image for image in images if image not in others]
 
 
-def run_all(
-    names: Sequence[str],
-    dataset: ScaledImages,
-    teacher: OnlineTeacher,
-    preprocessor: nn.Module,
-    meta: dict[str, Any],
-    views: Sequence[View],
-    workers: int,
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Runs the teacher; yields names of images and their packed records."""
-    about = meta['taps']
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
-    images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
-    for name in names:
-        packed = {}
-        try:
-            image, loaded = next(images)
-            for called in (str, mirrored) if meta['mirrored'] else (str,):
-                seen = image.flip(2) if called is mirrored else image
-                records = whole_picture(teacher, preprocessor, seen, loaded, about, views)
-                for tap, record in records.items():
-                    key = record_key(name, called(tap))
-                    packed[called(tap)] = pack(record, key, meta['dtype'], about[tap]['top_k'])
-        except ValueError as error:
-            raise UsageError(f'{name}: {error}') from error
-        yield name, packed
-
-
-def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], total: int) -> None:
+def store(
+    writer: CacheWriter,
+    records: Iterator[tuple[str, dict[str, bytes]]],
+    total: int,
+    what: str,
+    costs: Costs,
+) -> None:
     """Writes records as they come, once an estimate has shown that the disk has room for all."""
     console = Console()
     columns = (
         TextColumn('teacher'),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn('images,'),
+        TextColumn(f'{what},'),
         TimeRemainingColumn(),
         TextColumn('left'),
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task('teacher', total=total)
-        waiting: dict[str, dict[str, bytes]] | None = {}
+        waiting: list[tuple[str, dict[str, bytes]]] | None = []
         for name, packed in records:
             if waiting is None:
                 writer.write(name, packed)
             else:
-                waiting[name] = packed
+                waiting.append((name, packed))
                 if len(waiting) == min(TRIED, total):
-                    mean = sum(map(stored_size, waiting.values())) / len(waiting)
-                    console.print(check_space(writer.path, int(mean * total), total))
-                    for one in waiting.items():
+                    mean = sum(stored_size(one) for _, one in waiting) / len(waiting)
+                    console.print(check_space(writer.path, int(mean * total), total, what))
+                    for line in costs.lines():
+                        console.print(line, highlight=False, soft_wrap=True)
+                    for one in waiting:
                         writer.write(*one)
                     waiting = None
             progress.advance(bar)
@@ -404,8 +723,7 @@ def store(writer: CacheWriter, records: Iterator[tuple[str, dict[str, bytes]]], 
 def verify(path: str, cfg: Config) -> None:
     """Reads every record and compares the images with the training set."""
     cache = TeacherCache(path)
-    holders = [holder for holder, key, _ in train_pipelines(cfg) if key == 'pipeline']
-    images = training_images(cfg, common_root(holders))
+    images = training_images(cfg, common_root([*places_of(cfg)]))
     count, damaged = 0, []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
         for image, tap in progress.track(list(cache.keys()), description='verifying'):

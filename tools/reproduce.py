@@ -55,7 +55,8 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar='NAME',
         help='recipes to run, such as cwd-neck, "digit_scenes/cwd*" or "*/detection/*"; '
-        'default: all',
+        'default: all, but for those of an online teacher and its caches, "camvid_zoo/*" and '
+        '"digit_scenes_zoo/*"',
     )
     parser.add_argument(
         '--seeds', type=int, help='seeds of each method; default: as the tables say'

@@ -21,7 +21,7 @@ from benchmarks.gains.rows import (
     title_of,
     weight_name,
 )
-from benchmarks.gains.tables import ROOT
+from benchmarks.gains.tables import ROOT, shipped
 from mmkd_plugin.saving import write_text
 
 #: The data sets of real pictures.
@@ -101,7 +101,8 @@ def real_table(records: Sequence[Record]) -> str:
 
 def matrix(records: Sequence[Record]) -> str:
     """The gain of each method in each table, with its weight, for configs/README.md."""
-    tables = [(title_of(runs[0]), main_rows(runs)) for runs in groups(records)]
+    every = [runs for runs in groups(records) if shipped(runs[0].data)]
+    tables = [(title_of(runs[0]), main_rows(runs)) for runs in every]
     tables = [(title, {one.method: one for one in rows}) for title, rows in tables if rows]
     if not tables:
         return 'No runs are finished yet.\n'
@@ -130,7 +131,7 @@ def choosing(records: Sequence[Record]) -> str:
     parts = [CHOOSING]
     for runs in groups(records):
         rows = main_rows(runs)
-        if rows:
+        if rows and shipped(runs[0].data):
             parts.append(section(title_of(runs[0]), runs[0].metric, rows))
     if len(parts) == 1:
         parts.append('No runs are finished yet.\n')

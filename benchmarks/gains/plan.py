@@ -89,7 +89,8 @@ class Budget:
 def names_of(table: Table, method: str) -> tuple[str, ...]:
     """The names by which a recipe can be asked for: method, data/method, data/task/method."""
     data, task = table.data.name, table.task
-    return method, f'{data}/{method}', f'{data}/{task}/{method}', f'{table.name}/{method}'
+    full = f'{data}/{method}', f'{data}/{task}/{method}', f'{table.name}/{method}'
+    return full if table.data.augment is not None else (method, *full)
 
 
 def chosen(table: Table, only: Sequence[str]) -> Table | None:
@@ -102,6 +103,10 @@ def chosen(table: Table, only: Sequence[str]) -> Table | None:
     Returns:
         Table, optional: None if nothing of it is named.
     """
+    if table.data.augment is not None:
+        only = [one for one in only if one.startswith(f'{table.data.name}/')]
+        if not only:
+            return None
     recipes, few = (
         {
             method: path

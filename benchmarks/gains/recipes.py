@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.gains.records import Record
 from benchmarks.gains.rows import groups, main_rows
 from benchmarks.gains.settings import set_weight
-from benchmarks.gains.tables import ROOT
+from benchmarks.gains.tables import ROOT, shipped
 from mmkd_plugin.saving import write_text
 
 
@@ -24,6 +24,8 @@ def write(records: Sequence[Record], root: Path = ROOT) -> None:
         root (Path): The repository. Defaults to this one.
     """
     for runs in groups(records):
+        if not shipped(runs[0].data):
+            continue
         for row in main_rows(runs):
             file = root / row.config
             before = file.read_text(encoding='utf-8')

@@ -26,6 +26,7 @@ from benchmarks.gains.training import (
     RunError,
     Used,
     Watch,
+    alone,
     follow,
     last_checkpoint,
     scalars,
@@ -152,6 +153,8 @@ def train_and_score(
         RunError: If it fails in another way.
     """
     score, before = SCORES[run.table.task], Used()
+    if run.method in run.table.cached:
+        write_cache(run, folder / 'config.py', place, watch)
     scores: dict[str, float | None] = dict.fromkeys(('val', test_split(cfg)))
     settings = dict(environment=place.environment, processes=place.processes)
     try:
@@ -178,6 +181,9 @@ def settle(run: Run, place: Place) -> tuple[Path, Config]:
     table = run.table
     plain = {'teacher': table.teacher, 'student': table.student, 'longer': table.student}
     config = plain.get(run.method) or {**table.recipes, **table.few}[run.method]
+    cache = None
+    if run.method in table.cached:
+        cache = cache_folder(run, place.work_dir) / 'cache'
     teachers = [
         (table.teacher, teacher_file(table, place.work_dir, seed))
         for seed in range(table.taught.get(run.method, 0))
@@ -189,7 +195,38 @@ def settle(run: Run, place: Place) -> tuple[Path, Config]:
         weight=run.weight,
         teachers=teachers,
         labels=share_of(run.purpose),
+        cache=cache,
+        augment=table.data.augment,
     )
+
+
+def cache_folder(run: Run, work_dir: Path) -> Path:
+    """Where the cache of a method lies, which all its seeds share."""
+    return work_dir / run.table.data.name / 'caches' / f'{run.table.student.stem}_{run.method}'
+
+
+def write_cache(run: Run, config: Path, place: Place, watch: Watch) -> None:
+    """Writes the cache of a run with ``tools/cache_teacher.py``, unless it is there.
+
+    The time it took is noted beside it, and is no part of the run: other runs read it too.
+
+    Raises:
+        RunError: If it fails.
+    """
+    folder = cache_folder(run, place.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [*run.table.cached[run.method], '--workers', '1']
+    command = [
+        sys.executable, '-u', '-W', 'ignore', str(TOOLS / 'cache_teacher.py'), str(config),
+        '--out', str(folder / 'cache'), *options,
+    ]  # fmt: skip
+    log, notes = folder / 'cache.log', folder / 'cache.json'
+    with alone(folder, place.processes) as lock:
+        code, last, used = follow(command, log, watch, place.environment, place.processes, lock)
+        if code:
+            raise RunError(f'the end of {log}:\n  ' + '\n  '.join(last))
+        if not notes.exists():
+            write_text(notes, json.dumps(asdict(used)))
 
 
 def stage_before(folder: Path, watch: Watch, settings: dict) -> Used:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ def run_config(
     weight: float | str | None = None,
     teachers: Sequence[tuple[Path, Path]] = (),
     labels: float | None = None,
+    cache: Path | None = None,
+    augment: Callable[[Config], None] | None = None,
 ) -> Config:
     """Fills in what differs from run to run.
 
@@ -39,6 +41,9 @@ def run_config(
             Defaults to none: there are none, or they are the recipe's.
         labels (float, optional): The part of the training images that keep their labels. Defaults
             to None: as the config says.
+        cache (Path, optional): The cache that the one teacher is read from. Defaults to None: it
+            runs.
+        augment (Callable, optional): Changes the train pipeline. Defaults to None: as it is.
 
     Raises:
         ValueError: If a word for the weight is unknown.
@@ -47,6 +52,10 @@ def run_config(
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
     for one, teacher in zip(trained_teachers(cfg.model), teachers):
         one['config'], one['checkpoint'] = map(str, teacher)
+        if cache is not None:
+            one.update(type='mmkd_plugin.CachedTeacher', path=str(cache))
+    if augment is not None:
+        augment(cfg)
     if weight is not None and is_distilled(cfg):
         for line in cfg.model.distill.values():
             set_weight(line.loss, weight)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from benchmarks.gains.augmenting import zoo
 from benchmarks.gains.split import FEW_SEEDS
 from benchmarks.gains.training import make_digit_scenes
 from mmkd_plugin.cli import UsageError, is_distilled, read_config
@@ -56,6 +57,14 @@ class Data:
         few_seeds (int): Seeds with few labels. Defaults to 5.
         make (Callable, optional): Writes the data or checks it. Defaults to None: the data must be
             there.
+        augment (Callable, optional): Changes the train pipeline of every config. Such tables are
+            run only if ``--only`` begins with their name, and no recipe ships with what they find.
+            Defaults to None: as the recipes say.
+        methods (tuple[str, ...]): How the names of the recipes begin that take part. Defaults to
+            none: all do.
+        caches (dict[str, tuple[str, ...]]): For each way to cache the teacher, options of
+            ``tools/cache_teacher.py``: each recipe also runs with a cache that they write, and that
+            method has this name behind it. Defaults to none.
     """
 
     name: str
@@ -66,13 +75,41 @@ class Data:
     teacher_length: float = 1.0
     few_seeds: int = FEW_SEEDS
     make: Callable[[], None] | None = None
+    augment: Callable[[Config], None] | None = None
+    methods: tuple[str, ...] = ()
+    caches: dict[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
 
+
+#: Recipes that are compared with themselves and a cached teacher, and the ways to cache it.
+COMPARED = ('pixel-wise-logits_fpn', 'cwd-logits_fpn', 'cwd-neck_retinanet')
+CACHES = {'views8': ('--views', '8', '--dtype', 'compact'), 'whole': ()}
 
 DATA = (
     # Half the iterations, so that all tables take two cores about fifteen hours.
     Data('digit_scenes', 'DigitScenes', '*digit-scenes*.py', length=0.5, make=make_digit_scenes),
     Data('camvid', 'CamVid', '*camvid*.py', seeds=5),
     Data('bccd', 'BCCD', '*bccd*.py', seeds=5),
+    # An online teacher and its caches, where each epoch shows other pictures.
+    Data(
+        'digit_scenes_zoo',
+        "DigitScenes with the zoo's augmentation",
+        '*digit-scenes*.py',
+        seeds=5,
+        teacher_length=3.0,
+        make=make_digit_scenes,
+        augment=zoo,
+        methods=COMPARED,
+        caches=CACHES,
+    ),
+    Data(
+        'camvid_zoo',
+        "CamVid with the zoo's augmentation",
+        '*camvid*.py',
+        seeds=5,
+        augment=zoo,
+        methods=COMPARED,
+        caches=CACHES,
+    ),
 )
 
 
@@ -92,6 +129,8 @@ class Table:
             labels.
         iterations (dict[str, int]): Of each method, of ``'student'`` and of ``'teacher'``.
         bring (dict[str, list[dict]]): The teachers of a method that bring their weights, as models.
+        cached (dict[str, tuple[str, ...]]): The methods whose teacher is cached, with options of
+            ``tools/cache_teacher.py``.
     """
 
     data: Data
@@ -103,6 +142,7 @@ class Table:
     iterations: dict[str, int] = field(hash=False, default_factory=dict)
     few: dict[str, Path] = field(hash=False, default_factory=dict)
     bring: dict[str, list[dict]] = field(hash=False, default_factory=dict)
+    cached: dict[str, tuple[str, ...]] = field(hash=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -143,12 +183,16 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
                 recipes.setdefault(max(ends, key=lambda end: len(end.stem)), []).append(path)
         largest_first = sorted(recipes.items(), key=lambda item: (-len(item[1]), item[0]))
         for student, members in largest_first:
+            if one.methods:
+                members = [path for path in members if path.stem.startswith(one.methods)]
+            if not members:
+                continue
             teachers = {path: _teacher(read[path].model, configs) for path in members}
             every = {teacher for teacher in teachers.values() if teacher}
             if len(every) > 1:
                 raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
             teacher = next(iter(every), None)
-            methods = {path: path.stem.partition('_')[0] for path in members}
+            methods = {path: method_of(path) for path in members}
             twice = sorted(n for n, count in Counter(methods.values()).items() if count > 1)
             if twice:
                 raise UsageError(f'{student.stem} has several recipes called {", ".join(twice)}')
@@ -156,21 +200,31 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
             iterations['student'] = read[student].train_cfg.max_iters
             if teacher:
                 iterations['teacher'] = read_config(str(teacher)).train_cfg.max_iters
+            named = {method: path for path, method in methods.items()}
+            cached = {
+                f'{methods[path]}-{name}': (path, options)
+                for name, options in one.caches.items()
+                for path in members
+                if len(trained_teachers(read[path].model)) == 1
+            }
+            named |= {name: path for name, (path, _) in cached.items()}
+            iterations |= {name: iterations[methods[path]] for name, (path, _) in cached.items()}
             found.append(
                 Table(
                     one,
                     TASKS[read[student].default_scope],
                     student,
                     teacher,
-                    {m: path for path, m in methods.items() if not _has_unlabelled(read[path])},
+                    {m: path for m, path in named.items() if not _has_unlabelled(read[path])},
                     {
-                        methods[path]: len(trained_teachers(read[path].model))
-                        for path in members
+                        name: len(trained_teachers(read[path].model))
+                        for name, path in named.items()
                         if teachers[path]
                     },
                     iterations,
                     {m: path for path, m in methods.items() if _has_unlabelled(read[path])},
                     {methods[path]: _bring(read[path].model) for path in members},
+                    {name: options for name, (_, options) in cached.items()},
                 )
             )
     return found
@@ -179,6 +233,16 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
 def _has_unlabelled(cfg: Config) -> bool:
     """Whether a recipe learns from images without labels."""
     return cfg.model.get('unlabelled') is not None
+
+
+def method_of(recipe: Path) -> str:
+    """The method that a recipe has in its name."""
+    return recipe.stem.partition('_')[0]
+
+
+def shipped(data: str) -> bool:
+    """Whether recipes ship with what the runs of a data set found."""
+    return all(one.augment is None for one in DATA if one.name == data)
 
 
 def trained_teachers(model: dict) -> list[dict]:

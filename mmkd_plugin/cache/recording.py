@@ -211,6 +211,42 @@ REFUSED = {
 }  # fmt: skip
 
 
+#: Stock transforms whose images, whole at one scale, show the teacher what it saw for a cache.
+FOLLOWED = {
+    'FilterAnnotations', 'FixScaleResize', 'FixShapeResize', 'GTBoxSubOne_GLIP', 'GenerateEdge',
+    'LoadAnnotations', 'LoadDepthAnnotation', 'LoadEmptyAnnotations', 'LoadImageFromFile',
+    'LoadImageFromNDArray', 'LoadImageFromNpyFile', 'LoadMultiChannelImageFromFiles',
+    'LoadPanopticAnnotations', 'LoadProposals', 'LoadSingleRSImageFromFile', 'LoadTextAnnotations',
+    'PackDetInputs', 'PackSegInputs', 'Pad', 'Resize', 'ResizeShortestEdge', 'ResizeToMultiple',
+    'SegRescale',
+}  # fmt: skip
+
+
+def not_followed(pipeline: Sequence[dict]) -> list[str]:
+    """Lists the transforms whose images the teacher did not see when it saw each image whole.
+
+    Maps of whole images, and of mirrored ones, are exactly the teacher's if there are none.
+
+    Args:
+        pipeline (Sequence[dict]): Configs of transforms.
+
+    Returns:
+        list[str]: Their types, each once.
+
+    Examples:
+        >>> steps = [dict(type='Resize', scale=(64, 64)), dict(type='RandomFlip', prob=0.5)]
+        >>> not_followed(steps), not_followed([dict(type='RandomCrop'), *steps])
+        ([], ['RandomCrop'])
+    """
+    found = []
+    for step in pipeline:
+        name = type_name(step['type'])
+        across = name == 'RandomFlip' and step.get('direction', 'horizontal') == 'horizontal'
+        if not across and name not in FOLLOWED:
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
 @TRANSFORMS.register_module()
 class Recorded:
     """Wraps a stock transform and records its step in ``results['mmkd_geometry']``.
@@ -367,7 +403,7 @@ def record_training(cfg: Config, ignore: Sequence[str] = ()) -> None:
         ValueError: If one of them cannot be replayed, a data set mixes images, or the data
             preprocessor changes batches.
     """
-    _check_batch_augments(cfg)
+    check_batch_augments(cfg)
     for holder, key, place in train_pipelines(cfg):
         holder[key] = recorded(holder[key], cfg.get('default_scope'), ignore, place)
 
@@ -409,7 +445,12 @@ def _pipelines_of(dataset: dict, place: str) -> Iterator[tuple[dict, str, str]]:
         yield dataset, 'pipeline', f'{place}.pipeline'
 
 
-def _check_batch_augments(cfg: Config) -> None:
+def check_batch_augments(cfg: Config) -> None:
+    """Refuses data preprocessors that change whole batches, which stored maps cannot follow.
+
+    Raises:
+        ValueError: If there is one.
+    """
     model = cfg.get('model') or {}
     holders = {'': cfg, 'model.': model, 'model.student.': model.get('student') or {}}
     for place, holder in holders.items():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
+
+from mmkd_plugin.words import from_worker
 
 DIGEST = 16
 """Bytes of a checksum."""
@@ -16,12 +19,21 @@ DIGEST = 16
 LARGEST = 2**30
 """Bytes of a record at most: a small file can say that it takes any amount of memory."""
 
+#: Level of zstandard for `compact`: higher ones take longer and save nothing.
+THOROUGH = 15
+
+#: Steps between a probability of 0 and of 1, see :func:`to_roots`.
+STEPS = 31
+
 #: What a record raises whose checksum fits and that :func:`pack` did not write.
 _MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error)
 
 
 class CacheError(ValueError):
     """A cache cannot be read or written; the message names the reason and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(from_worker(message, type(self).__name__))
 
 
 def libraries() -> tuple[Any, Any]:
@@ -114,6 +126,60 @@ def fill_top(kept: np.ndarray, classes: np.ndarray, channels: int) -> np.ndarray
     return logits
 
 
+def to_roots(scores: np.ndarray, tau: float) -> tuple[np.ndarray, float]:
+    """Rounds the roots of the probabilities of classes to :data:`STEPS`.
+
+    Errors of the roots count alike in the divergence of probabilities, so equal steps of them lose
+    least. Classes that no loss can see become 0, and zeros take almost no room.
+
+    Args:
+        scores (np.ndarray): ``(C, H, W)``.
+        tau (float): The highest temperature at which losses compare the probabilities.
+
+    Returns:
+        tuple[np.ndarray, float]: The steps, ``(H, W, C)`` in uint8; and the mean probability of
+        those that became 0.
+    """
+    shares = np.exp((scores - scores.max(0)) / tau)
+    shares /= shares.sum(0)
+    steps = np.rint(np.sqrt(shares) * STEPS).astype(np.uint8)
+    lost = shares[steps == 0]
+    mean = float(lost.mean(dtype=np.float64)) if lost.size else 0.0
+    return np.ascontiguousarray(steps.transpose(1, 2, 0)), mean
+
+
+def from_roots(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
+    """Restores class scores ``(C, H, W)`` from the results of :func:`to_roots`."""
+    table = (np.arange(256, dtype=np.float32) / STEPS) ** 2
+    table[0] = max(lost, 1e-30)  # its logarithm is finite
+    scores = (tau * np.log(table)).astype(np.float32)
+    return np.ascontiguousarray(scores[steps].transpose(2, 0, 1))
+
+
+@cache
+def projection(channels: int, kept: int) -> np.ndarray:
+    """Returns a random projection of channels, the same on every machine.
+
+    Its rows are orthogonal. It keeps the lengths of vectors, and the angles and distances between
+    them, in the mean over random ones; the error falls with the root of ``kept``.
+
+    Args:
+        channels (int): Channels before.
+        kept (int): Channels after, fewer.
+
+    Returns:
+        np.ndarray: ``(kept, channels)``, float32.
+
+    Examples:
+        >>> projection(8, 2).shape
+        (2, 8)
+    """
+    draw = np.random.Generator(np.random.PCG64([channels, kept])).standard_normal((channels, kept))
+    rows, signs = np.linalg.qr(draw)
+    rows = rows * np.sign(np.diag(signs))  # LAPACKs choose the signs in their own ways
+    return (rows.T * np.sqrt(channels / kept)).astype(np.float32)
+
+
 # Records ------------------------------------------------------------------------------------------
 
 
@@ -126,29 +192,49 @@ class Record:
         loaded (tuple[int, int]): Height and width of the image as loaded, pixels.
         seen (tuple[int, int]): Height and width of the image that the teacher saw, before padding,
             pixels.
+        picture (list[float]): A few numbers by which the image is known again. Defaults to none.
     """
 
     maps: list[np.ndarray]
     loaded: tuple[int, int]
     seen: tuple[int, int]
+    picture: list[float] = field(default_factory=list)
 
 
-def pack(record: Record, key: bytes, dtype: str = 'float16', top_k: int | None = None) -> bytes:
+def pack(
+    record: Record,
+    key: bytes,
+    dtype: str = 'float16',
+    top_k: int | None = None,
+    tau: float | None = None,
+) -> bytes:
     """Writes a record as bytes: a checksum, then a compressed header and arrays.
 
     Args:
         record (Record): The record.
         key (bytes): Key of the record in the store. The checksum covers it too.
-        dtype (str): ``'float16'`` or ``'uint8'``. Defaults to ``'float16'``.
+        dtype (str): ``'float16'``, ``'uint8'`` or ``'compact'``. Defaults to ``'float16'``.
         top_k (int, optional): Number of channels to keep; the maps are logits then. Defaults to
             None: all channels.
+        tau (float, optional): Temperature of :func:`to_roots`, for maps that are class scores and
+            ``'compact'``. Defaults to None: ``'compact'`` is ``'uint8'``.
 
     Returns:
         bytes: The record.
     """
     header, arrays = dict(loaded=record.loaded, seen=record.seen, maps=[]), []
+    if record.picture:
+        header['picture'] = record.picture
+    level = 3
+    if dtype == 'compact':
+        dtype, level = 'uint8' if tau is None else 'roots', THOROUGH
     for maps in record.maps:
         note: dict[str, Any] = dict(shape=maps.shape)
+        if dtype == 'roots':
+            values, note['lost'] = to_roots(maps, tau)
+            arrays.append(values)
+            header['maps'].append(dict(note, tau=tau, dtype=dtype))
+            continue
         if top_k is not None:
             maps, classes = keep_top(maps, top_k)
             note['k'] = top_k
@@ -162,7 +248,7 @@ def pack(record: Record, key: bytes, dtype: str = 'float16', top_k: int | None =
         header['maps'].append(dict(note, dtype=dtype))
     text = json.dumps(header).encode()
     body = b''.join([struct.pack('<I', len(text)), text, *(a.tobytes() for a in arrays)])
-    body = libraries()[1].ZstdCompressor().compress(body)
+    body = libraries()[1].ZstdCompressor(level).compress(body)
     return digest(key, body) + body
 
 
@@ -212,6 +298,9 @@ def _parsed(body: bytes) -> Record:
         channels, *size = note['shape']
         if min(channels, *size) < 1:
             raise ValueError(f'maps of the shape {note["shape"]}')
+        if note['dtype'] == 'roots':
+            maps.append(from_roots(take(np.uint8, *size, channels), note['lost'], note['tau']))
+            continue
         k = note.get('k')
         if k is not None:
             classes = take(np.uint8 if channels <= 256 else np.uint16, k, *size)
@@ -226,9 +315,21 @@ def _parsed(body: bytes) -> Record:
         maps.append(values if k is None else fill_top(values, classes, channels))
     if start != len(body):
         raise ValueError(f'{len(body)} bytes, and its maps take {start}')
-    return Record(maps, tuple(header['loaded']), tuple(header['seen']))
+    known_by = [float(number) for number in header.get('picture', ())]
+    return Record(maps, tuple(header['loaded']), tuple(header['seen']), known_by)
 
 
 def digest(key: bytes, body: bytes) -> bytes:
     """The checksum of something stored, which covers its key too."""
     return hashlib.blake2b(body, digest_size=DIGEST, key=hashlib.sha256(key).digest()).digest()
+
+
+def human_size(count: float) -> str:
+    """Formats a number of bytes.
+
+    Examples:
+        >>> human_size(12_300_000_000)
+        '12.3 GB'
+    """
+    power = min(int(len(str(int(count))) - 1) // 3, 3)
+    return f'{count / 1000**power:.{1 if power else 0}f} {("bytes", "kB", "MB", "GB")[power]}'

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from mmkd_plugin.cache.records import (
     Record,
     digest,
     fill_top,
+    human_size,
     keep_top,
     libraries,
     pack,
@@ -24,6 +28,7 @@ from mmkd_plugin.cache.records import (
     to_uint8,
     unpack,
 )
+from mmkd_plugin.saving import locked
 
 __all__ = [
     'DTYPES',
@@ -40,11 +45,13 @@ __all__ = [
     'check_stored',
     'close',
     'differences',
+    'drawn_differences',
     'fill_top',
     'human_size',
     'keep_top',
     'libraries',
     'mirrored',
+    'of_view',
     'pack',
     'record_key',
     'record_names',
@@ -55,12 +62,16 @@ __all__ = [
 ]
 
 FORMAT = 1
-DTYPES = ('float16', 'uint8')
+DTYPES = ('float16', 'uint8', 'compact')
 
 #: Separates the names of image and tap in a key. Paths cannot contain it.
 SEPARATOR = '\0'
 META = b'meta'
 FINISHED = b'finished'
+
+#: File that a writer locks, and those that may be there without a store.
+LOCK = '.lock'
+LOCKS = {LOCK, 'lock.mdb'}
 
 _PAGE = 4096
 
@@ -78,9 +89,21 @@ def mirrored(tap: str) -> str:
     return f'{tap} mirrored'
 
 
+def of_view(tap: str, number: int) -> str:
+    """Returns the name of the records with the maps of a view of images."""
+    return f'{tap} view {number}'
+
+
+def _tap_of(name: str) -> str:
+    """The tap of the name of a record."""
+    return re.sub(r' (mirrored|view \d+)$', '', name)
+
+
 def record_names(meta: Mapping[str, Any]) -> list[str]:
     """Returns the names of an image's records in a cache with this metadata."""
     taps = list(meta['taps'])
+    if 'views' in meta:
+        return [of_view(tap, number) for number in range(meta['views']) for tap in taps]
     return taps + [mirrored(tap) for tap in taps] if meta.get('mirrored') else taps
 
 
@@ -94,6 +117,8 @@ FINGERPRINT = dict(
     dtype='dtype',
     top_k='top-k',
     mirrored='mirrored images',
+    channels='channels',
+    tau='temperature',
 )
 
 
@@ -111,12 +136,66 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         >>> differences(dict(dtype='uint8'), dict(dtype='float16'))
         ['dtype there: uint8, here: float16']
     """
+    kinds = ['views' if 'views' in meta else 'whole images' for meta in (there, here)]
+    if kinds[0] != kinds[1]:
+        return [f'it holds maps of {kinds[0]}, not of {kinds[1]}']
     found = []
     for key, words in FINGERPRINT.items():
         old, new = (_shown(key, meta.get(key)) for meta in (there, here))
         if old != new:
             found.append(f'{words} there: {old}, here: {new}')
-    return found
+    drawn = [meta.get('drawn') or {} for meta in (there, here)]
+    if drawn[0].get('images') != drawn[1].get('images'):
+        found.append('the training images are others, or in another order')
+    return [*found, *drawn_differences(*drawn)]
+
+
+def drawn_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Lists the first difference between what two caches of views were drawn from.
+
+    Args:
+        there (Mapping[str, Any]): What :func:`~mmkd_plugin.cache.drawn.drawn_from` has returned for
+            the cache on disk.
+        here (Mapping[str, Any]): The same of the cache that is wanted.
+
+    Returns:
+        list[str]: A text, or nothing.
+
+    Examples:
+        >>> drawn_differences(dict(dataset=dict(a=[1, 2])), dict(dataset=dict(a=[1, 3])))
+        ['train_dataloader.dataset.a there: [1, 2], here: [1, 3]']
+    """
+    places = dict(dataset='train_dataloader.dataset', preprocessor='data_preprocessor')
+    texts = (
+        text
+        for key, place in places.items()
+        for text in _differences(there.get(key), here.get(key), place)
+    )
+    return list(islice(texts, 1))
+
+
+def _differences(there: Any, here: Any, place: str) -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        if there.get('type') != here.get('type'):
+            yield f'{place} there: {there.get("type")}, here: {here.get("type")}'
+        for key in dict.fromkeys((*there, *here)):
+            yield from _differences(there.get(key), here.get(key), f'{place}.{key}')
+    elif isinstance(there, list) and isinstance(here, list) and not _plain([*there, *here]):
+        if len(there) != len(here):
+            kinds = [', '.join(_kind(one) for one in steps) for steps in (there, here)]
+            yield f'{place} there: {kinds[0]}; here: {kinds[1]}'
+        for i, pair in enumerate(zip(there, here)):
+            yield from _differences(*pair, f'{place}[{i}]')
+    elif there != here:
+        yield f'{place} there: {there}, here: {here}'
+
+
+def _plain(values: list) -> bool:
+    return not any(isinstance(one, (dict, list)) for one in values)
+
+
+def _kind(step: Any) -> str:
+    return str(step.get('type')) if isinstance(step, dict) else str(step)
 
 
 def _shown(key: str, value: Any) -> str:
@@ -156,7 +235,7 @@ def _environment(path: str) -> Any:
 
 def _remove_beginning(folder: Path) -> None:
     """Removes what is there of a store whose writer was killed before it held anything."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} - {LOCK}
     data = folder / 'data.mdb'
     empty = not data.exists() or data.stat().st_size in (0, _PAGE)  # it begins with two pages
     if names and names <= {'data.mdb', 'lock.mdb'} and empty:
@@ -258,7 +337,7 @@ class TeacherCache:
 
     def _check_maps(self, record: Record, tap: str) -> None:
         """Compares the maps of a record with the description of the tap."""
-        about = self.meta['taps'].get(tap.removesuffix(mirrored('')), {}).get('maps')
+        about = self.meta['taps'].get(_tap_of(tap), {}).get('maps')
         there = [maps.shape[0] for maps in record.maps]
         if about is not None and there != [channels for channels, *_ in about]:
             raise CacheError(f'its maps have {there} channels, and those of the tap {about}')
@@ -307,28 +386,39 @@ class CacheWriter:
         size (int): Estimated size of the cache, bytes. Defaults to 64 MiB.
 
     Raises:
-        CacheError: If the folder has other files, or a cache with another fingerprint.
+        CacheError: If the folder has other files, a cache with another fingerprint, or a cache that
+            another process writes.
     """
 
     def __init__(self, path: str, meta: Mapping[str, Any], size: int = 2**26) -> None:
         self.path = str(path)
+        self.views = meta.get('views')
         self._lmdb, _ = libraries()
         folder = Path(path)
-        _remove_beginning(folder)
         if (
             folder.exists()
             and not Path(path, 'data.mdb').is_file()
-            and (not folder.is_dir() or any(folder.iterdir()))
+            and (not folder.is_dir() or {file.name for file in folder.iterdir()} - LOCKS)
         ):
             raise CacheError(f'{path} exists and is not a teacher cache; choose another --out')
         close(self.path)
         folder.mkdir(parents=True, exist_ok=True)
+        self._held = ExitStack()
+        owner = self._held.enter_context(locked(folder / LOCK))
+        if owner is not None:
+            self._held.close()
+            raise CacheError(
+                f'{path}: {owner} writes it already; wait until it has ended, or choose another '
+                '--out'
+            )
+        _remove_beginning(folder)
         try:
             self._environment = self._lmdb.open(self.path, map_size=max(2 * size, 2**26))
         except self._lmdb.Error as error:
+            self._held.close()
             raise CacheError(f'{path} is not a teacher cache, or is damaged: {error}') from error
-        _check_size(self._environment, self.path)
         try:
+            _check_size(self._environment, self.path)
             self._begin(meta)
         except BaseException:
             self.close()
@@ -340,7 +430,8 @@ class CacheWriter:
         if there is None:
             if entries:
                 raise CacheError(f'{self.path} is a store, but not a teacher cache')
-            self._put({META: _write_meta(meta)})
+            begun = meta if self.views is None else {**meta, 'views': 0}
+            self._put({META: _write_meta(begun)})
             return
         different = differences(_read_meta(there, self.path), meta)
         if different:
@@ -358,6 +449,7 @@ class CacheWriter:
     def close(self) -> None:
         """Closes the store."""
         self._environment.close()
+        self._held.close()
 
     def missing(self, images: Iterable[str], names: Sequence[str]) -> list[str]:
         """Returns the images that lack a record of one of these names.
@@ -384,8 +476,17 @@ class CacheWriter:
         self._put({record_key(image, tap): data for tap, data in records.items()})
 
     def finish(self) -> None:
-        """Marks the cache as finished, so that it can be read."""
-        self._put({FINISHED: b'1'})
+        """Marks the cache as finished, so that it can be read.
+
+        A cache of views has as many of them from now on as it was opened for, or as it had.
+        """
+        if self.views is None:
+            self._put({FINISHED: b'1'})
+        else:
+            with self._environment.begin() as transaction:
+                there = _read_meta(transaction.get(META), self.path)
+            views = max(self.views, there['views'])
+            self._put({META: _write_meta({**there, 'views': views}), FINISHED: b'1'})
 
     def reopen(self) -> None:
         """Marks the cache as not finished, so that it cannot be read."""
@@ -451,16 +552,23 @@ def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
 
 def stored_size(records: Mapping[str, bytes]) -> int:
     """Estimates the bytes that the packed records of an image take in the store."""
-    return sum(-(-(len(data) + 16) // _PAGE) * _PAGE + 64 for data in records.values())
+    return sum(map(_stored_size, records.values()))
 
 
-def check_space(path: str, needed: int, images: int) -> str:
+def _stored_size(data: bytes) -> int:
+    if len(data) < _PAGE // 2 - 128:  # several share a page, which is about half full
+        return 2 * (len(data) + 32)
+    return -(-(len(data) + 16) // _PAGE) * _PAGE + 64
+
+
+def check_space(path: str, needed: int, images: int, what: str = 'images') -> str:
     """Checks that the disk has room for a cache.
 
     Args:
         path (str): Folder of the cache.
         needed (int): Size of the cache, bytes.
         images (int): Number of images.
+        what (str): What they are called. Defaults to ``'images'``.
 
     Returns:
         str: A line about the size and the free space.
@@ -472,21 +580,10 @@ def check_space(path: str, needed: int, images: int) -> str:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    text = f'about {human_size(needed)} for {images} images; free disk space {human_size(free)}'
+    text = f'about {human_size(needed)} for {images} {what}; free disk space {human_size(free)}'
     if needed > free:
         raise CacheError(
-            f'{path}: not enough room: {text}. Take --dtype uint8, fewer taps, --top-k for logits, '
-            'a smaller --scale, or another disk'
+            f'{path}: not enough room: {text}. Take --dtype compact, fewer taps, fewer --channels '
+            'or --views, a smaller --scale, or another disk'
         )
     return text
-
-
-def human_size(count: float) -> str:
-    """Formats a number of bytes.
-
-    Examples:
-        >>> human_size(12_300_000_000)
-        '12.3 GB'
-    """
-    power = min(int(len(str(int(count))) - 1) // 3, 3)
-    return f'{count / 1000**power:.{1 if power else 0}f} {("bytes", "kB", "MB", "GB")[power]}'

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module
+from mmkd_plugin.cache.drawn import check_drawn, innermost
 from mmkd_plugin.cache.images import common_root, kind_of, loading_part, plain, training_scale
 from mmkd_plugin.cache.recording import record_training, train_pipelines
 from mmkd_plugin.cache.store import TeacherCache, check_stored
@@ -55,19 +56,75 @@ def wire(cfg: Config) -> None:
     teachers = cfg.model.get('teacher') or {}
     teachers = [teachers] if isinstance(teachers, dict) else teachers
     cached = [teacher for teacher in teachers if is_cached(teacher)]
-    pipelines = list(train_pipelines(cfg)) if cached else []
-    loaders = [step for holder, key, _ in pipelines for step in holder[key] if _loads_maps(step)]
-    if not cached or loaders:
+    if not cached or _is_wired(cfg):
         return
+    of_views = [one for one in cached if 'views' in TeacherCache(one['path']).meta]
+    if of_views and len(of_views) < len(cached):
+        raise ValueError(
+            f'{of_views[0]["path"]} holds views, and another cache of this config whole images: '
+            'the batches of a run follow one of them. Write both caches with --views, or none'
+        )
+    if of_views:
+        _wire_views(cfg, of_views)
+    else:
+        _wire_whole(cfg, cached)
+
+
+def _is_wired(cfg: Config) -> bool:
+    if _adds_views(cfg.train_dataloader['dataset']):
+        return True
+    leaves = innermost(cfg.train_dataloader['dataset'])
+    return any(_loads_maps(step) for leaf in leaves for step in leaf.get('pipeline') or ())
+
+
+def _wire_views(cfg: Config, cached: Sequence[dict]) -> None:
+    """Makes the data loader draw the views of caches, with their maps."""
+    loader = cfg.train_dataloader
+    root = common_root([*innermost(loader['dataset'])])
+    caches, hooks, counts = [], [], []
+    for teacher in cached:
+        cache, names = _open(cfg, teacher)
+        check_drawn(cache, cfg)
+        if not names:
+            continue
+        there, count = cache.meta['views'], teacher.get('views')
+        if count is not None and not 0 < count <= there:
+            raise ValueError(
+                f'teacher.views is {count}, and {cache.path} has {there} views of each image; for '
+                f'more: tools/cache_teacher.py --views {count}'
+            )
+        counts.append(count or there)
+        caches.append(dict(path=cache.path, taps=names, name=teacher.get('name', 'teacher')))
+        hooks.append(dict(type='mmkd_plugin.CheckDrawnViews', path=cache.path, root=root))
+    if not caches:
+        return
+    loader['dataset'] = dict(
+        type='mmkd_plugin.DrawnViews', dataset=loader['dataset'], caches=caches, root=root
+    )
+    loader['sampler'] = dict(
+        type='mmkd_plugin.ViewsInTurn', sampler=loader['sampler'], views=min(counts)
+    )
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *hooks]
+
+
+def _open(cfg: Config, teacher: Mapping[str, Any]) -> tuple[TeacherCache, list[str]]:
+    """The cache of a teacher, and the records that the terms read there."""
+    name, distill = teacher.get('name', 'teacher'), cfg.model.get('distill') or {}
+    cache = TeacherCache(teacher['path'])
+    names = names_of(distill, name)
+    check_stored(cache, names, f"teacher '{name}'")
+    _check_classes(cache, distill, name)
+    return cache, names
+
+
+def _wire_whole(cfg: Config, cached: Sequence[dict]) -> None:
+    """Makes the train pipelines replay the maps of whole images."""
+    pipelines = list(train_pipelines(cfg))
     holders = [holder for holder, key, _ in pipelines if key == 'pipeline']
     root = common_root(holders)
     added, hooks, ignore = [], [], []
     for teacher in cached:
-        name = teacher.get('name', 'teacher')
-        cache = TeacherCache(teacher['path'])
-        names = names_of(cfg.model.get('distill') or {}, name)
-        check_stored(cache, names, f"teacher '{name}'")
-        _check_top_k(cache, cfg.model.get('distill') or {}, name)
+        cache, names = _open(cfg, teacher)
         for holder in holders:
             _check_pipeline(cache, holder['pipeline'])
         if not names:
@@ -78,7 +135,7 @@ def wire(cfg: Config) -> None:
                 path=cache.path,
                 taps=names,
                 root=root,
-                name=name,
+                name=teacher.get('name', 'teacher'),
             )
         )
         hooks.append(dict(type='mmkd_plugin.CheckTeacherCache', path=cache.path, root=root))
@@ -111,11 +168,19 @@ def _unwired(step: Any) -> Any:
         return step
     if step.get('type') == 'mmkd_plugin.Recorded':
         return step['transform']
+    if _adds_views(step):
+        return step['dataset']
+    if type_name(step.get('type')) == 'ViewsInTurn':
+        return step['sampler']
     return type(step)({key: _unwired(value) for key, value in step.items()})
 
 
 def _loads_maps(step: Any) -> bool:
     return isinstance(step, dict) and type_name(step.get('type')) == 'LoadTeacherMaps'
+
+
+def _adds_views(dataset: Any) -> bool:
+    return type_name(dataset.get('type')) == 'DrawnViews'
 
 
 def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
@@ -156,20 +221,28 @@ def names_of(distill: Mapping[str, Any], teacher: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _check_top_k(cache: TeacherCache, distill: Mapping[str, Any], teacher: str) -> None:
+def _check_classes(cache: TeacherCache, distill: Mapping[str, Any], teacher: str) -> None:
+    """Refuses losses that compare more than what is stored of class scores."""
     for name, line in distill.items():
         if isinstance(line, dict) and line.get('explainer') is not None:
             continue  # it uses only the largest scores
         for tap in names_of({name: line}, teacher):
-            k = cache.meta['taps'][tap].get('top_k')
-            if k is None:
+            k, tau = (cache.meta['taps'][tap].get(key) for key in ('top_k', 'tau'))
+            if k is None and tau is None:
                 continue
-            loss = build_module(line['loss'], f'distill.{name}.loss')
-            if not LossTraits.of(loss).compares_probabilities:
+            traits = LossTraits.of(build_module(line['loss'], f'distill.{name}.loss'))
+            held = f'the {k} largest channels' if k is not None else 'the probabilities'
+            if not traits.compares_probabilities:
                 raise ValueError(
-                    f"distill.{name}: {cache.path} holds the {k} largest channels of '{tap}', and "
-                    'this loss compares more than the probabilities of classes. Write a cache '
-                    'without --top-k'
+                    f"distill.{name}: {cache.path} holds {held} of '{tap}', and this loss compares "
+                    'more than the probabilities of classes. Write a cache without '
+                    f'{"--top-k" if k is not None else "--dtype compact"}'
+                )
+            if tau is not None and traits.tau > tau:
+                raise ValueError(
+                    f'distill.{name}.loss.tau is {traits.tau:g}, and {cache.path} holds '
+                    f"probabilities of '{tap}' for a temperature up to {tau:g}. Write a cache with "
+                    'this config: tools/cache_teacher.py with another --out'
                 )
 
 

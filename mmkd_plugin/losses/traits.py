@@ -31,6 +31,7 @@ class LossTraits(NamedTuple):
             added or resized where they differ. Defaults to False.
         compares_probabilities (bool): Whether it compares the probabilities of classes and nothing
             else, so that the largest scores are enough. Defaults to False.
+        tau (float): The temperature at which it compares probabilities. Defaults to 1.
         teaches_nothing (Callable): For maps of that many ``channels``, of that ``size`` and of that
             many ``images``, the reason why the loss is always 0, or None if it is not. Size and
             images are None where they are not known yet. Defaults to never.
@@ -42,6 +43,7 @@ class LossTraits(NamedTuple):
     needs_same_size: bool = True
     needs_raw_maps: bool = False
     compares_probabilities: bool = False
+    tau: float = 1.0
     teaches_nothing: Callable[..., str | None] = always_teaches
 
     @classmethod

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from mmkd_plugin.saving import locked
 
 #: Name of the file in a work dir that a training locks.
 LOCK = '.lock'
@@ -40,23 +34,10 @@ def alone_in(work_dir: str | Path) -> Iterator[None]:
         >>> with TemporaryDirectory() as folder, alone_in(folder):
         ...     pass
     """
-    if fcntl is None:
-        yield
-        return
-    # Not `flock`: it lasts until each process that inherited the file has ended.
-    with Path(work_dir, LOCK).open('a+', encoding='utf-8') as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                owner = file.read().strip() or 'another process'
-                raise InUseError(
-                    f'--work-dir {work_dir}: {owner} trains in it already; wait until it has '
-                    'ended, or take another --work-dir'
-                ) from error
-        else:
-            file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()}')
-            file.flush()
+    with locked(Path(work_dir, LOCK)) as owner:
+        if owner is not None:
+            raise InUseError(
+                f'--work-dir {work_dir}: {owner} trains in it already; wait until it has ended, or '
+                'take another --work-dir'
+            )
         yield

@@ -7,49 +7,22 @@ checkpoint. So each image and each iteration is seeded here, and nothing has to 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
+
+from mmkd_plugin.seeds import seed_with
 
 #: Kinds of things that are seeded; no two share random numbers.
 IMAGE, ITERATION, EPOCH = range(3)
 
 #: Where `meta` of a checkpoint says how many batches of the epoch were done, and of how many.
 DONE = 'mmkd_batches_done'
-
-
-def seed_with(*key: int, devices: bool = True) -> None:
-    """Seeds Python, numpy and torch.
-
-    Args:
-        *key (int): Numbers from 0. Other keys give unrelated random numbers.
-        devices (bool): Whether accelerators are seeded too. Defaults to True.
-
-    Examples:
-        >>> import torch
-        >>> from mmkd_plugin.running.randomness import seed_with
-        >>> seed_with(0, 1)
-        >>> first = torch.rand(2)
-        >>> seed_with(0, 1)
-        >>> torch.equal(torch.rand(2), first)
-        True
-    """
-    words = np.random.SeedSequence(key).generate_state(8)
-    random.seed(words[:4].tobytes())
-    np.random.seed(words[4:6])
-    number = int(words[6]) << 32 | int(words[7])
-    if devices:
-        torch.manual_seed(number)
-    else:
-        torch.default_generator.manual_seed(number)
 
 
 class SeededBatch(list):

@@ -217,6 +217,8 @@ class Teacher(ABC):
     learns: ClassVar[bool] = False
     #: Whether its maps are stored on disk and come with the batch.
     stored: ClassVar[bool] = False
+    #: Whether these maps are warped as a pipeline warped the images.
+    warped: bool = False
     #: Hint in the message for a config that lacks a required key, by the key.
     missing: ClassVar[dict[str, str]] = {}
     #: Keys of another kind that a config may keep when its ``type`` is changed to this kind.

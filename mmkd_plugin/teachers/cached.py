@@ -47,7 +47,9 @@ class CachedTeacher(Teacher):
         checkpoint (str, optional): Weights of the teacher, compared with those of the cache.
             Defaults to None: not compared.
         ignore (Sequence[str]): Types of your own transforms in the train pipeline that leave each
-            pixel in its place. Defaults to ``()``.
+            pixel in its place, for a cache of whole images. Defaults to ``()``.
+        views (int, optional): How many views of each image are used, of a cache that has views.
+            Defaults to None: all.
         name (str): Name in the config and in messages. Defaults to ``'teacher'``.
         classes (Sequence[str], optional): Names of the teacher's classes, in the order of its
             scores. Defaults to None: those in the cache.
@@ -72,6 +74,7 @@ class CachedTeacher(Teacher):
         config: str | dict | None = None,
         checkpoint: str | None = None,
         ignore: Sequence[str] = (),
+        views: int | None = None,
         name: str = 'teacher',
         classes: Sequence[str] | None = None,
     ) -> None:
@@ -81,6 +84,8 @@ class CachedTeacher(Teacher):
         self._scores: dict[View, Scores] = {}
         self._orders: Mapping[Tap, ClassOrder] = {}
         meta = self.cache.meta
+        self.views = self._check_views(views)
+        self.warped = self.views is None
         self.class_names = check_names(classes or meta.get('classes'), name)
         self.source = meta['source']
         self.checkpoint = meta['checkpoint']
@@ -96,6 +101,26 @@ class CachedTeacher(Teacher):
                     f'which is not the same as {now} now. Write a cache of this one with '
                     f'tools/cache_teacher.py, or leave `{what}` out'
                 )
+
+    def _check_views(self, views: int | None) -> int | None:
+        there = self.cache.meta.get('views')
+        if views is None:
+            return there
+        if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+            raise ValueError(
+                f"teacher '{self.name}': views is a whole number from 1, not {views!r}"
+            )
+        if there is None:
+            raise ValueError(
+                f"teacher '{self.name}': {self.cache.path} holds whole images and no views; leave "
+                '`views` out, or write a cache with tools/cache_teacher.py --views'
+            )
+        if views > there:
+            raise ValueError(
+                f"teacher '{self.name}': views is {views}, and {self.cache.path} has {there} of "
+                f'each image; for more: tools/cache_teacher.py --views {views}'
+            )
+        return views
 
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:
         """Checks that the cache has the maps and explanations of all views.
@@ -265,9 +290,10 @@ class CachedTeacher(Teacher):
     def work(self) -> str:
         """Describes the cache and the maps that are read, in a line of the plan."""
         size = human_size(Path(self.cache.path, 'data.mdb').stat().st_size)
+        views = '' if self.views is None else f' of {self.views} views of each image'
         return (
             f"teacher '{self.name}' ({self.source}): cached in {self.cache.path} ({size}), not in "
-            f'memory; reads {", ".join(map(str, self._reads))}'
+            f'memory; reads {", ".join(map(str, self._reads))}{views}'
         )
 
 

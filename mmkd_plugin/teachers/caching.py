@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from mmkd_plugin.cache.drawn import picture_of
 from mmkd_plugin.cache.store import Record
 from mmkd_plugin.explanations import Chosen, Scores, choose_classes
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, describe, find_module
@@ -141,6 +143,50 @@ def whole_picture(
         dict(img_shape=seen, pad_shape=seen, ori_shape=loaded, batch_input_shape=seen)
     )
     data = preprocessor(dict(inputs=[image], data_samples=[sample]), False)
+    (found,) = _read_all(teacher, data, about, views)
+    return {name: Record(maps, loaded, seen) for name, maps in found.items()}
+
+
+def drawn_pictures(
+    teacher: OnlineTeacher,
+    preprocessor: nn.Module,
+    items: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+    views: Sequence[View],
+) -> list[dict[str, Record]]:
+    """Runs a teacher on images that a train pipeline drew, as it runs beside a student.
+
+    Args:
+        teacher (OnlineTeacher): The teacher, prepared.
+        preprocessor (nn.Module): The student's data preprocessor.
+        items (Sequence[dict]): What the data set gives, images of one size; one of them if the
+            views have explanations.
+        about (Mapping): The ``taps`` of :func:`description`.
+        views (Sequence[View]): The views to store.
+
+    Returns:
+        list[dict[str, Record]]: For each image the maps of each tap and the explanations, by their
+        name in the cache.
+
+    Raises:
+        ValueError: If a map is not finite, or its size does not follow that of the image.
+    """
+    pictures = [picture_of(item['inputs']) for item in items]
+    size = tuple(items[0]['inputs'].shape[1:])
+    data = preprocessor(pseudo_collate(list(items)), True)
+    return [
+        {name: Record(maps, size, size, picture) for name, maps in found.items()}
+        for found, picture in zip(_read_all(teacher, data, about, views), pictures)
+    ]
+
+
+def _read_all(
+    teacher: OnlineTeacher,
+    data: Mapping[str, Any],
+    about: Mapping[str, Any],
+    views: Sequence[View],
+) -> list[dict[str, list[np.ndarray]]]:
+    """Runs a teacher on a batch; returns for each image its maps by their name in the cache."""
     inputs, taps = data['inputs'], stored_taps(views)
     explaining = of_kind(views, 'explanations')
     on_path = [tap for view in explaining for tap in view.on_path()]
@@ -153,10 +199,14 @@ def whole_picture(
         for view in explaining:
             kind = Scores(*about[stored_as(view)]['scores'])
             found[stored_as(view)] = explain_all(view, read, kind)
-    return {
-        name: Record(_checked(teacher, name, maps, about[name], inputs.shape[2:]), loaded, seen)
+    checked = {
+        name: _checked(teacher, name, maps, about[name], inputs.shape[2:])
         for name, maps in found.items()
     }
+    return [
+        {name: [x[number] for x in maps] for name, maps in checked.items()}
+        for number in range(len(inputs))
+    ]
 
 
 def _checked(
@@ -166,13 +216,13 @@ def _checked(
     about: Mapping[str, Any],
     size: Sequence[int],
 ) -> list[np.ndarray]:
-    """Returns the maps of one image as arrays, if their size follows that of the image."""
-    maps = [x[0].detach().float().cpu() for x in maps]
+    """Returns maps as arrays, if their size follows that of the images."""
+    maps = [x.detach().float().cpu() for x in maps]
     for x, (_, *strides) in zip(maps, about['maps']):
         expected = [-(-side // stride) for side, stride in zip(size, strides)]
-        if list(x.shape[1:]) != expected:
+        if list(x.shape[2:]) != expected:
             raise ValueError(
-                f"teacher '{teacher.name}': '{name}' gives {tuple(x.shape[1:])} positions for "
+                f"teacher '{teacher.name}': '{name}' gives {tuple(x.shape[2:])} positions for "
                 f'{tuple(size)} pixels, not {tuple(expected)} as a stride of '
                 f'{strides} would: the size of its maps does not follow that of the image, so '
                 'crops of them mean nothing'

@@ -349,7 +349,7 @@ class Term(nn.Module):
         """
         if self.queries is not None:
             check_same_classes(self.here, source.class_names, source.name)
-        if source.stored:
+        if source.warped:
             self.check_stored()
 
     def _build_connectors(

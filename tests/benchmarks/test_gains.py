@@ -26,7 +26,7 @@ from benchmarks.gains.plan import (
     needs,
     plan,
 )
-from benchmarks.gains.running import teacher_file
+from benchmarks.gains.running import Place, settle, teacher_file
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
 from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
 from mmkd_plugin.cli import UsageError, read_config
@@ -286,6 +286,34 @@ def test_several_teachers_are_one_config_with_several_seeds():
     recipe = next(ROOT.glob('configs/multi_teacher/*digit-scenes*.py'))
     cfg = run_config(recipe, seed=0, weight='recipe', teachers=teachers)
     assert [one.checkpoint for one in cfg.model.teacher] == ['0.pth', '1.pth']
+
+
+def test_recipes_that_also_run_with_a_cached_teacher(tmp_path: Path):
+    (table,) = find_tables([one for one in DATA if one.name == 'camvid_zoo'])
+    assert set(table.cached) == {
+        f'{method}-{name}'
+        for method in ('pixel-wise-logits', 'cwd-logits')
+        for name in ('views8', 'whole')
+    }
+    assert set(table.cached) < set(table.taught) == set(table.recipes)
+    assert table.cached['cwd-logits-views8'][:2] == ('--views', '8')
+    assert chosen(table, []) is None and chosen(table, ['cwd-logits*', '*/segmentation/*']) is None
+    assert len(chosen(table, ['camvid_zoo/*/cwd-logits*']).recipes) == 3
+    place = Place(tmp_path, {})
+    steps = {}
+    for method in ('student', 'cwd-logits', 'cwd-logits-views8', 'cwd-logits-whole'):
+        _, cfg = settle(Run(table, method, weight='recipe'), place)
+        steps[method] = cfg.train_dataloader.dataset.pipeline
+        assert [step.type for step in steps[method][2:6]] == [
+            'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion',
+        ]  # fmt: skip
+        assert steps[method] == steps['student']
+        cached = cfg.model.teacher.get('type') if method != 'student' else None
+        assert cached == ('mmkd_plugin.CachedTeacher' if method in table.cached else None)
+    assert 'cwd-logits-whole/cache' in cfg.model.teacher.path
+    detector = next(t for t in find_tables([DATA[3]]) if t.task == 'detection')
+    _, cfg = settle(Run(detector, 'student'), place)
+    assert cfg.train_dataloader.dataset.pipeline[-2].size == (128, 128)
 
 
 RECIPE = next(ROOT.glob('configs/activation_boundary/*-stages_fpn_*digit-scenes*.py'))

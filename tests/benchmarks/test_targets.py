@@ -92,6 +92,13 @@ def test_a_teacher_in_fp32_is_judged_as_on_a_cpu_without_bf16():
         assert not [one for one in verdicts(other) if 'fp32' in one.target]
 
 
+def test_cached_views_may_cost_a_thirtieth_with_their_loading():
+    epoch = Rounds('FPN', '', {'student': [1], 'ours, cached views': [1.02]})
+    assert verdict(verdicts(report('epoch', epoch)), 'cached views') == 'PASS'
+    epoch.seconds['ours, cached views'] = [1.25]
+    assert verdict(verdicts(report('epoch', epoch)), 'cached views') == '1.25× of at most 1.03×'
+
+
 def test_cached_targets_may_cost_a_tenth():
     step = Rounds('PSPNet', '', {'student': [1], 'ours, cached': [1.1]})
     assert verdict(verdicts(report('step', step)), 'cached') == 'PASS'

@@ -9,12 +9,15 @@ import signal
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
 import pytest
 
 from mmkd_plugin.cache import store as teacher_cache
+from mmkd_plugin.cache.costs import distance_error, softmax
+from mmkd_plugin.cache.records import STEPS, projection
 from mmkd_plugin.cache.store import (
     CacheError,
     CacheWriter,
@@ -113,6 +116,34 @@ def test_the_largest_logits_keep_their_probabilities():
     assert np.array_equal(take(back, top, 0), take(logits, top, 0).astype(np.float64))
 
 
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+def test_roots_keep_the_probabilities_that_losses_see(tau):
+    logits = maps_of(19, 16, 16, scale=5)
+    record = Record([logits], (64, 64), (64, 64), [1.0, 2.5])
+    data = pack(record, b'key', 'compact', tau=tau)
+    back = unpack(data, b'key')
+    assert back.picture == record.picture and back.maps[0].shape == logits.shape
+    whole, again = softmax(logits / tau), softmax(back.maps[0] / tau)
+    steps = np.sqrt(whole) * STEPS
+    assert np.abs(np.sqrt(again) * STEPS - steps).max() < 1  # half a step, and what became 0
+    assert np.array_equal(whole.argmax(0), again.argmax(0)) or np.abs(whole - again).max() < 0.07
+    divergence = (whole * np.log(whole / again)).sum(0).mean()
+    assert 0 < divergence < 5e-3
+    assert len(data) < len(pack(record, b'key')) / (4 if tau == 1 else 2)
+    assert len(pack(record, b'key', 'compact')) > 1.5 * len(data)  # 256 steps where all counts
+
+
+def test_projected_channels_keep_their_distances():
+    matrix = projection(64, 16)
+    assert matrix.shape == (16, 64) and np.array_equal(matrix, projection(64, 16))
+    assert np.allclose(matrix @ matrix.T, 4 * np.eye(16), atol=1e-5)
+    maps = maps_of(64, 12, 12)
+    mixed = np.tensordot(matrix, maps, 1)
+    assert (mixed**2).sum() == pytest.approx((maps**2).sum(), rel=0.1)
+    assert 0 < distance_error(maps, mixed) < 0.25
+    assert distance_error(maps, np.tensordot(projection(64, 63), maps, 1)) < 0.05
+
+
 # --- records --------------------------------------------------------------------------------------
 
 
@@ -187,6 +218,26 @@ def test_an_unfinished_cache_is_not_read_but_goes_on(tmp_path):
         assert writer.missing(['1', '2'], ['neck']) == ['2']
         writer.finish()
     assert TeacherCache(str(tmp_path)).meta['taps'] == {'neck': {}}
+
+
+def hold(path: str, ready: Any, stop: Any) -> None:
+    with CacheWriter(path, META):
+        ready.set()
+        stop.wait()
+
+
+def test_a_second_writer_is_kept_out(tmp_path):
+    context = multiprocessing.get_context('fork')
+    ready, stop = context.Event(), context.Event()
+    path = str(tmp_path / 'cache')
+    process = context.Process(target=hold, args=(path, ready, stop))
+    process.start()
+    ready.wait()
+    with pytest.raises(CacheError, match=r'process \d+ on .* writes it already; wait until it has'):
+        CacheWriter(path, META)
+    stop.set()
+    process.join()
+    CacheWriter(path, META).close()
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def cache(root: Path, data: Path) -> Case:
                 stored.read(image, tap)
         return len(names)
 
-    return Case(folder, run, run, records_there, check, ('lock.mdb',))
+    return Case(folder, run, run, records_there, check, ('lock.mdb', '.lock'))
 
 
 # An export ----------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from torch.utils.data import RandomSampler
 
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.running.hook import make_resumable
-from mmkd_plugin.running.randomness import SeededBatch, seed_with
+from mmkd_plugin.running.randomness import SeededBatch
+from mmkd_plugin.seeds import seed_with
 from mmkd_plugin.stack import safe_loading
 from tests.ddp import DISTRIBUTED, forked, in_two_processes
 from tests.running.tiny import tiny_run

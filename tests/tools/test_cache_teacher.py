@@ -171,6 +171,16 @@ def test_gradients_are_not_stored(segmentation, tmp_path, monkeypatch, fails):
         (['distilled.py', '--out', 'x', '--top-k', '2'], '--top-k keeps the probabilities of cla'),
         (['distilled.py', '--out', 'x', '--scale', '64'], '--scale is WIDTH,HEIGHT in pixels, no'),
         (['distilled.py', '--out', '.'], 'exists and is not a teacher cache'),
+        (['distilled.py', '--out', 'x', '--views', '0'], '--views'),
+        (
+            ['distilled.py', '--out', 'x', '--views', '2', '--mirrored'],
+            '--mirrored is for whole im',
+        ),
+        (
+            ['distilled.py', '--out', 'x', '--top-k', '2', '--dtype', 'compact'],
+            '--dtype compact keeps each class that a loss can see; leave --top-k out',
+        ),
+        (['distilled.py', '--out', 'x', '--channels', '2'], '--channels 2: no map has more chann'),
         (['distilled.py', '--out', 'none', '--verify'], 'no teacher cache at none; write it with'),
         (
             ['distilled.py', '--out', 'cache', '--dtype', 'uint8'],
