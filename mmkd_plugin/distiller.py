@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +12,15 @@ from mmengine.dist import broadcast, get_world_size
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
-from mmkd_plugin.building import check_compile, check_keys, named_arguments
+from mmkd_plugin.building import check_compile, named_arguments
+from mmkd_plugin.diagnosis import findings, shown_to, told_of
 from mmkd_plugin.foreign import errors_named
-from mmkd_plugin.health import Finding, NotFiniteError, as_number, first_unusable
-from mmkd_plugin.losses.numerics.checks import weight
+from mmkd_plugin.health import NotFiniteError, first_unusable
+from mmkd_plugin.ingredients import build_student, build_teachers, build_terms, task_of
 from mmkd_plugin.parts import STEP
 from mmkd_plugin.plan import plan
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.student import Seen, StudentForward, check_head_losses
+from mmkd_plugin.student import Seen, StudentForward
 from mmkd_plugin.student_names import NamedAsStudent
 from mmkd_plugin.student_start import StudentStart
 from mmkd_plugin.student_state import (
@@ -32,7 +31,7 @@ from mmkd_plugin.student_state import (
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
 from mmkd_plugin.taps.class_scores import ClassScores, are_independent
 from mmkd_plugin.taps.dry_run import DryRun, maps_near
-from mmkd_plugin.taps.example import library_of, random_state_kept
+from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
     ClassOrder,
@@ -43,7 +42,7 @@ from mmkd_plugin.teachers.classes import (
     classes_of_run,
     orders_of,
 )
-from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
+from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
 from mmkd_plugin.terms.needs import from_batch, from_student
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -51,7 +50,6 @@ from mmkd_plugin.terms.term import Term
 from mmkd_plugin.terms.without_labels import UnlabelledStep, carry_unlabelled, together
 from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.views import View
-from mmkd_plugin.words import short
 
 #: What a config without one of the required keys is told.
 MISSING = dict(
@@ -135,9 +133,11 @@ class Distiller(NamedAsStudent):
             super().__init__(data_preprocessor=student.data_preprocessor)
             self.student = student
             configs = teacher_configs(teacher)
-            self.distill = nn.ModuleDict(_terms(distill, list(configs), check_compile(compile)))
+            self.distill = nn.ModuleDict(
+                build_terms(distill, list(configs), check_compile(compile))
+            )
             used = {name for term in self.distill.values() for name in term.teachers}
-            self.teachers = _teachers(configs, used)
+            self.teachers = build_teachers(configs, used)
             self.self_teachers = nn.ModuleDict(
                 {name: one for name, one in self.teachers.items() if one.learns}
             )
@@ -199,7 +199,7 @@ class Distiller(NamedAsStudent):
             with _maps_named(forward.run, term, student.shown[ours]):
                 term.connect(
                     student.shown[ours],
-                    term.target(_shown(term, previews), given),
+                    term.target(shown_to(term, previews), given),
                     given,
                     source=teacher,
                     classes=classes_around(self.student, term.student_tap.taps[0]),
@@ -355,10 +355,10 @@ class Distiller(NamedAsStudent):
         losses |= compared
         if culprit is not None:
             raise NotFiniteError(
-                _not_finite(culprit, losses[culprit], active, seen.shown, lessons),
+                told_of(culprit, losses[culprit], active, seen.shown, lessons),
                 culprit,
                 losses,
-                _findings(losses, active, seen.shown, lessons),
+                findings(losses, active, seen.shown, lessons),
             )
         return losses
 
@@ -402,7 +402,7 @@ class Distiller(NamedAsStudent):
         """Returns the losses of the terms that are on."""
         given = from_batch(batch.inputs, batch.data_samples, _asking(active))
         pairs = {
-            term: (seen.shown[term.student_view], term.target(_shown(term, lessons), given))
+            term: (seen.shown[term.student_view], term.target(shown_to(term, lessons), given))
             for term in active
         }
         ways = {term: lessons[term.teacher].passages.get(term.teacher_view) for term in active}
@@ -516,81 +516,6 @@ class Distiller(NamedAsStudent):
         )
 
 
-def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
-    """The student: a model as it is, or one built from its config.
-
-    Args:
-        config (dict | nn.Module): The model or its config.
-        data_preprocessor (dict, optional): Taken if its config has none.
-
-    Raises:
-        ValueError: If it is no model that trains by itself, or cannot be built.
-    """
-    student = config
-    if not isinstance(config, nn.Module):
-        if not isinstance(config, dict):
-            expected = "dict(type='EncoderDecoder', ...)"
-            raise ValueError(f'student: expected {expected}, got {short(config)}')
-        if 'type' not in config:
-            raise ValueError(
-                'student has no `type`: it is the config of a model, such as the `model` of a '
-                "config of mmseg or mmdet, dict(type='EncoderDecoder', ...)"
-            )
-        config = dict(config)
-        if data_preprocessor is not None:
-            config.setdefault('data_preprocessor', data_preprocessor)
-        with errors_named('student', config):
-            student = MODELS.build(config)
-    if not hasattr(student, 'data_preprocessor'):
-        raise ValueError(
-            f'student: {type(student).__name__} is not a model that trains by itself (an mmengine '
-            'BaseModel), such as an EncoderDecoder or a RetinaNet'
-        )
-    if isinstance(config, dict) and not config.get('data_preprocessor') and library_of(student):
-        raise ValueError(
-            'student has no `data_preprocessor`, neither in its own config nor at the top: add '
-            "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"
-        )
-    std = getattr(student.data_preprocessor, 'std', None)
-    if isinstance(std, Tensor) and not bool((std > 0).all()):
-        raise ValueError('student.data_preprocessor.std must be above 0 in all channels')
-    check_head_losses(student)
-    return student
-
-
-def _terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[str, Term]:
-    check_distill(distill)
-    return {n: Term.from_config(n, config, teachers, compile) for n, config in distill.items()}
-
-
-def check_distill(distill: Any) -> None:
-    """Refuses a ``distill`` that is no dict of named terms."""
-    if not isinstance(distill, dict) or not distill:
-        raise ValueError(
-            'distill has no term: add one, such as '
-            "distill=dict(cwd=dict(tap='neck', loss=dict(type='mmkd_plugin.ChannelWiseLoss')))"
-        )
-    if 'loss' in distill and ('tap' in distill or 'student_tap' in distill):
-        raise ValueError('distill is a dict of named terms: write distill=dict(cwd=dict(tap=...))')
-
-
-def _teachers(configs: Mapping[str, dict], used: set[str]) -> dict[str, Teacher]:
-    """Builds the teachers that are needed; those that are trained along come last."""
-    learns = {name: kind_of_teacher(config).learns for name, config in configs.items()}
-    for name in configs:
-        if name not in used and not learns[name]:
-            print_log(
-                f"Teacher '{name}' is not built: no term of `distill` has teacher='{name}'.",
-                logger='current',
-                level=logging.WARNING,
-            )
-    return {
-        name: build_teacher(configs[name])
-        for name in sorted(configs, key=learns.get)
-        if name in used or learns[name]
-    }
-
-
 @contextmanager
 def _taps_named(terms: Sequence[Term], teachers: Mapping[str, Teacher]) -> Iterator[None]:
     """Puts the terms in front of an error that names a model and one of their taps."""
@@ -630,24 +555,6 @@ def _scores_at(taps: Taps, model: Preview) -> list[ClassScores | None]:
     return [one for tap in taps for one in model.classes.get(tap) or (None,)]
 
 
-def _shown(term: Term, models: Mapping[str, Lesson | Preview]) -> list[Maps]:
-    """Returns what each teacher of a term shows it."""
-    return [models[name].shown[term.teacher_view] for name in term.teachers]
-
-
-def task_of(config: Any) -> tuple[float, Schedule]:
-    """Weight and schedule of the student's own losses."""
-    config = {} if config is None else config
-    if not isinstance(config, dict):
-        raise ValueError(f'task: expected dict(loss_weight=..., schedule=...), got {short(config)}')
-    check_keys('task', config, ('loss_weight', 'schedule'))
-    try:
-        factor = weight('loss_weight', config.get('loss_weight', 1.0))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'task.{error}') from error
-    return factor, Schedule.from_config('task.schedule', config.get('schedule'))
-
-
 def _position(counter: str) -> int:
     """Returns a counter of mmengine's runner, ``'iter'`` or ``'epoch'``."""
     return MessageHub.get_current_instance().runtime_info.get(counter, 0)
@@ -682,63 +589,3 @@ def _check_gradient(term: Term, student: Maps) -> None:
             'lies in a frozen part, or inside a block with activation checkpointing '
             '(`with_cp=True`); tap what comes after it'
         )
-
-
-def _not_finite(
-    key: str,
-    loss: Any,
-    active: Sequence[Term],
-    shown: Mapping[View, Maps],
-    lessons: Mapping[str, Lesson],
-) -> str:
-    """What is said of a loss that is not finite, or far too large."""
-    when = f'{as_number(loss):.4g} at iteration {_position("iter")}'
-    term = next((one for one in active if key == f'{one.here}.loss'), None)
-    if term is not None:
-        student = shown[term.student_view]
-        teacher = [x for maps in _shown(term, lessons) for x in as_list(maps)]
-        return (
-            f'{term.here}: the loss is {when}. '
-            f"'{term.student_tap}' of the student: {_ranges(student)}. "
-            f"'{term.teacher_tap}' of the teacher: {_ranges(teacher)}. "
-            'Lower the learning rate or `loss_weight`, add gradient clipping, or train without AMP'
-        )
-    owner = next((name for name, one in lessons.items() if key in one.losses), None)
-    whose = "the student's own loss" if owner is None else f"a loss of teacher '{owner}'"
-    return (
-        f'`{key}`, {whose}, is {when}. Lower the learning rate, add gradient clipping, look at the '
-        'images and labels of this iteration, or train without AMP'
-    )
-
-
-def _findings(
-    losses: Mapping[str, Any],
-    active: Sequence[Term],
-    shown: Mapping[View, Maps],
-    lessons: Mapping[str, Lesson],
-) -> list[Finding]:
-    """What the terms of a step compared, in the order in which it was computed, and the losses."""
-    maps = {
-        f"'{term.teacher_tap}' of teacher '{name}'": lessons[name].shown[term.teacher_view]
-        for term in active
-        for name in term.teachers
-    }
-    maps |= {f"'{term.student_tap}' of the student": shown[term.student_view] for term in active}
-    found = [
-        Finding(name, _ranges(one), all(bool(torch.isfinite(x).all()) for x in as_list(one)))
-        for name, one in maps.items()
-    ]
-    numbers = {key: as_number(value) for key, value in losses.items() if 'loss' in key}
-    return found + [
-        Finding(key, f'{value:.6g}', math.isfinite(value)) for key, value in numbers.items()
-    ]
-
-
-def _ranges(maps: Maps) -> str:
-    return '; '.join(
-        f'{tuple(t.shape)} {t.min().item():.3g} to {t.max().item():.3g}, '
-        f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} not finite'
-        if t.numel()
-        else f'{tuple(t.shape)}, which is empty'
-        for t in as_list(maps)
-    )

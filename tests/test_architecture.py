@@ -27,7 +27,7 @@ LAYERS = (
     ('teachers',),
     ('cli', 'student', 'student_start', 'terms'),
     ('taught_maps',),
-    ('paraphrasing', 'plan'),
+    ('diagnosis', 'ingredients', 'paraphrasing', 'plan'),
     ('distiller', 'fitting'),
     (
         'choosing',

@@ -35,8 +35,8 @@ from mmkd_plugin.cli import (
     read_config,
 )
 from mmkd_plugin.cores import Cores
-from mmkd_plugin.distiller import build_student
 from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.ingredients import build_student
 from mmkd_plugin.saving import write_text
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import (
