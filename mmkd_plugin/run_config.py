@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
+from mmkd_plugin.ingredients import check_distill, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
