@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument('--out', type=Path, help='folder for tables, numbers and plot')
         one.add_argument('--overwrite', action='store_true', help='replace files of that name')
         one.add_argument(
+            '--add', action='store_true', help='keep what the files have of other cases'
+        )
+        one.add_argument(
             '--seconds',
             type=float,
             help='how long to measure each case; default: 6, steps 60, sweeps 1',
@@ -96,6 +99,8 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
     )
     if files:
         args.out.mkdir(parents=True, exist_ok=True)
+    if args.add and files and files['json'].exists():
+        keep_others(report.Report.load(files['json']), outcome)
     measure_all(args, device, chosen, outcome, console, files.get('json'))
     grids = report.grids(outcome)
     if args.command != 'scaling':
@@ -110,6 +115,26 @@ def run(args: argparse.Namespace, console: Console) -> report.Report:
         plots.draw(outcome, files['png'])
         console.print(f'written: {", ".join(map(str, files.values()))}', highlight=False)
     return outcome
+
+
+def keep_others(before: report.Report, outcome: report.Report) -> None:
+    """Takes over what an older report of the same kind has.
+
+    Raises:
+        ValueError: If it was measured in another way.
+    """
+    for name, old, new in (
+        ('threads', before.machine, outcome.machine),
+        ('clock', before.settings, outcome.settings),
+        ('quick', before.settings, outcome.settings),
+    ):
+        if old.get(name) != new.get(name):
+            raise ValueError(
+                f'--add: the file there has {name} {old.get(name)}, and now it is {new.get(name)}; '
+                'measure in the same way, or choose another --out'
+            )
+    outcome.rounds, outcome.footprints = before.rounds, before.footprints
+    outcome.points = before.points
 
 
 def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair]:
@@ -167,15 +192,15 @@ def measure_all(
             if not console.is_terminal:
                 console.print(f'{number} of {len(chosen)}: {title}', highlight=False)
             if args.command == 'losses':
-                outcome.rounds.append(losses.measure(one, settings))
+                outcome.put(losses.measure(one, settings))
             elif args.command == 'step':
-                outcome.rounds.append(steps.measure(one, device, seconds, args.quick, clock))
+                outcome.put(steps.measure(one, device, seconds, args.quick, clock))
             elif args.command == 'scaling':
-                outcome.points += scaling.measure(one, device, seconds, clock, args.quick)
+                outcome.put_points(scaling.measure(one, device, seconds, clock, args.quick))
             elif is_pair:
-                outcome.footprints.append(memory.of_step(one, device, args.quick))
+                outcome.put(memory.of_step(one, device, args.quick))
             else:
-                outcome.footprints.append(memory.of_loss(one, settings))
+                outcome.put(memory.of_loss(one, settings))
             if file is not None:
                 write_text(file, outcome.to_json())
             progress.advance(bar)
@@ -192,9 +217,10 @@ def output_files(args: argparse.Namespace) -> dict[str, Path]:
     stem = f'{args.command}-{torch.device(args.device).type}'
     files = {suffix: args.out / f'{stem}.{suffix}' for suffix in ('json', 'md', 'png')}
     there = [file.name for file in files.values() if file.exists()]
-    if there and not args.overwrite:
+    if there and not args.overwrite and not args.add:
         raise FileExistsError(
-            f'{args.out} has {", ".join(there)} already; choose another --out, or add --overwrite'
+            f'{args.out} has {", ".join(there)} already; choose another --out, or add --overwrite '
+            'or --add'
         )
     return files
 

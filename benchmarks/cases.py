@@ -44,6 +44,7 @@ SHAPES: dict[str, list[Shape]] = {
     'cifar': [(128, 64, 8, 8)],
     'tokens': [(2, 512, 64, 128)],
     'queries': [(1, 2, 600, 80), (1, 2, 600, 4)],
+    'masks': [(1, 2, 100, 81), (1, 2, 100, 128, 128)],
     'explanations': [(32, 1, 512, 1024)],
 }
 QUICK: dict[str, list[Shape]] = {
@@ -60,6 +61,7 @@ QUICK: dict[str, list[Shape]] = {
     'cifar': [(4, 6, 4, 4)],
     'tokens': [(1, 16, 16, 32)],
     'queries': [(1, 2, 20, 5), (1, 2, 20, 4)],
+    'masks': [(1, 2, 8, 5), (1, 2, 8, 8, 8)],
     'explanations': [(3, 1, 16, 32)],
 }
 CLASSES = 19
@@ -98,6 +100,9 @@ class Case:
             ``'boxes'``, ``'assigned'``, ``'assigned and boxes'`` or ``'seed'``.
         variant (str): Tells cases of one loss with other arguments apart.
         classes (int): How many classes made-up labels have. Defaults to 19.
+        boxes (int): How many boxes a made-up image has. Defaults to 20.
+        middle (Shape, optional): The middle of its sweeps, see :mod:`benchmarks.scaling`. Defaults
+            to None: that of all.
     """
 
     loss: str
@@ -109,6 +114,8 @@ class Case:
     others: str | None = None
     variant: str = ''
     classes: int = CLASSES
+    boxes: int = 20
+    middle: Shape | None = None
 
     @property
     def name(self) -> str:
@@ -170,14 +177,16 @@ class Case:
         elif self.others == 'margin':
             others = ((-torch.rand(channels, generator=generator, dtype=dtype)).to(device),)
         elif self.others == 'boxes':
-            corners = torch.rand(count, 20, 4, generator=generator, dtype=dtype).to(device)
+            corners = torch.rand(count, self.boxes, 4, generator=generator, dtype=dtype).to(device)
             others = (
                 torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1),
                 (2, 2),
             )
         elif self.others and self.others.startswith('assigned'):
             found = made_up_assignment(self.shapes[: len(self.shapes) // 2], device)
-            others = (found, found.priors[0][:, ::97][:, :20] + 3)
+            priors = found.priors[0]
+            step = max(1, priors.shape[1] // self.boxes)
+            others = (found, priors[:, ::step][:, : self.boxes] + 3)
             others = others if 'boxes' in self.others else others[:1]
         elif self.others == 'seed':
             others = (torch.tensor(0, device=device),)
@@ -335,6 +344,9 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+#: The middle of the sweeps of losses that would take minutes there.
+SMALL: Shape = (4, 64, 32, 32)
+
 #: A loss, where it is measured, and what else :class:`Case` takes.
 Row = tuple[str, list[str], dict[str, Any]]
 
@@ -389,10 +401,11 @@ def _of_positions() -> Iterator[Row]:
         partial(competitors.relations, tau=tau, across=across)
         for tau, across in ((0.1, True), (0.07, False))
     )
-    yield 'CrossImageLoss', ['one image'], dict(competitor=across)
-    yield 'GramLoss', ['one image'], dict(competitor=competitors.gram)
-    options = dict(queue=0)
-    yield 'TokenRelationLoss', ['one image'], dict(options=options, competitor=within)
+    pairs = dict(middle=SMALL)  # they grow with the square of the positions
+    yield 'CrossImageLoss', ['one image'], dict(pairs, competitor=across)
+    yield 'GramLoss', ['one image'], dict(pairs, competitor=competitors.gram)
+    pairs['options'] = dict(queue=0)
+    yield 'TokenRelationLoss', ['one image'], dict(pairs, competitor=within)
     yield 'NeuronSelectivityLoss', ['features'], {}
     yield (
         'NeuronSelectivityLoss',
@@ -419,19 +432,20 @@ def _of_values(shapes: dict[str, list[Shape]]) -> Iterator[Row]:
     pearson = dict(competitor=partial(sum_over_maps, competitors.pearson))
     yield 'PearsonLoss', ['features', 'pyramid'], dict(pearson, razor=razor('pkd_loss.PKDLoss'))
     yield 'ReviewLoss', ['pyramid'], {}
-    yield 'DenseContrastLoss', ['tokens'], dict(others='seed')
-    memory = dict(classes=CLASSES, pixels=2000, regions=200)
-    yield 'MemoryContrastLoss', ['one image'], dict(others='labels', options=memory)
+    yield 'DenseContrastLoss', ['tokens'], dict(others='seed', middle=SMALL)
+    memory = dict(options=dict(classes=CLASSES, pixels=2000, regions=200), middle=SMALL)
+    yield 'MemoryContrastLoss', ['one image'], dict(memory, others='labels')
     yield 'FocalGlobalLoss', ['pyramid'], dict(others='boxes')
-    yield 'AttentionGuidedLoss', ['pyramid'], {}
+    yield 'AttentionGuidedLoss', ['pyramid'], dict(middle=SMALL)
     # Their pooling does not take the smallest maps of a pyramid.
     yield 'AttentionGuidedLoss', ['level'], dict(razor=razor_attention_guided(*shapes['level']))
-    generation = dict(others='seed', razor=razor_generation(shapes['pyramid']))
+    generation = dict(others='seed', razor=razor_generation(shapes['pyramid']), middle=SMALL)
     yield 'MaskedGenerationLoss', ['pyramid'], generation
     yield 'BoxDistributionLoss', ['head'], dict(others='assigned and boxes')
     yield 'ProtocolLoss', ['head'], dict(others='assigned')
     yield 'CrossHeadLoss', ['head'], dict(others='assigned')
     yield 'SharedQueriesLoss', ['queries'], {}
+    yield 'SharedMasksLoss', ['masks'], dict(others='seed')
 
 
 def _of_samples() -> Iterator[Row]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +68,25 @@ def of_step(pair: steps.Pair, device: torch.device, quick: bool = False) -> Foot
     return found
 
 
+class Box:
+    """Holds what a graph keeps, as long as the graph lasts."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
 def saved_bytes(loss: Loss, inputs: Inputs) -> int:
     """Bytes that a forward keeps for backward; each storage counts once, an input too."""
-    kept: dict[StorageWeakRef, Tensor] = {}
+    boxes: WeakSet[Box] = WeakSet()
 
-    def keep(x: Tensor) -> Tensor:
-        kept[StorageWeakRef(x.untyped_storage())] = x
-        return x
+    def keep(x: Tensor) -> Box:
+        box = Box(x)
+        boxes.add(box)  # it goes with the graph that holds it, such as one inside of a forward
+        return box
 
-    with saved_tensors_hooks(keep, lambda x: x):
+    with saved_tensors_hooks(keep, lambda box: box.x):
         value = loss(inputs.student, inputs.teacher, *inputs.others)
+    kept = {StorageWeakRef(box.x.untyped_storage()): box.x for box in boxes}
     del value
     return sum(x.untyped_storage().nbytes() for x in kept.values())
 

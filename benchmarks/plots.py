@@ -104,7 +104,9 @@ def _memory(report: Report) -> plt.Figure:
 
 
 #: Colours of what is varied.
-AXIS_STYLES = dict(positions='#0072B2', batch='#E69F00', channels='#009E73', classes='#CC79A7')
+AXIS_STYLES = dict(
+    positions='#0072B2', batch='#E69F00', channels='#009E73', classes='#CC79A7', boxes='#56B4E9'
+)
 
 
 def _scaling(report: Report) -> plt.Figure:
@@ -144,7 +146,7 @@ def _scaling(report: Report) -> plt.Figure:
         for axis, colour in AXIS_STYLES.items()
     ]
     handles.append(plt.Line2D([], [], color='0.6', ls='--', label='in proportion'))
-    figure.legend(handles=handles, loc='upper center', ncol=5, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc='upper center', ncol=6, frameon=False, fontsize=9)
     figure.supylabel('time', fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))
     return figure

@@ -36,6 +36,23 @@ class Report:
     footprints: list[Footprint] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)
 
+    def put(self, found: Rounds | Footprint) -> None:
+        """Adds what was measured of a case; it takes the place of an older one."""
+        listed = self.rounds if isinstance(found, Rounds) else self.footprints
+        same = [
+            n for n, one in enumerate(listed) if one.group == found.group and one.case == found.case
+        ]
+        if same:
+            listed[same[0]] = found
+        else:
+            listed.append(found)
+
+    def put_points(self, points: Sequence[dict[str, Any]]) -> None:
+        """Adds the points of a loss; they take the place of older ones."""
+        losses = {point['loss'] for point in points}
+        self.points = [point for point in self.points if point['loss'] not in losses]
+        self.points += points
+
     def to_json(self) -> str:
         """As text that :meth:`from_json` reads."""
         return json.dumps(asdict(self), indent=1) + '\n'

@@ -96,8 +96,3 @@ def ratios(report: Report) -> Grid:
         for found in ([one.ratio(slow, EAGER) for slow in (TEXTBOOK, RAZOR)],)
     ]
     return Grid('Ratios', ['loss', 'maps', TEXTBOOK, RAZOR], rows, 2)
-
-
-if __name__ == '__main__':
-    found = [Report.load(file) for file in FILES]
-    print(ratios(found[1]).markdown(), table(found).markdown(), sep='\n\n')

@@ -100,9 +100,10 @@ def _seen(term: Term, view: View, model: Preview) -> str:
         maps = view.taps.of(model.maps)
         said = shapes_of(view.taps, maps) if term.on_rois else shapes(maps, model.size)
         return f'{view.taps}\n{said}'
-    scores = as_list(model.shown[view])[0]
+    scores, beside = as_list(model.shown[view])[:2]
     layers = f'{len(scores)} layers' if len(scores) > 1 else 'last layer'
-    return f'{DECODER}\n{layers}, {scores.shape[-1]} classes'
+    masks = beside.ndim == 5  # (layers, N, Q, H, W): then "no object" is among the scores
+    return f'{DECODER}\n{layers}, {scores.shape[-1] - masks} classes{", masks" * masks}'
 
 
 def shapes(maps: Maps, size: int) -> str:

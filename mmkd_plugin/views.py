@@ -205,7 +205,7 @@ def try_explaining(
         found = explain(model, inputs, samples, view.explainer, view.taps, side=view.side)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{here}'s scores at '{view.scores}' cannot be explained by '{view.taps}'. {error}"
+            f"{here}'s scores at '{view.scores}' cannot be explained by '{view.taps}': {error}"
         ) from error
     finally:
         model.to(home)

@@ -141,3 +141,15 @@ def test_queries(planned):
     assert '│ decoder             │ decoder               │' in text
     assert '│ 2 layers, 4 classes │ last layer, 4 classes │' in text
     assert text.strip().endswith("again: the teacher's queries and 5 random ones (7 + 5)")
+
+
+@needs_ops
+def test_queries_of_masks(planned):
+    loss = dict(type='mmkd_plugin.SharedMasksLoss', points=40)
+    text = planned(
+        stock_models.mask2former(),
+        stock_models.mask2former(queries=7),
+        dict(shared_masks=dict(queries=dict(random=0, student=True), loss=loss)),
+    )
+    assert '│ 2 layers, 4 classes, masks │ last layer, 4 classes, masks │' in text
+    assert "again: the teacher's queries and the student's (7 + 5)" in text

@@ -307,10 +307,17 @@ def test_masks_are_asked_as_if_the_queries_were_the_models_own(name, counters):
     build(MASKED[name]()).load_state_dict(model.state_dict(), strict=True)
 
 
-def test_masks_that_find_their_weight_under_mixed_precision():
+def test_masks_that_find_their_weight_under_mixed_precision_and_draw_points_again(counters):
     model, _ = asked_for_masks('instances', 'instances', loss_weight='auto')
-    with torch.autocast('cpu', torch.bfloat16):
-        losses = model(*batch(model), mode='loss')
+    inputs, samples = batch(model)
+    values = []
+    for number in (0, 1, 1, 2):
+        counters.update_info('iter', number)
+        with torch.autocast('cpu', torch.bfloat16):
+            losses = model(inputs, copy.deepcopy(samples), mode='loss')
+        values.append((losses['distill.kd.loss'] / model.distill.kd.loss.loss_weight).item())
+    assert values[1] == pytest.approx(values[2], rel=1e-6)
+    assert abs(values[3] - values[1]) > 1e-4 * values[1]
     assert model.distill.kd.auto.weight > 0
     assert losses['distill.kd.loss'].dtype == torch.float32
     assert losses['distill.kd.loss'].isfinite()

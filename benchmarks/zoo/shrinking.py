@@ -154,6 +154,8 @@ class Shrinking:
         if self.rung.width > 1:
             config = {**self.defaults(config), **config}
         shrunk = {key: self.of_key(key, value) for key, value in config.items() if key not in FILES}
+        if kind == 'STDCNet':
+            shrunk['num_convs'] = max(shrunk.get('num_convs', 2), 2)  # it wants more than one
         if kind in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             shrunk['type'] = 'BN'
         if kind.endswith(('DataPreProcessor', 'DataPreprocessor')):

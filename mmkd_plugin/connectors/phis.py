@@ -72,6 +72,7 @@ class PHISNormalizer(nn.Module):
         self.register_buffer('mean', torch.zeros(in_channels))
         self.register_buffer('weight', torch.zeros(in_channels, in_channels))
         self._seen: Seen | None = None
+        self._fitted = False
 
     def fit(self, maps: Iterable[Tensor]) -> PHISNormalizer:
         """Measures mean and covariance of the channels over some maps.
@@ -150,7 +151,9 @@ class PHISNormalizer(nn.Module):
         Raises:
             ValueError: If it was not fitted, nor weights loaded.
         """
-        if not self.weight.any():
+        if not self._fitted:  # asked until it is: each time waits for the device
+            self._fitted = bool(self.weight.any())
+        if not self._fitted:
             raise ValueError(
                 'this PHISNormalizer is not fitted: run tools/fit_connector.py, or call fit(maps)'
             )

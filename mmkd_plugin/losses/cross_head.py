@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.assigned import Assigned, Level, levels_of, rows
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 from mmkd_plugin.losses.numerics.boxes import log_iou
 from mmkd_plugin.losses.numerics.checks import loss_weights, one_of, weight
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, weighted_sum
 from mmkd_plugin.losses.numerics.precision import full_precision
-from mmkd_plugin.losses.protocol import boxes_apart, classes_apart
+from mmkd_plugin.losses.protocol import boxes_apart, decoded_apart, scores_apart
 from mmkd_plugin.registry import MODELS
 
 
@@ -31,6 +32,12 @@ def bins_apart(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     s, t = (x.unflatten(2, (4, -1)).log_softmax(3) for x in (student, teacher))
     divergence = F.kl_div(s, t, reduction='none', log_target=True).sum((2, 3))
     return (divergence * weights).sum()
+
+
+@keeps_its_gradient
+def sides_apart(student: Tensor, teacher: Tensor, places: int, weights: Tensor) -> Tensor:
+    """:func:`bins_apart` of the maps of a head, (N, A*4*(n+1), H, W) with so many places."""
+    return bins_apart(rows(student, places), rows(teacher, places), weights)
 
 
 def logs_apart(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
@@ -161,30 +168,31 @@ class CrossHeadLoss(nn.Module):
         """The loss without the boxes, the sum over the boxes, and the sum of their weights."""
         places = assigned.labels[index].shape[1]
         with full_precision(*level.scores) as scores, full_precision(*level.boxes) as boxes:
-            s, t = (rows(x, places) for x in scores)
-            sure = t.amax(2).sigmoid()
-            weights = assigned.weights[index].to(s.dtype) / divisor.to(s.dtype)
-            rest = self.cls * classes_apart(s, t, weights, self.beta)
+            sure = rows(scores[1], places).amax(2).sigmoid()
+            weights = assigned.weights[index].to(sure.dtype) / divisor.to(sure.dtype)
+            rest = self.cls * scores_apart(*scores, places, weights, self.beta)
             if level.centerness is not None:
                 rest = rest + self.centerness * self._centers_apart(index, level, assigned)
             if self.boxes == 'bins':
-                sides = [rows(x, places) for x in boxes]
-                if sides[0].shape[2] < 8:
+                numbers = boxes[0].shape[1:].numel() // places
+                if numbers < 8:
                     raise ValueError(
-                        f'{sides[0].shape[2]} numbers are no distributions of the sides of a box: '
+                        f'{numbers} numbers are no distributions of the sides of a box: '
                         "take boxes='decoded'"
                     )
-                return rest, bins_apart(*sides, sure), sure.sum()
-            # both came out of the teacher
-            decoded = [assigned.decode(index, assigned.finish(index, x), True) for x in boxes]
+                return rest, sides_apart(*boxes, places, sure), sure.sum()
+
+            def decode(x: Tensor, _: bool) -> Tensor:  # both came out of the teacher
+                return assigned.decode(index, assigned.finish(index, x), True)
+
             apart = boxes_apart if self.overlap == 'giou' else logs_apart
-            return rest, apart(*decoded, sure), sure.sum()
+            return rest, decoded_apart(*boxes, sure, decode, apart), sure.sum()
 
     def _centers_apart(self, index: int, level: Level, assigned: Assigned) -> Tensor:
         with full_precision(*level.centerness) as maps:
-            s, t = (rows(x, assigned.labels[index].shape[1]) for x in maps)
-            weights = assigned.positive(index).to(s.dtype) / assigned.n_pos.to(s.dtype)
-            return classes_apart(s, t, weights, 0)
+            positive, dtype = assigned.positive(index), maps[0].dtype
+            weights = positive.to(dtype) / assigned.n_pos.to(dtype)
+            return scores_apart(*maps, positive.shape[1], weights, 0)
 
     def extra_repr(self) -> str:
         rare = dict(centerness=0, overlap='giou', divide_by='positives')

@@ -19,7 +19,7 @@ from mmkd_plugin.losses.numerics.checks import (
 )
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, one_for_each, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
-from mmkd_plugin.losses.numerics.standard import STANDARD_EPS, standardised
+from mmkd_plugin.losses.numerics.standard import STANDARD_EPS, of_standardised, standardised
 from mmkd_plugin.losses.numerics.targets import (
     is_target,
     log_softmax_of_others,
@@ -61,7 +61,8 @@ def decoupled(
         with full_precision(student, teacher) as (s, _):
             return (s * 0).sum()
     of_rows = partial(divergences, alpha=alpha, beta=beta, tau=tau, standardize=standardize)
-    kernel = None if standardize else partial(fast.decoupled, alpha=alpha, beta=beta, tau=tau)
+    kernel = partial(fast.decoupled, alpha=alpha, beta=beta, tau=tau)
+    kernel = of_standardised(kernel, dim=1) if standardize else kernel
     return tau**2 * mean_of_rows(of_rows, student, teacher, classes, kept, kernel)
 
 

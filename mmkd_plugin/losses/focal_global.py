@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics import focal_global as fast
 from mmkd_plugin.losses.numerics.boxes import checked_boxes
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, weight
 from mmkd_plugin.losses.numerics.checks import temperature as checked_temperature
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.own_modules import check_set_up, run
-from mmkd_plugin.losses.numerics.precision import common_type, full_precision
+from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
 
 
@@ -28,11 +30,16 @@ def attention(x: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     Returns:
         tuple[Tensor, Tensor]: Of the positions (N, 1, H, W), and of the channels (N, C, 1, 1).
     """
-    size = x.abs()
-    of_positions, of_channels = size.mean(1).flatten(1), size.mean((2, 3))
+    size = x.abs().flatten(2)
+    of_positions, of_channels = attention_of_means(size.mean(1, True), size.mean(2, True), tau)
+    return of_positions.view_as(x[:, :1]), of_channels[..., None]
+
+
+def attention_of_means(places: Tensor, channels: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """The :func:`attention` for the means over the channels (N, 1, n) and positions (N, C, 1)."""
     return (
-        ((of_positions / tau).softmax(1) * of_positions.shape[1]).view_as(x[:, :1]),
-        ((of_channels / tau).softmax(1) * of_channels.shape[1])[:, :, None, None],
+        (places / tau).softmax(2) * places.shape[2],
+        (channels / tau).softmax(1) * channels.shape[1],
     )
 
 
@@ -59,45 +66,60 @@ def scale_masks(boxes: Tensor, image_size: Sequence[int], x: Tensor) -> tuple[Te
         for i in (0, 1)
         for place in (torch.arange(size[1 - i], device=x.device),)
     ]
-    share = 1 / ((high[0] + 1 - low[0]) * (high[1] + 1 - low[1]))
-    covered = inside[1][..., None] & inside[0][..., None, :]  # (N, n, H, W)
-    front = torch.where(covered, share[..., None, None], 0).amax(1, keepdim=True)
+    there = (low[0] <= high[0]) & (low[1] <= high[1])  # not of NaN
+    share = 1 / ((high[0] + 1 - low[0]) * (high[1] + 1 - low[1])).masked_fill(~there, torch.inf)
+    rows, columns = (x.to(share.dtype) for x in inside[::-1])
+    covered = rows[..., None] * (columns * share[..., None])[..., None, :]  # (N, n, H, W)
+    front = covered.amax(1, keepdim=True)
     behind = (front == 0).to(front.dtype)
     return front, behind / behind.sum((2, 3), keepdim=True).clamp(min=1)
 
 
-@keeps_its_gradient
-def focal(
+def _in_pieces(
     student: Tensor,
     teacher: Tensor,
-    masks: tuple[Tensor, Tensor],
+    weights: Tensor,
+    blocks: Sequence[nn.Module],
     tau: float,
-    alpha: float,
-    beta: float,
     gamma: float,
+    lam: float,
 ) -> Tensor:
-    """``(sum of (alpha F + beta B) (S - T)^2 A_T + gamma * sum of abs(A_S - A_T)) / N``.
+    of_means = partial(attention_of_means, tau=tau)
+    return fast.focal_global(student, teacher, weights, blocks, of_means, gamma, lam)
+
+
+@with_fast_form(_in_pieces)
+def focal_global(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    blocks: Sequence[nn.Module],
+    tau: float,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """``sum of (w A_T (S - T)^2 + gamma abs(A_S - A_T) + lam (ctx_S(S) - ctx_T(T))^2) / N``.
 
     Args:
-        student (Tensor): Map of the student, (N, C, H, W), in float32 or wider.
-        teacher (Tensor): Map of the teacher, same shape and type.
-        masks (tuple[Tensor, Tensor]): F and B, see :func:`scale_masks`.
-        tau (float): Temperature of the attention.
-        alpha (float): Factor on objects.
-        beta (float): Factor on the background.
+        student (Tensor): Map of the student, (N, C, H, W).
+        teacher (Tensor): Map of the teacher, same shape. It gets no gradient.
+        weights (Tensor): ``w = alpha F + beta B``, see :func:`scale_masks`, (N, 1, H, W).
+        blocks (Sequence[nn.Module]): The :class:`ContextBlock` of the student and of the teacher.
+        tau (float): Temperature of the :func:`attention`.
         gamma (float): Factor on the attention.
+        lam (float): Factor on the context.
 
     Returns:
         Tensor: A scalar.
     """
-    (positions_s, channels_s), (positions, channels) = (
-        attention(student, tau),
-        attention(teacher, tau),
-    )
-    front, behind = masks
-    gap = (student - teacher).square() * ((alpha * front + beta * behind) * positions) * channels
-    apart = (positions_s - positions).abs().sum() + (channels_s - channels).abs().sum()
-    return (gap.sum() + gamma * apart) / max(len(student), 1)
+    with full_precision(student, teacher) as (s, t):
+        positions, channels = attention(t, tau)
+        gap = (s - t).square() * (weights * positions) * channels
+        pairs = zip(attention(s, tau), (positions, channels))
+        apart = sum((a - b).abs().sum() for a, b in pairs)
+        ours, theirs = (run(block, x).to(s.dtype) for block, x in zip(blocks, (s, t)))
+        value = gap.sum() + gamma * apart + lam * (ours - theirs).square().sum()
+        return value / max(len(s), 1)
 
 
 class ContextBlock(nn.Module):
@@ -133,8 +155,12 @@ class ContextBlock(nn.Module):
             Tensor: The same shape.
         """
         weights = self.k(x).flatten(2).softmax(2)  # (N, 1, H*W)
-        context = torch.einsum('ncp,nop->nc', x.flatten(2), weights.to(x.dtype))[..., None, None]
-        return x + self.w2(self.norm(self.w1(context)).relu())
+        return x + self.added(torch.einsum('ncp,nop->nc', x.flatten(2), weights)[..., None, None])
+
+    def added(self, context: Tensor) -> Tensor:
+        """What is added for a context, both (N, channels, 1, 1)."""
+        context = context.to(self.w1.weight.dtype)
+        return self.w2(self.norm(self.w1(context)).relu())
 
 
 @MODELS.register_module()
@@ -226,16 +252,14 @@ class FocalGlobalLoss(nn.Module):
         check_set_up(self.of_student, students)
         boxes = checked_boxes(padded_boxes, students[0])
 
-        def compare(student: Tensor, teacher: Tensor, ours: nn.Module, theirs: nn.Module) -> Tensor:
+        def compare(student: Tensor, teacher: Tensor, *blocks: nn.Module) -> Tensor:
             check_shapes(student, teacher)
-            # once, so that the gradients of both parts meet in full precision
-            student = student.to(common_type(student, teacher))
-            teacher = teacher.detach()
-            with full_precision(student, teacher) as (s, t):
-                masks = scale_masks(boxes, image_size, s)
-                value = focal(s, t, masks, self.temperature, self.alpha, self.beta, self.gamma)
-            apart = run(ours, student).to(value.dtype) - run(theirs, teacher).to(value.dtype)
-            return value + self.lam * apart.square().sum() / max(len(student), 1)
+            with full_precision(student, teacher) as (s, _):
+                front, behind = scale_masks(boxes, image_size, s)
+            weights = self.alpha * front + self.beta * behind
+            return focal_global(
+                student, teacher, weights, blocks, self.temperature, self.gamma, self.lam
+            )
 
         blocks = self.of_student, self.of_teacher
         return sum_over_maps(compare, students, teachers, self.loss_weight, *blocks)

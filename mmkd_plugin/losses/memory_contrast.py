@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import relations as fast
 from mmkd_plugin.losses.numerics.checks import (
+    an_index,
     check_shapes,
     labels_at,
     loss_weights,
@@ -67,13 +68,15 @@ def region_means(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tenso
         classes (int): How many classes there are.
 
     Returns:
-        tuple[Tensor, Tensor]: The means, (m, C), image by image, and their classes, (m,).
+        tuple[Tensor, Tensor]: The means of all classes, (N * classes, C), image by image, and their
+        classes, (N * classes,): ``classes`` where the image has none of it.
     """
     sums = x.new_zeros(len(x), classes + 1, x.shape[1])
     sums.scatter_add_(1, labels[..., None].expand(-1, -1, x.shape[1]), x.mT)
     counts = x.new_zeros(len(x), classes + 1).scatter_add_(1, labels, torch.ones_like(x[:, 0]))
-    images, found = counts[:, :classes].nonzero(as_tuple=True)
-    return unit_vectors(sums[images, found]), found
+    number = torch.arange(classes, device=x.device)
+    found = torch.where(counts[:, :classes] > 0, number, classes)
+    return unit_vectors(sums[:, :classes].flatten(0, 1)), found.flatten()
 
 
 def drawn_pixels(
@@ -89,22 +92,25 @@ def drawn_pixels(
         draw (str): See :class:`MemoryContrastLoss`. Defaults to ``'class'``.
 
     Returns:
-        tuple[Tensor, Tensor]: The vectors, (m, C), and their classes, (m,).
+        tuple[Tensor, Tensor]: 16 vectors for each class and image, (m, C), image by image, and
+        their classes, (m,): ``classes`` where the image has no more positions of it.
     """
     # in float64, so that a class and a number below 1 keep all digits
     keys = labels.double() + uniform(seed, labels.shape, stream=2)
     order = keys.argsort(1)
-    sorted_labels = labels.gather(1, order)
     counts = torch.zeros_like(labels[:, :1]).repeat(1, classes + 1)
     counts.scatter_add_(1, labels, torch.ones_like(labels))
     starts = counts.cumsum(1) - counts
-    rank = torch.arange(labels.shape[1], device=x.device) - starts.gather(1, sorted_labels)
-    images, places = ((rank < PIXELS) & (sorted_labels < classes)).nonzero(as_tuple=True)
-    found, positions = sorted_labels[images, places], order[images, places]
+    rank = torch.arange(PIXELS, device=x.device)
+    there = rank < counts[:, :classes, None]
+    places = (starts[:, :classes, None] + rank).clamp(max=labels.shape[1] - 1).flatten(1)
+    positions = order.gather(1, places)
     if draw == 'first':  # the order within the class, read as a position of the map
         within = labels.argsort(dim=1, stable=True).argsort(1) - starts.gather(1, labels)
-        positions = within[images, positions]
-    return x[images, :, positions], found
+        positions = within.gather(1, positions)
+    found = torch.where(there, torch.arange(classes, device=x.device)[:, None], classes)
+    vectors = x.gather(2, positions[:, None].expand(-1, x.shape[1], -1))
+    return vectors.mT.flatten(0, 1), found.flatten()
 
 
 class Projector(nn.Sequential):
@@ -198,12 +204,10 @@ class MemoryContrastLoss(nn.Module):
         super().__init__()
         for name, value in dict(classes=classes, pixels=pixels, regions=regions).items():
             whole_number(name, value)
-        if type(ignore_index) is not int:
-            raise TypeError(f'ignore_index must be an int, got {ignore_index!r}')
         self.classes, self.pixels, self.regions = classes, pixels, regions
         self.tau = temperature('tau', tau)
         self.draw = one_of('draw', draw, DRAWS)
-        self.ignore_index = ignore_index
+        self.ignore_index = an_index('ignore_index', ignore_index)
         self.loss_weight = loss_weights(loss_weight)
         self.projectors, self.memories = nn.ModuleList(), nn.ModuleList()
 

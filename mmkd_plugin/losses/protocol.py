@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.assigned import Assigned, Level, levels_of, rows
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 from mmkd_plugin.losses.numerics.boxes import generalised_iou
 from mmkd_plugin.losses.numerics.checks import loss_weights, weight
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, weighted_sum
@@ -45,6 +48,37 @@ def boxes_apart(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     return ((1 - generalised_iou(student, teacher)) * weights).sum()
+
+
+@keeps_its_gradient
+def scores_apart(
+    student: Tensor, teacher: Tensor, places: int, weights: Tensor, beta: float
+) -> Tensor:
+    """:func:`classes_apart` of the maps of a head, (N, A*C, H, W) with so many places."""
+    return classes_apart(rows(student, places), rows(teacher, places), weights, beta)
+
+
+@keeps_its_gradient
+def decoded_apart(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    decode: Callable[[Tensor, bool], Tensor],
+    apart: Callable[[Tensor, Tensor, Tensor], Tensor] = boxes_apart,
+) -> Tensor:
+    """:func:`boxes_apart` of the boxes that the maps of a head stand for.
+
+    Args:
+        student (Tensor): Map of the student, (N, A*B, H, W), in float32 or wider.
+        teacher (Tensor): Map of the teacher, same shape.
+        weights (Tensor): Weight of each place, (N, P).
+        decode (Callable): Takes a map, and whether it is the teacher's; gives its boxes, (N, P, 4).
+        apart (Callable): What compares the boxes. Defaults to :func:`boxes_apart`.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    return apart(decode(student, False), decode(teacher, True), weights)
 
 
 @MODELS.register_module()
@@ -124,13 +158,13 @@ class ProtocolLoss(nn.Module):
     def _of_level(self, index: int, level: Level, assigned: Assigned) -> Tensor:
         places = assigned.labels[index].shape[1]
         with full_precision(*level.scores) as scores, full_precision(*level.boxes) as boxes:
-            s, t = (rows(x, places) for x in scores)
+            s, t = (rows(x.detach(), places) for x in scores)
             there = assigned.positive(index).any().to(s.dtype)
             weights = assigned.weights[index].to(s.dtype) * (there / assigned.n_pos.to(s.dtype))
-            differ = (t.sigmoid() - s.detach().sigmoid()).abs().amax(2)
-            decoded = (assigned.decode(index, x, i == 1) for i, x in enumerate(boxes))
-            loss = self.cls * classes_apart(s, t, weights, self.beta)
-            return loss + self.box * boxes_apart(*decoded, weights * differ)
+            differ = (t.sigmoid() - s.sigmoid()).abs().amax(2)
+            loss = self.cls * scores_apart(*scores, places, weights, self.beta)
+            decode = partial(assigned.decode, index)
+            return loss + self.box * decoded_apart(*boxes, weights * differ, decode)
 
     def extra_repr(self) -> str:
         names = ('beta', 'cls', 'box', 'loss_weight')

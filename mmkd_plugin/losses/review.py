@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics import review as fast
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
-from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass
 from mmkd_plugin.losses.numerics.pooling import adaptive_pool
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
@@ -20,8 +19,7 @@ SIDES = (4, 2, 1)
 
 def _in_pieces(student: Tensor, teacher: Tensor) -> Tensor:
     check_shapes(student, teacher)
-    planes = max(student.shape[:2].numel(), 1)
-    return one_pass(by_autograd(partial(context, planes=planes)), student, teacher, dim=1)
+    return fast.hierarchical_context(student, teacher, _factors(student.shape[2]))
 
 
 @with_fast_form(_in_pieces)
@@ -38,24 +36,20 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: A scalar.
     """
     check_shapes(student, teacher)
+    total = 0
     with full_precision(student, teacher) as (s, t):
-        return context(s, t, planes=max(student.shape[:2].numel(), 1))
+        gap = s - t  # pooling is linear
+        for side, factor in _factors(gap.shape[2]).items():
+            pooled = adaptive_pool(gap, (side, side), 'avg') if side else gap
+            total = total + factor * pooled.square().sum() / max(pooled.numel(), 1)
+    return total
 
 
-def context(s: Tensor, t: Tensor, planes: int) -> Tensor:
-    """The formula of :func:`hierarchical_context`, with a mean over this number of planes."""
-    gap = s - t  # pooling is linear
-    total, weight, weights = _mean_square(gap, planes), 1.0, 1.0
-    for side in SIDES:
-        if side < gap.shape[2]:
-            weight /= 2
-            weights += weight
-            total = total + weight * _mean_square(adaptive_pool(gap, (side, side), 'avg'), planes)
-    return total / weights
-
-
-def _mean_square(x: Tensor, planes: int) -> Tensor:
-    return x.square().sum() / (planes * max(x.shape[2:].numel(), 1))
+def _factors(height: int) -> dict[int, float]:
+    """The factor on the mean square of each pooling, by its side; 0 stands for no pooling."""
+    sides = [0, *(side for side in SIDES if side < height)]
+    total = sum(2.0**-i for i in range(len(sides)))
+    return {side: 2.0**-i / total for i, side in enumerate(sides)}
 
 
 @MODELS.register_module()

@@ -247,9 +247,9 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
     message = f"{owner} has no module '{tap.path}'."
     if close:
         message += f' Closest: {", ".join(close[:4])}.'
+    where = f"'{right}'" if right else 'It'  # the owner: a sentence begins here
     children = ', '.join(name for name, _ in module.named_children())
-    where = f"'{right}'" if right else owner
-    raise ValueError(f'{message} {where} contains: {children or "no further modules"}.')
+    raise ValueError(f'{message} {where} contains{f": {children}" if children else " no modules"}.')
 
 
 def module_around(model: nn.Module, tap: Tap, attribute: str) -> nn.Module | None:

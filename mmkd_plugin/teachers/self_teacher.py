@@ -176,7 +176,7 @@ class SelfTeacher(nn.Module, Teacher):
             shapes = ', '.join(str(tuple(x.shape)) for x in maps)
             raise ValueError(
                 f"{here}: {type(neck).__name__} does not take what '{self.tap}' gives (in a trial: "
-                f'{shapes}). {error}'
+                f'{shapes}): {error}'
             ) from error
 
     def _try(

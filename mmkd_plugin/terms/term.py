@@ -328,7 +328,7 @@ class Term(nn.Module):
             raise ValueError(
                 f'{self.here}: {type(self.loss).__name__} cannot compare '
                 f'{"the answers of both decoders" if self.queries is not None else places} '
-                f'(in a trial: {shapes}). {_words(error)}'
+                f'(in a trial: {shapes}): {_words(error)}'
             ) from error
         finally:
             self.train(training)
@@ -378,7 +378,8 @@ class Term(nn.Module):
                 twice, weights = self._doubled(maps, *compared)
         finally:
             self.train(training)
-        if not torch.isclose(2 * once, twice, rtol=1e-3):
+        # a model that is not initialised yet may give NaN, which says nothing about the weight
+        if not torch.isclose(2 * once, twice, rtol=1e-3, equal_nan=True):
             raise ValueError(
                 f'{self.here}.loss.loss_weight: {type(self.loss).__name__} does not read its '
                 '`loss_weight` in `forward`, so it cannot be found during training; give a number'

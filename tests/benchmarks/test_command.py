@@ -69,6 +69,24 @@ def test_files_that_exist_are_kept(tmp_path: Path):
     assert (tmp_path / 'losses-cpu.md').read_text() != 'mine'
 
 
+@pytest.mark.parametrize('command', ['losses', 'memory', 'scaling'])
+def test_cases_are_added_to_a_file(command, tmp_path: Path):
+    options = ['--quick', '--seconds', '0', '--threads', '1', '--out', str(tmp_path), '--add']
+    options += ['--no-compile'] if command != 'scaling' else []
+    for loss in ('HintLoss', 'SoftTargetLoss', 'HintLoss'):
+        main([command, loss, *options])
+    report = Report.load(tmp_path / f'{command}-cpu.json')
+    found = [(one.group, one.case) for one in (*report.rounds, *report.footprints)]
+    found += dict.fromkeys(point['loss'] for point in report.points)
+    assert len(found) == len(set(found)) and {'HintLoss', 'SoftTargetLoss'} <= {
+        one if isinstance(one, str) else one[0].split()[0] for one in found
+    }
+    with pytest.raises(
+        SystemExit, match=r'--add: the file there has clock wall, and now it is cpu'
+    ):
+        main([command, 'HintLoss', *options, '--clock', 'cpu'])
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import cases, losses, memory
+from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
 
 CPU = torch.device('cpu')
 
@@ -16,6 +17,16 @@ def test_what_is_kept_for_backward_counts_once():
     assert memory.saved_bytes(lambda s, t: (s * t).sum(), inputs) == size  # t, for s
     assert memory.saved_bytes(lambda s, t: (s * s + s.square()).sum(), inputs) == size
     assert memory.saved_bytes(lambda s, t: s.exp().exp().sum(), inputs) == 2 * size
+
+
+def test_what_a_forward_keeps_for_itself_does_not_count():
+    inputs = cases.Inputs(torch.randn(1000, requires_grad=True), torch.randn(1000))
+
+    @keeps_its_gradient
+    def loss(s, t):
+        return (s.exp().exp() * t).sum()
+
+    assert memory.saved_bytes(loss, inputs) == 4000  # the gradient
 
 
 def test_the_peak_is_what_lives_at_once():

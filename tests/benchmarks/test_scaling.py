@@ -21,6 +21,10 @@ def test_each_loss_is_swept_over_what_it_has():
     assert scaling.axes_of(case_of('HintLoss')) == ['positions', 'batch', 'channels']
     assert scaling.axes_of(case_of('RKDAngleLoss')) == ['batch', 'channels']
     assert scaling.axes_of(case_of('IntraClassVariationLoss'))[-1] == 'classes'
+    assert scaling.axes_of(case_of('DecoupledLoss')) == ['positions', 'batch', 'channels']
+    assert scaling.axes_of(case_of('FocalGlobalLoss'))[2:] == ['channels', 'boxes']
+    assert scaling.axes_of(case_of('BoxDistributionLoss'))[2:] == ['classes', 'boxes']
+    assert scaling.axes_of(case_of('SharedQueriesLoss')) == ['positions', 'batch', 'classes']
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,25 @@ def test_classes_are_those_of_the_labels():
     case, value = scaling.varied(case_of('IntraClassVariationLoss', quick=True), 'classes', 4)
     labels = case.inputs().others[0]
     assert value == case.classes == 76 and 19 < labels[labels != 255].max() < 76
+
+
+@pytest.mark.parametrize(
+    ('loss', 'axis', 'shapes', 'value'),
+    [
+        ('BoxDistributionLoss', 'classes', [(2, 32, 8, 8), (2, 16, 8, 8)], 32),
+        ('SharedQueriesLoss', 'positions', [(1, 2, 32, 8), (1, 2, 32, 4)], 32),
+        ('SharedQueriesLoss', 'classes', [(1, 2, 8, 32), (1, 2, 8, 4)], 32),
+        ('FocalGlobalLoss', 'boxes', [(4, 4, 8, 8)], 80),
+    ],
+)
+def test_results_of_heads_are_swept(loss, axis, shapes, value):
+    case, found = scaling.varied(case_of(loss, quick=True), axis, 4)
+    assert (case.shapes, found) == (shapes, value)
+    assert case.inputs().call(case.ours())[0].shape == shapes[0]
+
+
+def test_classes_of_logits_are_their_channels():
+    case, value = scaling.varied(case_of('DecoupledLoss', quick=True), 'channels', 4)
+    assert value == case.classes == case.shapes[0][1] == 16
+    case, value = scaling.varied(case_of('MemoryContrastLoss', quick=True), 'classes', 2)
+    assert value == case.options['classes'] == 38

@@ -1,4 +1,4 @@
-"""The table of MMRazor's losses: complete, measured where it says so, and the one in the docs."""
+"""The table of MMRazor's losses: complete, and measured where it says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from benchmarks import cases, losses, mmrazor, versus
-from benchmarks.report import Report
 from mmkd_plugin import losses as own
 
 
@@ -31,13 +30,6 @@ def test_each_loss_of_mmrazor_has_a_row():
 def test_what_is_called_the_same_is_compared_by_a_test():
     compared = {case.loss for case in cases.cases(quick=True) if case.razor}
     assert {row.group for row in versus.ROWS if row.group} == compared
-
-
-def test_the_docs_have_the_tables_of_the_results():
-    page = (Path(__file__).parents[2] / 'docs' / 'performance.md').read_text(encoding='utf-8')
-    reports = [Report.load(file) for file in versus.FILES]
-    assert versus.table(reports).markdown() in page
-    assert versus.ratios(reports[1]).markdown() in page
 
 
 @pytest.mark.parametrize(

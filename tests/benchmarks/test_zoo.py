@@ -84,6 +84,7 @@ def model(text: str = '') -> Config:
         ),
         ('a=dict(num_queries=300, max_per_img=100)', SMALL, dict(num_queries=10, max_per_img=10)),
         ('a=dict(num_points=12544, max_per_image=100)', SMALL, dict(num_points=1024)),
+        ('a=dict(type="STDCNet", num_convs=4)', WHOLE, dict(type='STDCNet', num_convs=2)),
     ],
 )
 def test_a_rule(text: str, rung: Rung, expected: dict) -> None:

@@ -57,6 +57,14 @@ def test_its_state_is_stored():
         assert torch.equal(first(x), second(x)) and first(x.bfloat16()).dtype == torch.float32
 
 
+def test_a_fitted_one_does_not_wait_for_the_device():
+    """On the meta device there are no values to wait for."""
+    x = torch.randn(3, 8, 5, 4)
+    normalizer = PHISNormalizer(8).fit([x])
+    normalizer(x)
+    assert normalizer.to('meta')(x.to('meta')).shape == x.shape
+
+
 def test_too_little_to_measure():
     with pytest.raises(ValueError, match='needs two positions or more to be fitted, got 1'):
         PHISNormalizer(4).fit([torch.ones(1, 4, 1, 1)])

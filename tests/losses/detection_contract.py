@@ -88,7 +88,7 @@ class DetectionContract(LossContract):
     """
 
     has_fast_form = False
-    saved_maps = 40
+    saved_maps = 9.5  # of the scores, and of boxes that are eight times as large
     #: Options for which no weight depends on the map that is differentiated.
     differentiable: tuple[dict[str, Any], ...]
 

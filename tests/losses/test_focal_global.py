@@ -58,6 +58,8 @@ def context(block, x):
 
 class TestFocalGlobalLoss(LearningContract):
     name = 'FocalGlobalLoss'
+    has_fast_form = True
+    saved_maps = 1.5  # one, and the gradients of the blocks
     variants = (
         dict(alpha=1.0, beta=0.5, gamma=0.3, lam=0.2),
         dict(temperature=2.0, alpha=0.3, beta=3, gamma=0.1, lam=1e-3),

@@ -100,22 +100,27 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(compute, (student, *loss.parameters()))
 
 
+def known(rows, classes, count=4):
+    """Without the rows of no class."""
+    return rows[classes < count], classes[classes < count]
+
+
 def test_what_is_remembered():
     _, teacher = random_pair(SHAPES)
     x, labels = teacher.flatten(2), labels_of().flatten(1)
     labels[labels == 255] = 4
-    means, classes = region_means(x, labels, 4)
+    means, classes = known(*region_means(x, labels, 4))
     expected = [(n, c) for n in range(2) for c in range(4) if (labels[n] == c).any()]
     assert classes.tolist() == [c for _, c in expected]
     for mean, (n, c) in zip(means, expected):
         np.testing.assert_allclose(mean, unit(x[n][:, labels[n] == c].mean(1).numpy()))
-    rows, classes = drawn_pixels(x, labels, 4, SEED)
+    rows, classes = known(*drawn_pixels(x, labels, 4, SEED))
     for n, c in expected:
         own = x[n][:, labels[n] == c].T
         mine = [row for row, k in zip(rows, classes) if k == c and (own == row).all(1).any()]
         assert len(mine) == len({tuple(row.tolist()) for row in mine}) == min(16, len(own))
     assert len(rows) == sum(min(16, int((labels[n] == c).sum())) for n, c in expected)
-    first, same = drawn_pixels(x, labels, 4, SEED, 'first')
+    first, same = known(*drawn_pixels(x, labels, 4, SEED, 'first'))
     assert sorted(same.tolist()) == sorted(classes.tolist())
     for row, c in zip(first, same):  # among the first positions of its image, of whatever class
         assert any((row == x[n, :, : int((labels[n] == c).sum())].T).all(1).any() for n in range(2))
@@ -123,7 +128,8 @@ def test_what_is_remembered():
 
 def test_more_than_sixteen_pixels_of_a_class():
     x = torch.arange(100.0).view(1, 1, 100)
-    draws = [drawn_pixels(x, torch.zeros(1, 100).long(), 3, torch.tensor(n))[0] for n in (1, 1, 2)]
+    labels = torch.zeros(1, 100).long()
+    draws = [known(*drawn_pixels(x, labels, 3, torch.tensor(n)), 3)[0] for n in (1, 1, 2)]
     assert draws[0].shape == (16, 1) and torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -142,6 +148,12 @@ def test_a_memory_is_a_ring_for_each_class():
         number += count
         assert memory.rows[:, :, 0].tolist() == expected
         assert memory.next.tolist() == [n % 4 for n in places]
+    memory.push(torch.ones(3, 1), torch.tensor([3, -1, 3]))  # no class
+    assert memory.rows[:, :, 0].tolist() == expected
+    memory.push(torch.full((4, 1), 7.0), torch.tensor([3, 2, 3, 0]))
+    for c in (0, 2):
+        expected[c][places[c] % 4] = 7
+    assert memory.rows[:, :, 0].tolist() == expected
     assert memory.nbytes == 3 * 4 * 4 + 3 * 8
 
 

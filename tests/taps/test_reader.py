@@ -165,10 +165,12 @@ def test_wrong_path_names_the_closest_and_the_children():
         "the student has no module 'decode_head.cls_seg'. Closest: decode_head.conv_seg. "
         "'decode_head' contains: conv_seg, bottleneck."
     )
-    with pytest.raises(
-        ValueError, match=r'Closest: decode_head.conv_seg.* the student contains: decode_head'
-    ):
-        find_module(deep, Tap.parse('conv_seg'), 'the student')
+    for path, message in {
+        'conv_seg': r'Closest: decode_head\.conv_seg\. It contains: decode_head\.$',
+        'decode_head.conv_seg.x': r"'decode_head\.conv_seg' contains no modules\.$",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            find_module(deep, Tap.parse(path), 'the student')
 
 
 def test_describe():

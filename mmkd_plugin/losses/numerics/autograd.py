@@ -56,26 +56,39 @@ def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor)
     Returns:
         Tensor: The scalar. It can be differentiated once.
     """
+    return with_gradients(compute, x)
+
+
+def with_gradients(compute: Callable[..., tuple[Tensor | None, ...]], *inputs: Tensor) -> Tensor:
+    """As :func:`with_gradient`, with the gradient with respect to each of several tensors.
+
+    A gradient may be None for a tensor that does not want one.
+    """
     with torch.no_grad():
-        value, gradient = compute(x)
-    return KnownGradient.apply(x, value, gradient)
+        value, *gradients = compute(*inputs)
+    return KnownGradients.apply(value, *inputs, *gradients)
 
 
-class KnownGradient(torch.autograd.Function):
-    """See :func:`with_gradient`."""
+class KnownGradients(torch.autograd.Function):
+    """See :func:`with_gradients`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        ctx.dtype = x.dtype
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor | None) -> Tensor:
+        inputs, gradients = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [x.dtype for x in inputs]
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        (gradient,) = ctx.saved_tensors
-        gradient = gradient * grad if _graph_is_kept() else gradient.mul_(grad)
-        return gradient.to(ctx.dtype), None, None
+        found = []
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes):
+            if gradient is not None:
+                gradient = gradient * grad if _graph_is_kept() else gradient.mul_(grad)
+                gradient = gradient.to(dtype)
+            found.append(gradient)
+        return None, *found, *[None] * len(found)
 
 
 def refuse_second_derivative() -> None:

@@ -28,20 +28,22 @@ def decoupled(
 
     See :func:`mmkd_plugin.losses.decoupled.divergences`.
     """
-    u, sum_s, z_s = others(s, classes, tau, slope)
-    v, sum_t, z_t = others(t, classes, tau, scratch(t))
-    gap = torch.sub(v, u, out=scratch(t, 1))
-    e_s, e_t = u.exp2_(), v.exp2_()
-    apart = gap.mul_(e_t).sum(1, keepdim=True) / (sum_t * LOG2_E) + (sum_s / sum_t).log()
-    p_s, p_t, n_s, n_t = z_s.sigmoid(), z_t.sigmoid(), (-z_s).sigmoid(), (-z_t).sigmoid()
-    of_target = p_t * (F.logsigmoid(z_t) - F.logsigmoid(z_s))
-    of_target += n_t * (F.logsigmoid(-z_t) - F.logsigmoid(-z_s))
+    u, e_s, sum_s, log_s, z_s = others(s, classes, tau, slope)
+    v, e_t, sum_t, log_t, z_t = others(t, classes, tau, None, number=2)
+    gap = v.sub_(u).mul_(e_t).sum(1, keepdim=True)
+    apart = gap / (sum_t * LOG2_E) + (log_s - log_t)
+    z = torch.stack([z_s, z_t])
+    z = torch.stack([z, -z])
+    p, log_p = (x.unbind(1) for x in (z.sigmoid(), F.logsigmoid(z)))
+    of_target = (p[1] * (log_p[1] - log_p[0])).sum(0)
     if slope is not None:
-        weight = kept / tau
-        pull = (p_s * n_t - n_s * p_t) * alpha * weight  # without cancelling where both are certain
-        e_s.mul_((beta * weight - pull) / sum_s).addcmul_(e_t, beta * weight / sum_t, value=-1)
+        (p_s, n_s), (p_t, n_t) = (x.unbind(0) for x in p)
+        weight = kept * (beta / tau)
+        pull = p_s * n_t - n_s * p_t  # without cancelling where both are certain
+        pull *= kept * (alpha / tau)
+        e_s.mul_((weight - pull) / sum_s).addcmul_(e_t, weight / sum_t, value=-1)
         e_s.scatter_(1, classes, pull)
-    return (alpha * of_target + beta * apart).masked_fill_(~kept, 0).sum()
+    return apart.mul_(beta).add_(of_target, alpha=alpha).mul_(kept).sum()
 
 
 def normalized_target(
@@ -51,20 +53,16 @@ def normalized_target(
 
     See :func:`mmkd_plugin.losses.normalized_target.cross_entropies`.
     """
-    u, sum_s, z_s = others(s, classes, tau, slope)
-    v, sum_t, z_t = others(t, classes, tau, scratch(t))
+    u, e_s, sum_s, log_s, z_s = others(s, classes, tau, slope)
+    v, e_t, sum_t, log_t, z_t = others(t, classes, tau, None, number=2)
+    apart = log_s - torch.mul(u, e_t, out=scratch(t, 4)).sum(1, keepdim=True) / (sum_t * LOG2_E)
     every = None
     if tau != 1:  # the part of the label has no temperature
-        every = torch.mul(u, tau, out=scratch(s, 1)).exp2_()
-        sum_all = every.sum(1, keepdim=True)
-        wide = torch.mul(v, tau, out=scratch(t, 2)).exp2_().sum(1, keepdim=True)
-        z_s = (z_s + sum_s.log()) * tau - sum_all.log()
-        z_t = (z_t + sum_t.log()) * tau - wide.log()
-    e_t = v.exp2_()
-    apart = sum_s.log() - torch.mul(u, e_t, out=scratch(t, 2)).sum(1, keepdim=True) / (
-        sum_t * LOG2_E
-    )
-    e_s, p_t, n_s = u.exp2_(), z_t.sigmoid(), (-z_s).sigmoid()
+        every, wide = u.mul_(tau).exp2_(), v.mul_(tau).exp2_()
+        sum_all, sum_wide = every.sum(1, keepdim=True), wide.sum(1, keepdim=True)
+        z_s = (z_s + log_s) * tau - sum_all.log()
+        z_t = (z_t + log_t) * tau - sum_wide.log()
+    p_t, n_s = z_t.sigmoid(), (-z_s).sigmoid()
     if slope is not None:
         pull = p_t * n_s * kept
         weight = gamma * tau * kept
@@ -78,24 +76,28 @@ def normalized_target(
 
 
 def others(
-    x: Tensor, classes: Tensor, tau: float, out: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, classes: Tensor, tau: float, out: Tensor | None, number: int = 0
+) -> tuple[Tensor, ...]:
     """All classes but one: ``(x - max) / tau`` in units of ln 2, and what that says of the one.
 
     Args:
         x (Tensor): Logits, (N, C, ...).
         classes (Tensor): The class of each row, (N, 1, ...).
         tau (float): Temperature.
-        out (Tensor, optional): Where to write them.
+        out (Tensor, optional): Where to write the exponentials.
+        number (int): See :func:`.pieces.scratch`; it takes this one and the next. Defaults to 0.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: The numbers, with 0 as their exponential at the class; the
-        sum of the exponentials, (N, 1, ...); the logit of the class against all others together.
+        tuple[Tensor, ...]: The numbers; their exponentials, 0 at the class; the sum of these,
+        (N, 1, ...), and its logarithm; the logit of the class against all others together.
     """
-    y = x.gather(1, classes)
-    out = torch.empty_like(x) if out is None else out
-    x = out.copy_(x).scatter_(1, classes, LEFT_OUT)
-    most = x.amax(1, keepdim=True)
-    x.sub_(most).mul_(LOG2_E / tau)
-    total = torch.exp2(x, out=scratch(x, 3)).sum(1, keepdim=True)
-    return x, total, (y - most) / tau - total.log()
+    powers = scratch(x, number)
+    powers = torch.empty_like(x) if powers is None else powers
+    y = powers.copy_(x).gather(1, classes)
+    powers.scatter_(1, classes, LEFT_OUT)
+    most = powers.amax(1, keepdim=True)
+    powers.sub_(most).mul_(LOG2_E / tau)  # the greatest is 0 exactly
+    e = torch.exp2(powers, out=scratch(x, number + 1) if out is None else out)
+    total = e.sum(1, keepdim=True)
+    log_total = total.log()
+    return powers, e, total, log_total, y.sub_(most).div_(tau).sub_(log_total)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
 from mmkd_plugin.losses.numerics.pieces import scratch
+from mmkd_plugin.losses.numerics.standard import of_standardised
 
 #: 2 to the power of x is several times as fast as e to the power of x on a CPU.
 LOG2_E = math.log2(math.e)
@@ -22,6 +23,7 @@ def divergence(
     tau: float,
     dim: int,
     sigmoid: bool = False,
+    standardize: bool = False,
 ) -> Tensor:
     """``sum of weight * KL(p_tau(teacher) || p_tau(student))``.
 
@@ -36,15 +38,17 @@ def divergence(
         tau (float): Temperature.
         dim (int): The dimension of the classes.
         sigmoid (bool): Whether the classes are independent. Defaults to False.
+        standardize (bool): Whether logits are first brought to mean 0 and deviation 1 along
+            ``dim``. Defaults to False.
 
     Returns:
         Tensor: A scalar.
     """
     kernel = partial(_bernoulli if sigmoid else categorical, tau=tau, dim=dim)
-    cut = 3 - dim  # a distribution stays in one piece
-    if isinstance(weight, Tensor):
-        return one_pass(kernel, student, teacher, weight, dim=cut)
-    return one_pass(partial(kernel, weight=weight), student, teacher, dim=cut)
+    others = (weight,) if isinstance(weight, Tensor) else ()
+    kernel = kernel if others else partial(kernel, weight=weight)
+    kernel = of_standardised(kernel, dim) if standardize else kernel
+    return one_pass(kernel, student, teacher, *others, dim=3 - dim)  # distributions stay whole
 
 
 def categorical(
@@ -102,6 +106,8 @@ def probabilities(
         out (Tensor, optional): Other memory to use.
     """
     out = scratch(x, number) if out is None else out
-    p = torch.sub(x, x.amax(1, keepdim=True), out=out).mul_(LOG2_E / tau).exp2_()
+    factor = LOG2_E / tau
+    # (x - max) * factor in one operation: an error that all classes share means nothing
+    p = torch.add(x.amax(1, keepdim=True).mul_(-factor), x, alpha=factor, out=out).exp2_()
     total = p.sum(1, keepdim=True)
     return p.div_(total if kept is None else total.masked_fill_(~kept, torch.inf))

@@ -46,17 +46,30 @@ class ClassMemory(nn.Module):
     def push(self, rows: Tensor, classes: Tensor) -> None:
         """Takes new rows of this process, and those of all others.
 
+        Nothing here waits for the device: which rows are kept is known there alone.
+
         Args:
             rows (Tensor): (n, channels). n may differ between processes.
-            classes (Tensor): The class of each, (n,).
+            classes (Tensor): The class of each, (n,). A row of another class is left out.
         """
         if world_size() > 1:
             rows, classes = Gather.apply(rows), Gather.apply(classes[:, None])[:, 0]
-        size, count = self.rows.shape[1], torch.bincount(classes, minlength=len(self.next))
+        if not len(rows):
+            return
+        number, size, channels = self.rows.shape
+        classes = classes.masked_fill((classes < 0) | (classes >= number), number)
+        count = self.next.new_zeros(number + 1).scatter_add_(0, classes, torch.ones_like(classes))
         classes, order = classes.sort(stable=True)
         place = torch.arange(len(classes), device=rows.device)
         place -= (count.cumsum(0) - count)[classes]  # in the order of its class
-        last = place >= count[classes] - size  # more rows than fit: the last ones stay
-        slots = (self.next[classes] + place) % size
-        self.rows[classes[last], slots[last]] = rows[order][last].to(self.rows.dtype)
-        self.next.copy_((self.next + count) % size)
+        # more rows than fit: the last ones stay
+        last = (place >= count[classes] - size) & (classes < number)
+        known = classes.clamp(max=number - 1)
+        slots = known * size + (self.next[known] + place) % size
+        # a row that is left out is written as the first one that is not, or changes nothing
+        flat, rows = self.rows.view(-1, channels), rows[order].to(self.rows.dtype)
+        first, some = last.int().argmax(0, keepdim=True), last.any()
+        slots = torch.where(last, slots, torch.where(some, slots[first], 0))
+        instead = torch.where(some, rows[first], flat[0])
+        flat.index_copy_(0, slots, torch.where(last[:, None], rows, instead))
+        self.next.copy_((self.next + count[:number]) % size)

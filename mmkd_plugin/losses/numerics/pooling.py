@@ -35,10 +35,27 @@ def adaptive_pool(x: Tensor, size: tuple[int, int], pool: str) -> Tensor:
     if not is_compiling():
         return dict(avg=F.adaptive_avg_pool2d, max=F.adaptive_max_pool2d)[pool](x, size)
     for dim, new in zip((2, 3), size):
-        old, order = x.shape[dim], torch.arange(new, device=x.device)
-        starts, ends = order * old // new, -(-(order + 1) * old // new)
-        x = pool_windows(x, dim, starts, ends, old // new + 2, pool)
+        old = x.shape[dim]
+        x = pool_windows(x, dim, *_adaptive_windows(old, new, x.device), old // new + 2, pool)
     return x
+
+
+def adaptive_shares(
+    size: int, windows: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """An adaptive average-pooling along one side as a matrix, (windows, size); rows add up to 1."""
+    return _shares(*_adaptive_windows(size, windows, device), size, dtype)
+
+
+def _adaptive_windows(size: int, windows: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    order = torch.arange(windows, device=device)
+    return order * size // windows, -(-(order + 1) * size // windows)
+
+
+def _shares(starts: Tensor, ends: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    places = torch.arange(size, device=starts.device)
+    inside = (places >= starts[:, None]) & (places < ends[:, None])
+    return inside.to(dtype) / (ends - starts)[:, None]
 
 
 def max_pool(x: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -87,7 +104,5 @@ def pool_windows(
         shape = [-1, *[1] * (x.dim() - dim - 1)]
         found = starts.view(shape) + windows.max(dim + 1).indices
         return x.gather(dim, torch.minimum(found, last.view(shape)))
-    places = torch.arange(x.shape[dim], device=x.device)
-    inside = (places >= starts[:, None]) & (places < ends[:, None])
-    shares = inside.to(x.dtype) / (ends - starts)[:, None]
+    shares = _shares(starts, ends, x.shape[dim], x.dtype)
     return torch.tensordot(x, shares, dims=([dim], [1])).movedim(-1, dim)

@@ -20,12 +20,10 @@ def soft_targets(
 ) -> Tensor:
     """See :func:`mmkd_plugin.losses.soft_target.soft_targets`."""
     check_shapes(student, teacher, ndims=ndims)
-    if standardize:
-        student, teacher = standardised_logits(student, teacher)
     weight = tau**2 / max(student.shape[0] * student.shape[2:].numel(), 1)
     if student.dim() == 4:
         student, teacher = student.flatten(2), teacher.flatten(2)
-    return divergence(student, teacher, weight, tau, dim=1, sigmoid=sigmoid)
+    return divergence(student, teacher, weight, tau, 1, sigmoid, standardize)
 
 
 def pixel_wise(
@@ -42,11 +40,9 @@ def pixel_wise(
         return soft_targets(student, teacher, tau, sigmoid, (4,), standardize)
     check_shapes(student, teacher)
     kept = kept_positions(student, labels, ignore_index).to(common_type(student, teacher))
-    if standardize:
-        student, teacher = standardised_logits(student, teacher)
     weight = kept.flatten(1)[:, None] * (tau**2 / kept.sum().clamp(min=1))
     student, teacher = student.flatten(2), teacher.flatten(2)
-    return divergence(student, teacher, weight, tau, dim=1, sigmoid=sigmoid)
+    return divergence(student, teacher, weight, tau, 1, sigmoid, standardize)
 
 
 def standardised_logits(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
+from mmkd_plugin.losses.numerics.one_pass import Kernel, Slope
+from mmkd_plugin.losses.numerics.pieces import scratch
 from mmkd_plugin.losses.numerics.precision import common_type
 
 Dims = tuple[int, ...]
@@ -56,22 +58,42 @@ class Standardised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # with d = x - mean: (g - mean(g)) / (std + eps) - d <g, d> / ((n - 1) std (std + eps)^2)
         refuse_second_derivative()
         (x,) = ctx.saved_tensors
-        dims, eps = ctx.dims, ctx.eps
-        gap, std = _spread(x.to(grad.dtype), dims)
-        along = (grad * gap).sum(dims, keepdim=True) / (max(_count(x, dims) - 1, 1) * std)
-        slope = grad - grad.mean(dims, keepdim=True)
-        slope.sub_(gap.mul_(along / (std + eps))).div_(std + eps)
+        gap, std = _spread(x.to(grad.dtype), ctx.dims)
+        slope = _back(grad.clone(), gap, std, ctx.dims, ctx.eps)
         return slope.to(x.dtype), None, None
 
 
-def _spread(x: Tensor, dims: Dims) -> tuple[Tensor, Tensor]:
+def of_standardised(kernel: Kernel, dim: int, eps: float = STANDARD_EPS) -> Kernel:
+    """A kernel that first brings both models' numbers along a dimension to mean 0, deviation 1."""
+
+    def run(s: Tensor, t: Tensor, *others: Tensor, slope: Slope) -> Tensor:
+        (gap, std), (far, wide) = (
+            _spread(x, (dim,), out=scratch(x, number)) for number, x in ((5, s), (6, t))
+        )
+        z = torch.div(gap, std + eps, out=scratch(s, 7))
+        value = kernel(z, far.div_(wide + eps), *others, slope=slope)
+        if slope is not None:
+            _back(slope, gap, std, (dim,), eps)
+        return value
+
+    return run
+
+
+def _spread(x: Tensor, dims: Dims, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``x - mean`` and the standard deviation, which is infinite where all numbers are equal."""
-    gap = x - x.mean(dims, keepdim=True)
+    gap = torch.sub(x, x.mean(dims, keepdim=True), out=out)
     squares = gap.square().sum(dims, keepdim=True) / max(_count(x, dims) - 1, 1)
     return gap, squares.masked_fill_(_all_equal(x, dims), torch.inf).sqrt_()
+
+
+def _back(grad: Tensor, gap: Tensor, std: Tensor, dims: Dims, eps: float) -> Tensor:
+    """From the gradient of ``gap / (std + eps)`` that of the numbers; both are written over."""
+    # with d = x - mean: (g - mean(g)) / (std + eps) - d <g, d> / ((n - 1) std (std + eps)^2)
+    along = (grad * gap).sum(dims, keepdim=True) / (max(_count(gap, dims) - 1, 1) * std)
+    grad.sub_(grad.mean(dims, keepdim=True))
+    return grad.sub_(gap.mul_(along / (std + eps))).div_(std + eps)
 
 
 def _count(x: Tensor, dims: Dims) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmkd_plugin.losses.numerics.checks import labels_at
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
-from mmkd_plugin.losses.numerics.one_pass import Kernel, by_autograd, one_pass
+from mmkd_plugin.losses.numerics.one_pass import Kernel, one_pass
 from mmkd_plugin.losses.numerics.precision import full_precision
 
 #: Takes logits of the student and of the teacher, (N, C, ...), and the class of each row,
@@ -23,15 +23,11 @@ def mean_in_pieces(
     teacher: Tensor,
     classes: Tensor,
     kept: Tensor,
-    kernel: Kernel | None = None,
+    kernel: Kernel,
 ) -> Tensor:
     """See :func:`mean_of_rows`."""
-
-    def formula(s: Tensor, t: Tensor, classes: Tensor, kept: Tensor) -> Tensor:
-        return of_rows(s, t, classes).masked_fill(~kept, 0).sum()
-
     maps = [x.flatten(2) if x.dim() > 2 else x for x in (student, teacher, classes, kept)]
-    return one_pass(kernel or by_autograd(formula), *maps, dim=2) / kept.sum().clamp(min=1)
+    return one_pass(kernel, *maps, dim=2) / kept.sum().clamp(min=1)
 
 
 @with_fast_form(mean_in_pieces)
@@ -41,7 +37,7 @@ def mean_of_rows(
     teacher: Tensor,
     classes: Tensor,
     kept: Tensor,
-    kernel: Kernel | None = None,
+    kernel: Kernel,
 ) -> Tensor:
     """The mean over the rows that count, 0 without one.
 
@@ -51,8 +47,8 @@ def mean_of_rows(
         teacher (Tensor): Logits of the teacher, same shape. They get no gradient.
         classes (Tensor): See :func:`target_classes`.
         kept (Tensor): See :func:`target_classes`.
-        kernel (Callable, optional): The sum of the rows of a piece that count, with its gradient
-            by formula; it takes ``s, t, classes, kept, slope``. Defaults to None: by autograd.
+        kernel (Callable): The sum of the rows of a piece that count, with its gradient
+            by formula; it takes ``s, t, classes, kept, slope``.
 
     Returns:
         Tensor: A scalar.
