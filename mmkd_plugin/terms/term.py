@@ -185,7 +185,8 @@ class Term(nn.Module):
             return f'{loss} compares gradients of the task loss'
         if self.on_rois:
             return 'it compares RoIs, which the student samples by the ground-truth boxes'
-        for need in (*self.traits.needs, *self.needs_of_batch):
+        combined = () if self.combination is None else self.combination.needs
+        for need in (*self.traits.needs, *combined):
             if need in FROM_STUDENT:
                 return f"{loss} needs what the student's assigner finds"
             if need in FROM_BATCH and FROM_BATCH[need].labels:
