@@ -17,7 +17,7 @@ from tests.fuzz import models
 from tests.runs import config, needs_ops
 from tests.stock_models import build, cwd
 
-pytestmark = pytest.mark.usefixtures('own_globals')
+pytestmark = pytest.mark.usefixtures('own_globals', 'counters')
 
 KINDS: dict[str, Callable[[], dict]] = dict(
     segmentor=models.of_a_segmentor,

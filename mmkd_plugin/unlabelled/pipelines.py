@@ -32,7 +32,7 @@ class WithoutLabels:
     Examples:
         >>> import numpy as np
         >>> _ = __import__('mmcv.transforms')
-        >>> without = WithoutLabels(dict(type='LoadAnnotations'))
+        >>> without = WithoutLabels(dict(type='mmengine.LoadAnnotations'))  # mmcv's own
         >>> without(dict(img=np.zeros((2, 2, 3))))['gt_seg_map'].tolist()
         [[255, 255], [255, 255]]
     """

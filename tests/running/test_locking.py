@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mmkd_plugin import saving
 from mmkd_plugin.running import locking
 from mmkd_plugin.running.locking import InUseError, alone_in
 
@@ -58,12 +59,12 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, 'No locks available')
 
-    monkeypatch.setattr(locking.fcntl, 'lockf', none)
+    monkeypatch.setattr(saving.fcntl, 'lockf', none)
     with alone_in(tmp_path), alone_in(tmp_path):
         assert (tmp_path / locking.LOCK).read_text() == ''
 
 
 def test_a_system_without_locks(tmp_path, monkeypatch):
-    monkeypatch.setattr(locking, 'fcntl', None)
+    monkeypatch.setattr(saving, 'fcntl', None)
     with alone_in(tmp_path):
         assert not (tmp_path / locking.LOCK).exists()
