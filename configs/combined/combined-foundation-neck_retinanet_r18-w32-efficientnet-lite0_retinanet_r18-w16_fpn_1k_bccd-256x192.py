@@ -27,13 +27,13 @@ model = dict(
         cwd=dict(
             teacher='task',
             tap='neck',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight=dict(auto=0.5)),
         ),
         cosine_hint=dict(
             teacher='imagenet',
             student_tap=['neck[1]', 'neck[2]'],
             teacher_tap='maps',
-            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=dict(auto=0.5)),
         ),
     ),
 )
