@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from mmkd_plugin.choosing.choosing import Choice
 
-TEMPLATE = """# Compares {why}.
+TEMPLATE = """{why}
 _base_ = [{student!r}]
 
 model = dict(
@@ -46,7 +47,9 @@ def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> 
         "loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'))))"
     """
     return TEMPLATE.format(
-        why=choice.why,
+        why=textwrap.fill(
+            f'Compares {choice.why}.', 100, initial_indent='# ', subsequent_indent='# '
+        ),
         student=student,
         config=teacher,
         checkpoint=checkpoint,

@@ -15,7 +15,7 @@ def test_the_config_says_what_was_chosen(tmp_path: Path) -> None:
     term = dict(student_tap=['neck[0]', 'neck[1]'], teacher_tap="it's", loss=loss)
     term['queries'] = dict(random=300)
     other = dict(tap='bbox_head', loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight='auto'))
-    choice = Choice('neck', 'pkd', term, 'levels', dict(bckd=other))
+    choice = Choice('neck', 'pkd', term, 'levels ' * 30, dict(bckd=other))
     text = config_text(str(tmp_path / 'student.py'), 'mmdet::a/b.py', 'https://x/y.pth', choice)
     file = tmp_path / 'distilled.py'
     file.write_text(text)
