@@ -5,11 +5,11 @@ model = dict(
     distill=dict(
         pearson=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight=dict(auto=12.5)),
         ),
         bckd=dict(
             tap='bbox_head',
-            loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.ProtocolLoss', loss_weight=dict(auto=12.5)),
         ),
     ),
 )
