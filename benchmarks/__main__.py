@@ -163,9 +163,9 @@ def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair | epochs.Smal
     if args.command == 'losses':
         return cases.pick(args.names, args.quick)
     if args.command == 'step':
-        return steps.pick(args.names)
+        return cases.pick_pairs(args.names, steps.PAIRS)
     if args.command == 'epoch':
-        return epochs.pick(args.names)
+        return cases.pick_pairs(args.names, epochs.SMALL)
     if args.command == 'scaling':
         return scaling.pick(args.names, args.quick)
     pairs = [name for name in args.names if name in steps.PAIRS]
@@ -173,7 +173,7 @@ def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair | epochs.Smal
     for name in others:
         cases.check_name('loss or pair', name, [*cases.registered_losses(), *steps.PAIRS])
     found = cases.pick(others, args.quick) if others or not pairs else []
-    return [*found, *(steps.pick(pairs) if pairs or not others else [])]
+    return [*found, *(cases.pick_pairs(pairs, steps.PAIRS) if pairs or not others else [])]
 
 
 def measure_all(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -473,6 +473,20 @@ def pick(names: Sequence[str], quick: bool = False) -> list[Case]:
     for name in names:
         check_name('loss', name, known)
     return [case for case in every if not names or case.loss in names]
+
+
+Pair = TypeVar('Pair')
+
+
+def pick_pairs(names: Sequence[str], pairs: Mapping[str, Pair]) -> list[Pair]:
+    """Some pairs of a student and a teacher, or all.
+
+    Raises:
+        ValueError: If there is none of a name; with the nearest one.
+    """
+    for name in names:
+        check_name('pair', name, pairs)
+    return [pair for name, pair in pairs.items() if not names or name in names]
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from benchmarks.cases import check_name
 from benchmarks.gains.augmenting import zoo
 from benchmarks.measure import Rounds, take_turns
 from benchmarks.steps import CONFIGS, ONLINE, STUDENT, quiet
@@ -59,17 +58,6 @@ SMALL = {
         'cwd/cwd-neck_retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py',
     ),
 }
-
-
-def pick(names: Sequence[str]) -> list[Small]:
-    """Some of the pairs, or all.
-
-    Raises:
-        ValueError: If there is none of a name; with the nearest one.
-    """
-    for name in names:
-        check_name('pair', name, SMALL)
-    return [small for name, small in SMALL.items() if not names or name in names]
 
 
 @dataclass

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks import mmrazor
-from benchmarks.cases import check_name
 from benchmarks.measure import Rounds, take_turns
 from mmkd_plugin import stack
 from mmkd_plugin.cache.loading import field_of, map_key
@@ -89,17 +88,6 @@ PAIRS = {
         quick=(1, 64, 64),
     ),
 }
-
-
-def pick(names: Sequence[str]) -> list[Pair]:
-    """Some of the pairs, or all.
-
-    Raises:
-        ValueError: If there is none of a name; with the nearest one.
-    """
-    for name in names:
-        check_name('pair', name, PAIRS)
-    return [pair for name, pair in PAIRS.items() if not names or name in names]
 
 
 class WithTeacher(BaseModel):

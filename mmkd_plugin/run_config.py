@@ -57,6 +57,7 @@ SETTINGS: dict[str, tuple[Any, float | None]] = {
     'default_hooks.logger': (dict | None, None),
     'custom_hooks': (list | None, None),
     'default_scope': (str | None, None),
+    'report': (bool, None),
     'load_from': (str | None, None),
     'resume': (bool, None),
     'randomness': (dict, None),

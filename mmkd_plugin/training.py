@@ -102,6 +102,8 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
         UsageError: If the config or an argument cannot be used.
     """
     check_has(cfg, args.config, 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    if args.allow_changes and args.resume is None and not cfg.get('resume'):
+        raise UsageError('--allow-changes is for a run that goes on; add --resume')
     check_run(cfg)
     if args.amp:
         use_amp(cfg)
@@ -275,7 +277,8 @@ def keep_config(cfg: Config) -> None:
 
 def report_on(runner: Runner) -> None:
     """Have a run end with a report, unless its config says otherwise."""
-    if runner.cfg.get('report', True) and not any(isinstance(h, ReportHook) for h in runner.hooks):
+    wanted = runner.cfg.get('report', True)
+    if wanted and not any(isinstance(hook, ReportHook) for hook in runner.hooks):
         runner.register_hook(ReportHook())
 
 

@@ -85,6 +85,7 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
+        (dict(report='no'), r'^report must be True or False, got '),
         (dict(randomness=dict(seed='a')), r"^randomness\.seed must be a whole number.*'a'"),
         (dict(randomness=dict(seed=1.5)), r'^randomness\.seed must be a whole number'),
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
-from mmkd_plugin.cli import UsageError, check_file, plain_errors
+from mmkd_plugin.cli import UsageError, check_file, check_number, plain_errors
 from mmkd_plugin.report import FILE, read_run, write_report
 from mmkd_plugin.stack import safe_loading
 
@@ -36,6 +36,8 @@ def main() -> None:
         out = args.out or args.work_dirs[0] / FILE
         if out.suffix != '.html':
             raise UsageError(f'--out {out}: expected a file that ends with .html')
+        check_number(args.alone, '--alone', 0)
+        check_number(args.teacher, '--teacher', 0)
         runs = [read_run(folder) for folder in dict.fromkeys(args.work_dirs)]
         check_file(out, '--out')
         print(write_report(runs, out, args.alone, args.teacher))

@@ -165,69 +165,75 @@ def find_tables(data: Sequence[Data], configs: Path | None = None) -> list[Table
     """
     configs, found = configs or CONFIGS, []
     for one in data:
-        paths = sorted(
-            path
-            for path in configs.rglob(one.pattern)
+        read = {
+            path: read_config(str(path))
+            for path in sorted(configs.rglob(one.pattern))
             if '_base_' not in path.relative_to(configs).parts
-        )
-        read = {path: read_config(str(path)) for path in paths}
-        plain = [path for path in paths if not is_distilled(read[path])]
-        recipes: dict[Path, list[Path]] = {}
-        for path in paths:
-            if 'max_iters' not in read[path].train_cfg:
-                raise UsageError(f'{path} counts epochs; these tables count iterations')
-            if path not in plain:
-                ends = [student for student in plain if path.stem.endswith(f'_{student.stem}')]
-                if not ends:
-                    raise UsageError(f'{path}: no plain config is the end of its name')
-                recipes.setdefault(max(ends, key=lambda end: len(end.stem)), []).append(path)
-        largest_first = sorted(recipes.items(), key=lambda item: (-len(item[1]), item[0]))
-        for student, members in largest_first:
-            if one.methods:
-                members = [path for path in members if path.stem.startswith(one.methods)]
-            if not members:
-                continue
-            teachers = {path: _teacher(read[path].model, configs) for path in members}
-            every = {teacher for teacher in teachers.values() if teacher}
-            if len(every) > 1:
-                raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
-            teacher = next(iter(every), None)
-            methods = {path: method_of(path) for path in members}
-            twice = sorted(n for n, count in Counter(methods.values()).items() if count > 1)
-            if twice:
-                raise UsageError(f'{student.stem} has several recipes called {", ".join(twice)}')
-            iterations = {methods[path]: read[path].train_cfg.max_iters for path in members}
-            iterations['student'] = read[student].train_cfg.max_iters
-            if teacher:
-                iterations['teacher'] = read_config(str(teacher)).train_cfg.max_iters
-            named = {method: path for path, method in methods.items()}
-            cached = {
-                f'{methods[path]}-{name}': (path, options)
-                for name, options in one.caches.items()
-                for path in members
-                if len(trained_teachers(read[path].model)) == 1
-            }
-            named |= {name: path for name, (path, _) in cached.items()}
-            iterations |= {name: iterations[methods[path]] for name, (path, _) in cached.items()}
-            found.append(
-                Table(
-                    one,
-                    TASKS[read[student].default_scope],
-                    student,
-                    teacher,
-                    {m: path for m, path in named.items() if not _has_unlabelled(read[path])},
-                    {
-                        name: len(trained_teachers(read[path].model))
-                        for name, path in named.items()
-                        if teachers[path]
-                    },
-                    iterations,
-                    {m: path for path, m in methods.items() if _has_unlabelled(read[path])},
-                    {methods[path]: _bring(read[path].model) for path in members},
-                    {name: options for name, (_, options) in cached.items()},
-                )
-            )
+        }
+        recipes = _by_student(read)
+        for student in sorted(recipes, key=lambda path: (-len(recipes[path]), path)):
+            members = [path for path in recipes[student] if path.stem.startswith(one.methods or '')]
+            if members:
+                found.append(_table(one, student, {path: read[path] for path in members}, configs))
     return found
+
+
+def _by_student(read: dict[Path, Config]) -> dict[Path, list[Path]]:
+    """The recipes of each student alone: the plain config with which their names end."""
+    plain = [path for path, cfg in read.items() if not is_distilled(cfg)]
+    recipes: dict[Path, list[Path]] = {}
+    for path, cfg in read.items():
+        if 'max_iters' not in cfg.train_cfg:
+            raise UsageError(f'{path} counts epochs; these tables count iterations')
+        if path not in plain:
+            ends = [student for student in plain if path.stem.endswith(f'_{student.stem}')]
+            if not ends:
+                raise UsageError(f'{path}: no plain config is the end of its name')
+            recipes.setdefault(max(ends, key=lambda end: len(end.stem)), []).append(path)
+    return recipes
+
+
+def _table(data: Data, student: Path, members: dict[Path, Config], configs: Path) -> Table:
+    """The table of a student and its recipes."""
+    taught = {path: _teacher(cfg.model, configs) for path, cfg in members.items()}
+    every = {teacher for teacher in taught.values() if teacher}
+    if len(every) > 1:
+        raise UsageError(f'{student.stem} has several teachers: {sorted(map(str, every))}')
+    teacher = next(iter(every), None)
+    names = Counter(map(method_of, members))
+    twice = sorted(name for name, count in names.items() if count > 1)
+    if twice:
+        raise UsageError(f'{student.stem} has several recipes called {", ".join(twice)}')
+    cached = {
+        f'{method_of(path)}-{name}': (path, options)
+        for name, options in data.caches.items()
+        for path, cfg in members.items()
+        if len(trained_teachers(cfg.model)) == 1
+    }
+    paths = {method_of(path): path for path in members}
+    paths |= {name: path for name, (path, _) in cached.items()}
+    alone = read_config(str(student))
+    iterations = {name: members[path].train_cfg.max_iters for name, path in paths.items()}
+    iterations['student'] = alone.train_cfg.max_iters
+    if teacher:
+        iterations['teacher'] = read_config(str(teacher)).train_cfg.max_iters
+    few = {name: path for name, path in paths.items() if _has_unlabelled(members[path])}
+    return Table(
+        data,
+        TASKS[alone.default_scope],
+        student,
+        teacher,
+        recipes={name: path for name, path in paths.items() if name not in few},
+        taught={
+            name: len(trained_teachers(members[path].model))
+            for name, path in paths.items()
+            if taught[path]
+        },
+        iterations=iterations,
+        few=few,
+        bring={method_of(path): _bring(cfg.model) for path, cfg in members.items()},
+        cached={name: options for name, (_, options) in cached.items()},
+    )
 
 
 def _has_unlabelled(cfg: Config) -> bool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Arguments = Mapping[str, Any]
+
+#: Makes ours of the arguments of their loss, and of the connectors before it.
+Rule = Callable[[dict[str, Any], Mapping[str, Arguments]], 'Loss']
 
 
 class Loss(NamedTuple):
@@ -34,13 +38,13 @@ class NotPossible(ValueError):
     """Something has no counterpart here; the message says what, and what to take instead."""
 
 
-def loss_of(config: Arguments, connectors: list[Arguments]) -> Loss:
+def loss_of(config: Arguments, connectors: Mapping[str, Arguments] = MappingProxyType({})) -> Loss:
     """Finds our loss for one of theirs.
 
     Args:
         config (dict): The config of their loss.
-        connectors (list[dict]): Configs of the connectors between the maps and their loss, the
-            student's first.
+        connectors (dict[str, dict]): Configs of the connectors between the maps of ``'student'`` or
+            ``'teacher'`` and their loss. Defaults to none.
 
     Returns:
         Loss: Ours.
@@ -49,7 +53,7 @@ def loss_of(config: Arguments, connectors: list[Arguments]) -> Loss:
         NotPossible: If there is none.
 
     Examples:
-        >>> found = loss_of(dict(type='ChannelWiseDivergence', tau=1, loss_weight=5), [])
+        >>> found = loss_of(dict(type='ChannelWiseDivergence', tau=1, loss_weight=5))
         >>> found.type, found.weight, dict(found.arguments)
         ('ChannelWiseLoss', 5, {'tau': 1})
     """
@@ -59,49 +63,48 @@ def loss_of(config: Arguments, connectors: list[Arguments]) -> Loss:
         raise NotPossible(
             f'the loss {kind} has no counterpart here (docs/performance.md has a table)'
         )
-    found = RULES[kind](config, connectors)
-    return found if found.connector is not None else _connected(found, connectors)
+    loss = RULES[kind](config, connectors)
+    owned = OWNED.get(loss.type, ())
+    rest = {side: one for side, one in connectors.items() if _kind(one) not in owned}
+    return loss if not rest else loss._replace(connector=_convolution(rest))
 
 
-def _connected(loss: Loss, connectors: list[Arguments]) -> Loss:
-    """Adds a connector that is a convolution."""
-    rest = [one for one in connectors if _kind(one) not in OWNED.get(loss.type, ())]
-    if not rest:
-        return loss
-    kinds = ', '.join(map(_kind, rest))
-    if len(rest) > 1 or kinds != 'ConvModuleConnector':
-        raise NotPossible(f'connectors {kinds} (docs/distiller.md lists those that are here)')
-    given = rest[0]
-    connector = dict(type='mmkd_plugin.ConvConnector')
+def _convolution(connectors: Mapping[str, Arguments]) -> dict[str, Any]:
+    """Our connector for a convolution behind the student's map."""
+    given = connectors.get('student', {})
+    if len(connectors) > 1 or not given or _kind(given) != 'ConvModuleConnector':
+        found = ', '.join(f'{_kind(one)} of the {side}' for side, one in connectors.items())
+        raise NotPossible(f'connectors: {found} (docs/distiller.md lists those that are here)')
+    connector: dict[str, Any] = dict(type='mmkd_plugin.ConvConnector')
     if given.get('kernel_size', 1) != 1:
         connector['kernel_size'] = given['kernel_size']
     if given.get('norm_cfg'):
         connector |= dict(bias=False, norm=True)
     if given.get('act_cfg', dict(type='ReLU')):
         connector['act'] = True
-    return loss._replace(connector=connector)
+    return connector
 
 
 def _kind(config: Arguments) -> str:
     return str(config['type']).rpartition('.')[2]
 
 
-def _plain(name: str, ours: str, **names: str) -> Callable[[dict, list], Loss]:
+def _plain(name: str, ours: str, **names: str) -> Rule:
     """A rule for a loss with the same weight, whose arguments at most have other names."""
 
-    def rule(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+    def rule(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
         kept = {names[k]: v for k, v in config.items() if k in names}
         return Loss(name, ours, config.get('loss_weight', 1.0), kept)
 
     return rule
 
 
-def _cwd(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _cwd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     tau = config.get('tau', 1.0)
     return Loss('cwd', 'ChannelWiseLoss', config.get('loss_weight', 1.0), dict(tau=tau))
 
 
-def _kl(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _kl(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     if config.get('reduction', 'batchmean') != 'batchmean':
         raise NotPossible(f"KLDivergence with reduction='{config['reduction']}'; ours is a mean")
     note = 'theirs divides by the images alone: multiply loss_weight by H·W of the map'
@@ -109,7 +112,7 @@ def _kl(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
     return Loss('pi', 'PixelWiseLoss', config.get('loss_weight', 1.0), dict(tau=tau), (note,))
 
 
-def _l2(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _l2(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     if config.get('dist') or config.get('normalize', True):
         raise NotPossible(
             'L2Loss of normalised features or as a norm; HintLoss is the mean of squares, '
@@ -123,50 +126,52 @@ def _l2(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
     return Loss('hint', 'HintLoss', config.get('loss_weight', 1.0), notes=notes)
 
 
-def _l1(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _l1(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     note = 'a smooth L1: it differs where student and teacher are closer than 1'
     weight = config.get('loss_weight', 1.0)
     return Loss('l1', 'CosineHintLoss', weight, dict(cos=0, l1=1), (note,))
 
 
-def _ab(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _ab(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     weight = config.get('loss_weight', 1.0) * 3 / 1000
     kept = {k: v for k, v in config.items() if k == 'margin'}
     return Loss('ab', 'ActivationBoundaryLoss', weight, kept)
 
 
-def _overhaul(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _overhaul(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     weight = config.get('loss_weight', 1.0) / config.get('mul_factor', 1000)
     return Loss('overhaul', 'OverhaulLoss', weight)
 
 
-def _rkd(ours: str, weight: float) -> Callable[[dict, list], Loss]:
-    def rule(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _rkd(ours: str, weight: float) -> Rule:
+    def rule(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
         normalize = dict(normalize=config.get('with_l2_norm', True))
         return Loss('rkd', ours, config.get('loss_weight', weight), normalize)
 
     return rule
 
 
-def _pkd(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _pkd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     kept = {} if config.get('resize_stu', True) else dict(resize='teacher')
     return Loss('pkd', 'PearsonLoss', config.get('loss_weight', 1.0), kept)
 
 
-def _dkd(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _dkd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     kept = {name: config.get(name, 1.0) for name in ('alpha', 'beta', 'tau')}
     return Loss('dkd', 'DecoupledLoss', config.get('loss_weight', 1.0), kept)
 
 
-def _mgd(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
-    of = next((one for one in connectors if _kind(one) in OWNED['MaskedGenerationLoss']), {})
+def _mgd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
+    of = next(
+        (one for one in connectors.values() if _kind(one) in OWNED['MaskedGenerationLoss']), {}
+    )
     kept = dict(mask_ratio=of.get('lambda_mgd', 0.65))
     if of.get('mask_on_channel'):
         kept['mask'] = 'channel'
     return Loss('mgd', 'MaskedGenerationLoss', config.get('alpha_mgd', 2e-5), kept)
 
 
-def _fbkd(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
+def _fbkd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     usual = dict(
         mask_l2_weight=7e-5, channel_weight=4e-3, spatial_weight=4e-3, nonloacl_weight=7e-5
     )
@@ -175,7 +180,9 @@ def _fbkd(config: dict[str, Any], connectors: list[Arguments]) -> Loss:
         raise NotPossible(
             f'FBKDLoss with {", ".join(other)} of its own; ours has those of the paper'
         )
-    of = next((one for one in connectors if _kind(one) in OWNED['AttentionGuidedLoss']), {})
+    of = next(
+        (one for one in connectors.values() if _kind(one) in OWNED['AttentionGuidedLoss']), {}
+    )
     kept = dict(reduction=of.get('reduction', 2), pool=2 * of.get('maxpool_stride', 2))
     return Loss('fbkd', 'AttentionGuidedLoss', config.get('loss_weight', 1.0), kept)
 
@@ -187,7 +194,7 @@ OWNED = {
     'OverhaulLoss': ('OFDTeacherConnector',),
 }
 
-RULES: dict[str, Callable[[dict[str, Any], list[Arguments]], Loss]] = {
+RULES: dict[str, Rule] = {
     'ABLoss': _ab,
     'ATLoss': _plain('at', 'AttentionLoss'),
     'AngleWiseRKD': _rkd('RKDAngleLoss', 50.0),

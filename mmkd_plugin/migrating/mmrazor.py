@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.migrating.losses import Loss, NotPossible, loss_of
 from mmkd_plugin.stack import shipped_config
+from mmkd_plugin.words import did_you_mean
 
 ALGORITHMS = ('SingleTeacherDistill', 'FpnTeacherDistill')
 
@@ -149,23 +150,22 @@ def _terms(distiller: Mapping[str, Any]) -> dict[str, Term]:
             loss = loss_of(config, connectors)
         except NotPossible as error:
             raise NotPossible(f'model.distiller.distill_losses.{key}: {error}') from error
-        for term in found.values():
-            first = term.losses[0]
-            if (first.type, first.connector, set(first.arguments)) == (
-                loss.type,
-                loss.connector,
-                set(loss.arguments),
-            ) and (first.arguments == loss.arguments or loss.type in LISTS):
-                break
-        else:
-            name = loss.name
-            while name in found:
-                name = f'{loss.name}{int(name.removeprefix(loss.name) or 1) + 1}'
-            term = found[name] = Term([], [], [])
+        term = next((one for one in found.values() if _together(one.losses[0], loss)), None)
+        if term is None:
+            term = Term([], [], [])
+            same = sum(name.rstrip('0123456789') == loss.name for name in found)
+            found[loss.name if not same else f'{loss.name}{same + 1}'] = term
         term.losses.append(loss)
-        term.student.append(sides[True])
-        term.teacher.append(sides[False])
+        term.student.append(sides['student'])
+        term.teacher.append(sides['teacher'])
     return found
+
+
+def _together(one: Loss, other: Loss) -> bool:
+    """Whether two losses are one term, whose weights may differ between the maps."""
+    if (one.type, one.connector) != (other.type, other.connector):
+        return False
+    return one.arguments == other.arguments or one.type in LISTS
 
 
 #: Losses that take lists for their arguments, a value for each map.
@@ -174,33 +174,37 @@ LISTS = ('AttentionGuidedLoss',)
 
 def _sides(
     key: str, mapping: Mapping[str, Any], distiller: Mapping[str, Any]
-) -> tuple[dict[bool, str], list[Mapping[str, Any]]]:
+) -> tuple[dict[str, str], dict[str, Mapping[str, Any]]]:
     """The taps of student and teacher that a loss gets, and the connectors behind them."""
     where = f'model.distiller.loss_forward_mappings.{key}'
-    sides: dict[bool, str] = {}
-    connectors: dict[bool, Mapping[str, Any]] = {}
+    sides: dict[str, str] = {}
+    connectors: dict[str, Mapping[str, Any]] = {}
     for argument, given in mapping.items():
         if 'recorder' not in given:
             raise NotPossible(f'{where}.{argument} is read from no recorder')
-        of_student = bool(given.get('from_student'))
-        if of_student in sides:
+        side = 'student' if given.get('from_student') else 'teacher'
+        if side in sides:
             raise NotPossible(f'{where} reads two maps of one model; a loss here gets one of each')
-        side = 'student' if of_student else 'teacher'
         recorders = distiller.get(f'{side}_recorders') or {}
         if given.recorder not in recorders:
             raise UsageError(
                 f"{where}.{argument}: there is no {side}_recorders['{given.recorder}']"
+                f'{did_you_mean(given.recorder, recorders)}'
             )
-        sides[of_student] = _tap(
-            recorders[given.recorder], given, f'{side}_recorders.{given.recorder}'
-        )
+        sides[side] = _tap(recorders[given.recorder], given, f'{side}_recorders.{given.recorder}')
         if given.get('connector'):
-            connectors[of_student] = distiller.connectors[given.connector]
-    if sides.keys() != {True, False}:
+            known = distiller.get('connectors') or {}
+            if given.connector not in known:
+                raise UsageError(
+                    f"{where}.{argument}: there is no connectors['{given.connector}']"
+                    f'{did_you_mean(given.connector, known)}'
+                )
+            connectors[side] = known[given.connector]
+    if sides.keys() != {'student', 'teacher'}:
         raise NotPossible(
             f'{where}: a loss here compares a map of the student with one of the teacher'
         )
-    return sides, [connectors[side] for side in (True, False) if side in connectors]
+    return sides, connectors
 
 
 def _tap(recorder: Mapping[str, Any], given: Mapping[str, Any], where: str) -> str:

@@ -28,6 +28,7 @@ from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.visualization.figure import draw, save
 from mmkd_plugin.visualization.hook import gallery_of
 from mmkd_plugin.visualization.page import THUMB, file_name
+from mmkd_plugin.visualization.panels import check_panels
 from mmkd_plugin.words import first_line
 
 #: Iterations of a session before the first that is measured, and from one to the next.
@@ -51,7 +52,7 @@ class ReportHook(Hook):
             ``('predictions',)``.
 
     Raises:
-        ValueError: If ``images`` is no whole number from 0 on.
+        ValueError: If ``images`` is no whole number from 0 on, or there is no such panel.
 
     Examples:
         >>> ReportHook(images=4).panels
@@ -62,7 +63,10 @@ class ReportHook(Hook):
 
     def __init__(self, images: int = 2, panels: Sequence[str] = ('predictions',)) -> None:
         if not isinstance(images, int) or isinstance(images, bool) or images < 0:
-            raise ValueError(f'images: expected a whole number from 0 on, got {images!r}')
+            raise ValueError(
+                f'ReportHook.images: expected a whole number from 0 on, got {images!r}'
+            )
+        check_panels(panels)
         self.images = images
         self.panels = panels
         self.facts: dict[str, Any] = {}

@@ -135,7 +135,7 @@ def read_run(folder: str | Path) -> Run:
     sessions = sorted(file.parent.parent for file in folder.glob('*/vis_data/scalars.json'))
     if not sessions:
         inside = [one.parents[2].name for one in folder.glob('*/*/vis_data/scalars.json')]
-        hint = f'; runs lie in {some(sorted(set(inside)))} in it' if inside else ''
+        hint = f'; it holds the work dirs {some(sorted(set(inside)))}' if inside else ''
         raise UsageError(
             f'{folder} is not the work dir of a run: {folder}/<time>/vis_data/scalars.json is not '
             f'there{hint}'

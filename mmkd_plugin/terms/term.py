@@ -25,6 +25,15 @@ from mmkd_plugin.terms.lines import check_line, check_weight, takes
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
+from mmkd_plugin.terms.refusals import (
+    check_combined,
+    check_explainer,
+    check_needs,
+    check_queries,
+    check_raw,
+    check_rois,
+    check_through,
+)
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
 from mmkd_plugin.terms.through import Through
@@ -125,14 +134,14 @@ class Term(nn.Module):
         self._teacher_connector = teacher_connector
         self.through = through
         self.queries = queries
-        _check_needs(self)
-        _check_raw(self, converts=connector not in ('auto', None) or teacher_connector)
+        check_needs(self)
+        check_raw(self, converts=connector not in ('auto', None) or teacher_connector)
         if through is not None:
-            _check_through(self)
+            check_through(self, teacher_connector)
         if queries is not None:
-            _check_queries(self, connector)
+            check_queries(self, connector, teacher_connector)
         if explainer is not None:
-            _check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
+            check_explainer(self, converts=connector not in ('auto', None) or teacher_connector)
         elif self.traits.compares == 'explanations':
             raise ValueError(
                 f'{self.here}: {type(loss).__name__} compares explanations; add '
@@ -144,7 +153,7 @@ class Term(nn.Module):
         kind = kind if queries is None else 'queries'
         words['queries'] = queries
         if kind == 'maps' and through is None and _on_rois(self.here, student_tap, teacher_tap):
-            _check_rois(self, student_tap, teacher_tap)
+            check_rois(self, student_tap, teacher_tap)
             kind, words['rois'] = 'rois', student_tap
         assigned = any(need in FROM_STUDENT for need in self.traits.needs)
         self.student_view = View(
@@ -154,7 +163,7 @@ class Term(nn.Module):
             teacher_tap, kind, explainer, 'teacher', entrance=entrance, **words
         )
         if self.combination is not None:
-            _check_combined(self)
+            check_combined(self)
 
     @property
     def student_tap(self) -> Taps:
@@ -313,10 +322,25 @@ class Term(nn.Module):
             pairs = list(zip(students, self._convert_teacher(teachers)))
             self.connectors = self._build_connectors(pairs, passage)
         self._counts = len(students), len(teachers)
+        behind = self._try(student, teacher, given, passage, pairs)
+        self.watch.channels(behind)
+        if self.auto is not None:
+            with buffers_kept(self.loss):
+                self._prepare_auto(len(pairs), student, teacher, given, passage)
+
+    def _try(
+        self,
+        student: Maps,
+        teacher: Maps,
+        given: dict[str, Any] | None,
+        passage: Passage | None,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+    ) -> list[Tensor]:
+        """Computes the loss once; returns the student's maps behind the connectors."""
         training = self.training
         try:  # in eval mode: batch norms of connectors refuse maps of one position in training
             with torch.no_grad():
-                behind = self.eval()._behind(students, passage)
+                behind = self.eval()._behind(as_list(student), passage)
                 self._set_up(behind, pairs)
             with buffers_kept(self.loss):  # a memory shall know no made-up image
                 with torch.no_grad():
@@ -337,10 +361,7 @@ class Term(nn.Module):
                 f'{self.here}: {type(self.loss).__name__} {problem} in a trial, so it cannot teach;'
                 f' look at its arguments: {self.loss.extra_repr()}'
             )
-        self.watch.channels(behind)
-        if self.auto is not None:
-            with buffers_kept(self.loss):
-                self._prepare_auto(len(pairs), student, teacher, given, passage)
+        return behind
 
     def check_source(self, source: Teacher) -> None:
         """Refuses a teacher whose queries or stored maps mean something else.
@@ -609,62 +630,6 @@ class Term(nn.Module):
         )
 
 
-def _check_explainer(term: Term, converts: Any) -> None:
-    """Refuses an explainer that does not fit the loss or a connector."""
-    if not isinstance(term.explainer, Explainer):
-        raise ValueError(
-            f'{term.here}.explainer: {type(term.explainer).__name__} is not an explainer; '
-            'take mmkd_plugin.GradCAM, say'
-        )
-    if term.traits.compares == 'gradients' or term.traits.needs:
-        raise ValueError(
-            f'{term.here}: {type(term.loss).__name__} cannot compare explanations; take '
-            'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
-        )
-    if converts:
-        raise ValueError(
-            f'{term.here}: explanations have the size of the image in both models; '
-            'leave the connector out'
-        )
-
-
-def _check_through(term: Term) -> None:
-    """Refuses maps that go through the teacher where the loss compares something else."""
-    if term.explainer is not None or term.traits.compares != 'maps':
-        raise ValueError(
-            f'{term.here}.through: only maps go through the teacher, and this term compares '
-            f'{"explanations" if term.explainer is not None else term.traits.compares}; leave it '
-            'out'
-        )
-    if term._teacher_connector is not None:
-        raise ValueError(
-            f'{term.here}.through: what comes out of the teacher is compared as it is; leave '
-            '`teacher_connector` out'
-        )
-
-
-def _check_queries(term: Term, connector: Any) -> None:
-    """Refuses what cannot be done with the answers of decoders."""
-    others = dict(
-        explainer=term.explainer,
-        through=term.through,
-        teacher_connector=term._teacher_connector,
-        connector=None if connector == 'auto' else connector,
-    )
-    given = next((key for key, value in others.items() if value is not None), None)
-    if given is not None:
-        raise ValueError(
-            f'{term.here} has `{given}` beside `queries`: answers of the decoders are compared as '
-            'they are, so leave it out'
-        )
-    if term.traits.needs_same_channels or term.traits.compares != 'maps':
-        raise ValueError(
-            f'{term.here}.queries: {type(term.loss).__name__} does not compare the answers of '
-            'decoders; take mmkd_plugin.SharedQueriesLoss for boxes, or '
-            'mmkd_plugin.SharedMasksLoss for masks'
-        )
-
-
 def _on_rois(here: str, student: Taps, teacher: Taps) -> bool:
     """Whether the taps of both models lie behind the proposals."""
     sides = {}
@@ -684,51 +649,6 @@ def _on_rois(here: str, student: Taps, teacher: Taps) -> bool:
             'both'
         )
     return sides['student']
-
-
-def _check_rois(term: Term, student: Taps, teacher: Taps) -> None:
-    """Refuses what cannot be done with RoIs."""
-    if len(student.taps) != len(teacher.taps):
-        raise ValueError(
-            f"{term.here}: '{student}' of the student and '{teacher}' of the teacher are "
-            f'{len(student.taps)} and {len(teacher.taps)} taps; each tap of the teacher is asked '
-            "on the RoIs of one of the student's, so give as many"
-        )
-    needs = [n for n in term.traits.needs if n in (*FROM_BATCH, *FROM_STUDENT, *FROM_NORM)]
-    others = [need for need in needs if need not in FROM_ROIS]
-    if others:
-        raise ValueError(
-            f'{term.here}: {type(term.loss).__name__} needs `{others[0]}` of maps of the image, '
-            f"and '{student}' belongs to RoIs; take another loss, such as mmkd_plugin.HintLoss"
-        )
-
-
-def _check_needs(term: Term) -> None:
-    """Refuses a loss with an unknown need."""
-    known = [*FROM_BATCH, *FROM_RUN, *FROM_STUDENT, *FROM_NORM]
-    for need in term.traits.needs:
-        if need not in known:
-            raise ValueError(
-                f"{term.here}: {type(term.loss).__name__} needs '{need}', which is not known "
-                f'(known: {", ".join(known)})'
-            )
-    if term.norm_names is not None and not any(n in FROM_NORM for n in term.traits.needs):
-        raise ValueError(
-            f'{term.here}.norm: {type(term.loss).__name__} needs no batch norm of the teacher; '
-            'leave it out'
-        )
-
-
-def _check_raw(term: Term, converts: Any) -> None:
-    """Refuses a connector for a loss that compares maps as the models give them.
-
-    One before a way through the teacher is none of these.
-    """
-    if term.traits.needs_raw_maps and converts and term.through is None:
-        raise ValueError(
-            f'{term.here}: {type(term.loss).__name__} compares what the heads give as it is; leave '
-            'the connector out'
-        )
 
 
 def _words(error: Exception) -> str:
@@ -769,13 +689,3 @@ def _combination(here: str, teachers: Sequence[str], combine: str | None) -> Com
             'term has one; leave it out'
         )
     return None
-
-
-def _check_combined(term: Term) -> None:
-    """Refuses several teachers where no class scores are compared as they are."""
-    if term.compared is None or term.teacher_view.kind != 'maps':
-        raise ValueError(
-            f'{term.here}: several teachers are combined by their class scores, and this term '
-            'does not compare those of both models as they are. Give each teacher a term of its '
-            'own'
-        )

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import epochs
+from benchmarks.cases import pick_pairs
 from benchmarks.measure import Rounds
 from benchmarks.report import Report, grids
 from mmkd_plugin.cli import read_config
 
 
 def test_the_pairs_are_recipes_of_small_scenes():
-    assert epochs.pick([]) == list(epochs.SMALL.values())
-    assert epochs.pick(['detection']) == [epochs.SMALL['detection']]
+    assert pick_pairs([], epochs.SMALL) == list(epochs.SMALL.values())
+    assert pick_pairs(['detection'], epochs.SMALL) == [epochs.SMALL['detection']]
     with pytest.raises(ValueError, match='did you mean'):
-        epochs.pick(['detektion'])
+        pick_pairs(['detektion'], epochs.SMALL)
     for small in epochs.SMALL.values():
         cfg = read_config(str(epochs.CONFIGS / small.config))
         assert Path(cfg.train_dataloader.dataset.data_root).name == 'digit_scenes'

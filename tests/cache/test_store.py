@@ -359,8 +359,10 @@ def test_a_writer_that_was_killed_at_once_can_start_anew(tmp_path, size):
 
 def test_the_order_of_taps_makes_no_other_cache(tmp_path):
     about = META['taps']['neck']
-    for taps in (dict(neck=about, head=about), dict(head=about, neck=about)):
-        CacheWriter(str(tmp_path), dict(META, taps=taps)).close()
+    with CacheWriter(str(tmp_path), dict(META, taps=dict(neck=about, head=about))) as writer:
+        writer.write('0', {'neck': b'first', 'head': b'first'})
+    with CacheWriter(str(tmp_path), dict(META, taps=dict(head=about, neck=about))) as writer:
+        assert writer.missing(['0', '1'], ['head', 'neck']) == ['1']
 
 
 @pytest.mark.parametrize('moment', ['within', 'between'])

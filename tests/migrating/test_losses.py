@@ -38,7 +38,7 @@ def pair(shape: tuple[int, ...], far: bool) -> list[torch.Tensor]:
 
 
 def ours(config: dict[str, Any]) -> torch.nn.Module:
-    found = loss_of(config, [])
+    found = loss_of(config)
     return getattr(own, found.type)(loss_weight=found.weight, **found.arguments)
 
 
@@ -59,7 +59,7 @@ def test_the_value_stays(file: str, config: dict[str, Any], shape: tuple[int, ..
 
 
 def test_a_weight_that_depends_on_the_map_is_told():
-    found = loss_of(dict(type='KLDivergence', tau=3, loss_weight=2), [])
+    found = loss_of(dict(type='KLDivergence', tau=3, loss_weight=2))
     assert (found.type, found.weight, found.arguments) == ('PixelWiseLoss', 2, dict(tau=3))
     assert 'multiply loss_weight by H·W' in found.notes[0]
     student, teacher = pair(MAPS, far=False)
@@ -71,21 +71,20 @@ def test_a_weight_that_depends_on_the_map_is_told():
 
 def test_connectors():
     convolution = dict(type='ConvModuleConnector', in_channel=8, out_channel=16)
-    found = loss_of(
-        dict(type='ChannelWiseDivergence'), [dict(convolution, norm_cfg=dict(type='BN'))]
-    )
+    cwd, pkd = dict(type='ChannelWiseDivergence'), dict(type='PKDLoss')
+    found = loss_of(cwd, dict(student=dict(convolution, norm_cfg=dict(type='BN'))))
     assert found.connector == dict(
         type='mmkd_plugin.ConvConnector', bias=False, norm=True, act=True
     )
-    plain = loss_of(dict(type='PKDLoss'), [dict(convolution, act_cfg=None, kernel_size=3)])
+    plain = loss_of(pkd, dict(student=dict(convolution, act_cfg=None, kernel_size=3)))
     assert plain.connector == dict(type='mmkd_plugin.ConvConnector', kernel_size=3)
-    mgd = loss_of(
-        dict(type='MGDLoss', alpha_mgd=1e-5),
-        [dict(type='MGDConnector', lambda_mgd=0.5, mask_on_channel=True)],
-    )
+    mask = dict(type='MGDConnector', lambda_mgd=0.5, mask_on_channel=True)
+    mgd = loss_of(dict(type='MGDLoss', alpha_mgd=1e-5), dict(student=mask))
     assert mgd.arguments == dict(mask_ratio=0.5, mask='channel') and mgd.weight == 1e-5
     block = dict(reduction=4, maxpool_stride=8)
-    sides = [dict(type=f'FBKD{side}Connector', **block) for side in ('Student', 'Teacher')]
+    sides = {
+        side: dict(type=f'FBKD{side.title()}Connector', **block) for side in ('student', 'teacher')
+    }
     fbkd = loss_of(dict(type='FBKDLoss'), sides)
     assert fbkd.arguments == dict(reduction=4, pool=16) and fbkd.connector is None
 
@@ -93,14 +92,23 @@ def test_connectors():
 @pytest.mark.parametrize(
     ('config', 'connectors', 'told'),
     [
-        (dict(type='CRDLoss'), [], 'the loss CRDLoss has no counterpart'),
-        (dict(type='L2Loss'), [], 'L2Loss of normalised features'),
-        (dict(type='KLDivergence', reduction='sum'), [], "reduction='sum'"),
-        (dict(type='FBKDLoss', spatial_weight=1), [], 'spatial_weight of its own'),
-        (dict(type='PKDLoss'), [dict(type='NormConnector')], 'connectors NormConnector'),
+        (dict(type='CRDLoss'), {}, 'the loss CRDLoss has no counterpart'),
+        (dict(type='L2Loss'), {}, 'L2Loss of normalised features'),
+        (dict(type='KLDivergence', reduction='sum'), {}, "reduction='sum'"),
+        (dict(type='FBKDLoss', spatial_weight=1), {}, 'spatial_weight of its own'),
+        (
+            dict(type='PKDLoss'),
+            dict(student=dict(type='NormConnector')),
+            'connectors: NormConnector of the student',
+        ),
+        (
+            dict(type='PKDLoss'),
+            dict(teacher=dict(type='ConvModuleConnector')),
+            'connectors: ConvModuleConnector of the teacher',
+        ),
     ],
 )
-def test_what_has_no_counterpart(config: dict, connectors: list, told: str) -> None:
+def test_what_has_no_counterpart(config: dict, connectors: dict, told: str) -> None:
     with pytest.raises(NotPossible, match=told):
         loss_of(config, connectors)
 

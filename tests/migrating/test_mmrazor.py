@@ -152,6 +152,11 @@ def test_losses_of_two_kinds_are_two_terms():
             r"there is no student_recorders\['b'\]",
         ),
         (
+            {'model.distiller.loss_forward_mappings.loss.preds_S.connector': 'b'},
+            UsageError,
+            r"there is no connectors\['b'\]",
+        ),
+        (
             {'model.distiller.loss_forward_mappings.loss.preds_S.from_student': False},
             NotPossible,
             'reads two maps of one model',

@@ -77,5 +77,9 @@ def test_a_config_can_leave_it_out(said: dict, before: list, after: int) -> None
 
 
 def test_arguments():
-    with pytest.raises(ValueError, match='images: expected a whole number from 0 on, got -1'):
+    with pytest.raises(
+        ValueError, match=r'^ReportHook\.images: expected a whole number from 0 on, got -1'
+    ):
         ReportHook(images=-1)
+    with pytest.raises(ValueError, match="no panel 'prediction'; did you mean 'predictions'"):
+        ReportHook(panels=('prediction',))

@@ -67,7 +67,7 @@ def test_warnings_of_the_distillation(tmp_path: Path) -> None:
     [
         (lambda at: at / 'none', 'there is no folder'),
         (lambda at: at, 'is not the work dir of a run'),
-        (lambda at: session(at / 'inner', [row(1)]).parent, 'runs lie in inner in it'),
+        (lambda at: session(at / 'inner', [row(1)]).parent, 'it holds the work dirs inner'),
         (lambda at: session(at / 'empty', []), 'nothing is logged there yet'),
     ],
 )

@@ -1,0 +1,123 @@
+"""Refusals: terms whose parts do not go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmkd_plugin.explanations import Explainer
+from mmkd_plugin.taps import Taps
+from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
+
+if TYPE_CHECKING:
+    from mmkd_plugin.terms.term import Term
+
+
+def check_explainer(term: Term, converts: Any) -> None:
+    """Refuses an explainer that does not fit the loss or a connector."""
+    if not isinstance(term.explainer, Explainer):
+        raise ValueError(
+            f'{term.here}.explainer: {type(term.explainer).__name__} is not an explainer; '
+            'take mmkd_plugin.GradCAM, say'
+        )
+    if term.traits.compares == 'gradients' or term.traits.needs:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} cannot compare explanations; take '
+            'mmkd_plugin.ExplanationLoss, or leave `explainer` out'
+        )
+    if converts:
+        raise ValueError(
+            f'{term.here}: explanations have the size of the image in both models; '
+            'leave the connector out'
+        )
+
+
+def check_through(term: Term, teacher_connector: Any) -> None:
+    """Refuses maps that go through the teacher where the loss compares something else."""
+    if term.explainer is not None or term.traits.compares != 'maps':
+        raise ValueError(
+            f'{term.here}.through: only maps go through the teacher, and this term compares '
+            f'{"explanations" if term.explainer is not None else term.traits.compares}; leave it '
+            'out'
+        )
+    if teacher_connector is not None:
+        raise ValueError(
+            f'{term.here}.through: what comes out of the teacher is compared as it is; leave '
+            '`teacher_connector` out'
+        )
+
+
+def check_queries(term: Term, connector: Any, teacher_connector: Any) -> None:
+    """Refuses what cannot be done with the answers of decoders."""
+    others = dict(
+        explainer=term.explainer,
+        through=term.through,
+        teacher_connector=teacher_connector,
+        connector=None if connector == 'auto' else connector,
+    )
+    given = next((key for key, value in others.items() if value is not None), None)
+    if given is not None:
+        raise ValueError(
+            f'{term.here} has `{given}` beside `queries`: answers of the decoders are compared as '
+            'they are, so leave it out'
+        )
+    if term.traits.needs_same_channels or term.traits.compares != 'maps':
+        raise ValueError(
+            f'{term.here}.queries: {type(term.loss).__name__} does not compare the answers of '
+            'decoders; take mmkd_plugin.SharedQueriesLoss for boxes, or '
+            'mmkd_plugin.SharedMasksLoss for masks'
+        )
+
+
+def check_rois(term: Term, student: Taps, teacher: Taps) -> None:
+    """Refuses what cannot be done with RoIs."""
+    if len(student.taps) != len(teacher.taps):
+        raise ValueError(
+            f"{term.here}: '{student}' of the student and '{teacher}' of the teacher are "
+            f'{len(student.taps)} and {len(teacher.taps)} taps; each tap of the teacher is asked '
+            "on the RoIs of one of the student's, so give as many"
+        )
+    needs = [n for n in term.traits.needs if n in (*FROM_BATCH, *FROM_STUDENT, *FROM_NORM)]
+    others = [need for need in needs if need not in FROM_ROIS]
+    if others:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} needs `{others[0]}` of maps of the image, '
+            f"and '{student}' belongs to RoIs; take another loss, such as mmkd_plugin.HintLoss"
+        )
+
+
+def check_needs(term: Term) -> None:
+    """Refuses a loss with an unknown need."""
+    known = [*FROM_BATCH, *FROM_RUN, *FROM_STUDENT, *FROM_NORM]
+    for need in term.traits.needs:
+        if need not in known:
+            raise ValueError(
+                f"{term.here}: {type(term.loss).__name__} needs '{need}', which is not known "
+                f'(known: {", ".join(known)})'
+            )
+    if term.norm_names is not None and not any(n in FROM_NORM for n in term.traits.needs):
+        raise ValueError(
+            f'{term.here}.norm: {type(term.loss).__name__} needs no batch norm of the teacher; '
+            'leave it out'
+        )
+
+
+def check_raw(term: Term, converts: Any) -> None:
+    """Refuses a connector for a loss that compares maps as the models give them.
+
+    One before a way through the teacher is none of these.
+    """
+    if term.traits.needs_raw_maps and converts and term.through is None:
+        raise ValueError(
+            f'{term.here}: {type(term.loss).__name__} compares what the heads give as it is; leave '
+            'the connector out'
+        )
+
+
+def check_combined(term: Term) -> None:
+    """Refuses several teachers where no class scores are compared as they are."""
+    if term.compared is None or term.teacher_view.kind != 'maps':
+        raise ValueError(
+            f'{term.here}: several teachers are combined by their class scores, and this term '
+            'does not compare those of both models as they are. Give each teacher a term of its '
+            'own'
+        )
