@@ -118,7 +118,8 @@ def _curves(runs: Sequence[Run], standings: Sequence[Standing | None]) -> str:
                     levels['teacher'] = standing.teacher.value
                 if standing.alone is not None:
                     levels['student alone'] = standing.alone.value
-        plots.append(Plot(metric, curves, levels))
+        if levels or any(len(values) > 1 for _, values in curves.values()):
+            plots.append(Plot(metric, curves, levels))
     curves = {run.name: run.logged('loss') for run in runs if run.logged('loss')[0]}
     if curves:
         plots.append(Plot('loss', curves, log=True))

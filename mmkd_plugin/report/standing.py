@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from mmengine.config import ConfigDict
 
 from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
-from mmkd_plugin.report.reading import Run
+from mmkd_plugin.cli import UsageError
+from mmkd_plugin.report.reading import Run, read_run
 from mmkd_plugin.teachers.configs import teacher_configs
 
 #: Where mmengine keeps the scores of the validations in a checkpoint.
@@ -126,18 +129,32 @@ def _teacher(run: Run, others: Sequence[Run], metric: str) -> Score | None:
 
 
 def _score_of(config: ConfigDict, others: Sequence[Run], metric: str) -> Score | None:
-    """The score of a teacher: of the run that saved it, else what its checkpoint says."""
+    """The score of a teacher: in the log of the run that saved it, else in its checkpoint."""
     checkpoint = Path(config['checkpoint'])
-    for other in others:
-        if checkpoint.resolve().parent == other.folder.resolve():
-            score = other.score(metric)
-            if score is not None:
-                return Score(score, str(other.folder))
     if not checkpoint.is_file():
-        return None
+        return _logged(checkpoint, others, metric)
+    folder = checkpoint.resolve().parent
+    if not any(folder == other.folder.resolve() for other in others):
+        with suppress(UsageError):  # the file lies elsewhere
+            others = [*others, read_run(folder)]
+    return _logged(checkpoint, others, metric) or _kept(checkpoint, metric)
+
+
+def _logged(checkpoint: Path, runs: Sequence[Run], metric: str) -> Score | None:
+    """The score at the iteration in the name of a checkpoint, else the last, of its run."""
+    for run in runs:
+        if checkpoint.resolve().parent == run.folder.resolve():
+            number = re.search(r'iter_(\d+)$', checkpoint.stem)
+            scores = dict(zip(*run.curve(metric)))
+            score = scores.get(int(number[1]) if number else None, run.score(metric))
+            return None if score is None else Score(score, str(run.folder))
+    return None
+
+
+def _kept(checkpoint: Path, metric: str) -> Score | None:
+    """The last score before a checkpoint was saved; a published one has lost it."""
     try:
         hub = read_checkpoint(checkpoint).get('message_hub') or {}
-        kept = hub['log_scalars'][f'{SCORES}{metric}']
-        return Score(float(kept.current()), str(checkpoint))
+        return Score(float(hub['log_scalars'][f'{SCORES}{metric}'].current()), str(checkpoint))
     except (AttributeError, CheckpointError, KeyError, TypeError, ValueError):
-        return None  # it was published without its history
+        return None

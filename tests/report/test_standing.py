@@ -39,6 +39,17 @@ def test_the_checkpoint_of_the_teacher_tells_its_score(tmp_path: Path) -> None:
     assert standing_of(run, [run]).teacher is None
 
 
+def test_the_work_dir_around_the_teacher_tells_its_score(tmp_path: Path) -> None:
+    rows = [row(1), scored(1, 65.0), row(2), scored(2, 70.0)]
+    folder = session(tmp_path / 'teacher', rows, STUDENT)
+    for name, score in (('iter_1', 65.0), ('iter_2', 70.0), ('best', 70.0)):
+        file = folder / f'{name}.pth'
+        torch.save(dict(state_dict=WEIGHTS), file)
+        model = distilled(str(file))
+        run = read_run(session(tmp_path / name, [row(1), scored(1, 60.0)], model))
+        assert standing_of(run, [run]).teacher == Score(score, str(folder))
+
+
 def test_scores_that_are_given(tmp_path: Path) -> None:
     run = read_run(session(tmp_path, [row(1), scored(1, 60.0)], distilled()))
     found = standing_of(run, [run], alone=55.0, teacher=65.0)
