@@ -30,7 +30,8 @@ def combined_scores(
     """Class scores whose probabilities are a weighted mean of those of several teachers.
 
     Equal teachers give their own scores: with a softmax, the logarithm of the summed exponentials
-    is averaged too.
+    is averaged too. The weights by labels are those of Confidence-Aware Multi-Teacher Knowledge
+    Distillation (CA-MKD), ICASSP 2022, https://arxiv.org/abs/2201.00007.
 
     Args:
         scores (Sequence[Tensor]): Scores of each teacher before softmax or sigmoid, all
