@@ -83,12 +83,16 @@ class HeadForm:
     """The head of a one-stage detector, where an assigner finds what it learns from.
 
     Args:
-        tap (str): Where its scores and boxes are read.
+        tap (str | list[str]): Where its scores and boxes are read.
         form (tuple): What they mean. Those of two heads of one form can be compared.
     """
 
-    tap: str
+    tap: str | list[str]
     form: tuple
+
+    def __str__(self) -> str:
+        taps = [self.tap] if isinstance(self.tap, str) else self.tap
+        return 'scores and boxes at ' + ' and '.join(f"'{tap}'" for tap in taps)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Look:
             ),
             self.queries and f'queries that are {self.queries.form}',
             self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
-            self.head and f"scores and boxes at '{self.head.tap}'",
+            self.head and str(self.head),
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
