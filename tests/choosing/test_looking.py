@@ -124,7 +124,9 @@ def test_levels_that_do_not_learn():
 def test_branches_that_are_stacked_along_the_batch_are_no_levels():
     model = build(stock_models.fcn())
     model.backbone.register_forward_hook(lambda *args: tuple(torch.cat([x] * 3) for x in args[2]))
-    assert not look_at_student(model, None, CPU).backbone
+    found = look_at_student(model, None, CPU)
+    assert not found.backbone
+    assert str(found).endswith("several maps for each image at 'backbone'")
 
 
 def test_a_look_changes_nothing():

@@ -74,10 +74,9 @@ def test_the_choice_is_that_of_the_tables(task):
 
     every = tables(task)
     assert len(every) > 1
-    assert all(method in gains for gains in every.values()), 'it was measured on each data set'
+    assert all(method in gains for gains in every.values()), 'it has a row on each data set'
     known = {one.loss['type'] for methods in METHODS.values() for one in methods.values()}
     for other, cfg in rows.items():
         if {term['loss']['type'] for term in cfg.model.distill.values()} <= known:
-            gains = [(table[other], table[method]) for table in every.values() if other in table]
-            better = [theirs > ours for theirs, ours in gains]
-            assert not (len(better) == len(every) and all(better)), f'{other} is better everywhere'
+            better = [gains.get(other, 0.0) > gains[method] for gains in every.values()]
+            assert not all(better), f'{other} is better on each data set'
