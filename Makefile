@@ -15,7 +15,7 @@ OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test families fuzz attacks test-faults lint clean python
+.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -45,10 +45,14 @@ zoo: python  ## Every config of both libraries as a small student, for a step ea
 	@'$(VENV)/bin/python' -u tools/zoo_sweep.py $(OPTIONS)
 
 install: python  ## Environment for development: both libraries, compiled ops, test tools
-	@$(SETUP) --libs mmseg mmdet --ops required --extras demo test
+	@$(SETUP) --libs mmseg mmdet --ops required --extras demo docs test
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
 	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+
+docs:  ## The pages as a site in build/site, with the notebooks run; -W: any warning is an error
+	'$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
+	@echo 'build/site/docs/index.html'
 
 families:  ## Each kind of model from build to export; the largest recipes built whole
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/test_families.py \

@@ -45,6 +45,12 @@ class BuildForMim(build_py):
         shutil.copy(ROOT / 'model-index.yml', target)
 
 
+EXTRAS = {
+    name: requirements(name)
+    for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'docs', 'reproduce', 'test')
+}
+EXTRAS['test'] += EXTRAS['docs']  # the tests build the pages
+
 setup(
     name='mmkd-plugin',
     version=version(),
@@ -55,10 +61,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
     install_requires=requirements('runtime'),
-    extras_require={
-        name: requirements(name)
-        for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'reproduce', 'test')
-    },
+    extras_require=EXTRAS,
     zip_safe=False,
     cmdclass={'build_py': BuildForMim},
 )
