@@ -60,7 +60,10 @@ def test_every_block_is_of_a_known_kind() -> None:
 
 def write_model(folder: Path, name: str, data: Path) -> None:
     """Writes a config that trains a tiny segmentor, its weights, and a run's checkpoint of them."""
-    cfg = runs.config(stock_models.pspnet(8, 3), data, folder / 'work_dirs' / name, 1)
+    screen = dict(type='SegLocalVisualizer', name=name)
+    cfg = runs.config(
+        stock_models.pspnet(8, 3), data, folder / 'work_dirs' / name, 1, visualizer=screen
+    )
     cfg.test_dataloader = runs.validated(cfg, data).val_dataloader
     (folder / f'{name}.py').write_text(cfg.pretty_text)
     save_weights(folder / f'{name}.py', folder / f'{name}.pth', runs.SEG_CLASSES)
