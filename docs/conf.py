@@ -9,8 +9,7 @@ recipe, is the same here and on GitHub::
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # from a clone that is not installed
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from mmkd_plugin.version import __version__
 
@@ -20,7 +19,7 @@ copyright = author
 release = version = __version__
 
 root_doc = 'docs/index'
-include_patterns = ['README.md', 'CONTRIBUTING.md', 'docs/**', 'configs/README.md', 'benchmarks/**/*.md']
+include_patterns = ['*.md', 'docs/**', 'configs/README.md', 'benchmarks/**/*.md']
 exclude_patterns = [
     *('.*', '.*/**', 'build', 'data', 'mmkd_plugin', 'tests', 'tools', 'work_dirs'),
     'configs/*/**',

@@ -224,7 +224,7 @@ def draw_detection(image: np.ndarray, labels: Tensor) -> None:
     bins = torch.arange(9.0)
     sides = (-((bins - 4.2) ** 2) / 1.0, -((bins - 4.9) ** 2) / 6.0)
     focus = torch.full((24, 24), 1 / (labels[::STRIDE, ::STRIDE] == 0).sum().item())
-    for number, (left, top, width, height) in enumerate(BOXES, 1):
+    for number, (_, _, width, height) in enumerate(BOXES, 1):
         area = width * height / STRIDE**2
         focus[labels[::STRIDE, ::STRIDE] == number] = 1 / area
     for axis, maps, logits, colour in zip(axes, pair, sides, (TEACHER, STUDENT)):
