@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmkd_plugin import stack
+from mmkd_plugin import losses, stack
 from mmkd_plugin.registry import MODELS as MMKD_MODELS
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers.cached import CachedTeacher
@@ -177,6 +177,12 @@ def test_the_pages_are_listed_in_the_index():
     for page in (ROOT / 'docs').rglob('*.md'):
         name = page.relative_to(ROOT / 'docs').as_posix()
         assert name == 'index.md' or f'({name})' in index, name
+
+
+def test_the_losses_are_named_in_the_readme():
+    readme = text_of(ROOT / 'README.md')
+    names = [name for name in losses.__all__ if name.endswith('Loss')]
+    assert names and [name for name in names if f'`{name}`' not in readme] == []
 
 
 # Form ---------------------------------------------------------------------------------------------
