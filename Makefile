@@ -51,7 +51,7 @@ test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
 	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
 
 docs:  ## The pages as a site in build/site, with the notebooks run; -W: any warning is an error
-	'$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
+	PYTHONPATH='$(CURDIR)' '$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
 	@echo 'build/site/docs/index.html'
 
 families:  ## Each kind of model from build to export; the largest recipes built whole

@@ -3,7 +3,7 @@
 A comment right above a block, ``<!-- not run: why -->``, takes it out. What then remains:
 
 - ``python``: a program runs, from the top of the page down, beside files as the page has them; a
-  config is parsed, and its types are found (:mod:`tests.test_docs` builds those that distil).
+  config is parsed, and its types are found; :mod:`tests.test_docs` builds whole ones that distil.
 - ``shell``: each command line is parsed by the tool itself, so a wrong option is found; ``make``
   has the target; a program of others needs the mark.
 - ``text`` and ``console`` are what programs print; ``math`` and ``mermaid`` are drawn by the site.
@@ -46,7 +46,11 @@ def is_program(block: Block) -> bool:
 
 
 PROGRAMS = [b for b in PYTHON if is_program(b)]
-CONFIGS = [b for b in PYTHON if not is_program(b) and not b.reason]
+CONFIGS = [
+    b
+    for b in PYTHON
+    if not (is_program(b) or b.reason or ('_base_' in b.text and 'mmkd_plugin.Distiller' in b.text))
+]
 
 
 def test_every_block_is_of_a_known_kind() -> None:
@@ -182,26 +186,23 @@ NAMED = re.compile(r'# ([\w/]+\.py)\n')
 """The first line of a block that a reader saves as a file."""
 
 
-def parsed(block: Block, folder: Path) -> Config | None:
-    """A config as mmengine reads it; None if it builds on a file that the page only invents."""
+def parsed(block: Block, folder: Path) -> Config:
+    """A config as mmengine reads it, beside those of its page; its base may be a recipe."""
     for other in CONFIGS:
         if other.page == block.page and (name := NAMED.match(other.text)):
             (folder / name[1]).write_text(other.text, 'utf-8')
-    unknown = []
 
     def placed(match: re.Match) -> str:
         base = match[1]
         if '::' in base or (folder / base).exists():
             return match[0]
         found = [*ROOT.glob(base), *ROOT.glob(f'configs/**/{base}')]
-        unknown.extend([] if found else [base])
-        return repr(found[0].as_posix()) if found else match[0]
+        assert found, f'{block.place}: there is no {base}'
+        return repr(found[0].as_posix())
 
     text = re.sub(
         r'^_base_ = .*$', lambda x: re.sub("'([^']+)'", placed, x[0]), block.text, flags=re.M
     )
-    if unknown:
-        return None
     (folder / 'block.py').write_text(text, 'utf-8')
     return Config.fromfile(folder / 'block.py', import_custom_modules=False)
 
@@ -209,11 +210,7 @@ def parsed(block: Block, folder: Path) -> Config | None:
 @pytest.mark.parametrize('block', CONFIGS, ids=lambda b: b.place)
 def test_configs_are_read(block: Block, tmp_path: Path) -> None:
     stack.prepare()
-    cfg = parsed(block, tmp_path)
-    if cfg is None:  # test_docs.py builds those that distil, on a base that is made for them
-        assert 'mmkd_plugin.Distiller' in block.text
-        return
-    for name in {*types_in(cfg._cfg_dict.to_dict())} - OF_PAGES:
+    for name in {*types_in(parsed(block, tmp_path)._cfg_dict.to_dict())} - OF_PAGES:
         assert any(r.get(name) for r in REGISTRIES), f'{block.place}: no {name}'
 
 

@@ -49,7 +49,7 @@ def is_config(block: Any) -> bool:
 
 
 CONFIGS = [block for block in blocks('python') if is_config(block)]
-COMPLETE = [block for block in CONFIGS if '_base_' in block.values[0]]
+COMPLETE = [*{b.values[0]: b for b in CONFIGS if '_base_' in b.values[0]}.values()]  # each once
 EXCERPTS = [
     block
     for block in CONFIGS
