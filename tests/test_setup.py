@@ -105,9 +105,10 @@ def test_extras_name_both_stacks(metadata):
         pins = metadata['extras_require'][stack]
         for name in names.values():
             assert any(re.fullmatch(rf'{name}==[\d.]+', pin) for pin in pins), (stack, name)
-    for extra in ('demo', 'reproduce', 'test'):
+    for extra in ('demo', 'docs', 'reproduce', 'test'):
         assert metadata['extras_require'][extra]
         assert not [r for r in metadata['extras_require'][extra] if OPENMMLAB.match(r)]
+    assert {*metadata['extras_require']['docs']} <= {*metadata['extras_require']['test']}
 
 
 def test_every_place_names_the_same_pythons(metadata):
