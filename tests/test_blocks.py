@@ -68,7 +68,9 @@ def write_model(folder: Path, name: str, data: Path) -> None:
     cfg = runs.config(
         stock_models.pspnet(8, 3), data, folder / 'work_dirs' / name, 1, visualizer=screen
     )
-    cfg.test_dataloader = runs.validated(cfg, data).val_dataloader
+    runs.validated(cfg, data)
+    cfg.merge_from_dict({f'test_{key}': cfg[f'val_{key}'] for key in ('dataloader', 'evaluator')})
+    cfg.test_cfg = dict(type='TestLoop')
     (folder / f'{name}.py').write_text(cfg.pretty_text)
     save_weights(folder / f'{name}.py', folder / f'{name}.pth', runs.SEG_CLASSES)
 
