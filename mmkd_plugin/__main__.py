@@ -103,8 +103,8 @@ def help_text(width: int = 80) -> str:
             '',
             *rows,
             '',
-            '`mmkd COMMAND --help` has the arguments of a command. Where it takes a config, write a',
-            'path, or mmseg::..., mmdet::..., or mmkd::... for a recipe of this package.',
+            '`mmkd COMMAND --help` has the arguments of a command. A config is a path, or',
+            'mmseg::..., mmdet::..., or mmkd::... for a recipe of this package.',
         ]
     )
 
