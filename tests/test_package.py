@@ -197,9 +197,8 @@ def test_the_wheel_is_whole(wheel, for_clones):
 
 
 CONFIG = """
-import mmkd_plugin
 _base_ = ['mmkd::cwd/cwd-logits_fpn_r18-w32_fpn_r18-w16_1k_digit-scenes-128x128.py']
-where = mmkd_plugin.__file__
+where = __import__('mmkd_plugin').__file__
 model = dict(teacher=dict(config='mmkd::digit_scenes/fpn_r18-w20_1k_digit-scenes-128x128.py',
                           checkpoint={teacher!r}))
 train_cfg = dict(max_iters=1, val_interval=1)
