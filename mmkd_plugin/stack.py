@@ -3,8 +3,8 @@
 Two stacks share the import names ``mmengine``, ``mmcv``, ``mmdet`` and ``mmseg``: OpenMMLab's own
 packages and a maintained fork. :func:`prepare` makes both behave alike where the plugin needs it:
 
-* ``_base_ = ['mmseg::...']`` finds the configs of whichever package provides ``mmseg``, and
-  ``'mmkd::...'`` the recipes of this one;
+* ``_base_ = ['mmseg::...']`` finds the configs of whichever package provides ``mmseg``;
+* ``'mmkd::...'`` names a recipe of this package, in ``_base_`` and for ``Config.fromfile``;
 * torch's safe loading accepts the content of mmengine's training checkpoints, so that resuming and
   testing work where ``torch.load`` refuses everything but tensors (torch 2.6 and later).
 
@@ -24,7 +24,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def prepare() -> None:
     """
     _correct_package_names()
     Config._get_cfg_path = staticmethod(_base_path)
+    Config.fromfile = staticmethod(_from_file)
     MODULE2PACKAGE['mmkd'] = __package__  # for `mmengine.hub.get_config`
     if CAN_ALLOW_LIST:
         torch.serialization.add_safe_globals(safe_globals())
@@ -97,6 +98,15 @@ def _correct_package_names() -> None:
 
 _RECIPES = 'mmkd::'
 _stock_base_path = Config._get_cfg_path
+_stock_from_file = Config.fromfile
+
+
+@wraps(_stock_from_file)
+def _from_file(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
+    """Stands in for ``Config.fromfile``: it takes the name of a recipe of this package, too."""
+    if str(filename).startswith(_RECIPES):
+        filename = shipped_config(str(filename))
+    return _stock_from_file(filename, *args, **kwargs)
 
 
 def _base_path(path: str, filename: str) -> tuple[str, str | None]:

@@ -52,10 +52,7 @@ def test_a_base_can_be_a_recipe_of_this_package(tmp_path):
         'model = dict(distill=dict(cwd=dict(loss=dict(tau=2))))\n'
         'again = {{_base_.train_dataloader}}\n'
     )
-    found, recipe = (
-        Config.fromfile(config),
-        Config.fromfile(stack.shipped_config(f'mmkd::{RECIPE}')),
-    )
+    found, recipe = Config.fromfile(config), Config.fromfile(f'mmkd::{RECIPE}')
     assert found.model.distill.cwd.loss.pop('tau') == 2
     assert recipe.model.distill.cwd.loss.pop('tau') == 4
     assert found.again.dataset == recipe.train_dataloader.dataset
