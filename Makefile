@@ -15,7 +15,7 @@ OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults lint clean python
+.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults wheel lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -66,6 +66,9 @@ attacks:  ## 700 mistakes in a config, each typed into tools/train.py
 
 test-faults:  ## Every program killed at every file operation; the same command goes on
 	FAULTS=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults
+
+wheel:  ## Builds the wheel, and runs mmkd demo --quick from it in an environment of its own
+	WHEEL=all '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel
 
 lint:  ## Style only, in an environment that exists
 	'$(VENV)/bin/python' -m ruff check .

@@ -46,6 +46,11 @@ def parse_args() -> argparse.Namespace:
         help='take the weights that training went on with, not the averaged ones (EMA) that '
         'validation used',
     )
+    parser.add_argument(
+        '--half',
+        action='store_true',
+        help='write the weights as float16: half the size; they become float32 as they are loaded',
+    )
     return parser.parse_args()
 
 
@@ -61,10 +66,9 @@ def main() -> None:
         weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
         model = build(cfg)
         load_state(model, state_dict_of(weights, args.checkpoint), args.checkpoint, name='student')
-        write(args.out, model, describe(checkpoint, text), text)
-    print(
-        f'{args.out}: {len(model.state_dict())} tensors; its config: {args.out.with_suffix(".py")}'
-    )
+        tensors = half(model.state_dict()) if args.half else model.state_dict()
+        write(args.out, tensors, describe(checkpoint, text), text)
+    print(f'{args.out}: {len(tensors)} tensors; its config: {args.out.with_suffix(".py")}')
 
 
 def check_free(out: Path) -> None:
@@ -134,11 +138,20 @@ def describe(checkpoint: dict[str, Any], text: str) -> dict[str, Any]:
     return dict(kept, cfg=text)
 
 
-def write(out: Path, model: nn.Module, meta: dict[str, Any], text: str) -> None:
+def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give floating numbers as float16; refuse those beyond its range."""
+    largest = torch.finfo(torch.float16).max
+    for name, value in weights.items():
+        if value.is_floating_point() and (value.abs() > largest).any():
+            raise UsageError(f'--half: {name} has values beyond the {largest:g} of float16')
+    return {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}
+
+
+def write(out: Path, weights: dict[str, Tensor], meta: dict[str, Any], text: str) -> None:
     """Write both files; the weights are there when both are whole."""
     try:
-        with replacing(out, out.with_suffix('.py')) as (weights, config):
-            write_weights(weights, out.suffix, model.state_dict(), meta)
+        with replacing(out, out.with_suffix('.py')) as (file, config):
+            write_weights(file, out.suffix, weights, meta)
             config.write_text(text, encoding='utf-8')
     except (OSError, RuntimeError) as error:  # of torch, safetensors and the system
         raise UsageError(
