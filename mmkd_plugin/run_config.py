@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
-from mmkd_plugin.ingredients import check_distill, task_of
+from mmkd_plugin.ingredients import check_distill, check_student, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -41,6 +41,10 @@ MISSES = object()
 
 #: What stands at keys that every run has: the type hint, and the least number that makes sense.
 SETTINGS: dict[str, tuple[Any, float | None]] = {
+    **{
+        f'{holder}data_preprocessor': (dict | None, None)
+        for holder in ('', 'model.', 'model.student.')
+    },
     'train_cfg': (dict | None, None),
     'train_cfg.val_interval': (int, 1),
     'optim_wrapper': (dict, None),
@@ -148,6 +152,7 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
     for key, words in MISSING.items():
         if key not in arguments:
             raise ValueError(f'model has no `{key}`: {words}')
+    check_student(model['student'])
     teacher_configs(model['teacher'])
     check_distill(model['distill'])
     schedules = {}

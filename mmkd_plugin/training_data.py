@@ -562,16 +562,46 @@ def watch_data(runner: Runner) -> None:
         runner.register_hook(CheckTrainingData())
 
 
+def watch_test_data(runner: Runner) -> None:
+    """Builds the test data of a run, and lets errors in it name the file.
+
+    Args:
+        runner (Runner): A runner whose test has not started.
+
+    Raises:
+        DataError: If the data set cannot be built, or has no image.
+    """
+    if isinstance(runner._test_dataloader, dict):
+        runner._test_dataloader = _build(runner, runner._test_dataloader, 'test')
+    dataset = runner._test_dataloader.dataset
+    for leaf in leaves(dataset):
+        if len(leaf) == 0:
+            raise DataError(_without_images(leaf, 'test'))
+        pipeline = getattr(leaf, 'pipeline', None)
+        if type(pipeline) is Compose:
+            leaf.pipeline = CheckedPipeline(pipeline.transforms, Expected(), packs=False)
+
+
 def _build(runner: Runner, loader: dict, key: str) -> Any:
     """Builds a data loader as the loop of the runner would."""
     different = runner._randomness_cfg.get('diff_rank_seed', False)
-    with _dataset_errors_named(key, loader):
+    with dataset_errors_named(key, loader):
         return runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
 
 
 @contextmanager
-def _dataset_errors_named(key: str, config: dict) -> Iterator[None]:
-    """Names the data set, and the file, in errors of one that cannot be built."""
+def dataset_errors_named(key: str, config: dict) -> Iterator[None]:
+    """Names the data set, and the file, in errors of one that cannot be built.
+
+    Args:
+        key (str): What messages call the data, ``'train'``, ``'val'``, ``'test'`` or
+            ``'unlabelled'``.
+        config (dict): The config of the data loader, or of images without labels.
+
+    Raises:
+        DataError: In place of an error of a data set.
+        ValueError: In place of an error of its config.
+    """
     try:
         yield
     except DataError:
@@ -604,7 +634,7 @@ def _build_unlabelled(settings: Unlabelled) -> Dataset:
     config = settings.dataset
     if not isinstance(config, dict):
         raise ValueError(WIRING)
-    with _dataset_errors_named('unlabelled', config):
+    with dataset_errors_named('unlabelled', config):
         dataset = DATASETS.build(config)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()

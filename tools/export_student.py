@@ -24,10 +24,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
+from mmkd_plugin.checkpoint import load_state, meta_of, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, is_own, plain_errors, read_config, use_student
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.saving import replacing
+from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.words import first_line
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -50,7 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    with plain_errors():
+    with safe_loading(), plain_errors():
         args = parse_args()
         check_free(args.out)
         cfg = read_config(args.config)
@@ -127,7 +128,7 @@ def config_text(cfg: Config) -> str:
 
 def describe(checkpoint: dict[str, Any], text: str) -> dict[str, Any]:
     """Collect what inferencers read: the classes, and the config in case they are given none."""
-    meta = checkpoint.get('meta') or {}
+    meta = meta_of(checkpoint)
     kept = {
         k: meta[k] for k in ('dataset_meta', 'epoch', 'iter', 'CLASSES', 'PALETTE') if k in meta
     }

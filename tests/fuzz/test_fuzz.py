@@ -49,9 +49,7 @@ ON_FILES: dict[str, Callable[[Path, Path], dict]] = dict(
     views=lambda data, folder: models.with_a_cache(data, folder, views=2),
     unlabelled=lambda data, folder: models.with_images_without_labels(data / 'images'),
 )
-NAMES = [
-    pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in (*BASES, *ON_FILES)
-]
+NAMES = [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in (*BASES, *ON_FILES)]
 COUNT = int(os.environ.get('FUZZ', '200')) // len(NAMES)
 SEED = int(os.environ.get('FUZZ_SEED', '0'))
 
