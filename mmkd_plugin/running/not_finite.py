@@ -171,7 +171,8 @@ def _teachers(runner: Runner) -> dict[str, str | None]:
 def _remove_others(work_dir: Path, folder: Path) -> None:
     """Keeps one step of a run."""
     for other in work_dir.glob(FOLDER.format('*')):
-        if other != folder and other.name[4:].isdigit() and (other / CONFIG).is_file():
+        ours = other.name[4:].isdigit() and (other / CONFIG).is_file() and not other.is_symlink()
+        if other != folder and ours:
             shutil.rmtree(other)
 
 
