@@ -136,6 +136,22 @@ def check_run(cfg: Config) -> None:
             more.images(cfg.train_dataloader.get('batch_size', 1))
 
 
+def pretrained_files(model: dict) -> Iterator[tuple[str, str]]:
+    """The files of this machine that parts of the model which trains start with.
+
+    Args:
+        model (dict): The ``model`` of a config.
+
+    Yields:
+        tuple[str, str]: The place of its name in the config, and the name.
+    """
+    for path, key, value in _keys(model, 'model'):
+        named = key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'
+        file = value.get('checkpoint') if named else None
+        if isinstance(file, str) and '://' not in file and not path.startswith('model.teacher'):
+            yield f'{path}.checkpoint', file
+
+
 def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
     """Checks the keys of a Distiller, its teachers and its terms, as far as no model is needed.
 

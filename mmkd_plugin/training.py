@@ -20,7 +20,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, save_checkpoint
 
 from mmkd_plugin.cache.wiring import wire
-from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
+from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint, read_data
 from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
@@ -35,7 +35,7 @@ from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
-from mmkd_plugin.run_config import check_run
+from mmkd_plugin.run_config import check_run, pretrained_files
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
@@ -315,6 +315,11 @@ def find_start(cfg: Config, resume: str | None) -> None:
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     found = None
+    for place, file in pretrained_files(cfg.model.to_dict()):
+        try:
+            read_data(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f'{place}: {error}') from error
     if resume == 'auto':
         found = resume_latest(cfg)
     elif resume is not None:

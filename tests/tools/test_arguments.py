@@ -130,7 +130,7 @@ TYPED = {
     'visualize S/distilled.py x.pth --out v --device meta': '--device meta cannot be used',
     'visualize S/distilled.py x.pth --out v --images nowhere.png': 'no image at nowhere.png',
     'visualize S/distilled.py x.pth --out v --images full': 'no image in full',
-    'visualize S/distilled.py x.pth --out v --teacher x': 'argument --teacher: expected 2 arguments',
+    'visualize S/distilled.py x.pth --out v --teacher x': '--teacher: expected 2 arguments',
     'report': 'the following arguments are required: WORK_DIR',
     'report nowhere': 'there is no folder nowhere; expected a work dir of tools/train.py',
     'report full': 'full is not the work dir of a run',
