@@ -470,8 +470,8 @@ def _check_categories(leaf: Any, classes: Any, key: str) -> None:
     missing = [name for name in classes if name not in names]
     raise DataError(
         f'{_place(key)}.metainfo.classes names {some(map(repr, missing), limit=5)}, and '
-        f'{leaf.ann_file} has no such category{did_you_mean(missing[0], names)}; it has '
-        f'{some(names, limit=5)}'
+        f'{leaf.ann_file} has the categories {some(names, limit=5)}'
+        f'{did_you_mean(missing[0], names)}'
     )
 
 

@@ -189,8 +189,8 @@ DET = {
                 'supported (of {d}/boxes.json)'),
     'nothing in it': (lambda d: (d / 'boxes.json').write_text('{}'), '(of {d}/boxes.json)'),
     'one name of a class': (boxes(lambda c: c['categories'][0].update(name='bax')),
-                            "metainfo.classes names 'box', and {d}/boxes.json has no such "
-                            'category; did you mean'),
+                            "metainfo.classes names 'box', and {d}/boxes.json has the "
+                            'categories bax, disc; did you mean `bax`?'),
     'another size': (boxes(lambda c: c['images'][0].update(width=640, height=480)),
                      'images/0.png has 64×64 pixels (width×height), and its annotations say '
                      '640×480'),
