@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 #: Every n-th change is tried.
-EVERY = int(os.environ.get('ATTACKS_EVERY', '240'))
+EVERY = int(os.environ.get('ATTACKS_EVERY', '400'))
 
 NAN = float('nan')
 WRONG = [None, 5, -1, 2**70, NAN, True, 'x', b'x', [], [None], {}, {'x': 5}, {5: None}]
