@@ -29,7 +29,7 @@ from mmkd_plugin.running.resuming import newest_checkpoint
 from mmkd_plugin.training import train
 from tests import ddp
 from tests.attacks.harness import call_tool, fork
-from tests.attacks.runs import settings, written
+from tests.attacks.runs import segmentation, settings, written
 from tests.caches import write_cache
 from tests.fuzz import models
 from tests.runs import config, save_weights
@@ -302,7 +302,7 @@ def fit_connector(root: Path, data: Path) -> Case:
 
 def report(root: Path, data: Path) -> Case:
     """The page about a run."""
-    file = written(settings(models.of_a_segmentor(), data), root / 'run.py')
+    file = written(segmentation(data, root / 't.pth'), root / 'run.py')
     train_tool, tool = load_tool('train').main, load_tool('report').main
     work, folder = root / 'work', root / 'pages'
     ending = fork(lambda: call_tool(train_tool, 'train', [file, '--work-dir', work]), root / 'logs')
