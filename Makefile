@@ -61,7 +61,7 @@ families:  ## Each kind of model from build to export; the largest recipes built
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz
 
-attacks:  ## 700 mistakes in a config, each typed into tools/train.py
+attacks:  ## Mistakes in configs, changed checkpoints and hostile files: all, each typed in
 	ATTACKS_EVERY=1 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/attacks
 
 test-faults:  ## Every program killed at every file operation; the same command goes on

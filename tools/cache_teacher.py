@@ -94,6 +94,7 @@ from mmkd_plugin.cli import (
     read_config,
 )
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.taps.dry_run import DryRun
@@ -108,7 +109,7 @@ from mmkd_plugin.teachers.caching import (
 from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
-from mmkd_plugin.training_data import CheckedPipeline, Expected
+from mmkd_plugin.training_data import CheckedPipeline, Expected, dataset_errors_named
 from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.views import View, of_kind
 
@@ -187,6 +188,7 @@ def main() -> None:
         check_has(cfg, args.config, 'train_dataloader')
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        check_run(cfg)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         complete(cfg)
         config = pick_teacher(cfg, args)
@@ -368,6 +370,9 @@ class Whole:
     ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Runs the teacher; yields names of images and their packed records."""
         dataset = ScaledImages([self.images[name] for name in left], self.loading, self.scale)
+        dataset.load = [CheckedPipeline(dataset.load, Expected(), packs=False)]
+        if dataset.scale is not None:
+            dataset.scale = CheckedPipeline([dataset.scale], Expected(), packs=False)
         loader = DataLoader(dataset, batch_size=None, num_workers=self.workers)
         images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
         for name in left:
@@ -378,6 +383,8 @@ class Whole:
                     seen = image.flip(2) if called is mirrored else image
                     records = whole_picture(teacher, preprocessor, seen, loaded, costs.about, views)
                     packed |= costs.pack(name, records, called)
+            except UsageError:
+                raise
             except ValueError as error:
                 raise UsageError(f'{name}: {error}') from error
             yield name, packed
@@ -397,9 +404,11 @@ class Drawn:
         drawn = drawn_from(cfg)
         config = cfg.train_dataloader.dataset
         root = common_root([*innermost(config)])
-        self.dataset = DATASETS.build(config)
+        with dataset_errors_named('train', cfg.train_dataloader):
+            self.dataset = DATASETS.build(config)
+            for leaf in leaves(self.dataset):
+                leaf.full_init()
         for leaf in leaves(self.dataset):
-            leaf.full_init()
             if hasattr(leaf, 'pipeline'):
                 steps = leaf.pipeline.transforms
                 leaf.pipeline = CheckedPipeline(steps, Expected(), packs=False)
@@ -591,10 +600,14 @@ def places_of(cfg: Config) -> Iterator[dict]:
 
 def training_images(cfg: Config, root: str) -> dict[str, tuple[Any, int]]:
     """Returns the images of the training set, and those without labels beside it."""
-    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
+    with dataset_errors_named('train', cfg.train_dataloader):
+        images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
     more = cfg.model.get('unlabelled')
     if more is not None and not more.get('only'):
-        images = {**images_of(DATASETS.build(more.dataset), root), **images}
+        with dataset_errors_named('unlabelled', more.dataset):
+            images = {**images_of(DATASETS.build(more.dataset), root), **images}
+    if not images:
+        raise UsageError('the training set has no images')
     return images
 
 

@@ -39,8 +39,10 @@ from benchmarks.gains.training import (
     scalars,
 )
 from benchmarks.gains.training import train as train_with_tool
+from mmkd_plugin.cli import UsageError, check_folder, check_number, plain_errors
 from mmkd_plugin.cores import Cores, free_cores, threads_for
-from mmkd_plugin.saving import WriteError, replacing, write_text
+from mmkd_plugin.saving import replacing, write_text
+from mmkd_plugin.stack import safe_loading
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 4  # scenes in the report
@@ -118,24 +120,22 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo[-detection][-quick]')
     parser.add_argument('--seed', type=int, default=0, help='seed of all three runs (0)')
     args = parser.parse_args()
-    if not 0 <= args.seed < 2**32:
-        parser.error(f'--seed must be from 0 to {2**32 - 1}, not {args.seed}')
     if args.quick and args.task not in QUICK:
         parser.error(f'--quick has a teacher for --task {", ".join(QUICK)} alone')
     task = (QUICK if args.quick else TASKS)[args.task]
     words = ['demo', *[args.task] * (args.task != 'segmentation'), *['quick'] * args.quick]
     folder = args.work_dir or Path('work_dirs', '-'.join(words))
     console = Console()
-    try:
+    with safe_loading(), plain_errors():
+        check_number(args.seed, '--seed', 0, 2**32 - 1)
+        check_folder(folder, '--work-dir')
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f'demo: --work-dir {folder} cannot be made: {error.strerror}') from None
-    try:
-        run_demo(args.task, task, folder, args.seed, console)
-    except (RunError, WriteError) as error:
-        raise SystemExit(f'demo: {error}') from None
-    except KeyboardInterrupt:
-        raise SystemExit('demo: stopped; the same command goes on from here') from None
+        try:
+            run_demo(args.task, task, folder, args.seed, console)
+        except RunError as error:
+            raise UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            raise UsageError('stopped; the same command goes on from here') from None
 
 
 def run_demo(name: str, task: Task, folder: Path, seed: int, console: Console) -> None:

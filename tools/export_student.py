@@ -14,7 +14,6 @@ import sys
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
@@ -24,10 +23,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, is_own, plain_errors, read_config, use_student
+from mmkd_plugin.checkpoint import load_state, meta_of, read_checkpoint, state_dict_of
+from mmkd_plugin.cli import UsageError, check_file, is_own, plain_errors, read_config, use_student
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.saving import replacing
+from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.words import first_line
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    with plain_errors():
+    with safe_loading(), plain_errors():
         args = parse_args()
         check_free(args.out)
         cfg = read_config(args.config)
@@ -77,12 +77,7 @@ def check_free(out: Path) -> None:
         raise UsageError(f'{out} must end with {" or ".join(SUFFIXES)}')
     if out.exists():
         raise UsageError(f'{out} exists already; it is not overwritten')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f'cannot write {out}: {error.strerror}') from error
+    check_file(out, 'out')
 
 
 def check_same(file: Path, text: str) -> None:
@@ -131,7 +126,7 @@ def config_text(cfg: Config) -> str:
 
 def describe(checkpoint: dict[str, Any], text: str) -> dict[str, Any]:
     """Collect what inferencers read: the classes, and the config in case they are given none."""
-    meta = checkpoint.get('meta') or {}
+    meta = meta_of(checkpoint)
     kept = {
         k: meta[k] for k in ('dataset_meta', 'epoch', 'iter', 'CLASSES', 'PALETTE') if k in meta
     }
