@@ -12,10 +12,13 @@ OPS_detection = required
 # A user's own runs, beside those in the repository; --quick has a file of its own.
 OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.jsonl)
 
+ON_GPU = --device cuda --out work_dirs/gpu --overwrite
+
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults wheel lint clean python
+.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults stacks gpu wheel \
+  lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -69,6 +72,17 @@ test-faults:  ## Every program killed at every file operation; the same command 
 
 wheel:  ## Builds the wheel, and runs mmkd demo --quick from it in an environment of its own
 	WHEEL=all '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel
+
+stacks:  ## Tests of the environment in VENV, and a row for it in docs/versions.md
+	'$(VENV)/bin/python' tools/stacks.py $(OPTIONS)
+
+gpu:  ## What needs a GPU: its tests, then tables of the benchmarks; 8 minutes
+	mkdir -p work_dirs/gpu
+	-timeout 240 '$(VENV)/bin/python' -m pytest -q -rA -p no:cacheprovider tests/gpu \
+	  --junitxml work_dirs/gpu/tests.xml
+	-timeout 100 '$(VENV)/bin/python' -m benchmarks step $(ON_GPU) --seconds 15
+	-timeout 50 '$(VENV)/bin/python' -m benchmarks memory pspnet $(ON_GPU) --no-compile
+	-timeout 90 '$(VENV)/bin/python' -m benchmarks losses $(ON_GPU) --seconds 0.3 --no-compile
 
 lint:  ## Style only, in an environment that exists
 	'$(VENV)/bin/python' -m ruff check .

@@ -19,11 +19,10 @@ def requirements(name):
     return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
 
 
-def version():
-    """Returns ``__version__`` without importing the package."""
-    scope = {}
-    exec((ROOT / 'mmkd_plugin' / 'version.py').read_text(encoding='utf-8'), scope)
-    return scope['__version__']
+VERSION = {}  # without importing the package
+exec((ROOT / 'mmkd_plugin' / 'version.py').read_text(encoding='utf-8'), VERSION)
+if VERSION['python_problem']():
+    raise SystemExit(VERSION['python_problem']())
 
 
 def long_description():
@@ -59,12 +58,12 @@ EXTRAS['test'] += EXTRAS['docs']  # the tests build the pages
 
 setup(
     name='mmkd-plugin',
-    version=version(),
+    version=VERSION['__version__'],
     description='Knowledge distillation for mmsegmentation and mmdetection',
     long_description=long_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.10',
+    python_requires='>={}.{}'.format(*VERSION['OLDEST_PYTHON']),
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
     package_data={'mmkd_plugin': ['py.typed']},
     entry_points={'console_scripts': ['mmkd = mmkd_plugin.__main__:main']},

@@ -64,7 +64,8 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
             f'student: {type(student).__name__} is not a model that trains by itself (an mmengine '
             'BaseModel), such as an EncoderDecoder or a RetinaNet'
         )
-    if isinstance(config, dict) and not config.get('data_preprocessor') and library_of(student):
+    lacks = isinstance(config, dict) and not config.get('data_preprocessor')
+    if lacks and library_of(student) in ('mmseg', 'mmdet'):
         raise ValueError(
             'student has no `data_preprocessor`, neither in its own config nor at the top: add '
             "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"

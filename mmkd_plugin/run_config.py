@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmkd_plugin.annotations import expected, fits
@@ -73,6 +74,7 @@ SETTINGS: dict[str, tuple[Any, float | None]] = {
     'log_processor.window_size': (int, 1),
     'visualizer': (dict | None, None),
     'auto_scale_lr': (dict | None, None),
+    'compile': (bool | dict | None, None),
     **{
         f'{loader}.{key}'.rstrip('.'): check
         for loader in ('train_dataloader', 'val_dataloader')
@@ -118,13 +120,14 @@ def check_run(cfg: Config) -> None:
         raise ValueError(f'model: expected dict(type=..., ...), got {short(cfg.get("model"))}')
     if 'type' not in cfg.model:
         raise ValueError("model has no `type`, such as 'mmkd_plugin.Distiller'")
-    for path, key, value in _keys(cfg.to_dict()):
+    for path, key, value in places(cfg.to_dict()):
         if keyword.iskeyword(key):
             raise ValueError(f"{path}: '{key}' is a word of Python; take another name")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{path.removeprefix("model.")} is NaN')
     _check_settings(cfg)
     _check_scope(cfg)
+    _check_runner(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if cfg.get('unlabelled') is not None and cfg.model.get('unlabelled') is None:
@@ -258,6 +261,28 @@ def _check_scope(cfg: Config) -> None:
         raise ValueError(f"default_scope='{scope}': no such library is installed{hint}")
 
 
+def _check_runner(cfg: Config) -> None:
+    """Refuses runners and wrappers under which no checkpoint of a student can be written."""
+    kind = cfg.get('runner_type')
+    found = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if kind is not None and not (isinstance(found, type) and issubclass(found, Runner)):
+        raise ValueError(
+            f'runner_type={type_name(kind)!r}: only a `Runner` of mmengine can be resumed exactly. '
+            'Leave `runner_type` out, and `strategy` too; several GPUs train with DDP'
+        )
+    if cfg.get('strategy') is not None:
+        raise ValueError(
+            'strategy: FSDP, DeepSpeed and ColossalAI need a runner of another kind. Leave it out; '
+            'several GPUs train with DDP'
+        )
+    wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type', ''))
+    if wrapper == 'MMFullyShardedDataParallel':
+        raise ValueError(
+            f"model_wrapper_cfg.type='{wrapper}': a student cannot be saved out of it. Leave "
+            '`model_wrapper_cfg` out; several GPUs train with DDP'
+        )
+
+
 def _check_checkpoint_hook(hook: Any) -> None:
     """Refuses keys that the hook would hand on, and that nothing takes when it first saves."""
     if not isinstance(hook, dict) or hook.get('type', 'CheckpointHook') != 'CheckpointHook':
@@ -280,8 +305,17 @@ def _check_auto_scale_lr(setting: Any) -> None:
             )
 
 
-def _keys(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
-    """All places of nested dicts and lists: their paths, keys and what stands there."""
+def places(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
+    """All places of nested dicts and lists: their paths, keys and what stands there.
+
+    Args:
+        value (Any): The outermost dict or list.
+        path (str): Its own place. Defaults to ``''``.
+
+    Examples:
+        >>> [(where, found) for where, _, found in places(dict(heads=[dict(type='FCNHead')]))][-1]
+        ('heads[0].type', 'FCNHead')
+    """
     if isinstance(value, dict):
         items = [(f'{path}.{key}' if path else str(key), key, v) for key, v in value.items()]
     elif isinstance(value, (list, tuple)):
@@ -290,7 +324,7 @@ def _keys(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
         return
     for here, key, inner in items:
         yield here, key if isinstance(key, str) else '', inner
-        yield from _keys(inner, here)
+        yield from places(inner, here)
 
 
 def _warn_of_unknown(cfg: Config) -> None:

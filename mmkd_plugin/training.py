@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,7 +36,7 @@ from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
-from mmkd_plugin.run_config import check_run, pretrained_files
+from mmkd_plugin.run_config import check_run, places, pretrained_files
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
@@ -109,6 +110,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     if args.amp:
         use_amp(cfg)
     check_amp(cfg)
+    check_sync_bn(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
     saved = find_paraphraser(cfg, paraphraser)
@@ -232,6 +234,21 @@ def check_amp(cfg: Config) -> None:
         raise UsageError(
             'optim_wrapper.type=AmpOptimWrapper trains in mixed precision, which needs an '
             'accelerator, and there is none: --cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def check_sync_bn(cfg: Config) -> None:
+    """Refuse batch norms over several processes on the CPU, which has none."""
+    if cfg.launcher == 'none' or get_device() != 'cpu':
+        return
+    distilled = is_distilled(cfg)
+    found = places(cfg.model.student if distilled else cfg.model, 'model' + '.student' * distilled)
+    wrong = [path for path, _, value in found if value in ('SyncBN', 'MMSyncBN')]
+    if wrong:
+        keys = [re.sub(r'\[(\d+)]', r'.\1', path) for path in wrong]  # as --cfg-options has them
+        raise UsageError(
+            f'{wrong[0]}=SyncBN needs GPUs, and there are none: --cfg-options '
+            + ' '.join(f'{key}=BN' for key in keys)
         )
 
 

@@ -121,6 +121,23 @@ def test_every_place_names_the_same_pythons(metadata):
     assert f'sys.version_info < {steps.OLDEST}' in script and f'Python {oldest} or newer' in script
 
 
+@pytest.mark.parametrize('version', [(3, 8, 20), (3, 9, 16)])
+def test_an_old_python_is_told(version, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'version_info', version)
+    told = f'^mmkd_plugin needs Python 3.10 or newer, and this is {version[0]}.{version[1]}: .*3.11'
+    with pytest.raises(SystemExit, match=told):
+        runpy.run_path('setup.py')
+    with pytest.raises(ImportError, match=told):
+        runpy.run_path('mmkd_plugin/__init__.py')
+
+
+def test_arrays_of_an_old_torch_are_of_numpy_1(site):
+    env, folder = site
+    add(folder, 'torch', '2.1.2')
+    assert 'numpy<2' in env.constraints().read_text().split()
+
+
 def test_packages_are_the_plugin_alone(metadata):
     assert metadata['packages'] and 'mmkd_plugin' in metadata['packages']
     assert all(name.split('.')[0] == 'mmkd_plugin' for name in metadata['packages'])
