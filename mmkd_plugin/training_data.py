@@ -25,11 +25,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmkd_plugin.annotations import fits
-from mmkd_plugin.cache.images import leaves
+from mmkd_plugin.cache.images import all_transforms, leaves, wrappers_with_pipelines
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.foreign import explained
 from mmkd_plugin.registry import DATASETS, HOOKS
+from mmkd_plugin.running.remembering import images_to_load, keeps_images
 from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.terms.without_labels import WIRING
 from mmkd_plugin.unlabelled import Unlabelled
@@ -308,7 +309,7 @@ def check_data(dataset: Any, expected: Expected, samples: int = 8, key: str = 't
         if len(leaf) == 0:
             raise DataError(_without_images(leaf, key))
         _check_list(leaf, expected, key)
-    around = list(_wrappers_with_pipelines(dataset))
+    around = list(wrappers_with_pipelines(dataset))
     inside = [leaf for wrapper in around for leaf in leaves(wrapper)]
     with random_state_kept():
         for leaf in parts:
@@ -321,18 +322,6 @@ def check_data(dataset: Any, expected: Expected, samples: int = 8, key: str = 't
                 pipeline(leaf.get_data_info(index))
         for wrapper in around:
             _check_wrapper(wrapper, expected, max(samples // len(parts), 1))
-
-
-def _wrappers_with_pipelines(dataset: Any) -> Iterator[Any]:
-    """The wrappers that put a pipeline behind those of the data sets inside, to mix images."""
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if inner == [None]:
-        return
-    if hasattr(dataset, 'pipeline'):
-        yield dataset
-        return
-    for one in inner:
-        yield from _wrappers_with_pipelines(one)
 
 
 def _check_wrapper(wrapper: Any, expected: Expected, samples: int) -> None:
@@ -375,12 +364,11 @@ def warn_of_kept_state(dataset: Any) -> None:
     Args:
         dataset (BaseDataset): The training data, built, or a wrapper.
     """
-    parts = [*leaves(dataset), *_wrappers_with_pipelines(dataset)]
+    forgets = images_to_load(dataset) is None
     names = dict.fromkeys(
         type(transform).__name__
-        for part in parts
-        for transform in _all_transforms(getattr(part, 'pipeline', None))
-        if hasattr(transform, 'results_cache') or type(transform).__name__ in OWN_GENERATOR
+        for transform in all_transforms(dataset)
+        if (forgets and keeps_images(transform)) or type(transform).__name__ in OWN_GENERATOR
     )
     if names:
         print_log(
@@ -390,13 +378,6 @@ def warn_of_kept_state(dataset: Any) -> None:
             logger='current',
             level=logging.WARNING,
         )
-
-
-def _all_transforms(pipeline: Any) -> Iterator[Any]:
-    """The transforms of a pipeline, and those inside them."""
-    for transform in getattr(pipeline, 'transforms', None) or ():
-        yield transform
-        yield from _all_transforms(transform)
 
 
 def _spread(total: int, count: int) -> Iterator[int]:
@@ -588,7 +569,7 @@ def watch_data(runner: Runner) -> None:
         loader = runner._train_dataloader
         join(loader, bare, more.images(loader.batch_size), runner.seed)
     for one, kind in ((dataset, expected), (bare, expected.without_labels())):
-        inside = [leaf for wrapper in _wrappers_with_pipelines(one) for leaf in leaves(wrapper)]
+        inside = [leaf for wrapper in wrappers_with_pipelines(one) for leaf in leaves(wrapper)]
         for leaf in leaves(one):
             pipeline = getattr(leaf, 'pipeline', None)
             if type(pipeline) is Compose:

@@ -268,14 +268,17 @@ def test_the_check_takes_no_random_numbers_and_leaves_the_transforms_alone(data)
 
 
 def test_a_resumed_run_says_which_transforms_have_forgotten_images(data, log):
-    plain, cached = (
+    mixing = dict(type='CachedMixUp', img_scale=(64, 64))
+    plain, cached, at_times = (
         loaded('mmdet', data, pipeline=[*dataset_of('mmdet')['pipeline'], *more])
-        for more in ([], [dict(type='CachedMixUp', img_scale=(64, 64))])
+        for more in ([], [mixing], [dict(type='RandomApply', transforms=[mixing])])
     )
-    warn_of_kept_state(plain)
-    assert not log.warnings
     with DefaultScope.overwrite_default_scope('mmdet'):
-        warn_of_kept_state(DATASETS.build(dict(type='RepeatDataset', times=2, dataset=cached)))
+        repeated = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=cached))
+    for known in (plain, cached, repeated):  # whose images are loaded again
+        warn_of_kept_state(known)
+    assert not log.warnings
+    warn_of_kept_state(at_times)
     (warning,) = log.warnings
     assert warning.startswith('--resume: CachedMixUp of the pipeline kept images')
 
