@@ -53,7 +53,7 @@ def memory_contrast(
     """
     with full_precision(student, teacher) as (s, t):
         s, t = (unit_vectors(x).mT for x in (s, t))
-        weight, parts = kept / kept.sum().clamp(min=1), []
+        weight, parts = kept.to(s.dtype) / kept.sum().clamp(min=1), []
         for rows in memories:
             log_s, log_t = ((x @ rows.to(s.dtype).mT / tau).log_softmax(2) for x in (s, t))
             parts.append(((log_t.exp() * (log_t - log_s)).sum(2) * weight).sum())

@@ -51,8 +51,8 @@ class TestMemoryContrastLoss(LearningContract):
     )
     pairs = (
         ((2, 3, 4, 5), (2, 4, 4, 5)),
-        ((1, 4, 3, 2), (1, 3, 3, 2)),
-        ((1, 2, 1, 1), (1, 3, 1, 1)),
+        ((2, 4, 3, 2), (2, 3, 3, 2)),
+        ((2, 2, 1, 1), (2, 3, 1, 1)),
         ((2, 3, 1, 6), (2, 2, 1, 6)),
     )
     same_channels = False
@@ -165,6 +165,15 @@ def test_more_than_sixteen_pixels_of_a_class():
     draws = [known(*drawn_pixels(x, labels, 3, torch.tensor(n)), 3)[0] for n in (1, 1, 2)]
     assert draws[0].shape == (16, 1) and torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_one_position_of_one_image():
+    """Its projector has a batch norm, and a single value has no deviation."""
+    student, teacher = random_pair(((1, 3, 1, 1), (1, 5, 1, 1)))
+    loss = loss_of()
+    value = loss(student, teacher, torch.zeros(1, 1, 1).long(), SEED)
+    value.backward()
+    assert value > 0 and student.grad.isfinite().all()
 
 
 def test_a_memory_is_a_ring_for_each_class():
