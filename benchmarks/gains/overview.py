@@ -133,9 +133,7 @@ def by_loss(records: Sequence[Record], root: Path = ROOT) -> str:
                 found.setdefault(name, []).append(f'{title}: {gain} ({one.method})')
     if not found:
         return 'No runs are finished yet.\n'
-    rows = (
-        f'| [`{name}`](#{name.lower()}) | {"; ".join(found[name])} |' for name in sorted(found)
-    )
+    rows = (f'| [`{name}`](#{name.lower()}) | {"; ".join(found[name])} |' for name in sorted(found))
     return '\n'.join(['| loss | gains |', '|---|---|', *rows]) + '\n'
 
 
