@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmkd_plugin import stack
+from mmkd_plugin import losses, stack
 from mmkd_plugin.registry import MODELS as MMKD_MODELS
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers.cached import CachedTeacher
@@ -200,6 +200,12 @@ def test_the_pages_are_listed_in_the_readme():
     readme = text_of(ROOT / 'README.md')
     for page in (ROOT / 'docs').glob('*.md'):
         assert f'(docs/{page.name})' in readme, page.name
+
+
+def test_the_losses_are_named_in_the_readme():
+    readme = text_of(ROOT / 'README.md')
+    names = [name for name in losses.__all__ if name.endswith('Loss')]
+    assert names and [name for name in names if f'`{name}`' not in readme] == []
 
 
 # Form ---------------------------------------------------------------------------------------------
