@@ -9,10 +9,12 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.migrating.distillation import Distillation, Term, add_to, sort_taps
 from mmkd_plugin.migrating.losses import Loss, NotPossible
 from mmkd_plugin.migrating.names import current_name
+from mmkd_plugin.stack import shipped_config
 from mmkd_plugin.words import first_line
 
 #: Their distillers, and the library of the models.
@@ -46,7 +48,7 @@ def read_own_values(file: Path) -> dict[str, Any] | None:
             return None
         tree.body = [one for one in tree.body if not ast.unparse(one).startswith('_base_')]
         return dict(Config.fromstring(ast.unparse(tree), '.py'))
-    except (SyntaxError, ValueError, NameError, TypeError) as error:
+    except (AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
         raise UsageError(f'{file} cannot be read by itself: {first_line(error)}') from error
 
 
@@ -92,12 +94,12 @@ def read_distiller(
 def _shipped(path: str, library: str, option: str) -> str:
     """Today's name of a config of mmdetection 2 or mmsegmentation 0."""
     name = current_name(f'{library}::{path.partition("configs/")[2] or path}')
-    try:
-        read_config(name)
-    except (UsageError, OSError) as error:
+    file = shipped_config(name)
+    if not file.is_file():
         raise UsageError(
-            f'{library} has no config {path} under its old or new name; name one with {option}'
-        ) from error
+            f'{library} has no config {path} under an old or a new name; name one with {option}'
+            f'{nearest_names(file, [".py"])}'
+        )
     return name
 
 

@@ -56,7 +56,8 @@ def weights_of(path: str) -> str | None:
 
 
 def _core(name: str) -> str:
-    return re.sub('[-_]', '', name)
+    """A name without what was changed in all of them: ``8x8`` has become ``8xb8``."""
+    return re.sub('[-_]', '', re.sub(r'(\d)xb(\d)', r'\1x\2', name))
 
 
 def _models(folder: Path) -> Iterator[dict[str, Any]]:

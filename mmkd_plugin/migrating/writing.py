@@ -157,7 +157,14 @@ def _term(name: str, term: Term, stop: int | None) -> Iterator[str]:
     if term.losses[0].connector is not None:
         yield f'            connector={_call(term.losses[0].connector)},'
     end = ')' if stop is None else ''
-    yield f'            loss={_call(_loss(term.losses))}{end},'
+    yield from textwrap.wrap(
+        f'loss={_call(_loss(term.losses))}{end},',
+        100,
+        initial_indent=' ' * 12,
+        subsequent_indent=' ' * 22,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     if stop is not None:
         yield f'            schedule=dict(stop={stop}, by_epoch=True)),'
 
