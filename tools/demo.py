@@ -271,6 +271,7 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn('{task.fields[note]}'),
         console=console,
+        disable=not console.is_terminal,
     )
 
 

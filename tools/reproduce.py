@@ -393,6 +393,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn('{task.fields[note]}'),
         console=console,
+        disable=not console.is_terminal,
     )
 
 

@@ -23,11 +23,9 @@ def run(file: Path, images: np.ndarray) -> list[np.ndarray]:
 
 def plain(folder: Path, model: dict) -> tuple[Path, str]:
     """A config of a model alone, and random weights."""
-    (folder / 'model.py').write_text(
-        f'default_scope = {model["_scope_"]!r}\nmodel = { ({**model, "_scope_": None})!r}\n'.replace(
-            "'_scope_': None, ", ''
-        )
-    )
+    body = {key: value for key, value in model.items() if key != '_scope_'}
+    text = f'default_scope = {model["_scope_"]!r}\nmodel = {body!r}\n'
+    (folder / 'model.py').write_text(text)
     return folder / 'model.py', save_weights(model, folder / 'model.pth')
 
 
