@@ -30,7 +30,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -91,6 +90,7 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
 )
 from mmkd_plugin.losses.traits import LossTraits
@@ -706,16 +706,8 @@ def store(
 ) -> None:
     """Writes records as they come, once an estimate has shown that the disk has room for all."""
     console = Console()
-    columns = (
-        TextColumn('teacher'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f'{what},'),
-        TimeRemainingColumn(),
-        TextColumn('left'),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task('teacher', total=total)
+    with progress_bar(console) as progress:
+        bar = progress.add_task(what, total=total)
         waiting: list[tuple[str, dict[str, bytes]]] | None = []
         for name, packed in records:
             if waiting is None:
@@ -738,7 +730,7 @@ def verify(path: str, cfg: Config) -> None:
     cache = TeacherCache(path)
     images = training_images(cfg, common_root([*places_of(cfg)]))
     count, damaged = 0, []
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+    with progress_bar() as progress:
         for image, tap in progress.track(list(cache.keys()), description='verifying'):
             count += 1
             try:

@@ -17,7 +17,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmkd_plugin.cli import (
     UsageError,
@@ -28,6 +27,7 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
 )
 from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
@@ -78,16 +78,8 @@ def main() -> None:
         fitting = Fitting(cfg, lines)
         with dataset_errors_named('train', cfg.train_dataloader):
             loader = training_images(cfg, args.images)
-        columns = (
-            TextColumn('teacher'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn('images,'),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-        )
-        with Progress(*columns) as progress:
-            for data in progress.track(loader, total=len(loader)):
+        with progress_bar() as progress:
+            for data in progress.track(loader, total=len(loader), description='images'):
                 fitting.observe(data)
         for path, terms in files.items():
             fitting.save(path, terms)

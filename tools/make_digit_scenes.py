@@ -462,7 +462,8 @@ def write(out: Path, arguments: Arguments) -> None:
     hashes = {}
     with whole_folder(out, MARKER) as partial:
         console = Console(stderr=True)
-        for name, content in track(files, 'Drawing scenes', total, console=console):
+        shown = dict(console=console, disable=not console.is_terminal)
+        for name, content in track(files, 'Drawing scenes', total, **shown):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -403,6 +403,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn('{task.fields[note]}'),
         console=console,
+        disable=not console.is_terminal,
     )
 
 

@@ -23,7 +23,6 @@ from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from mmkd_plugin.annotations import fits
@@ -36,6 +35,7 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
     use_student,
 )
@@ -312,18 +312,6 @@ def facts(
     if gallery.places:
         found['taps'] = ', '.join(map(str, gallery.places))
     return found
-
-
-def progress_bar(console: Console) -> Progress:
-    """Make a bar with the time that is left."""
-    return Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('left'),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 if __name__ == '__main__':
