@@ -230,7 +230,10 @@ def _check_classes(cache: TeacherCache, distill: Mapping[str, Any], teacher: str
             k, tau = (cache.meta['taps'][tap].get(key) for key in ('top_k', 'tau'))
             if k is None and tau is None:
                 continue
-            traits = LossTraits.of(build_module(line['loss'], f'distill.{name}.loss'))
+            loss = line['loss']
+            if isinstance(loss, dict) and 'loss_weight' in loss:
+                loss = {**loss, 'loss_weight': 1.0}  # here 'auto' is no number
+            traits = LossTraits.of(build_module(loss, f'distill.{name}.loss'))
             held = f'the {k} largest channels' if k is not None else 'the probabilities'
             if not traits.compares_probabilities:
                 raise ValueError(

@@ -327,6 +327,7 @@ def test_what_compact_costs_is_told(data, teachers, tmp_path, capsys):
     assert '% of float16; distances between positions off by ' in said
     about = TeacherCache(path).meta['taps']
     assert about['decode_head.conv_seg']['tau'] == 1
+    cfg.model.distill.term.loss.loss_weight = dict(auto=0.5)
     assert about['decode_head.bottleneck']['maps'][0][0] == 4
     wired = use_cache(cfg, path)
     wire(wired)
