@@ -17,7 +17,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
-from mmkd_plugin.cache.drawn import ViewsInTurn, digest_of, draw, drawn_from, names_of_images
+from mmkd_plugin.cache.drawn import DrawnViews, ViewsInTurn, digest_of, draw, drawn_from
 from mmkd_plugin.cache.store import CacheError, TeacherCache, close, of_view
 from mmkd_plugin.cache.wiring import unwire, wire
 from mmkd_plugin.cli import UsageError
@@ -469,7 +469,7 @@ def test_the_student_of_a_wired_config_trains_alone(data, teachers, caches):
 def test_names_decide_what_is_drawn(data, teachers):
     cfg = recipe('mmseg', data, teachers)
     dataset = built(cfg)
-    names = names_of_images(dataset, str(data))
+    names = DrawnViews(dataset, root=str(data)).names()
     assert set(names) == {f'images/{i}.png' for i in range(6)}
     one, other, again = (draw(dataset, 0, name, 0)['inputs'] for name in ('a', 'b', 'a'))
     assert torch.equal(one, again) and not torch.equal(one, other)
