@@ -316,14 +316,16 @@ def test_a_transform_that_draws_otherwise_each_time_is_refused(data, teachers, t
         write_cache(cfg, tmp_path / 'cache', views=2)
 
 
-def test_what_compact_costs_is_told(data, teachers, tmp_path, capsys):
+@pytest.mark.parametrize('dtype', ['compact', 'smallest'])
+def test_what_compact_costs_is_told(dtype, data, teachers, tmp_path, capsys):
     cfg = recipe('mmseg', data, teachers)
     cfg.model.distill.hint = dict(
         tap='decode_head.bottleneck', loss=dict(type='mmkd_plugin.HintLoss', loss_weight=1)
     )
-    path = write_cache(cfg, tmp_path / 'cache', views=1, dtype='compact', channels=4)
+    path = write_cache(cfg, tmp_path / 'cache', views=1, dtype=dtype, channels=4)
     said = capsys.readouterr().out
     assert 'decode_head.conv_seg: ' in said and '% of float16; probabilities off by 0.00' in said
+    assert ' at most, divergence 0.00' in said
     assert '% of float16; distances between positions off by ' in said
     about = TeacherCache(path).meta['taps']
     assert about['decode_head.conv_seg']['tau'] == 1
@@ -339,7 +341,7 @@ def test_what_compact_costs_is_told(data, teachers, tmp_path, capsys):
     with pytest.raises(ValueError, match=r'distill.term.loss.tau is 4, and .* up to 1. Write a c'):
         wire(hotter)
     hotter.model.distill.term.loss = stock_models.cwd()
-    with pytest.raises(ValueError, match=r'holds the probabilities of .* without --dtype compact'):
+    with pytest.raises(ValueError, match=rf'holds the probabilities of .* without --dtype {dtype}'):
         wire(hotter)
 
 
