@@ -80,6 +80,16 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     'too many bytes': lambda: packed(header(), DATA, b'x'),
     'roots without tau': lambda: packed(header(note=dict(dtype='roots', lost=0.1)), DATA[:4]),
     'roots of text': lambda: packed(header(note=dict(dtype='roots', lost='a', tau=1.0)), DATA[:4]),
+    'waves without tau': lambda: packed(header(note=dict(dtype='cosines', lost=0.1)), bytes(16)),
+    'waves of text': lambda: packed(
+        header(note=dict(dtype='cosines', lost='a', tau=1.0)), bytes(16)
+    ),
+    'waves of a flat map': lambda: packed(
+        header(note=dict(dtype='cosines', lost=0.1, tau=1.0, shape=[1, 4])), bytes(16)
+    ),
+    'too few waves': lambda: packed(
+        header(note=dict(dtype='cosines', lost=0.1, tau=1.0)), bytes(15)
+    ),
     'a picture of text': lambda: packed(header(picture=['a']), DATA),
     'no loaded': lambda: packed(dict(seen=[4, 4], maps=[]), b''),
     'loaded is a number': lambda: packed(header(loaded=5), DATA),
