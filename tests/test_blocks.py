@@ -6,7 +6,8 @@ A comment right above a block, ``<!-- not run: why -->``, takes it out. What the
   config is parsed, and its types are found; :mod:`tests.test_docs` builds whole ones that distil.
 - ``shell``: each command line is parsed by the tool itself, so a wrong option is found; ``make``
   has the target; a program of others needs the mark.
-- ``text`` and ``console`` are what programs print; ``math`` and ``mermaid`` are drawn by the site.
+- ``math`` is converted as the site does it.
+- ``text`` and ``console`` are what programs print; ``mermaid`` is a diagram.
 """
 
 from __future__ import annotations
@@ -295,6 +296,17 @@ def test_commands_are_those_of_the_tools(block: Block, monkeypatch, capsys) -> N
         except SystemExit:
             pytest.fail(f'{shlex.join(words)}: {capsys.readouterr().err}')
         assert ours or block.reason, f'{words[0]} is not ours: mark the block as not run'
+
+
+# Formulas -----------------------------------------------------------------------------------------
+
+FORMULAS = [b for b in BLOCKS if b.language == 'math']
+
+
+@pytest.mark.parametrize('block', FORMULAS, ids=lambda b: b.place)
+def test_formulas_can_be_drawn(block: Block) -> None:
+    math = pytest.importorskip('docutils.utils.math.latex2mathml')
+    assert '<mi>' in math.tex2mathml(block.text.strip(), as_block=True)
 
 
 # Marks --------------------------------------------------------------------------------------------
