@@ -29,6 +29,7 @@ import torch
 from mmengine.config import Config
 
 from mmkd_plugin import registry, stack
+from mmkd_plugin.__main__ import COMMANDS
 from tests import runs, stock_models
 from tests.pages import BLOCKS, PAGES, ROOT, Block, text_of
 from tests.tools.tool_runs import load_tool, save_random_weights
@@ -252,6 +253,9 @@ def check_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         module, arguments = words[1], words[2:]
         if module in ('pytest', 'sphinx'):
             return
+        if module == 'mmkd_plugin':
+            check_python([f'tools/{COMMANDS[arguments[0]]}', *arguments[1:]], monkeypatch)
+            return
         parser = importlib.import_module(f'{module}.__main__').parser()
     else:
         parser, arguments = parser_of(words[0], monkeypatch), words[1:]
@@ -268,17 +272,19 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     if program in ('python', '.venv/bin/python'):
         check_python(rest, monkeypatch)
     elif program == 'torchrun':
-        start = next(i for i, word in enumerate(rest) if word.startswith('tools/'))
+        start = next(i for i, word in enumerate(rest) if word == '-m' or word.startswith('tools/'))
         check_python(rest[start:], monkeypatch)
+    elif program == 'mmkd':
+        check_python(['-m', 'mmkd_plugin', *rest], monkeypatch)
     elif program == 'make':
         targets = [word for word in rest if '=' not in word]
         makefile = (ROOT / 'Makefile').read_text('utf-8')
         assert all(re.search(f'^{target}:', makefile, re.M) for target in targets), targets
     elif program.startswith('tools/'):
         assert (ROOT / program).stat().st_mode & 0o100, f'{program} cannot be run'
-    elif [program, *rest[:1]] == ['pip', 'install']:
+    elif program == 'pip' and rest[0] in ('install', 'wheel'):
         lists = [file.read_text('utf-8') for file in (ROOT / 'requirements').glob('*.txt')]
-        for name in [word for word in rest[1:] if not word.startswith(('-', '.'))]:
+        for name in [w for w in rest[1:] if not w.startswith(('-', '.', 'dist'))]:
             assert any(name in text for text in lists), f'{name} is in no list of requirements/'
     else:
         return False
