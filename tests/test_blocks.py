@@ -36,7 +36,7 @@ from tests.tools.tool_runs import load_tool, save_random_weights
 
 LANGUAGES = {'python', 'shell', 'text', 'console', 'math', 'mermaid', '{toctree}', '{eval-rst}'}
 PYTHON = [b for b in BLOCKS if b.language == 'python']
-COMMANDS = [b for b in BLOCKS if b.language == 'shell']
+SHELL = [b for b in BLOCKS if b.language == 'shell']
 HERE = re.compile(r'(tools|configs|benchmarks|docs|tests)/[\w./-]*\w')
 """A path in the repository, as a word of a command."""
 
@@ -58,7 +58,7 @@ CONFIGS = [
 def test_every_block_is_of_a_known_kind() -> None:
     for block in BLOCKS:
         assert block.language in LANGUAGES, f'{block.place}: a block of {block.language!r}'
-    assert len(PROGRAMS) > 10 and len(CONFIGS) > 50 and len(COMMANDS) > 40
+    assert len(PROGRAMS) > 10 and len(CONFIGS) > 50 and len(SHELL) > 40
 
 
 # Python -------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     return True
 
 
-@pytest.mark.parametrize('block', COMMANDS, ids=lambda b: b.place)
+@pytest.mark.parametrize('block', SHELL, ids=lambda b: b.place)
 def test_commands_are_those_of_the_tools(block: Block, monkeypatch, capsys) -> None:
     for words in lines_of(block):
         paths = [word.partition('=')[2] or word for word in words if '{' not in word]
