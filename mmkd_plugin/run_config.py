@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
-from mmkd_plugin.ingredients import check_distill, task_of
+from mmkd_plugin.ingredients import check_distill, check_student, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -42,6 +42,10 @@ MISSES = object()
 
 #: What stands at keys that every run has: the type hint, and the least number that makes sense.
 SETTINGS: dict[str, tuple[Any, float | None]] = {
+    **{
+        f'{holder}data_preprocessor': (dict | None, None)
+        for holder in ('', 'model.', 'model.student.')
+    },
     'train_cfg': (dict | None, None),
     'train_cfg.val_interval': (int, 1),
     'optim_wrapper': (dict, None),
@@ -135,6 +139,22 @@ def check_run(cfg: Config) -> None:
             more.images(cfg.train_dataloader.get('batch_size', 1))
 
 
+def pretrained_files(model: dict) -> Iterator[tuple[str, str]]:
+    """The files of this machine that parts of the model which trains start with.
+
+    Args:
+        model (dict): The ``model`` of a config.
+
+    Yields:
+        tuple[str, str]: The place of its name in the config, and the name.
+    """
+    for path, key, value in places(model, 'model'):
+        named = key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'
+        file = value.get('checkpoint') if named else None
+        if isinstance(file, str) and '://' not in file and not path.startswith('model.teacher'):
+            yield f'{path}.checkpoint', file
+
+
 def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
     """Checks the keys of a Distiller, its teachers and its terms, as far as no model is needed.
 
@@ -151,6 +171,7 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
     for key, words in MISSING.items():
         if key not in arguments:
             raise ValueError(f'model has no `{key}`: {words}')
+    check_student(model['student'])
     teacher_configs(model['teacher'])
     check_distill(model['distill'])
     schedules = {}

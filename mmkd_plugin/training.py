@@ -21,7 +21,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, save_checkpoint
 
 from mmkd_plugin.cache.wiring import wire
-from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
+from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint, read_data
 from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
@@ -32,10 +32,11 @@ from mmkd_plugin.cli import (
     read_config,
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
+from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
-from mmkd_plugin.run_config import check_run, places
+from mmkd_plugin.run_config import check_run, places, pretrained_files
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
@@ -58,7 +59,7 @@ from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 from mmkd_plugin.training_data import warn_of_kept_state, watch_data
 from mmkd_plugin.unlabelled.pipelines import complete
-from mmkd_plugin.words import some, type_name
+from mmkd_plugin.words import first_line, some, type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
 """Devices on which mmengine does not train in mixed precision."""
@@ -192,6 +193,11 @@ def file_named(path: str | None) -> Iterator[None]:
         if path is None or str(path) in str(error):
             raise
         raise CheckpointError(f'{path}: {error}') from error
+    except Exception as error:
+        loading = any(frame.f_code.co_name == 'load_or_resume' for frame in frames_of(error))
+        if path is None or is_ours(error) or not loading:
+            raise
+        raise CheckpointError(f'{path} cannot be loaded: {first_line(error)}') from error
 
 
 def warn_of_busy_cores(before: Cores, after: Cores) -> None:
@@ -326,6 +332,11 @@ def find_start(cfg: Config, resume: str | None) -> None:
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     found = None
+    for place, file in pretrained_files(cfg.model.to_dict()):
+        try:
+            read_data(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f'{place}: {error}') from error
     if resume == 'auto':
         found = resume_latest(cfg)
     elif resume is not None:
