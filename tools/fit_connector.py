@@ -31,7 +31,9 @@ from mmkd_plugin.cli import (
     read_config,
 )
 from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.training_data import dataset_errors_named
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,6 +67,7 @@ def main() -> None:
         check_has(cfg, args.config, 'train_dataloader')
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        check_run(cfg)
         work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         lines = measured_lines(cfg)
@@ -72,7 +75,9 @@ def main() -> None:
         for path in files:
             check_new(path, args.overwrite)
         set_random_seed(0)
-        fitting, loader = Fitting(cfg, lines), training_images(cfg, args.images)
+        fitting = Fitting(cfg, lines)
+        with dataset_errors_named('train', cfg.train_dataloader):
+            loader = training_images(cfg, args.images)
         with progress_bar() as progress:
             for data in progress.track(loader, total=len(loader), description='images'):
                 fitting.observe(data)

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import torch
 
-from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
+from mmkd_plugin.checkpoint import meta_of, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, check_file, plain_errors
 from mmkd_plugin.migrating import SUFFIXES, config_text, read_file
 from mmkd_plugin.saving import replacing, write_text
@@ -99,7 +99,7 @@ def take_out(source: str, out: Path, part: str) -> None:
             f'{source} has no {part}: none of its keys begins with {prefix!r}, as those of '
             'MMRazor do'
         )
-    meta = checkpoint.get('meta') or {}
+    meta = meta_of(checkpoint)
     kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}  # names of the classes
     with replacing(out) as (beside,):
         torch.save(dict(meta=kept, state_dict=weights), beside)
