@@ -30,17 +30,16 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmkd_plugin.cache.costs import Cost
 from mmkd_plugin.cache.drawn import (
+    DrawnViews,
     digest_of,
-    draw,
     drawn_from,
     innermost,
-    names_of_images,
+    parts_drawn,
     preprocessor_of,
 )
 from mmkd_plugin.cache.images import (
@@ -65,7 +64,7 @@ from mmkd_plugin.cache.recording import (
     record_training,
     train_pipelines,
 )
-from mmkd_plugin.cache.records import Record, projection, unpack
+from mmkd_plugin.cache.records import OF_SCORES, Record, projection, unpack
 from mmkd_plugin.cache.store import (
     DTYPES,
     CacheError,
@@ -91,9 +90,11 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
 )
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.taps.dry_run import DryRun
@@ -108,7 +109,7 @@ from mmkd_plugin.teachers.caching import (
 from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
-from mmkd_plugin.training_data import CheckedPipeline, Expected
+from mmkd_plugin.training_data import CheckedPipeline, Expected, dataset_errors_named
 from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.views import View, of_kind
 
@@ -134,7 +135,8 @@ def parse_args() -> argparse.Namespace:
         default='float16',
         help='type of the stored numbers; uint8 keeps 256 steps for each channel of each image; '
         'compact keeps 31 steps of the probabilities of classes where losses compare these alone, '
-        'else it is uint8, and compresses longer',
+        'else it is uint8, and compresses longer; smallest keeps the rounded waves of blocks of '
+        'these, in half the size',
     )
     parser.add_argument(
         '--views',
@@ -187,6 +189,7 @@ def main() -> None:
         check_has(cfg, args.config, 'train_dataloader')
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        check_run(cfg)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         complete(cfg)
         config = pick_teacher(cfg, args)
@@ -202,8 +205,10 @@ def check(args: argparse.Namespace) -> None:
     check_number(args.top_k, '--top-k', 1)
     check_number(args.views, '--views', 1)
     check_number(args.channels, '--channels', 1)
-    if args.top_k is not None and args.dtype == 'compact':
-        raise UsageError('--dtype compact keeps each class that a loss can see; leave --top-k out')
+    if args.top_k is not None and args.dtype in OF_SCORES:
+        raise UsageError(
+            f'--dtype {args.dtype} keeps each class that a loss can see; leave --top-k out'
+        )
     if args.views is not None and (args.scale is not None or args.mirrored is not None):
         option = '--scale' if args.scale is not None else '--mirrored'
         raise UsageError(f'{option} is for whole images; views come as the train pipeline draws')
@@ -271,7 +276,7 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
     for name, values in padding_values(teacher, preprocessor, views, preview.size).items():
         about[name]['fill'] = values
     set_top_k(about, terms, args.top_k)
-    if args.dtype == 'compact':
+    if args.dtype in OF_SCORES:
         set_tau(about, terms)
         meta['tau'] = {name: one['tau'] for name, one in about.items() if one['tau'] is not None}
     if args.channels is not None:
@@ -300,7 +305,10 @@ def write_cache(cfg: Config, config: dict[str, Any], args: argparse.Namespace) -
 
 def lost_in_whole_images(cfg: Config) -> list[str]:
     """Returns the transforms of the train pipelines that maps of whole images do not follow."""
-    steps = [step for one in pipelines_of(cfg.train_dataloader.dataset) for step in one]
+    more = cfg.model.get('unlabelled')
+    beside = [] if more is None or more.get('only') else [more.dataset]
+    parts = [cfg.train_dataloader.dataset, *beside]
+    steps = [step for part in parts for one in pipelines_of(part) for step in one]
     return not_followed(steps)
 
 
@@ -368,6 +376,9 @@ class Whole:
     ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Runs the teacher; yields names of images and their packed records."""
         dataset = ScaledImages([self.images[name] for name in left], self.loading, self.scale)
+        dataset.load = [CheckedPipeline(dataset.load, Expected(), packs=False)]
+        if dataset.scale is not None:
+            dataset.scale = CheckedPipeline([dataset.scale], Expected(), packs=False)
         loader = DataLoader(dataset, batch_size=None, num_workers=self.workers)
         images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
         for name in left:
@@ -378,6 +389,8 @@ class Whole:
                     seen = image.flip(2) if called is mirrored else image
                     records = whole_picture(teacher, preprocessor, seen, loaded, costs.about, views)
                     packed |= costs.pack(name, records, called)
+            except UsageError:
+                raise
             except ValueError as error:
                 raise UsageError(f'{name}: {error}') from error
             yield name, packed
@@ -394,32 +407,28 @@ class Drawn:
     what = 'views'
 
     def __init__(self, cfg: Config, args: argparse.Namespace) -> None:
-        drawn = drawn_from(cfg)
-        config = cfg.train_dataloader.dataset
-        root = common_root([*innermost(config)])
-        self.dataset = DATASETS.build(config)
-        for leaf in leaves(self.dataset):
-            leaf.full_init()
-            if hasattr(leaf, 'pipeline'):
-                steps = leaf.pipeline.transforms
-                leaf.pipeline = CheckedPipeline(steps, Expected(), packs=False)
-        names = names_of_images(self.dataset, root)
-        self.indices = {name: index for index, name in reversed([*enumerate(names)])}
+        drawn, names = drawn_from(cfg), []
+        self.places: dict[str, tuple[DrawnViews, int]] = {}
+        for config, part in zip(parts_drawn(cfg).values(), drawn_parts(cfg)):
+            for leaf in leaves(part):
+                if hasattr(leaf, 'pipeline'):
+                    steps = leaf.pipeline.transforms
+                    leaf.pipeline = CheckedPipeline(steps, Expected(), packs=False)
+            self._check_draws(config, part)
+            names += part.names()
+            for index, name in enumerate(part.names()):
+                self.places.setdefault(name, (part, index))
         self.views, self.workers = args.views, args.workers
         self.batch_size = cfg.train_dataloader.get('batch_size') or 1
         self.meta = dict(drawn=dict(drawn, images=digest_of(names)), views=args.views)
         self.reasons = []
-        self._check_draws(cfg)
 
-    def _check_draws(self, cfg: Config) -> None:
+    def _check_draws(self, config: dict, part: DrawnViews) -> None:
         """Refuses pipelines that draw another image from the same seed."""
-        if not self.indices:
-            raise UsageError('the training set has no images')
-        names = [*self.indices]
-        first, _, again = (
-            draw(self.dataset, self.indices[name], name, view)
-            for name, view in ((names[0], 0), (names[-1], 1), (names[0], 0))
-        )
+        if not len(part):
+            raise UsageError(f'{"unlabelled" if part.prefix else "the training set"} has no images')
+        size = len(part)
+        first, _, again = (part[index] for index in (0, 2 * size - 1, 0))
         if not isinstance(first, dict) or not {'inputs', 'data_samples'} <= set(first):
             raise UsageError(
                 'the train pipeline gives no `inputs` and `data_samples`; its last step packs '
@@ -427,7 +436,7 @@ class Drawn:
             )
         if not torch.equal(first['inputs'], again['inputs']):
             known = {*FOLLOWED, *IGNORED, *REFUSED, *REPLAYED, *WRAPPERS}
-            steps = [step for one in pipelines_of(cfg.train_dataloader.dataset) for step in one]
+            steps = [step for one in pipelines_of(config) for step in one]
             own = [kind for kind in dict.fromkeys(map(kind_of, steps)) if kind not in known]
             raise UsageError(
                 'the train pipeline draws another image from the same seed, so its views cannot be '
@@ -440,20 +449,21 @@ class Drawn:
         return [
             (name, view)
             for view in range(self.views)
-            for name in writer.missing(self.indices, [of_view(tap, view) for tap in about])
+            for name in writer.missing(self.places, [of_view(tap, view) for tap in about])
         ]
 
     def told(self, left: int) -> str:
         """How many views there are, and how many of them are done."""
-        total = self.views * len(self.indices)
-        return f'{self.views} views of {len(self.indices)} images, {total - left} of {total}'
+        total = self.views * len(self.places)
+        return f'{self.views} views of {len(self.places)} images, {total - left} of {total}'
 
     def __len__(self) -> int:
         return len(self.left)
 
     def __getitem__(self, number: int) -> dict:
         name, view = self.left[number]
-        return draw(self.dataset, self.indices[name], name, view)
+        part, index = self.places[name]
+        return part[index + view * len(part)]
 
     def run(
         self,
@@ -480,6 +490,19 @@ class Drawn:
                     raise UsageError(f'{same[0][0]}: {error}') from error
                 for (name, view, _), records in zip(same, found):
                     yield name, costs.pack(name, records, lambda tap, v=view: of_view(tap, v))
+
+
+def drawn_parts(cfg: Config) -> Iterator[DrawnViews]:
+    """Builds the data sets whose views are drawn: that of the training, and without labels."""
+    for prefix, config in parts_drawn(cfg).items():
+        key, named = ('unlabelled', config) if prefix else ('train', cfg.train_dataloader)
+        with dataset_errors_named(key, named):
+            part = DrawnViews(
+                DATASETS.build(config), root=common_root([*innermost(config)]), prefix=prefix
+            )
+            for leaf in leaves(part):
+                leaf.full_init()
+        yield part
 
 
 def pipelines_of(dataset: dict) -> Iterator[Sequence[dict]]:
@@ -591,10 +614,14 @@ def places_of(cfg: Config) -> Iterator[dict]:
 
 def training_images(cfg: Config, root: str) -> dict[str, tuple[Any, int]]:
     """Returns the images of the training set, and those without labels beside it."""
-    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
+    with dataset_errors_named('train', cfg.train_dataloader):
+        images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
     more = cfg.model.get('unlabelled')
     if more is not None and not more.get('only'):
-        images = {**images_of(DATASETS.build(more.dataset), root), **images}
+        with dataset_errors_named('unlabelled', more.dataset):
+            images = {**images_of(DATASETS.build(more.dataset), root), **images}
+    if not images:
+        raise UsageError('the training set has no images')
     return images
 
 
@@ -693,16 +720,8 @@ def store(
 ) -> None:
     """Writes records as they come, once an estimate has shown that the disk has room for all."""
     console = Console()
-    columns = (
-        TextColumn('teacher'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f'{what},'),
-        TimeRemainingColumn(),
-        TextColumn('left'),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task('teacher', total=total)
+    with progress_bar(console) as progress:
+        bar = progress.add_task(what, total=total)
         waiting: list[tuple[str, dict[str, bytes]]] | None = []
         for name, packed in records:
             if waiting is None:
@@ -723,9 +742,12 @@ def store(
 def verify(path: str, cfg: Config) -> None:
     """Reads every record and compares the images with the training set."""
     cache = TeacherCache(path)
-    images = training_images(cfg, common_root([*places_of(cfg)]))
+    if 'views' in cache.meta:
+        images = dict.fromkeys(name for part in drawn_parts(cfg) for name in part.names())
+    else:
+        images = training_images(cfg, common_root([*places_of(cfg)]))
     count, damaged = 0, []
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+    with progress_bar() as progress:
         for image, tap in progress.track(list(cache.keys()), description='verifying'):
             count += 1
             try:

@@ -35,10 +35,14 @@ CHOOSING = """# Which method
 Each table has one pair of small models that are trained from random weights. Your models and data
 may rank the methods in another order: take the first one or two as a start, with
 `loss_weight='auto'`, and compare on your validation data.
+[`tools/distill.py`](get_started.md#distil-your-own-student-with-one-command) takes the row that
+helps on each data set.
 
 - **helps**, **hurts**: the 95 % interval of the gain does not contain zero.
 - **weight**: `auto:2.5` is short for `loss_weight=dict(auto=2.5)`.
-- **against time**: the gain over a student alone that trains as long in wall time.
+- **against time**: the gain over a student alone that trains as long in wall time. Below zero, the
+  time is spent better on more iterations without a teacher. These students train for few
+  iterations, so more of them help much.
 """
 
 

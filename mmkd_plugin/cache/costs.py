@@ -9,6 +9,9 @@ import numpy as np
 
 from mmkd_plugin.cache.records import human_size
 
+#: Probabilities below it count as it, so that their logarithm is finite.
+TINY = 1e-30
+
 #: Pairs of positions whose distances are compared, for each map.
 PAIRS = 256
 
@@ -30,6 +33,7 @@ class Cost:
     errors: list[float] = field(default_factory=list)
     largest: list[float] = field(default_factory=list)
     same: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
 
     def add(self, exact: Sequence[np.ndarray], kept: Sequence[np.ndarray], size: int) -> None:
         """Adds an image.
@@ -45,9 +49,11 @@ class Cost:
             if self.mixed:
                 self.errors.append(distance_error(ours, theirs))
             elif self.tau is not None:
-                off = np.abs(softmax(ours / self.tau) - softmax(theirs / self.tau))
+                whole, again = softmax(ours / self.tau), softmax(theirs / self.tau)
+                off = np.abs(whole - again)
                 self.errors.append(float(off.mean()))
                 self.largest.append(float(off.max()))
+                self.divergences.append(divergence(whole, again))
                 self.same.append(float((ours.argmax(0) == theirs.argmax(0)).mean()))
             else:
                 spread = float(ours.std()) or 1.0
@@ -64,7 +70,8 @@ class Cost:
             at = '' if self.tau == 1 else f' at temperature {self.tau:g}'
             return (
                 f'{size}; probabilities{at} off by {error:.5f} in the mean and '
-                f'{max(self.largest):.3f} at most, the same class in {np.mean(self.same):.2%}'
+                f'{max(self.largest):.3f} at most, divergence {np.mean(self.divergences):.5f}, the '
+                f'same class in {np.mean(self.same):.2%}'
             )
         return f'{size}; off by {error:.2%} of the spread'
 
@@ -73,6 +80,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     """Probabilities of classes, ``(C, H, W)``."""
     shares = np.exp(scores - scores.max(0))
     return shares / shares.sum(0)
+
+
+def divergence(exact: np.ndarray, kept: np.ndarray) -> float:
+    """The Kullback-Leibler divergence of probabilities ``(C, H, W)`` from exact ones, in nats."""
+    log = np.log(np.maximum(exact, TINY)) - np.log(np.maximum(kept, TINY))
+    return float((exact * log).sum(0).mean())
 
 
 def distance_error(exact: np.ndarray, kept: np.ndarray) -> float:

@@ -49,6 +49,9 @@ REMEMBERS = dict(CachedMosaic='Mosaic', CachedMixUp='MixUp')
 SWITCHING = ('switch_pipeline', 'skip_type_keys')
 SWITCHES = ('YOLOXModeSwitchHook',)
 
+#: Begins the names of images without labels: the same image with labels is drawn in another way.
+WITHOUT_LABELS = 'unlabelled:'
+
 #: How far the same image may be off on another machine, relative to its brightest square.
 ALIKE = 0.02
 
@@ -113,6 +116,9 @@ class DrawnViews(Dataset):
             Defaults to none: nothing is added.
         root (str): The folder to which the names of images in the caches are relative. Defaults to
             none.
+        prefix (str): What their names begin with. Defaults to nothing.
+        views (int): How many views of each image are shown, where no sampler of views decides it.
+            Defaults to 1.
 
     Raises:
         ValueError: When an item is read, if a cache has no maps of the view, a record is damaged,
@@ -124,10 +130,17 @@ class DrawnViews(Dataset):
         3
     """
 
-    def __init__(self, dataset: Any, caches: Sequence[dict] = (), root: str = '') -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        caches: Sequence[dict] = (),
+        root: str = '',
+        prefix: str = '',
+        views: int = 1,
+    ) -> None:
         self.dataset = ALL_DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.caches = [(TeacherCache(c['path']), list(c['taps']), c['name']) for c in caches]
-        self.root = root
+        self.root, self.prefix, self.views = root, prefix, views
         self._names: dict[int, str] = {}  # to look one up unpickles what is known of the image
 
     @property
@@ -143,14 +156,23 @@ class DrawnViews(Dataset):
         """What the data set knows of an image."""
         return self.dataset.get_data_info(index % len(self))
 
+    def name_of(self, index: int) -> str:
+        """The name of an image in caches."""
+        if index not in self._names:
+            name = image_name(self.dataset.get_data_info(index), self.root)
+            self._names[index] = self.prefix + name
+        return self._names[index]
+
+    def names(self) -> list[str]:
+        """The names of all images, by their indices."""
+        return [self.name_of(index) for index in range(len(self))]
+
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
         view, index = divmod(int(index), len(self))
-        if index not in self._names:
-            self._names[index] = image_name(self.dataset.get_data_info(index), self.root)
-        name = self._names[index]
+        name = self.name_of(index)
         data = draw(self.dataset, index, name, view)
         for cache, taps, teacher in self.caches:
             element = BaseDataElement()
@@ -224,18 +246,16 @@ class CheckDrawnViews(Hook):
 
     Args:
         path (str): Folder of the cache.
-        root (str): The folder to which the names of images in the cache are relative.
 
     Raises:
         ValueError: Before training, if the images are others, or the cache lacks a view.
 
     Examples:
-        >>> hook = CheckDrawnViews('work_dirs/cache', root='data/coco')
+        >>> hook = CheckDrawnViews('work_dirs/cache')
     """
 
-    def __init__(self, path: str, root: str) -> None:
+    def __init__(self, path: str) -> None:
         self.cache = TeacherCache(path)
-        self.root = root
 
     def before_train(self, runner: Runner) -> None:
         """Compares the training images with the cache.
@@ -243,7 +263,9 @@ class CheckDrawnViews(Hook):
         Args:
             runner (Runner): The runner of the training process.
         """
-        names = names_of_images(runner.train_dataloader.dataset, self.root)
+        dataset = runner.train_dataloader.dataset  # behind the images with labels those without
+        parts = [dataset] if isinstance(dataset, DrawnViews) else dataset.datasets
+        names = [name for part in parts for name in part.names()]
         if digest_of(names) != self.cache.meta['drawn']['images']:
             raise ValueError(
                 f'{self.cache.path} was written for other training images, or for another order of '
@@ -255,11 +277,6 @@ class CheckDrawnViews(Hook):
                 f'{self.cache.path} lacks views of {len(missing)} of {len(names)} training images, '
                 f'such as {missing[0]}. Run tools/cache_teacher.py again as before'
             )
-
-
-def names_of_images(dataset: Any, root: str) -> list[str]:
-    """The names of the images of a built data set, by their indices."""
-    return [image_name(dataset.get_data_info(index), root) for index in range(len(dataset))]
 
 
 def digest_of(names: Iterable[str]) -> str:
@@ -279,6 +296,27 @@ def innermost(dataset: dict) -> Iterator[dict]:
         yield from innermost(one)
 
 
+def parts_drawn(cfg: Config) -> dict[str, dict]:
+    """The configs of the data sets that are drawn, by what the names of their images begin with.
+
+    Args:
+        cfg (Config): A config with ``train_dataloader``.
+
+    Raises:
+        ValueError: If its images without labels have no pipeline yet.
+    """
+    parts = {'': cfg.train_dataloader['dataset']}
+    more = (cfg.get('model') or {}).get('unlabelled')
+    if more is not None and not more.get('only'):
+        if not isinstance(more['dataset'], Mapping):
+            raise ValueError(
+                'unlabelled.dataset has no pipeline yet: call complete(cfg) of '
+                'mmkd_plugin.unlabelled.pipelines before wire(cfg)'
+            )
+        parts[WITHOUT_LABELS] = more['dataset']
+    return parts
+
+
 def drawn_from(cfg: Config) -> dict[str, Any]:
     """Returns what decides which views a config draws, but for the images, to compare two.
 
@@ -286,17 +324,13 @@ def drawn_from(cfg: Config) -> dict[str, Any]:
         cfg (Config): A config with ``train_dataloader``.
 
     Returns:
-        dict[str, Any]: ``dataset``, the pipelines with their wrappers, and ``preprocessor``.
+        dict[str, Any]: ``dataset``, the pipelines with their wrappers; ``preprocessor``; and
+        ``unlabelled``, the pipelines of images without labels, if there are any.
 
     Raises:
         ValueError: If the views of this config cannot be drawn again.
     """
-    more = (cfg.get('model') or {}).get('unlabelled')
-    if more is not None and not more.get('only'):
-        raise ValueError(
-            'unlabelled: views are drawn from the training set alone, and images without labels '
-            'come beside it. Take the teacher itself, or a cache of whole images'
-        )
+    parts = parts_drawn(cfg)
     check_batch_augments(cfg)
     for i, hook in enumerate(cfg.get('custom_hooks') or ()):
         if kind_of(hook) in SWITCHES or any(key in hook for key in SWITCHING):
@@ -304,17 +338,23 @@ def drawn_from(cfg: Config) -> dict[str, Any]:
                 f'custom_hooks[{i}]: `{as_written(hook["type"])}` changes the pipeline during '
                 'training, and the views of a cache are drawn from one pipeline. Take the hook out'
             )
-    for step, place in _transforms(cfg.train_dataloader['dataset'], 'train_dataloader.dataset'):
+    for prefix, dataset in parts.items():
+        _check_transforms(dataset, 'unlabelled.dataset' if prefix else 'train_dataloader.dataset')
+    found = dict(dataset=_outline(parts['']), preprocessor=plain(preprocessor_of(cfg)))
+    if WITHOUT_LABELS in parts:
+        found['unlabelled'] = _outline(parts[WITHOUT_LABELS])
+    return found
+
+
+def _check_transforms(dataset: Mapping, place: str) -> None:
+    """Refuses transforms whose views cannot be drawn again."""
+    for step, here in _transforms(dataset, place):
         if kind_of(step) in REMEMBERS:
             raise ValueError(
-                f'{place}: `{as_written(step["type"])}` mixes in images of earlier calls, so its '
+                f'{here}: `{as_written(step["type"])}` mixes in images of earlier calls, so its '
                 f'views cannot be drawn again; take `{REMEMBERS[kind_of(step)]}` in a '
                 '`MultiImageMixDataset`'
             )
-    return dict(
-        dataset=_outline(cfg.train_dataloader['dataset']),
-        preprocessor=plain(preprocessor_of(cfg)),
-    )
 
 
 def preprocessor_of(cfg: Config) -> dict | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmkd_plugin.cache.cosines import BLOCK, count_blocks, from_cosines, to_cosines
 from mmkd_plugin.words import from_worker
 
 DIGEST = 16
@@ -24,6 +25,9 @@ THOROUGH = 15
 
 #: Steps between a probability of 0 and of 1, see :func:`to_roots`.
 STEPS = 31
+
+#: How class scores are stored by types that keep their probabilities alone.
+OF_SCORES = dict(compact='roots', smallest='cosines')
 
 #: What a record raises whose checksum fits and that :func:`pack` did not write.
 _MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error)
@@ -213,11 +217,12 @@ def pack(
     Args:
         record (Record): The record.
         key (bytes): Key of the record in the store. The checksum covers it too.
-        dtype (str): ``'float16'``, ``'uint8'`` or ``'compact'``. Defaults to ``'float16'``.
+        dtype (str): ``'float16'``, ``'uint8'``, ``'compact'`` or ``'smallest'``. Defaults to
+            ``'float16'``.
         top_k (int, optional): Number of channels to keep; the maps are logits then. Defaults to
             None: all channels.
-        tau (float, optional): Temperature of :func:`to_roots`, for maps that are class scores and
-            ``'compact'``. Defaults to None: ``'compact'`` is ``'uint8'``.
+        tau (float, optional): Temperature of :func:`to_roots` or :func:`to_cosines`, for maps that
+            are class scores. Defaults to None: ``'compact'`` and ``'smallest'`` are ``'uint8'``.
 
     Returns:
         bytes: The record.
@@ -226,12 +231,13 @@ def pack(
     if record.picture:
         header['picture'] = record.picture
     level = 3
-    if dtype == 'compact':
-        dtype, level = 'uint8' if tau is None else 'roots', THOROUGH
+    if dtype in OF_SCORES:
+        dtype, level = 'uint8' if tau is None else OF_SCORES[dtype], THOROUGH
     for maps in record.maps:
         note: dict[str, Any] = dict(shape=maps.shape)
-        if dtype == 'roots':
-            values, note['lost'] = to_roots(maps, tau)
+        if dtype in OF_SCORES.values():
+            rounded = to_roots if dtype == 'roots' else to_cosines
+            values, note['lost'] = rounded(maps, tau)
             arrays.append(values)
             header['maps'].append(dict(note, tau=tau, dtype=dtype))
             continue
@@ -300,6 +306,10 @@ def _parsed(body: bytes) -> Record:
             raise ValueError(f'maps of the shape {note["shape"]}')
         if note['dtype'] == 'roots':
             maps.append(from_roots(take(np.uint8, *size, channels), note['lost'], note['tau']))
+            continue
+        if note['dtype'] == 'cosines':
+            waves = take(np.uint8, BLOCK * BLOCK, count_blocks(channels, size))
+            maps.append(from_cosines(waves, note['lost'], note['tau'], channels, size))
             continue
         k = note.get('k')
         if k is not None:

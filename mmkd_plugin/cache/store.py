@@ -16,6 +16,7 @@ from typing import Any
 from mmkd_plugin.cache.records import (
     DIGEST,
     LARGEST,
+    OF_SCORES,
     CacheError,
     Record,
     digest,
@@ -62,7 +63,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-DTYPES = ('float16', 'uint8', 'compact')
+DTYPES = ('float16', 'uint8', *OF_SCORES)
 
 #: Separates the names of image and tap in a key. Paths cannot contain it.
 SEPARATOR = '\0'
@@ -165,7 +166,11 @@ def drawn_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
         >>> drawn_differences(dict(dataset=dict(a=[1, 2])), dict(dataset=dict(a=[1, 3])))
         ['train_dataloader.dataset.a there: [1, 2], here: [1, 3]']
     """
-    places = dict(dataset='train_dataloader.dataset', preprocessor='data_preprocessor')
+    places = dict(
+        dataset='train_dataloader.dataset',
+        preprocessor='data_preprocessor',
+        unlabelled='unlabelled.dataset',
+    )
     texts = (
         text
         for key, place in places.items()
@@ -412,6 +417,8 @@ class CacheWriter:
                 '--out'
             )
         _remove_beginning(folder)
+        if (folder / 'lock.mdb').is_symlink():  # LMDB would write through it
+            (folder / 'lock.mdb').unlink()
         try:
             self._environment = self._lmdb.open(self.path, map_size=max(2 * size, 2**26))
         except self._lmdb.Error as error:
@@ -583,7 +590,7 @@ def check_space(path: str, needed: int, images: int, what: str = 'images') -> st
     text = f'about {human_size(needed)} for {images} {what}; free disk space {human_size(free)}'
     if needed > free:
         raise CacheError(
-            f'{path}: not enough room: {text}. Take --dtype compact, fewer taps, fewer --channels '
+            f'{path}: not enough room: {text}. Take --dtype smallest, fewer taps, fewer --channels '
             'or --views, a smaller --scale, or another disk'
         )
     return text

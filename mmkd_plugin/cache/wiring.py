@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module
-from mmkd_plugin.cache.drawn import check_drawn, innermost
+from mmkd_plugin.cache.drawn import check_drawn, innermost, parts_drawn
 from mmkd_plugin.cache.images import common_root, kind_of, loading_part, plain, training_scale
 from mmkd_plugin.cache.recording import record_training, train_pipelines
 from mmkd_plugin.cache.store import TeacherCache, check_stored
@@ -80,7 +80,6 @@ def _is_wired(cfg: Config) -> bool:
 def _wire_views(cfg: Config, cached: Sequence[dict]) -> None:
     """Makes the data loader draw the views of caches, with their maps."""
     loader = cfg.train_dataloader
-    root = common_root([*innermost(loader['dataset'])])
     caches, hooks, counts = [], [], []
     for teacher in cached:
         cache, names = _open(cfg, teacher)
@@ -95,12 +94,20 @@ def _wire_views(cfg: Config, cached: Sequence[dict]) -> None:
             )
         counts.append(count or there)
         caches.append(dict(path=cache.path, taps=names, name=teacher.get('name', 'teacher')))
-        hooks.append(dict(type='mmkd_plugin.CheckDrawnViews', path=cache.path, root=root))
+        hooks.append(dict(type='mmkd_plugin.CheckDrawnViews', path=cache.path))
     if not caches:
         return
-    loader['dataset'] = dict(
-        type='mmkd_plugin.DrawnViews', dataset=loader['dataset'], caches=caches, root=root
-    )
+    for prefix, dataset in parts_drawn(cfg).items():
+        views = dict(
+            type='mmkd_plugin.DrawnViews',
+            dataset=dataset,
+            caches=caches,
+            root=common_root([*innermost(dataset)]),
+        )
+        if prefix:  # no sampler chooses these: they come beside the others
+            cfg.model.unlabelled.dataset = dict(views, prefix=prefix, views=min(counts))
+        else:
+            loader['dataset'] = views
     loader['sampler'] = dict(
         type='mmkd_plugin.ViewsInTurn', sampler=loader['sampler'], views=min(counts)
     )
@@ -230,13 +237,16 @@ def _check_classes(cache: TeacherCache, distill: Mapping[str, Any], teacher: str
             k, tau = (cache.meta['taps'][tap].get(key) for key in ('top_k', 'tau'))
             if k is None and tau is None:
                 continue
-            traits = LossTraits.of(build_module(line['loss'], f'distill.{name}.loss'))
+            loss = line['loss']
+            if isinstance(loss, dict) and 'loss_weight' in loss:
+                loss = {**loss, 'loss_weight': 1.0}  # here 'auto' is no number
+            traits = LossTraits.of(build_module(loss, f'distill.{name}.loss'))
             held = f'the {k} largest channels' if k is not None else 'the probabilities'
             if not traits.compares_probabilities:
                 raise ValueError(
                     f"distill.{name}: {cache.path} holds {held} of '{tap}', and this loss compares "
                     'more than the probabilities of classes. Write a cache without '
-                    f'{"--top-k" if k is not None else "--dtype compact"}'
+                    f'{"--top-k" if k is not None else "--dtype " + cache.meta["dtype"]}'
                 )
             if tau is not None and traits.tau > tau:
                 raise ValueError(

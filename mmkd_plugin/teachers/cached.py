@@ -243,11 +243,14 @@ class CachedTeacher(Teacher):
         about, maps = self.cache.meta['taps'][name], []
         for number, ((_, *strides), fill) in enumerate(zip(about['maps'], about['fill'])):
             size = [-(-side // stride) for side, stride in zip(inputs.shape[2:], strides)]
+            found = [element.get(map_key(name, number)) for element in carried]
+            if all(list(one.shape[1:]) == size for one in found):  # no padding to fill
+                maps.append(torch.stack(found).to(inputs.device))
+                continue
             out = torch.tensor(fill, device=inputs.device).view(1, -1, 1, 1)
             out = out.repeat(len(inputs), 1, *size)
-            for one, element in zip(out, carried):
-                found = element.get(map_key(name, number))
-                one[:, : found.shape[1], : found.shape[2]] = found
+            for one, x in zip(out, found):
+                one[:, : x.shape[1], : x.shape[2]] = x
             maps.append(out)
         return maps
 

@@ -112,6 +112,8 @@ class UnlabelledStep:
     def __str__(self) -> str:
         """Describes the images and what they are for, in lines of the plan."""
         settings, dataset = self.settings, self.settings.dataset
+        while isinstance(dataset, dict) and 'data_root' not in dataset and 'dataset' in dataset:
+            dataset = dataset['dataset']
         place = dataset if isinstance(dataset, str) else dataset.get('data_root') or dataset['type']
         many = 'no labelled ones' if settings.only else f'{settings.ratio:g} for each labelled one'
         on = ', '.join(sorted(self.names)) or 'no term'

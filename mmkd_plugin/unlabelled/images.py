@@ -62,11 +62,13 @@ class Order:
     """The images that come with each batch: all once in random order, then all again.
 
     It is a function of the number of the batch, so a resumed run goes on with the same images.
+    View ``v`` of image ``i`` has the number ``i + total · v``; each pass takes another view.
 
     Args:
         total (int): Number of images.
         count (int): Images for a batch, in each process.
         seed (int): Seed of the run.
+        views (int): Number of views of each image. Defaults to 1.
 
     Examples:
         >>> order = Order(total=4, count=2, seed=0)
@@ -74,8 +76,10 @@ class Order:
         [0, 1, 2, 3]
     """
 
-    def __init__(self, total: int, count: int, seed: int) -> None:
+    def __init__(self, total: int, count: int, seed: int, views: int = 1) -> None:
         self.total, self.count, self._key = total, count, (seed, ORDER)
+        self.views = views
+        self._first = np.random.default_rng((seed, ORDER)).integers(views, size=total)
         self._passes: dict[int, np.ndarray] = {}
 
     def __call__(self, number: int) -> list[int]:
@@ -93,7 +97,8 @@ class Order:
             generator = np.random.default_rng(np.random.SeedSequence((*self._key, turn)))
             kept = {turn - 1: self._passes[turn - 1]} if turn - 1 in self._passes else {}
             self._passes = {**kept, turn: generator.permutation(self.total)}
-        return int(self._passes[turn][place])
+        image = int(self._passes[turn][place])
+        return image + self.total * ((int(self._first[image]) + turn) % self.views)
 
 
 class Bare(dict):
@@ -103,7 +108,8 @@ class Bare(dict):
 class Joined(Dataset):
     """Labelled images, and behind them those without labels.
 
-    In everything else it is the data set of the labelled images.
+    Those without have the indices -1, -2 and on. In everything else it is the data set of the
+    labelled images.
 
     Args:
         labelled (Dataset): The labelled images.
@@ -123,14 +129,13 @@ class Joined(Dataset):
 
     def beside(self, number: int) -> list[int]:
         """Indices, in this data set, of the images without labels for a batch."""
-        return [len(self.labelled) + index for index in self.order(number)]
+        return [-1 - index for index in self.order(number)]
 
     def __len__(self) -> int:
         return len(self.labelled)
 
     def __getitem__(self, index: int) -> Any:
-        count = len(self.labelled)
-        return self.labelled[index] if index < count else Bare(self.unlabelled[index - count])
+        return self.labelled[index] if index >= 0 else Bare(self.unlabelled[-1 - index])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or 'labelled' not in self.__dict__:
@@ -175,7 +180,7 @@ def join(loader: DataLoader, unlabelled: Dataset, count: int, seed: int) -> None
         count (int): How many of them come with a batch.
         seed (int): Seed of the run.
     """
-    order = Order(len(unlabelled), count, seed)
+    order = Order(len(unlabelled), count, seed, getattr(unlabelled, 'views', 1))
     # a DataLoader refuses plain assignments
     object.__setattr__(loader, 'dataset', Joined(loader.dataset, unlabelled, order))
     loader.collate_fn = Collate(loader.collate_fn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from mmengine.config import ConfigDict
 from PIL import Image
 
-from benchmarks.gains import overview, page, recipes, records, rows, split
+from benchmarks.gains import labels, overview, page, recipes, records, rows, split
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
 from benchmarks.gains.plan import (
     ALONE,
@@ -240,6 +241,27 @@ def test_few_labels_have_their_own_section(tmp_path: Path):
     with Image.open(tmp_path / 'labels-digit-scenes-small-rest.png') as plot:
         assert plot.width > 400 and len(plot.convert('RGB').getcolors(2**24)) > 20
     assert 'No runs are finished yet' in page.text([])
+
+
+def test_the_plot_of_few_labels_has_a_point_for_each_part(tmp_path: Path, monkeypatch):
+    """1 %, 10 % and 50 % in five seeds, and the student alone with all labels."""
+    runs = [record('teacher', score=50.0), *(record(seed=seed, score=40.0) for seed in range(5))]
+    for share, alone in zip(split.FEW, (5.0, 20.0, 35.0), strict=True):
+        purpose = split.purpose_of(share)
+        for seed in range(5):
+            runs.append(record(seed=seed, score=alone + seed, purpose=purpose))
+            runs.append(record('rest', seed, alone + 10 + seed, 3.0, purpose=purpose))
+    text = page.text(runs).partition('## Few labels')[2]
+    rows = [line for line in text.splitlines() if re.match(r'\| \d+% \| 5 \|', line)]
+    assert [row.split()[1] for row in rows] == ['1%', '10%', '50%']
+    assert [row.split('|')[-2].strip() for row in rows] == ['42%', '80%', '118%']
+    kept = []
+    monkeypatch.setattr(labels.plt, 'close', kept.append)
+    labels.draw(runs, 'rest', tmp_path / 'plot.png')
+    found = {line.get_label(): line.get_xydata().tolist() for line in kept[0].axes[0].lines}
+    assert found[labels.ALONE] == [[0.01, 7.0], [0.1, 22.0], [0.5, 37.0], [1.0, 40.0]]
+    assert found[labels.WITH_REST] == [[0.01, 17.0], [0.1, 32.0], [0.5, 47.0]]
+    assert found['teacher'][0][1] == 50 and (tmp_path / 'plot.png').stat().st_size > 5000
 
 
 def test_choosing():

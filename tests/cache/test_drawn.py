@@ -17,7 +17,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
-from mmkd_plugin.cache.drawn import ViewsInTurn, digest_of, draw, drawn_from, names_of_images
+from mmkd_plugin.cache.drawn import DrawnViews, ViewsInTurn, digest_of, draw, drawn_from
 from mmkd_plugin.cache.store import CacheError, TeacherCache, close, of_view
 from mmkd_plugin.cache.wiring import unwire, wire
 from mmkd_plugin.cli import UsageError
@@ -316,17 +316,20 @@ def test_a_transform_that_draws_otherwise_each_time_is_refused(data, teachers, t
         write_cache(cfg, tmp_path / 'cache', views=2)
 
 
-def test_what_compact_costs_is_told(data, teachers, tmp_path, capsys):
+@pytest.mark.parametrize('dtype', ['compact', 'smallest'])
+def test_what_compact_costs_is_told(dtype, data, teachers, tmp_path, capsys):
     cfg = recipe('mmseg', data, teachers)
     cfg.model.distill.hint = dict(
         tap='decode_head.bottleneck', loss=dict(type='mmkd_plugin.HintLoss', loss_weight=1)
     )
-    path = write_cache(cfg, tmp_path / 'cache', views=1, dtype='compact', channels=4)
+    path = write_cache(cfg, tmp_path / 'cache', views=1, dtype=dtype, channels=4)
     said = capsys.readouterr().out
     assert 'decode_head.conv_seg: ' in said and '% of float16; probabilities off by 0.00' in said
+    assert ' at most, divergence 0.00' in said
     assert '% of float16; distances between positions off by ' in said
     about = TeacherCache(path).meta['taps']
     assert about['decode_head.conv_seg']['tau'] == 1
+    cfg.model.distill.term.loss.loss_weight = dict(auto=0.5)
     assert about['decode_head.bottleneck']['maps'][0][0] == 4
     wired = use_cache(cfg, path)
     wire(wired)
@@ -338,7 +341,7 @@ def test_what_compact_costs_is_told(data, teachers, tmp_path, capsys):
     with pytest.raises(ValueError, match=r'distill.term.loss.tau is 4, and .* up to 1. Write a c'):
         wire(hotter)
     hotter.model.distill.term.loss = stock_models.cwd()
-    with pytest.raises(ValueError, match=r'holds the probabilities of .* without --dtype compact'):
+    with pytest.raises(ValueError, match=rf'holds the probabilities of .* without --dtype {dtype}'):
         wire(hotter)
 
 
@@ -468,7 +471,7 @@ def test_the_student_of_a_wired_config_trains_alone(data, teachers, caches):
 def test_names_decide_what_is_drawn(data, teachers):
     cfg = recipe('mmseg', data, teachers)
     dataset = built(cfg)
-    names = names_of_images(dataset, str(data))
+    names = DrawnViews(dataset, root=str(data)).names()
     assert set(names) == {f'images/{i}.png' for i in range(6)}
     one, other, again = (draw(dataset, 0, name, 0)['inputs'] for name in ('a', 'b', 'a'))
     assert torch.equal(one, again) and not torch.equal(one, other)

@@ -11,11 +11,13 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
 
 from mmkd_plugin.cache import store as teacher_cache
+from mmkd_plugin.cache.cosines import waves
 from mmkd_plugin.cache.costs import distance_error, softmax
 from mmkd_plugin.cache.records import STEPS, projection
 from mmkd_plugin.cache.store import (
@@ -131,6 +133,28 @@ def test_roots_keep_the_probabilities_that_losses_see(tau):
     assert 0 < divergence < 5e-3
     assert len(data) < len(pack(record, b'key')) / (4 if tau == 1 else 2)
     assert len(pack(record, b'key', 'compact')) > 1.5 * len(data)  # 256 steps where all counts
+
+
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+def test_cosines_keep_the_probabilities_of_smooth_maps_in_half_the_size(tau):
+    corners = np.random.default_rng(0).normal(0, 10, (11, 4, 4)).astype(np.float32)
+    size = dict(dsize=(66, 53), interpolation=cv2.INTER_CUBIC)  # no whole blocks
+    logits = np.stack([cv2.resize(one, **size) for one in corners])
+    record = Record([logits], (212, 264), (212, 264))
+    data = pack(record, b'key', 'smallest', tau=tau)
+    back = unpack(data, b'key').maps[0]
+    assert back.shape == logits.shape and back.dtype == np.float32
+    whole, again = softmax(logits / tau), softmax(back / tau)
+    assert np.abs(whole - again).mean() < 5e-3 and np.abs(whole - again).max() < 0.15
+    assert 0 < (whole * np.log(whole / again)).sum(0).mean() < 4e-3
+    assert (whole.argmax(0) == again.argmax(0)).mean() > 0.95
+    assert len(data) < 0.5 * len(pack(record, b'key', 'compact', tau=tau))
+    assert len(data) < 0.05 * 2 * logits.size
+    assert np.allclose(waves() @ waves().T, np.eye(16), atol=1e-6)
+    one = unpack(
+        pack(Record([logits[:, :1, :3]], (4, 12), (4, 12)), b'key', 'smallest', tau=tau), b'key'
+    )
+    assert np.abs(softmax(one.maps[0] / tau) - whole[:, :1, :3]).max() < 0.2
 
 
 def test_projected_channels_keep_their_distances():

@@ -39,6 +39,17 @@ def test_each_pass_has_all_images_in_another_order():
     assert [Order(6, 4, seed=1)(n) for n in range(6)] != [order(n) for n in range(6)]
 
 
+def test_each_pass_has_other_views():
+    order = Order(total=6, count=2, seed=0, views=3)
+    drawn = [index for number in range(12) for index in order(number)]
+    passes = [drawn[start : start + 6] for start in range(0, 24, 6)]
+    assert sorted(drawn[:18]) == list(range(18))  # every view of every image
+    assert sorted(passes[3]) == sorted(passes[0])
+    assert len({index // 6 for index in passes[0]}) > 1  # not the same number for all images
+    plain = Order(total=6, count=2, seed=0)
+    assert [index % 6 for index in drawn] == [i for number in range(12) for i in plain(number)]
+
+
 def test_processes_share_a_pass():
     drawn = []
     for rank in (0, 1):
@@ -61,8 +72,9 @@ def test_a_joined_data_set_is_the_labelled_one_in_everything_else():
     labelled, others = (Part(dict(inputs=c) for c in text) for text in ('abc', 'xy'))
     joined = Joined(labelled, others, Order(2, 1, 0))
     assert len(joined) == 3 and joined.metainfo == dict(classes=('a',))
-    assert isinstance(joined[3], Bare) and not isinstance(joined[2], Bare)
-    assert {joined.beside(n)[0] for n in range(2)} == {3, 4}
+    assert isinstance(joined[-1], Bare) and not isinstance(joined[2], Bare)
+    assert {joined.beside(n)[0] for n in range(2)} == {-1, -2}
+    assert {joined[joined.beside(n)[0]]['inputs'] for n in range(2)} == {'x', 'y'}
     joined.pipeline = 'other'  # as PipelineSwitchHook does
     assert labelled.pipeline == 'other' and others.pipeline is None
     assert pickle.loads(pickle.dumps(joined)).datasets == [labelled, others]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,23 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.unlabelled.pipelines import complete
 from tests import runs
 from tests.caches import use_cache, write_cache
 from tests.runs import assert_same, needs_ops, save_weights
-from tests.unlabelled.runs import STUDENTS, Seen, build, distilled, make_more, run_config, train
+from tests.tools.tool_runs import load_tool
+from tests.unlabelled.runs import (
+    MORE,
+    STUDENTS,
+    Seen,
+    build,
+    distilled,
+    make_more,
+    run_config,
+    train,
+)
 
 pytestmark = [pytest.mark.usefixtures('own_globals'), needs_ops]
 
@@ -140,6 +152,44 @@ def test_a_cached_teacher_has_them_too(data, more, tmp_path):
     path = write_cache(cfg, tmp_path / 'cache')
     seen = train(use_cache(cfg, path))
     assert all(one['distill.cwd.unlabelled'] > 0 for one in seen.losses)
+
+
+def test_a_cache_of_views_has_them_too(data, more, tmp_path, capsys):
+    """The terms are those of the online teacher on the same views; each pass shows others."""
+    weights = save_weights(STUDENTS['mmseg'](), tmp_path / 'teacher.pth')
+    model = distilled('mmseg', dict(dataset=more))
+    model['teacher']['checkpoint'] = weights
+    cfg = run_config(model, data, tmp_path / 'cached', 5)
+    complete(cfg)
+    path = write_cache(cfg, tmp_path / 'cache', views=2)
+    assert f'2 views of {6 + MORE} images, 0 of {12 + 2 * MORE}' in capsys.readouterr().out
+    load_tool('cache_teacher').verify(path, cfg)  # nothing is missing
+    cached = train(use_cache(cfg, path))
+    for one in cached.losses:
+        assert one['distill.cwd.unlabelled'] > 0 and one['distill.cwd.loss'] > 0
+    both = [
+        {x.numpy().tobytes() for batch in part for x in batch}
+        for part in (cached.unlabelled[:2], cached.unlabelled[3:5])
+    ]
+    assert not both[0] & both[1]
+
+    online = copy.deepcopy(use_cache(cfg, path))
+    wire(online)
+    online.model.teacher = cfg.model.teacher
+    for views in (online.train_dataloader.dataset, online.model.unlabelled.dataset):
+        assert views.pop('caches')
+    online.custom_hooks, online.work_dir = [], str(tmp_path / 'online')
+    other = train(online)
+    assert_same(other.unlabelled, cached.unlabelled)
+    assert_same(other.inputs, cached.inputs)
+    for ours, theirs in zip(cached.losses, other.losses, strict=True):
+        for key, value in theirs.items():
+            assert ours[key] == pytest.approx(value, rel=5e-3), key
+
+    changed = use_cache(cfg, path)
+    changed.model.unlabelled.dataset.pipeline.insert(1, dict(type='RandomFlip', prob=0.5))
+    with pytest.raises(ValueError, match=r'another train pipeline: unlabelled.dataset.pipeline th'):
+        wire(changed)
 
 
 def test_a_run_of_other_tools_says_what_is_missing(data, more, tmp_path):

@@ -6,11 +6,13 @@ import copy
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmkd_plugin import stack
@@ -58,6 +60,7 @@ def load(path: str, blocks: Sequence[int], config: Any = None) -> Encoder:
 
 def _library() -> Any:
     try:
+        _leave_language_out()
         import_module('mmpretrain.models')
         from mmpretrain.registry import MODELS
     except (ImportError, AssertionError) as error:  # it asserts the versions of the others
@@ -66,6 +69,16 @@ def _library() -> Any:
             f'mmpretrain, or onedl-mmpretrain for the fork ({first_line(error)})'
         ) from error
     return MODELS
+
+
+def _leave_language_out() -> None:
+    """Keeps mmpretrain from importing its language models, which fail beside transformers 5."""
+    try:
+        newer = digit_version(version('transformers')) >= digit_version('5.0')
+    except PackageNotFoundError:
+        return
+    if newer:
+        import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
 
 
 def _read(config: Any) -> Any:
@@ -94,14 +107,18 @@ def _model(
     backbone |= {'out_type': 'raw'} if 'raw' in getattr(kind, 'OUT_TYPES', ()) else {}
     backbone |= {'gap_before_final_norm': False} if 'gap_before_final_norm' in known else {}
     try:
-        count = _count(registry.build(dict(backbone)), name)
+        usual = registry.build(dict(backbone))
+        count = _count(usual, name)
         numbers = chosen_blocks(blocks, count, name)
         backbone['out_indices'] = sorted({*numbers, count - 1})
-        return registry.build(backbone), numbers
+        model = registry.build(backbone)
     except ValueError:
         raise
     except Exception as error:  # a backbone checks its arguments in ways of its own
         raise ValueError(f'config: {name}: {first_line(error)}') from error
+    for child in {name for name, _ in model.named_children()} - {*dict(usual.named_children())}:
+        setattr(model, child, nn.Identity())  # norms of earlier stages, which no checkpoint has
+    return model, numbers
 
 
 def _count(model: nn.Module, name: str) -> int:

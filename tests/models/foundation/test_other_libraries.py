@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from mmkd_plugin import FoundationModel
 from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.models.foundation.from_mmpretrain import _library
+from mmkd_plugin.stack import shipped_config
 from tests.models.foundation.weights import shown
 
 
@@ -67,12 +71,17 @@ def test_timm(tmp_path: Path) -> None:
         FoundationModel('timm', path, config='vit_tiny_patch16_22')
 
 
+def mmpretrain_models() -> Any:
+    """The models of mmpretrain, whose language models are no matter beside transformers 5."""
+    pytest.importorskip('mmpretrain', reason='mmpretrain needs torchvision, an option of the user')
+    with pytest.raises(FileNotFoundError, match='mim download mmpretrain'):
+        FoundationModel('mmpretrain', 'vit.pth', config={})
+    return _library()
+
+
 @torch.no_grad()
 def test_mmpretrain(tmp_path: Path) -> None:
-    pytest.importorskip('mmpretrain', reason='mmpretrain needs torchvision, an option of the user')
-    importlib.import_module('mmpretrain.models')
-    from mmpretrain.registry import MODELS
-
+    MODELS = mmpretrain_models()
     layers = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
     backbone = dict(type='VisionTransformer', arch=layers, img_size=56, patch_size=14)
     said = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
@@ -92,3 +101,49 @@ def test_mmpretrain(tmp_path: Path) -> None:
     assert model.data_preprocessor.mean.flatten().tolist() == said['mean']
     with pytest.raises(ValueError, match='config must be that of the model'):
         FoundationModel('mmpretrain', path)
+
+
+@torch.no_grad()
+def test_stages_of_mmpretrain(tmp_path: Path) -> None:
+    """Its norms of earlier stages are no part of a checkpoint, so those maps have none."""
+    models = mmpretrain_models()
+    arch = dict(depths=[1, 1, 1, 1], channels=[8, 12, 16, 24])
+    backbone = dict(type='ConvNeXt', arch=arch)
+    said = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
+    plain = models.build(dict(backbone, gap_before_final_norm=False))
+    plain.eval()
+    state = {f'backbone.{key}': value for key, value in plain.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'convnext.pth')
+    config = dict(model=dict(backbone=backbone), data_preprocessor=said)
+    path = str(tmp_path / 'convnext.pth')
+    model = FoundationModel('mmpretrain', path, blocks=[1, -1], config=config).eval()
+    images, given = torch.randn(1, 3, 64, 96), []
+    plain.stages[1].register_forward_hook(lambda _, __, output: given.append(output))
+    (last,) = plain(images)
+    maps, tokens, summary = shown(model, images)
+    torch.testing.assert_close(maps, [given[0], last])
+    torch.testing.assert_close(tokens, last.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(summary, last.mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ('name', 'channels'),
+    [
+        ('dinov2/vit-small-p14_dinov2-pre_headless.py', 384),
+        ('eva02/eva02-tiny-p14_headless.py', 192),
+        ('clip/vit-base-p16_pt-64xb64_in1k.py', 768),
+    ],
+)
+def test_shipped_configs_of_mmpretrain(name: str, channels: int, tmp_path: Path) -> None:
+    models = mmpretrain_models()
+    model = Config.fromfile(shipped_config(f'mmpretrain::{name}')).model
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        state = models.build(model.backbone).state_dict()
+    state = {f'backbone.{key}': value for key, value in state.items()}
+    torch.save(dict(state_dict=state), tmp_path / 'weights.pth')
+    path = str(tmp_path / 'weights.pth')
+    found = FoundationModel('mmpretrain', path, blocks=[3, -1], config=f'mmpretrain::{name}')
+    maps, tokens, summary = shown(found.eval(), torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape) for x in maps] == [(1, channels, 4, 6)] * 2
+    assert tokens.shape == (1, 24, channels) and summary.shape == (1, channels)

@@ -17,7 +17,7 @@ from mmkd_plugin.teachers import CachedTeacher, OnlineTeacher
 from tests import stock_models
 from tests.caches import use_cache, write_cache
 from tests.models.foundation.weights import save
-from tests.runs import SEG_CLASSES, Record, config, train
+from tests.runs import SEG_CLASSES, Record, config, needs_ops, train
 from tests.teaching import prepare, taught
 
 pytest.importorskip('transformers', reason='transformers is an option of the user')
@@ -122,6 +122,25 @@ def test_a_backbone_that_learnt_without_the_task_is_loaded_by_a_plain_training(
     assert 'decode.loss_ce' in second.losses[0]
     loaded = {key: value for key, value in second.start.items() if key.startswith('backbone')}
     assert all(torch.equal(value, learnt[key]) for key, value in loaded.items())
+
+
+@needs_ops
+def test_a_detector_learns_up_to_its_neck_without_the_task(data: Path, tmp_path: Path) -> None:
+    model = dict(
+        _scope_='mmdet',
+        type='mmkd_plugin.Distiller',
+        student=stock_models.retinanet(8, 2),
+        teacher=foundation('dinov3', tmp_path),
+        distill=dict(hint=term('CosineHintLoss', student_tap='neck[1]')),
+    )
+    cfg = config(model, data, tmp_path / 'run', 2)
+    cfg.merge_from_dict({'model.task.loss_weight': 0})  # as --cfg-options does
+    record = Record()
+    train(cfg, record)
+    assert {key for key in record.losses[0] if 'loss' in key} == {'loss', 'distill.hint.loss'}
+    learnt = read_checkpoint(tmp_path / 'run' / 'iter_2.pth')['state_dict']
+    moved = {key.partition('.')[0] for key, x in record.start.items() if not x.equal(learnt[key])}
+    assert moved == {'backbone', 'neck'}
 
 
 @pytest.mark.parametrize('kind', ['dinov2', 'sam'])
