@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks.gains.tables import ROOT
 from mmkd_plugin.choosing import METHODS, Choice, choose, look_at_student, look_at_teacher
+from mmkd_plugin.cli import read_config
 from mmkd_plugin.taps import Tap, places_of
 from tests.runs import HAS_OPS
 from tests.stock_models import build
@@ -58,7 +59,7 @@ def compared(terms: dict[str, Any], model: nn.Module) -> list[tuple]:
 def choice(cfg: Config) -> tuple[Choice, nn.Module]:
     """What the tool takes for student and teacher of a recipe, and the student."""
     scope = cfg.default_scope
-    teacher = Config.fromfile(ROOT / cfg.model.teacher.config).model
+    teacher = read_config(cfg.model.teacher.config).model
     student, teacher = (build(dict(one, _scope_=scope)) for one in (cfg.model.student, teacher))
     theirs = look_at_teacher(teacher, None, CPU, student.data_preprocessor)
     return choose(look_at_student(student, None, CPU), theirs), student
