@@ -12,10 +12,13 @@ OPS_detection = required
 # A user's own runs, beside those in the repository; --quick has a file of its own.
 OWN = $(if $(findstring --quick,$(OPTIONS)),,--results work_dirs/reproduce/runs.jsonl)
 
+ON_GPU = --device cuda --out work_dirs/gpu --overwrite
+
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test families fuzz attacks test-faults lint clean python
+.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults stacks gpu wheel \
+  lint clean python
 .NOTPARALLEL:
 
 help:  ## This text
@@ -45,10 +48,14 @@ zoo: python  ## Every config of both libraries as a small student, for a step ea
 	@'$(VENV)/bin/python' -u tools/zoo_sweep.py $(OPTIONS)
 
 install: python  ## Environment for development: both libraries, compiled ops, test tools
-	@$(SETUP) --libs mmseg mmdet --ops required --extras demo test
+	@$(SETUP) --libs mmseg mmdet --ops required --extras demo docs test
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
 	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+
+docs:  ## The pages as a site in build/site, with the notebooks run; -W: any warning is an error
+	PYTHONPATH='$(CURDIR)' '$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
+	@echo 'build/site/docs/index.html'
 
 families:  ## Each kind of model from build to export; the largest recipes built whole
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/test_families.py \
@@ -57,11 +64,25 @@ families:  ## Each kind of model from build to export; the largest recipes built
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz
 
-attacks:  ## 700 mistakes in a config, each typed into tools/train.py
+attacks:  ## Mistakes in configs, changed checkpoints and hostile files: all, each typed in
 	ATTACKS_EVERY=1 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/attacks
 
 test-faults:  ## Every program killed at every file operation; the same command goes on
 	FAULTS=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults
+
+wheel:  ## Builds the wheel, and runs mmkd demo --quick from it in an environment of its own
+	WHEEL=all '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel
+
+stacks:  ## Tests of the environment in VENV, and a row for it in docs/versions.md
+	'$(VENV)/bin/python' tools/stacks.py $(OPTIONS)
+
+gpu:  ## What needs a GPU: its tests, then tables of the benchmarks; 8 minutes
+	mkdir -p work_dirs/gpu
+	-timeout 240 '$(VENV)/bin/python' -m pytest -q -rA -p no:cacheprovider tests/gpu \
+	  --junitxml work_dirs/gpu/tests.xml
+	-timeout 100 '$(VENV)/bin/python' -m benchmarks step $(ON_GPU) --seconds 15
+	-timeout 50 '$(VENV)/bin/python' -m benchmarks memory pspnet $(ON_GPU) --no-compile
+	-timeout 90 '$(VENV)/bin/python' -m benchmarks losses $(ON_GPU) --seconds 0.3 --no-compile
 
 lint:  ## Style only, in an environment that exists
 	'$(VENV)/bin/python' -m ruff check .

@@ -19,16 +19,19 @@ def requirements(name):
     return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
 
 
-def version():
-    """Returns ``__version__`` without importing the package."""
-    scope = {}
-    exec((ROOT / 'mmkd_plugin' / 'version.py').read_text(encoding='utf-8'), scope)
-    return scope['__version__']
+VERSION = {}  # without importing the package
+exec((ROOT / 'mmkd_plugin' / 'version.py').read_text(encoding='utf-8'), VERSION)
+if VERSION['python_problem']():
+    raise SystemExit(VERSION['python_problem']())
 
 
 def long_description():
     """Returns the README."""
     return (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+#: Tools that work on a clone, its documents or its environment.
+FOR_CLONES = ('setup_env', 'make_metafiles.py', 'reproduce.py', 'zoo_sweep.py')
 
 
 class BuildForMim(build_py):
@@ -39,26 +42,33 @@ class BuildForMim(build_py):
         if self.editable_mode:
             return
         target = Path(self.build_lib, 'mmkd_plugin', '.mim')
-        skipped = shutil.ignore_patterns('__pycache__')
-        for folder in ('configs', 'tools'):
-            shutil.copytree(ROOT / folder, target / folder, ignore=skipped, dirs_exist_ok=True)
-        shutil.copy(ROOT / 'model-index.yml', target)
+        shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left more
+        skipped = shutil.ignore_patterns('__pycache__', *FOR_CLONES)
+        for folder in ('configs', 'tools', 'benchmarks/gains'):  # the last one for the demo
+            shutil.copytree(ROOT / folder, target / folder, ignore=skipped)
+        for file in ('model-index.yml', 'benchmarks/__init__.py'):
+            shutil.copy(ROOT / file, target / file)
 
+
+EXTRAS = {
+    name: requirements(name)
+    for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'docs', 'reproduce', 'test')
+}
+EXTRAS['test'] += EXTRAS['docs']  # the tests build the pages
 
 setup(
     name='mmkd-plugin',
-    version=version(),
+    version=VERSION['__version__'],
     description='Knowledge distillation for mmsegmentation and mmdetection',
     long_description=long_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.10',
+    python_requires='>={}.{}'.format(*VERSION['OLDEST_PYTHON']),
     packages=find_packages(include=['mmkd_plugin', 'mmkd_plugin.*']),
+    package_data={'mmkd_plugin': ['py.typed']},
+    entry_points={'console_scripts': ['mmkd = mmkd_plugin.__main__:main']},
     install_requires=requirements('runtime'),
-    extras_require={
-        name: requirements(name)
-        for name in ('onedl', 'upstream', 'benchmark', 'cache', 'demo', 'reproduce', 'test')
-    },
+    extras_require=EXTRAS,
     zip_safe=False,
     cmdclass={'build_py': BuildForMim},
 )

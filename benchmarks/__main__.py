@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
             help='cpu: seconds of all threads together, for a machine that others use too',
         )
         if name in ('losses', 'memory'):
+            one.add_argument(
+                '--middle', action='store_true', help='each loss once, at sizes that are alike'
+            )
             one.add_argument('--no-compile', action='store_true', help='eager forms alone')
             one.add_argument('--memory', type=float, help='GiB; what needs more is not run')
     return top
@@ -160,14 +163,14 @@ def pick(args: argparse.Namespace) -> list[cases.Case | steps.Pair | epochs.Smal
     Raises:
         ValueError: If there is nothing of a name; with the nearest one.
     """
+    if args.command == 'scaling' or getattr(args, 'middle', False):
+        return scaling.pick(args.names, args.quick)
     if args.command == 'losses':
         return cases.pick(args.names, args.quick)
     if args.command == 'step':
         return cases.pick_pairs(args.names, steps.PAIRS)
     if args.command == 'epoch':
         return cases.pick_pairs(args.names, epochs.SMALL)
-    if args.command == 'scaling':
-        return scaling.pick(args.names, args.quick)
     pairs = [name for name in args.names if name in steps.PAIRS]
     others = [name for name in args.names if name not in pairs]
     for name in others:

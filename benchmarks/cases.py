@@ -80,9 +80,12 @@ class Inputs:
         return [self.student] if isinstance(self.student, Tensor) else self.student
 
     def call(self, loss: Loss) -> list[Tensor]:
-        """One forward and one backward; the gradients."""
-        value = loss(self.student, self.teacher, *self.others)
-        return list(torch.autograd.grad(value, self.students))
+        """One forward and one backward, to the layers of the loss too; the maps' gradients."""
+        loss(self.student, self.teacher, *self.others).backward()
+        found = [x.grad for x in self.students]
+        for x in self.students:
+            x.grad = None
+        return found
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ def of_loss(case: Case, settings: losses.Settings) -> Footprint:
     torch.compiler.reset()
     notes = Rounds('', '')
     inputs = case.inputs(settings.device)
-    allowed = losses.traffic(inputs)  # the inputs, and one map like the student's
+    # the inputs, and one map like the student's; and the weights of its modules, if it has some
+    allowed = losses.traffic(inputs) + bytes_of(list(case.ours().parameters()))
     found = Footprint(case.name, f'{case.where} {case.size}', allowed, notes=notes.notes)
     for name, form in losses.forms_of(case, settings, notes).items():
         try:

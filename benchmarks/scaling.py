@@ -40,7 +40,7 @@ OF_QUERIES = {POSITIONS: (2,), BATCH: (1,), CLASSES: (3,)}
 
 
 def pick(names: Sequence[str], quick: bool = False) -> list[Case]:
-    """One case for each loss, or for each of its forms, at the middle of the sweeps."""
+    """One case for each loss, or for each of its variants, at the middle of the sweeps."""
     picked: dict[str, Case] = {}
     for case in cases.pick(names, quick):
         picked.setdefault(case.name, case)
@@ -48,7 +48,8 @@ def pick(names: Sequence[str], quick: bool = False) -> list[Case]:
 
 
 def _in_the_middle(case: Case, quick: bool) -> Case:
-    heads = QUICK_HEADS if quick else HEADS
+    """The case at another size; without MMRazor's form, which is built for the size it had."""
+    heads, case = QUICK_HEADS if quick else HEADS, replace(case, razor=None)
     if case.where in heads:
         return replace(case, shapes=heads[case.where])
     if len(case.shapes[0]) == 2:

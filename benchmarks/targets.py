@@ -188,14 +188,14 @@ def _saved(footprints: Sequence[Footprint]) -> list[Verdict]:
     there = [one for one in footprints if EAGER in one.saved]
     if not there:
         return []
-    over = {one: one.saved[EAGER] / one.allowed for one in there if one.saved[EAGER] > one.allowed}
+    over = [one for one in there if one.saved[EAGER] > one.allowed]
     worst = max(there, key=lambda one: one.saved[EAGER] / one.allowed)
     measured = (
         f'most in {worst.group}, {worst.case}: {megabytes(worst.saved[EAGER])} of '
         f'{megabytes(worst.allowed)} MB'
     )
     names = '; '.join(
-        f'{one.group}, {one.case} {times(ratio)} of it' for one, ratio in over.items()
+        f'{one.group}, {one.case} {times(one.saved[EAGER] / one.allowed)} of it' for one in over
     )
     return [
         Verdict(

@@ -13,7 +13,10 @@ Examples:
 from importlib import import_module
 from typing import Any
 
-from mmkd_plugin.version import __version__
+from mmkd_plugin.version import __version__, python_problem
+
+if python_problem():
+    raise ImportError(python_problem())
 
 _PUBLIC = {
     'cache.store': ['TeacherCache'],

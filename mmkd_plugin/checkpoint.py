@@ -36,6 +36,7 @@ __all__ = [
     'distillation_state',
     'load_state',
     'load_weights',
+    'meta_of',
     'nearest_names',
     'read_checkpoint',
     'read_data',
@@ -142,6 +143,20 @@ def state_dict_of(checkpoint: Any, name: str | Path = 'the checkpoint') -> Order
     metadata = _metadata_of(weights, name)
     tensors._metadata = metadata
     return behind(tensors, 'module.') if all(k.startswith('module.') for k in tensors) else tensors
+
+
+def meta_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint says of itself under ``meta``; nothing if it says nothing.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As :func:`read_checkpoint` returns it.
+
+    Examples:
+        >>> meta_of(dict(meta=dict(epoch=3))), meta_of(dict(meta=5))
+        ({'epoch': 3}, {})
+    """
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, Mapping) else {}
 
 
 def distillation_state(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:

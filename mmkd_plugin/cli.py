@@ -21,6 +21,8 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
@@ -93,6 +95,29 @@ class Settings(DictAction):
                 super().__call__(parser, namespace, [text], option_string)
             except (AssertionError, SyntaxError, ValueError) as error:
                 raise UsageError(f'{option_string} {key}: cannot read {value} ({error})') from error
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """A bar that counts and says how much time is left; none where the output is no terminal.
+
+    Args:
+        console (Console, optional): Where it is drawn. Defaults to standard output.
+
+    Examples:
+        >>> with progress_bar() as progress:
+        ...     [n for n in progress.track([1, 2, 3], description='images')]
+        [1, 2, 3]
+    """
+    console = console or Console()
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('left'),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
-from mmkd_plugin.cli import UsageError, check_folder
+from mmkd_plugin.cli import UsageError, check_folder, progress_bar
 from mmkd_plugin.saving import whole_folder
 from mmkd_plugin.words import some
 
@@ -196,10 +195,9 @@ def write(out: str, files: Iterable[tuple[str, bytes]], total: int) -> None:
         UsageError: If a file cannot be read or written.
         SystemExit: With 130, after Ctrl-C.
     """
-    console = Console(stderr=True)
     try:
-        with whole_folder(out, MARKER) as partial:
-            for name, content in track(files, 'Converting', total, console=console):
+        with whole_folder(out, MARKER) as partial, progress_bar(Console(stderr=True)) as progress:
+            for name, content in progress.track(files, total, description='files'):
                 path = partial / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)

@@ -22,6 +22,25 @@ from mmkd_plugin.terms.term import Term
 from mmkd_plugin.words import short
 
 
+def check_student(config: Any) -> None:
+    """Refuses what is no config of a model.
+
+    Args:
+        config (Any): The ``student`` of a config.
+
+    Raises:
+        ValueError: If it is no dict, or has no ``type``.
+    """
+    if not isinstance(config, dict):
+        expected = "dict(type='EncoderDecoder', ...)"
+        raise ValueError(f'student: expected {expected}, got {short(config)}')
+    if 'type' not in config:
+        raise ValueError(
+            'student has no `type`: it is the config of a model, such as the `model` of a '
+            "config of mmseg or mmdet, dict(type='EncoderDecoder', ...)"
+        )
+
+
 def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
     """The student: a model as it is, or one built from its config.
 
@@ -34,14 +53,7 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
     """
     student = config
     if not isinstance(config, nn.Module):
-        if not isinstance(config, dict):
-            expected = "dict(type='EncoderDecoder', ...)"
-            raise ValueError(f'student: expected {expected}, got {short(config)}')
-        if 'type' not in config:
-            raise ValueError(
-                'student has no `type`: it is the config of a model, such as the `model` of a '
-                "config of mmseg or mmdet, dict(type='EncoderDecoder', ...)"
-            )
+        check_student(config)
         config = dict(config)
         if data_preprocessor is not None:
             config.setdefault('data_preprocessor', data_preprocessor)
@@ -52,7 +64,8 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
             f'student: {type(student).__name__} is not a model that trains by itself (an mmengine '
             'BaseModel), such as an EncoderDecoder or a RetinaNet'
         )
-    if isinstance(config, dict) and not config.get('data_preprocessor') and library_of(student):
+    lacks = isinstance(config, dict) and not config.get('data_preprocessor')
+    if lacks and library_of(student) in ('mmseg', 'mmdet'):
         raise ValueError(
             'student has no `data_preprocessor`, neither in its own config nor at the top: add '
             "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"

@@ -14,12 +14,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
-from mmkd_plugin.ingredients import check_distill, task_of
+from mmkd_plugin.ingredients import check_distill, check_student, task_of
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -41,6 +42,10 @@ MISSES = object()
 
 #: What stands at keys that every run has: the type hint, and the least number that makes sense.
 SETTINGS: dict[str, tuple[Any, float | None]] = {
+    **{
+        f'{holder}data_preprocessor': (dict | None, None)
+        for holder in ('', 'model.', 'model.student.')
+    },
     'train_cfg': (dict | None, None),
     'train_cfg.val_interval': (int, 1),
     'optim_wrapper': (dict, None),
@@ -69,6 +74,7 @@ SETTINGS: dict[str, tuple[Any, float | None]] = {
     'log_processor.window_size': (int, 1),
     'visualizer': (dict | None, None),
     'auto_scale_lr': (dict | None, None),
+    'compile': (bool | dict | None, None),
     **{
         f'{loader}.{key}'.rstrip('.'): check
         for loader in ('train_dataloader', 'val_dataloader')
@@ -114,13 +120,14 @@ def check_run(cfg: Config) -> None:
         raise ValueError(f'model: expected dict(type=..., ...), got {short(cfg.get("model"))}')
     if 'type' not in cfg.model:
         raise ValueError("model has no `type`, such as 'mmkd_plugin.Distiller'")
-    for path, key, value in _keys(cfg.to_dict()):
+    for path, key, value in places(cfg.to_dict()):
         if keyword.iskeyword(key):
             raise ValueError(f"{path}: '{key}' is a word of Python; take another name")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{path.removeprefix("model.")} is NaN')
     _check_settings(cfg)
     _check_scope(cfg)
+    _check_runner(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if cfg.get('unlabelled') is not None and cfg.model.get('unlabelled') is None:
@@ -130,6 +137,22 @@ def check_run(cfg: Config) -> None:
         more = Unlabelled.from_config(cfg.model.get('unlabelled'))
         if more is not None and not more.only and 'train_dataloader' in cfg:
             more.images(cfg.train_dataloader.get('batch_size', 1))
+
+
+def pretrained_files(model: dict) -> Iterator[tuple[str, str]]:
+    """The files of this machine that parts of the model which trains start with.
+
+    Args:
+        model (dict): The ``model`` of a config.
+
+    Yields:
+        tuple[str, str]: The place of its name in the config, and the name.
+    """
+    for path, key, value in _keys(model, 'model'):
+        named = key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'
+        file = value.get('checkpoint') if named else None
+        if isinstance(file, str) and '://' not in file and not path.startswith('model.teacher'):
+            yield f'{path}.checkpoint', file
 
 
 def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
@@ -148,6 +171,7 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
     for key, words in MISSING.items():
         if key not in arguments:
             raise ValueError(f'model has no `{key}`: {words}')
+    check_student(model['student'])
     teacher_configs(model['teacher'])
     check_distill(model['distill'])
     schedules = {}
@@ -237,6 +261,28 @@ def _check_scope(cfg: Config) -> None:
         raise ValueError(f"default_scope='{scope}': no such library is installed{hint}")
 
 
+def _check_runner(cfg: Config) -> None:
+    """Refuses runners and wrappers under which no checkpoint of a student can be written."""
+    kind = cfg.get('runner_type')
+    found = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if kind is not None and not (isinstance(found, type) and issubclass(found, Runner)):
+        raise ValueError(
+            f'runner_type={type_name(kind)!r}: only a `Runner` of mmengine can be resumed exactly. '
+            'Leave `runner_type` out, and `strategy` too; several GPUs train with DDP'
+        )
+    if cfg.get('strategy') is not None:
+        raise ValueError(
+            'strategy: FSDP, DeepSpeed and ColossalAI need a runner of another kind. Leave it out; '
+            'several GPUs train with DDP'
+        )
+    wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type', ''))
+    if wrapper == 'MMFullyShardedDataParallel':
+        raise ValueError(
+            f"model_wrapper_cfg.type='{wrapper}': a student cannot be saved out of it. Leave "
+            '`model_wrapper_cfg` out; several GPUs train with DDP'
+        )
+
+
 def _check_checkpoint_hook(hook: Any) -> None:
     """Refuses keys that the hook would hand on, and that nothing takes when it first saves."""
     if not isinstance(hook, dict) or hook.get('type', 'CheckpointHook') != 'CheckpointHook':
@@ -259,8 +305,17 @@ def _check_auto_scale_lr(setting: Any) -> None:
             )
 
 
-def _keys(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
-    """All places of nested dicts and lists: their paths, keys and what stands there."""
+def places(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
+    """All places of nested dicts and lists: their paths, keys and what stands there.
+
+    Args:
+        value (Any): The outermost dict or list.
+        path (str): Its own place. Defaults to ``''``.
+
+    Examples:
+        >>> [(where, found) for where, _, found in places(dict(heads=[dict(type='FCNHead')]))][-1]
+        ('heads[0].type', 'FCNHead')
+    """
     if isinstance(value, dict):
         items = [(f'{path}.{key}' if path else str(key), key, v) for key, v in value.items()]
     elif isinstance(value, (list, tuple)):
@@ -269,7 +324,7 @@ def _keys(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
         return
     for here, key, inner in items:
         yield here, key if isinstance(key, str) else '', inner
-        yield from _keys(inner, here)
+        yield from places(inner, here)
 
 
 def _warn_of_unknown(cfg: Config) -> None:

@@ -67,7 +67,7 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        before = error.__cause__ or error.__context__
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if type(before) is type(error):  # raised anew, with the hook in its text
             error = before
         key = None if is_ours(error) else _key_of(error)

@@ -59,6 +59,8 @@ def _replacing(finals: list[Path]) -> Iterator[list[Path]]:
     besides = [path.with_name(path.name + BESIDE) for path in finals]
     with ExitStack() as leftovers:
         for beside in besides:
+            if beside.is_symlink():  # it would be written through
+                beside.unlink()
             leftovers.callback(beside.unlink, missing_ok=True)
         yield besides
         for beside in besides:
@@ -105,7 +107,8 @@ def whole_folder(out: str | Path, marker: str) -> Iterator[Path]:
     out = Path(out).resolve()
     partial = out.with_name(out.name + '.partial')
     mark = partial / marker
-    if partial.exists() and not mark.is_file() and (partial.is_file() or any(partial.iterdir())):
+    others = partial.exists() and not mark.is_file()
+    if partial.is_symlink() or (others and (partial.is_file() or any(partial.iterdir()))):
         raise FileExistsError(
             f'{partial} is in the way and not from this tool; move it or change --out.'
         )
@@ -122,7 +125,7 @@ def whole_folder(out: str | Path, marker: str) -> Iterator[Path]:
         if leftovers:
             print(f'Replacing what an interrupted run left in {partial}')
         for path in leftovers:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield partial
         for path in (*partial.rglob('*'), partial):
             _flush(path)
@@ -159,6 +162,9 @@ def locked(file: str | Path) -> Iterator[str | None]:
     Yields:
         str | None: The process that holds the lock already, None if it is this one now.
 
+    Raises:
+        WriteError: If the file is a link, behind which something else may lie.
+
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder, locked(Path(folder, '.lock')) as owner:
@@ -170,6 +176,8 @@ def locked(file: str | Path) -> Iterator[str | None]:
         return
     owner = None
     # Not `flock`: it lasts until each process that inherited the file has ended.
+    if Path(file).is_symlink():
+        raise WriteError(f'{file} is a link, and nothing is written through it; remove it')
     with Path(file).open('a+', encoding='utf-8') as stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

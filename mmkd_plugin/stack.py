@@ -4,6 +4,7 @@ Two stacks share the import names ``mmengine``, ``mmcv``, ``mmdet`` and ``mmseg`
 packages and a maintained fork. :func:`prepare` makes both behave alike where the plugin needs it:
 
 * ``_base_ = ['mmseg::...']`` finds the configs of whichever package provides ``mmseg``;
+* ``'mmkd::...'`` names a recipe of this package, in ``_base_`` and for ``Config.fromfile``;
 * torch's safe loading accepts the content of mmengine's training checkpoints, so that resuming and
   testing work where ``torch.load`` refuses everything but tensors (torch 2.6 and later).
 
@@ -23,7 +24,7 @@ import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch._weights_only_unpickler
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -75,6 +77,9 @@ def prepare() -> None:
     changes nothing.
     """
     _correct_package_names()
+    Config._get_cfg_path = staticmethod(_base_path)
+    Config.fromfile = staticmethod(_from_file)
+    MODULE2PACKAGE['mmkd'] = __package__  # for `mmengine.hub.get_config`
     if CAN_ALLOW_LIST:
         torch.serialization.add_safe_globals(safe_globals())
 
@@ -89,6 +94,30 @@ def _correct_package_names() -> None:
     for module, package in MODULE2PACKAGE.items():
         if package != module and not _is_distribution(package) and _is_module(module):
             MODULE2PACKAGE[module] = module
+
+
+_RECIPES = 'mmkd::'
+_stock_base_path = Config._get_cfg_path
+_stock_from_file = Config.fromfile
+
+
+@wraps(_stock_from_file)
+def _from_file(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
+    """Stands in for ``Config.fromfile``: it takes the name of a recipe of this package, too."""
+    if str(filename).startswith(_RECIPES):
+        filename = shipped_config(str(filename))
+    return _stock_from_file(filename, *args, **kwargs)
+
+
+def _base_path(path: str, filename: str) -> tuple[str, str | None]:
+    """Stands in for mmengine's look-up of a base: it knows the recipes of this package, too.
+
+    mmengine takes the word before ``::`` as the scope in which the parts of a base are built. The
+    recipes name a scope themselves, that of mmseg or of mmdet, so they get none here.
+    """
+    if path.startswith(_RECIPES):
+        return str(shipped_config(path)), None
+    return _stock_base_path(path, filename)
 
 
 def _is_distribution(name: str) -> bool:
@@ -308,12 +337,13 @@ def _published_as(
 
 
 def shipped_config(name: str) -> Path:
-    """Finds the file behind ``'mmseg::pspnet/....py'``.
+    """Finds the file behind ``'mmseg::pspnet/....py'``, or ``'mmkd::cwd/....py'``.
 
     mmengine's own look-up installs a missing package; this one raises an error.
 
     Args:
-        name (str): An import name, ``::``, and a path below the library's configs.
+        name (str): An import name, ``::``, and a path below the library's configs. ``mmkd`` is this
+            package, installed or in a clone.
 
     Returns:
         Path: The file; it need not exist.
@@ -322,6 +352,8 @@ def shipped_config(name: str) -> Path:
         FileNotFoundError: If no such package is installed.
     """
     package, _, path = name.partition('::')
+    if name.startswith(_RECIPES):
+        package = __package__
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f'no package {package!r} is installed to look for {name} in')

@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, save_checkpoint
 
 from mmkd_plugin.cache.wiring import wire
-from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
+from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint, read_data
 from mmkd_plugin.cli import (
     UsageError,
     add_run_arguments,
@@ -31,10 +32,11 @@ from mmkd_plugin.cli import (
     read_config,
 )
 from mmkd_plugin.cores import Cores, free_cores, threads_for
+from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
-from mmkd_plugin.run_config import check_run
+from mmkd_plugin.run_config import check_run, places, pretrained_files
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
@@ -57,7 +59,7 @@ from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
 from mmkd_plugin.training_data import warn_of_kept_state, watch_data
 from mmkd_plugin.unlabelled.pipelines import complete
-from mmkd_plugin.words import some, type_name
+from mmkd_plugin.words import first_line, some, type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
 """Devices on which mmengine does not train in mixed precision."""
@@ -108,6 +110,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     if args.amp:
         use_amp(cfg)
     check_amp(cfg)
+    check_sync_bn(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
     saved = find_paraphraser(cfg, paraphraser)
@@ -190,6 +193,11 @@ def file_named(path: str | None) -> Iterator[None]:
         if path is None or str(path) in str(error):
             raise
         raise CheckpointError(f'{path}: {error}') from error
+    except Exception as error:
+        loading = any(frame.f_code.co_name == 'load_or_resume' for frame in frames_of(error))
+        if path is None or is_ours(error) or not loading:
+            raise
+        raise CheckpointError(f'{path} cannot be loaded: {first_line(error)}') from error
 
 
 def warn_of_busy_cores(before: Cores, after: Cores) -> None:
@@ -226,6 +234,21 @@ def check_amp(cfg: Config) -> None:
         raise UsageError(
             'optim_wrapper.type=AmpOptimWrapper trains in mixed precision, which needs an '
             'accelerator, and there is none: --cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def check_sync_bn(cfg: Config) -> None:
+    """Refuse batch norms over several processes on the CPU, which has none."""
+    if cfg.launcher == 'none' or get_device() != 'cpu':
+        return
+    distilled = is_distilled(cfg)
+    found = places(cfg.model.student if distilled else cfg.model, 'model' + '.student' * distilled)
+    wrong = [path for path, _, value in found if value in ('SyncBN', 'MMSyncBN')]
+    if wrong:
+        keys = [re.sub(r'\[(\d+)]', r'.\1', path) for path in wrong]  # as --cfg-options has them
+        raise UsageError(
+            f'{wrong[0]}=SyncBN needs GPUs, and there are none: --cfg-options '
+            + ' '.join(f'{key}=BN' for key in keys)
         )
 
 
@@ -309,6 +332,11 @@ def find_start(cfg: Config, resume: str | None) -> None:
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     found = None
+    for place, file in pretrained_files(cfg.model.to_dict()):
+        try:
+            read_data(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f'{place}: {error}') from error
     if resume == 'auto':
         found = resume_latest(cfg)
     elif resume is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import traceback
@@ -24,16 +25,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmkd_plugin.annotations import fits
-from mmkd_plugin.cache.images import leaves
+from mmkd_plugin.cache.images import all_transforms, leaves, wrappers_with_pipelines
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.foreign import explained
 from mmkd_plugin.registry import DATASETS, HOOKS
+from mmkd_plugin.running.remembering import images_to_load, keeps_images
 from mmkd_plugin.taps.example import library_of, random_state_kept
 from mmkd_plugin.terms.without_labels import WIRING
 from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.unlabelled.images import join, parts_of
-from mmkd_plugin.words import from_worker, short, some
+from mmkd_plugin.words import did_you_mean, from_worker, short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
 LISTED = 100_000
@@ -125,15 +127,24 @@ class CheckedPipeline(Compose):
         expected (Expected): What the model can learn from.
         packs (bool): Whether its last step packs what the model is given; a wrapper of the data
             set does it elsewhere. Defaults to True.
+        sizes (bool): Whether an image has to have the size that its annotations say. Defaults to
+            False.
 
     Raises:
         DataError: When it is called, if a file is missing or cannot be used.
     """
 
-    def __init__(self, transforms: Sequence[Any], expected: Expected, packs: bool = True) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        expected: Expected,
+        packs: bool = True,
+        sizes: bool = False,
+    ) -> None:
         self.transforms = transforms
         self.expected = expected
         self.packs = packs
+        self.sizes = sizes
 
     def __call__(self, data: dict) -> dict | None:
         about = {key: data.get(key) for key in ('img_path', 'img_id', 'seg_map_path')}
@@ -159,6 +170,12 @@ class CheckedPipeline(Compose):
         shape, labels = data['img'].shape[:2], data.get('gt_seg_map')
         if min(shape) < 2:
             raise DataError(f'{_name(about)}: an image of {_size(shape)} pixels teaches nothing')
+        said = data.get('height'), data.get('width')
+        if self.sizes and all(said) and said != tuple(data.get('ori_shape', shape)[:2]):
+            raise DataError(
+                f'{_name(about)} has {_size(data.get("ori_shape", shape))} pixels (width×height), '
+                f'and its annotations say {_size(said)}'
+            )
         if labels is not None:
             where = about['seg_map_path'] or f'the label map of {_name(about)}'
             if labels.ndim != 2:
@@ -292,30 +309,19 @@ def check_data(dataset: Any, expected: Expected, samples: int = 8, key: str = 't
         if len(leaf) == 0:
             raise DataError(_without_images(leaf, key))
         _check_list(leaf, expected, key)
-    around = list(_wrappers_with_pipelines(dataset))
+    around = list(wrappers_with_pipelines(dataset))
     inside = [leaf for wrapper in around for leaf in leaves(wrapper)]
     with random_state_kept():
         for leaf in parts:
             transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', None)
             if transforms is None:
                 continue
-            pipeline = CheckedPipeline(copy.deepcopy(transforms), expected, leaf not in inside)
+            packs = leaf not in inside
+            pipeline = CheckedPipeline(copy.deepcopy(transforms), expected, packs, sizes=True)
             for index in _spread(len(leaf), max(samples // len(parts), 1)):
                 pipeline(leaf.get_data_info(index))
         for wrapper in around:
             _check_wrapper(wrapper, expected, max(samples // len(parts), 1))
-
-
-def _wrappers_with_pipelines(dataset: Any) -> Iterator[Any]:
-    """The wrappers that put a pipeline behind those of the data sets inside, to mix images."""
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if inner == [None]:
-        return
-    if hasattr(dataset, 'pipeline'):
-        yield dataset
-        return
-    for one in inner:
-        yield from _wrappers_with_pipelines(one)
 
 
 def _check_wrapper(wrapper: Any, expected: Expected, samples: int) -> None:
@@ -358,12 +364,11 @@ def warn_of_kept_state(dataset: Any) -> None:
     Args:
         dataset (BaseDataset): The training data, built, or a wrapper.
     """
-    parts = [*leaves(dataset), *_wrappers_with_pipelines(dataset)]
+    forgets = images_to_load(dataset) is None
     names = dict.fromkeys(
         type(transform).__name__
-        for part in parts
-        for transform in _all_transforms(getattr(part, 'pipeline', None))
-        if hasattr(transform, 'results_cache') or type(transform).__name__ in OWN_GENERATOR
+        for transform in all_transforms(dataset)
+        if (forgets and keeps_images(transform)) or type(transform).__name__ in OWN_GENERATOR
     )
     if names:
         print_log(
@@ -373,13 +378,6 @@ def warn_of_kept_state(dataset: Any) -> None:
             logger='current',
             level=logging.WARNING,
         )
-
-
-def _all_transforms(pipeline: Any) -> Iterator[Any]:
-    """The transforms of a pipeline, and those inside them."""
-    for transform in getattr(pipeline, 'transforms', None) or ():
-        yield transform
-        yield from _all_transforms(transform)
 
 
 def _spread(total: int, count: int) -> Iterator[int]:
@@ -405,6 +403,7 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
         raise DataError(
             f'{_place(key)}.metainfo.classes must be the names of the classes, got {short(classes)}'
         )
+    _check_categories(leaf, classes, key)
     transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', None) or ()
     fields = []
     if any(type(t).__name__ == 'LoadImageFromFile' and _is_local(t) for t in transforms):
@@ -438,6 +437,23 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
             f'is trained; does {getattr(leaf, "ann_file", "") or "its annotation file"} call the '
             f'classes {some(classes or (), limit=5)}, as `metainfo` does?'
         )
+
+
+def _check_categories(leaf: Any, classes: Any, key: str) -> None:
+    """Refuses names of classes of which a COCO file has some alone: mmdet would count labels anew.
+
+    Of none, that is found by the boxes.
+    """
+    known = getattr(leaf, 'cat_ids', None)
+    if not known or isinstance(classes, str) or len(known) >= len(classes or ()):
+        return
+    names = [one['name'] for one in json.loads(Path(leaf.ann_file).read_bytes())['categories']]
+    missing = [name for name in classes if name not in names]
+    raise DataError(
+        f'{_place(key)}.metainfo.classes names {some(map(repr, missing), limit=5)}, and '
+        f'{leaf.ann_file} has the categories {some(names, limit=5)}'
+        f'{did_you_mean(missing[0], names)}'
+    )
 
 
 def _check_boxes(instances: Sequence[dict], info: dict, expected: Expected) -> None:
@@ -553,7 +569,7 @@ def watch_data(runner: Runner) -> None:
         loader = runner._train_dataloader
         join(loader, bare, more.images(loader.batch_size), runner.seed)
     for one, kind in ((dataset, expected), (bare, expected.without_labels())):
-        inside = [leaf for wrapper in _wrappers_with_pipelines(one) for leaf in leaves(wrapper)]
+        inside = [leaf for wrapper in wrappers_with_pipelines(one) for leaf in leaves(wrapper)]
         for leaf in leaves(one):
             pipeline = getattr(leaf, 'pipeline', None)
             if type(pipeline) is Compose:
@@ -562,16 +578,46 @@ def watch_data(runner: Runner) -> None:
         runner.register_hook(CheckTrainingData())
 
 
+def watch_test_data(runner: Runner) -> None:
+    """Builds the test data of a run, and lets errors in it name the file.
+
+    Args:
+        runner (Runner): A runner whose test has not started.
+
+    Raises:
+        DataError: If the data set cannot be built, or has no image.
+    """
+    if isinstance(runner._test_dataloader, dict):
+        runner._test_dataloader = _build(runner, runner._test_dataloader, 'test')
+    dataset = runner._test_dataloader.dataset
+    for leaf in leaves(dataset):
+        if len(leaf) == 0:
+            raise DataError(_without_images(leaf, 'test'))
+        pipeline = getattr(leaf, 'pipeline', None)
+        if type(pipeline) is Compose:
+            leaf.pipeline = CheckedPipeline(pipeline.transforms, Expected(), packs=False)
+
+
 def _build(runner: Runner, loader: dict, key: str) -> Any:
     """Builds a data loader as the loop of the runner would."""
     different = runner._randomness_cfg.get('diff_rank_seed', False)
-    with _dataset_errors_named(key, loader):
+    with dataset_errors_named(key, loader):
         return runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
 
 
 @contextmanager
-def _dataset_errors_named(key: str, config: dict) -> Iterator[None]:
-    """Names the data set, and the file, in errors of one that cannot be built."""
+def dataset_errors_named(key: str, config: dict) -> Iterator[None]:
+    """Names the data set, and the file, in errors of one that cannot be built.
+
+    Args:
+        key (str): What messages call the data, ``'train'``, ``'val'``, ``'test'`` or
+            ``'unlabelled'``.
+        config (dict): The config of the data loader, or of images without labels.
+
+    Raises:
+        DataError: In place of an error of a data set.
+        ValueError: In place of an error of its config.
+    """
     try:
         yield
     except DataError:
@@ -586,7 +632,9 @@ def _dataset_errors_named(key: str, config: dict) -> Iterator[None]:
             raise DataError(f'{here}: there is no {error.filename or error}') from error
         if getattr(dataset, 'data_list', None) == [] and type(error) is ValueError:
             raise DataError(_without_images(dataset, key)) from error
-        raise DataError(f'{here} cannot be built: {_one_line(error)}') from error
+        file = getattr(dataset, 'ann_file', '')
+        of = f' (of {file})' if file and str(file) not in str(error) else ''
+        raise DataError(f'{here} cannot be built: {_one_line(error)}{of}') from error
 
 
 def _place(key: str) -> str:
@@ -604,7 +652,7 @@ def _build_unlabelled(settings: Unlabelled) -> Dataset:
     config = settings.dataset
     if not isinstance(config, dict):
         raise ValueError(WIRING)
-    with _dataset_errors_named('unlabelled', config):
+    with dataset_errors_named('unlabelled', config):
         dataset = DATASETS.build(config)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()

@@ -645,9 +645,9 @@ def _queries(kind: str, width: int, classes: int, outs: int, **kwargs: Any) -> d
     )
 
 
-def detr(width: int = 8, classes: int = 4) -> dict:
-    """DETR-R18: one map, a transformer and six queries."""
-    embed = 2 * width
+def detr(width: int = 8, classes: int = 4, queries: int = 6, embed: int | None = None) -> dict:
+    """DETR-R18: one map, and a transformer, ``2 * width`` channels wide unless ``embed`` is."""
+    embed = embed or 2 * width
     attention = _attention(embed, num_heads=2, batch_first=True)
     ffn = dict(embed_dims=embed, feedforward_channels=embed, ffn_drop=0.0)
     layer = dict(self_attn_cfg=attention, ffn_cfg=ffn)
@@ -668,6 +668,9 @@ def detr(width: int = 8, classes: int = 4) -> dict:
         ),
     )
     model['train_cfg']['assigner']['match_costs'].append(dict(type='ClassificationCost'))
+    model.update(num_queries=queries)
+    model['neck'].update(out_channels=embed)
+    model['positional_encoding'].update(num_feats=embed // 2)
     return model
 
 

@@ -16,7 +16,7 @@ LAYERS = (
         *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
         *('pages', 'parts', 'prefixes'),
     ),
-    ('annotations', 'foreign'),
+    ('__main__', 'annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'checkpoint_errors', 'losses', 'stack'),
     ('assigners',),

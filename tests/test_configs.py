@@ -541,6 +541,27 @@ def test_a_paraphraser_is_trained_for_an_eighth_of_the_run(path: Path, tmp_path:
     )
 
 
+#: Teachers and students that users look for.
+LOOKED_FOR = (
+    'deeplabv3plus_r101-d8_deeplabv3plus_r18-d8',
+    'upernet_swin-b_upernet_r18',
+    'upernet_convnext-b_mobilenet-v3-d8',
+    'segformer_mit-b4_segformer_mit-b0',
+    'mask2former_swin-l_mask2former_r50',
+    'rtmdet_l_rtmdet_tiny',
+    'yolox_l_yolox_s',
+    'dino-5scale_swin-l_dino-4scale_r50',
+    'cascade-mask-rcnn_x101-64x4d_mask-rcnn_r50',
+    'gfl_x101-32x4d_atss_r50',
+    'fcos_x101-64x4d_fcos_r50-caffe',
+)
+
+
+def test_pairs_that_users_look_for_have_a_recipe() -> None:
+    names = ' '.join(path.stem for path in SHIPPED)
+    assert [pair for pair in LOOKED_FOR if f'_{pair}_' not in names] == []
+
+
 def test_the_readme_lists_every_recipe() -> None:
     text = (CONFIGS / 'README.md').read_text(encoding='utf-8')
     listed = set(re.findall(r'\]\(([\w/.-]+\.py)\)', text))

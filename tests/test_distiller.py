@@ -428,7 +428,7 @@ def term(**changes):
         (dict(cwd=dict(tap='neck')), r'distill.cwd has no `loss`: add loss=dict\(type='),
         (dict(cwd=dict(loss=cwd())), "distill.cwd has no tap: add tap='module.path'"),
         (dict(cwd=dict(student_tap='a', loss=cwd())), 'distill.cwd has no tap'),
-        (term(tap='a[b]'), r"distill.cwd: 'a\[b\]' is not a tap: expected"),
+        (term(tap='a[b]'), r"distill.cwd.tap: 'a\[b\]' is not a tap: expected"),
         (term(teacher='big'), "distill.cwd has teacher='big'; the teachers are: teacher"),
         (term(schedule=5), r'distill.cwd.schedule: expected dict\(start=..., ramp=...\), got 5'),
         (term(schedule=dict(begin=3)), 'distill.cwd.schedule has an unknown key `begin`'),

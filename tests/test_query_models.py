@@ -107,6 +107,7 @@ ASKED = {
     'refined': partial(stock_models.deformable_detr, refine=True),
     'two stages': partial(stock_models.deformable_detr, refine=True, two_stage=True),
     'conditional': stock_models.conditional_detr,
+    'detr': partial(stock_models.detr, embed=16),
 }
 
 
@@ -136,7 +137,7 @@ def plain_answers(student, group, teacher, inputs, samples):
         plain.query_embedding = torch.nn.Embedding.from_pretrained(embeddings)
         if hasattr(plain, 'reference_points_fc'):
             plain.reference_points_fc = teacher.reference_points_fc
-        else:
+        elif hasattr(plain.decoder, 'ref_point_head'):
             plain.decoder.ref_point_head = teacher.decoder.ref_point_head
     elif type(plain).__name__ == 'DABDETR':
         plain.query_embedding = torch.nn.Embedding.from_pretrained(points)
@@ -155,7 +156,14 @@ def plain_answers(student, group, teacher, inputs, samples):
         plain.num_queries = student.num_queries
         plain.pre_decoder = lambda **given: ({**pre_decoder(**given)[0], **extra}, {})
     with torch.no_grad():
-        return plain(inputs, samples, mode='tensor')
+        return of_classes(*plain(inputs, samples, mode='tensor'))
+
+
+def of_classes(scores, boxes):
+    """A score for each class whose sigmoid is its probability, and boxes."""
+    if scores.shape[-1] == 5:  # DETR also scores the background
+        scores = scores.softmax(-1)[..., :-1].logit()
+    return scores, boxes
 
 
 @pytest.mark.parametrize('name', ASKED)
@@ -185,14 +193,14 @@ def test_queries_are_asked_as_if_they_were_the_models_own(name, counters, monkey
 
     ((students, teachers),) = given
     with torch.no_grad():
-        expected = frozen(inputs, copy.deepcopy(samples), mode='tensor')
+        expected = of_classes(*frozen(inputs, copy.deepcopy(samples), mode='tensor'))
     for got, plain in zip(teachers[:2], expected):
         torch.testing.assert_close(got, plain[-1:], rtol=1e-4, atol=1e-5)
     for number, group in enumerate(groups):
         expected = plain_answers(before, group, frozen, inputs, copy.deepcopy(samples))
         for got, plain in zip(students[2 * number : 2 * number + 2], expected):
             torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-5)
-    assert [len(x) for x in students] == [2, 2, 2, 2]
+    assert [len(x) for x in students] == [1 if name == 'detr' else 2] * 4  # layers
     assert [x.shape[2] for x in students] == [7, 7, 5, 5]
 
     value.backward()

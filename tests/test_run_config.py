@@ -92,6 +92,14 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
             dict(custom_hooks=[dict(type='A'), dict(type='EMAHook', interval=0)]),
             r'^custom_hooks\[1\]\.interval must be a whole number of 1 or more, got 0',
         ),
+        (dict(compile='yes'), r"^compile must be .*, got 'yes'"),
+        (dict(runner_type='FlexibleRunner'), r"^runner_type='FlexibleRunner': only a `Runner` of"),
+        (dict(runner_type='Runer'), r"^runner_type='Runer': "),
+        (dict(strategy=dict(type='FSDPStrategy')), r'^strategy: FSDP, .* need a runner of another'),
+        (
+            dict(model_wrapper_cfg=dict(type='MMFullyShardedDataParallel')),
+            r"^model_wrapper_cfg\.type='MMFullyShardedDataParallel': a student cannot be saved",
+        ),
         (dict(default_scope='mmsegg'), r"^default_scope='mmsegg': no such .*mean `mmseg`\?"),
     ],
 )

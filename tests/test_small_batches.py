@@ -1,4 +1,4 @@
-"""Runs at the edge: one image in a batch, frozen stages."""
+"""Batches at the edge: one image, another size, half precision; frozen stages."""
 
 from __future__ import annotations
 
@@ -28,25 +28,57 @@ KINDS: dict[str, Callable[[], dict]] = dict(
 )
 
 
-def losses_of(model: nn.Module, settings: dict, data: Path, images: int) -> dict[str, Tensor]:
-    """The losses of a batch of real images."""
+each_kind = pytest.mark.parametrize(
+    'kind', [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in KINDS]
+)
+
+
+def losses_of(
+    model: nn.Module, settings: dict, data: Path, images: int, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """The losses of a batch of real images, with the same random numbers each time."""
+    torch.manual_seed(0)
     cfg = config(settings, data, Path('unused'), 1)
     init_default_scope(cfg.default_scope)
-    found = DATASETS.build(cfg.train_dataloader.dataset)
+    dataset = cfg.train_dataloader.dataset
+    dataset.pipeline.insert(-1, dict(type='Resize', scale_factor=scale, keep_ratio=True))
+    found = DATASETS.build(dataset)
     batch = model.data_preprocessor(pseudo_collate([found[i] for i in range(images)]), True)
     return model(batch['inputs'], batch['data_samples'], mode='loss')
 
 
-@pytest.mark.parametrize(
-    'kind', [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in KINDS]
-)
-def test_one_image_in_a_batch(kind: str, data: Path) -> None:
-    settings = KINDS[kind]()
-    model = build(copy.deepcopy(settings)).train()
-    value, _ = model.parse_losses(losses_of(model, settings, data, 1))
+def assert_learns(model: nn.Module, losses: dict[str, Tensor]) -> Tensor:
+    """The sum of the losses, and all gradients, are finite; returns the sum."""
+    value, _ = model.parse_losses(losses)
     value.backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     assert torch.isfinite(value) and grads and all(torch.isfinite(g).all() for g in grads)
+    return value.detach()
+
+
+@each_kind
+def test_one_image_in_a_batch(kind: str, data: Path) -> None:
+    settings = KINDS[kind]()
+    model = build(copy.deepcopy(settings)).train()
+    assert_learns(model, losses_of(model, settings, data, 1))
+
+
+@each_kind
+def test_another_size_and_half_precision(kind: str, data: Path) -> None:
+    """A batch of another size costs as if it came first; bfloat16 costs about the same."""
+    settings = KINDS[kind]()
+    model = build(copy.deepcopy(settings)).train()
+    fresh, half = copy.deepcopy(model), copy.deepcopy(model)
+    assert_learns(model, losses_of(model, settings, data, 2))
+    later = losses_of(model, settings, data, 2, scale=1.5)
+    first = losses_of(fresh, settings, data, 2, scale=1.5)
+    expected = assert_learns(fresh, first)
+    for name, value in first.items():
+        torch.testing.assert_close(later[name], value, msg=lambda text, n=name: f'{n}: {text}')
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = losses_of(half, settings, data, 2, scale=1.5)
+    assert all(x.dtype == torch.float32 for n, x in losses.items() if n.startswith('distill'))
+    torch.testing.assert_close(assert_learns(half, losses), expected, rtol=0.05, atol=0.05)
 
 
 def test_frozen_stages_stay_as_they_are(data: Path) -> None:

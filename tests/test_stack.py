@@ -40,6 +40,34 @@ def test_bases_of_the_installed_libraries_are_found(scope, tmp_path):
     assert Config.fromfile(config).default_scope == scope
 
 
+RECIPE = 'cwd/cwd-logits_fpn_r18-w32_fpn_r18-w16_1k_digit-scenes-128x128.py'
+
+
+def test_a_base_can_be_a_recipe_of_this_package(tmp_path):
+    for _ in range(2):
+        stack.prepare()
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = ['mmkd::{RECIPE}']\n"
+        'model = dict(distill=dict(cwd=dict(loss=dict(tau=2))))\n'
+        'again = {{_base_.train_dataloader}}\n'
+    )
+    found, recipe = Config.fromfile(config), Config.fromfile(f'mmkd::{RECIPE}')
+    assert found.model.distill.cwd.loss.pop('tau') == 2
+    assert recipe.model.distill.cwd.loss.pop('tau') == 4
+    assert found.again.dataset == recipe.train_dataloader.dataset
+    found.pop('again')
+    assert found.to_dict() == recipe.to_dict()  # no part gets a scope of its own
+
+
+def test_a_recipe_that_does_not_exist_is_named(tmp_path):
+    stack.prepare()
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = 'mmkd::cwd/none.py'")
+    with pytest.raises(FileNotFoundError, match=r'configs/cwd/none\.py'):
+        Config.fromfile(config)
+
+
 def test_a_name_that_is_right_stays(monkeypatch):
     monkeypatch.setitem(MODULE2PACKAGE, 'pytest', 'pytest')
     monkeypatch.setitem(MODULE2PACKAGE, 'numpy', 'no-such-distribution')

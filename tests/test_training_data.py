@@ -39,6 +39,12 @@ def pixels(file: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     cv2.imwrite(str(file), change(cv2.imread(str(file), cv2.IMREAD_UNCHANGED)))
 
 
+def cut(file: Path, suffix: str) -> None:
+    """Writes half of an image, in the format of a suffix."""
+    content = cv2.imencode(suffix, cv2.imread(str(file)))[1].tobytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
 def with_id(number: int) -> Callable[[np.ndarray], np.ndarray]:
     def change(labels: np.ndarray) -> np.ndarray:
         labels[3:6, 3:6] = number
@@ -71,6 +77,10 @@ SEG = {
                     'images/0.png: the file is empty'),
     'image cut': (lambda d: (d / 'images/0.png').write_bytes(b'\x89PNG' + bytes(30)),
                   'images/0.png: the file cannot be read as an image'),
+    'a PNG ends early': (lambda d: cut(d / 'images/0.png', '.png'),
+                         'images/0.png: the file cannot be read as an image'),
+    'a JPEG ends early': (lambda d: cut(d / 'images/0.png', '.jpg'),
+                          'images/0.png: the file cannot be read as an image'),
     'image is text': (lambda d: (d / 'images/0.png').write_text('<html>'),
                       'images/0.png: the file cannot be read as an image'),
     'label map missing': (lambda d: (d / 'masks/3.png').unlink(),
@@ -174,6 +184,16 @@ DET = {
     'annotation file cut': (lambda d: (d / 'boxes.json').write_text('{{'),
                             'train_dataloader.dataset (CocoDataset) cannot be built: '
                             'JSONDecodeError'),
+    'no COCO': (lambda d: (d / 'boxes.json').write_text('[]'),
+                'cannot be built: AssertionError: annotation file format <class \'list\'> not '
+                'supported (of {d}/boxes.json)'),
+    'nothing in it': (lambda d: (d / 'boxes.json').write_text('{}'), '(of {d}/boxes.json)'),
+    'one name of a class': (boxes(lambda c: c['categories'][0].update(name='bax')),
+                            "metainfo.classes names 'box', and {d}/boxes.json has the "
+                            'categories bax, disc; did you mean `bax`?'),
+    'another size': (boxes(lambda c: c['images'][0].update(width=640, height=480)),
+                     'images/0.png has 64×64 pixels (width×height), and its annotations say '
+                     '640×480'),
     'a key is missing': (boxes(lambda c: c['images'][0].pop('height')),
                          "cannot be built: KeyError: 'height'"),
     'box without area': (own_format([5, 5, 5, 9], 0),
@@ -248,14 +268,17 @@ def test_the_check_takes_no_random_numbers_and_leaves_the_transforms_alone(data)
 
 
 def test_a_resumed_run_says_which_transforms_have_forgotten_images(data, log):
-    plain, cached = (
+    mixing = dict(type='CachedMixUp', img_scale=(64, 64))
+    plain, cached, at_times = (
         loaded('mmdet', data, pipeline=[*dataset_of('mmdet')['pipeline'], *more])
-        for more in ([], [dict(type='CachedMixUp', img_scale=(64, 64))])
+        for more in ([], [mixing], [dict(type='RandomApply', transforms=[mixing])])
     )
-    warn_of_kept_state(plain)
-    assert not log.warnings
     with DefaultScope.overwrite_default_scope('mmdet'):
-        warn_of_kept_state(DATASETS.build(dict(type='RepeatDataset', times=2, dataset=cached)))
+        repeated = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=cached))
+    for known in (plain, cached, repeated):  # whose images are loaded again
+        warn_of_kept_state(known)
+    assert not log.warnings
+    warn_of_kept_state(at_times)
     (warning,) = log.warnings
     assert warning.startswith('--resume: CachedMixUp of the pipeline kept images')
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from torch import Tensor, nn
 
-from tests import ddp
+from mmkd_plugin.losses.numerics.memory import ClassMemory
+from tests import ddp, stock_models
 from tests.fuzz import models
-from tests.runs import config, needs_ops
+from tests.runs import DET_CLASSES, config, needs_ops
 from tests.stock_models import build, cwd
 
 pytestmark = pytest.mark.usefixtures('own_globals')
@@ -36,7 +38,8 @@ def of_a_detector(task: dict, **terms: dict) -> dict:
     return models.distiller(models.detector(4), teacher, terms, task=task)
 
 
-#: Distillers, with each loss that gathers from all processes.
+#: Distillers, with each loss that gathers from all processes. `MemoryContrastLoss` draws its pixels
+#: in each process by itself, so that its memory is compared below, and not its value.
 KINDS: dict[str, Callable[[], dict]] = {
     'segmentor': lambda: of_a_segmentor(
         scores=term(models.SCORES, cwd(tau=4.0)),
@@ -52,6 +55,20 @@ KINDS: dict[str, Callable[[], dict]] = {
         queue=term(
             TAP, models.own('TokenRelationLoss', queue=7), connector=models.own('ConvConnector')
         )
+    ),
+    'an automatic weight': lambda: of_a_segmentor(
+        scores=term(models.SCORES, cwd(tau=4.0, loss_weight='auto')),
+        hint=term(
+            TAP,
+            models.own('HintLoss', loss_weight='auto'),
+            connector=models.own('ConvConnector'),
+        ),
+    ),
+    # ATSS takes the mean number of positives of all processes, and so do the terms.
+    'assigned': lambda: models.distiller(
+        stock_models.atss(4, classes=len(DET_CLASSES)),
+        models.online(stock_models.atss(8, classes=len(DET_CLASSES))),
+        dict(bckd=term(['bbox_head[0]', 'bbox_head[1]'], models.own('ProtocolLoss'))),
     ),
     # RetinaNet divides its own losses by the boxes in the images of each process.
     'detector': lambda: of_a_detector(
@@ -72,23 +89,46 @@ def distiller(model: dict) -> nn.Module:
     return built
 
 
-def steps(
-    model: nn.Module, run: Callable[..., dict], batches: list[Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of the last batch, and the gradients of all of them together."""
+def whole(value: Tensor) -> Tensor:
+    """A tensor of which each process may hold a part."""
+    return value.full_tensor() if hasattr(value, 'full_tensor') else value
+
+
+def steps(model: nn.Module, run: Callable[..., dict], batches: list[Any]) -> dict[str, Any]:
+    """The loss of the last batch, the gradients of all of them together, and the weights."""
     for batch in batches:
         data = model.data_preprocessor(batch, True)
         losses = run(data['inputs'].double(), data['data_samples'], mode='loss')
         value, _ = model.parse_losses(losses)
         value.backward()
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return value.detach(), grads
+    grads = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    weights = {name: whole(x) for name, x in model.state_dict().items()}
+    return dict(value=value.detach(), grads=grads, weights=weights)
+
+
+#: Each process holds all parameters, or a part of each (FSDP2, of torch 2.6 and later).
+WRAPPERS = dict(
+    ddp=nn.parallel.DistributedDataParallel,
+    fsdp=getattr(torch.distributed.fsdp, 'fully_shard', None),
+)
+
+CASES = [
+    pytest.param(n, 'ddp', marks=needs_ops if n in ('detector', 'assigned') else ()) for n in KINDS
+]
 
 
 @pytest.mark.parametrize(
-    'kind', [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in KINDS]
+    ('kind', 'wrapper'),
+    [
+        *CASES,
+        pytest.param(
+            'segmentor',
+            'fsdp',
+            marks=pytest.mark.skipif(WRAPPERS['fsdp'] is None, reason='torch is before 2.6'),
+        ),
+    ],
 )
-def test_as_one_with_twice_the_batch(kind: str, data: Path, tmp_path: Path) -> None:
+def test_as_one_with_twice_the_batch(kind: str, wrapper: str, data: Path, tmp_path: Path) -> None:
     model = KINDS[kind]()
     cfg = config(model, data, tmp_path, 1)
     init_default_scope(cfg.default_scope)
@@ -100,16 +140,33 @@ def test_as_one_with_twice_the_batch(kind: str, data: Path, tmp_path: Path) -> N
             for numbers in ([0, 1, 2, 3], [4, 5, 0, 1])
         ]
 
-    def work(rank: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def work(rank: int) -> dict[str, Any]:
         ours = distiller(model)
-        wrapped = nn.parallel.DistributedDataParallel(ours)
-        return steps(ours, wrapped, batches(slice(2 * rank, 2 * rank + 2)))
+        return steps(ours, WRAPPERS[wrapper](ours), batches(slice(2 * rank, 2 * rank + 2)))
 
     one = distiller(model)
-    value, grads = steps(one, one, batches(slice(None)))
+    expected = steps(one, one, batches(slice(None)))
     results = ddp.forked(work, tmp_path)
-    torch.testing.assert_close(sum(found for found, _ in results) / 2, value)
-    for _, found in results:
-        for name, grad in found.items():
-            expected = grads.get(name, torch.zeros_like(grad))
-            torch.testing.assert_close(grad, expected, msg=lambda text, n=name: f'{n}: {text}')
+    torch.testing.assert_close(sum(found['value'] for found in results) / 2, expected['value'])
+    for found in results:
+        assert found['weights'].keys() == expected['weights'].keys()
+        for name, grad in found['grads'].items():
+            alone = expected['grads'].get(name, torch.zeros_like(grad))
+            torch.testing.assert_close(grad, alone, msg=lambda text, n=name: f'{n}: {text}')
+
+
+def test_a_memory_takes_the_rows_of_both(tmp_path: Path) -> None:
+    rows = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([[0, 1, 1, 2, 0, 3, 2, 1], [2, 2, 2, 0, 0, 1, 3, 3], [1] * 8])
+
+    def pushed(places: slice) -> ClassMemory:
+        memory = ClassMemory(3, 5, 4)
+        for some, of in zip(rows, classes, strict=True):
+            memory.push(some[places], of[places])
+        return memory
+
+    one = pushed(slice(None)).state_dict()
+    for found in ddp.forked(
+        lambda rank: pushed(slice(3) if rank == 0 else slice(3, None)).state_dict(), tmp_path
+    ):
+        torch.testing.assert_close(dict(found), dict(one), rtol=0, atol=0)

@@ -30,7 +30,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -91,9 +90,11 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
 )
 from mmkd_plugin.losses.traits import LossTraits
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.taps.dry_run import DryRun
@@ -108,7 +109,7 @@ from mmkd_plugin.teachers.caching import (
 from mmkd_plugin.teachers.configs import kind_of_teacher, teacher_configs
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.terms.term import Term
-from mmkd_plugin.training_data import CheckedPipeline, Expected
+from mmkd_plugin.training_data import CheckedPipeline, Expected, dataset_errors_named
 from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.views import View, of_kind
 
@@ -188,6 +189,7 @@ def main() -> None:
         check_has(cfg, args.config, 'train_dataloader')
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        check_run(cfg)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         complete(cfg)
         config = pick_teacher(cfg, args)
@@ -374,6 +376,9 @@ class Whole:
     ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Runs the teacher; yields names of images and their packed records."""
         dataset = ScaledImages([self.images[name] for name in left], self.loading, self.scale)
+        dataset.load = [CheckedPipeline(dataset.load, Expected(), packs=False)]
+        if dataset.scale is not None:
+            dataset.scale = CheckedPipeline([dataset.scale], Expected(), packs=False)
         loader = DataLoader(dataset, batch_size=None, num_workers=self.workers)
         images: Iterator[tuple[Tensor, tuple[int, int]]] = iter(loader)
         for name in left:
@@ -384,6 +389,8 @@ class Whole:
                     seen = image.flip(2) if called is mirrored else image
                     records = whole_picture(teacher, preprocessor, seen, loaded, costs.about, views)
                     packed |= costs.pack(name, records, called)
+            except UsageError:
+                raise
             except ValueError as error:
                 raise UsageError(f'{name}: {error}') from error
             yield name, packed
@@ -404,7 +411,6 @@ class Drawn:
         self.places: dict[str, tuple[DrawnViews, int]] = {}
         for config, part in zip(parts_drawn(cfg).values(), drawn_parts(cfg)):
             for leaf in leaves(part):
-                leaf.full_init()
                 if hasattr(leaf, 'pipeline'):
                     steps = leaf.pipeline.transforms
                     leaf.pipeline = CheckedPipeline(steps, Expected(), packs=False)
@@ -490,7 +496,12 @@ def drawn_parts(cfg: Config) -> Iterator[DrawnViews]:
     """Builds the data sets whose views are drawn: that of the training, and without labels."""
     for prefix, config in parts_drawn(cfg).items():
         root = common_root([*innermost(config)])
-        yield DrawnViews(DATASETS.build(config), root=root, prefix=prefix)
+        key, named = ('unlabelled', config) if prefix else ('train', cfg.train_dataloader)
+        with dataset_errors_named(key, named):
+            part = DrawnViews(DATASETS.build(config), root=root, prefix=prefix)
+            for leaf in leaves(part):
+                leaf.full_init()
+        yield part
 
 
 def pipelines_of(dataset: dict) -> Iterator[Sequence[dict]]:
@@ -602,10 +613,14 @@ def places_of(cfg: Config) -> Iterator[dict]:
 
 def training_images(cfg: Config, root: str) -> dict[str, tuple[Any, int]]:
     """Returns the images of the training set, and those without labels beside it."""
-    images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
+    with dataset_errors_named('train', cfg.train_dataloader):
+        images = images_of(DATASETS.build(cfg.train_dataloader.dataset), root)
     more = cfg.model.get('unlabelled')
     if more is not None and not more.get('only'):
-        images = {**images_of(DATASETS.build(more.dataset), root), **images}
+        with dataset_errors_named('unlabelled', more.dataset):
+            images = {**images_of(DATASETS.build(more.dataset), root), **images}
+    if not images:
+        raise UsageError('the training set has no images')
     return images
 
 
@@ -704,16 +719,8 @@ def store(
 ) -> None:
     """Writes records as they come, once an estimate has shown that the disk has room for all."""
     console = Console()
-    columns = (
-        TextColumn('teacher'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f'{what},'),
-        TimeRemainingColumn(),
-        TextColumn('left'),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task('teacher', total=total)
+    with progress_bar(console) as progress:
+        bar = progress.add_task(what, total=total)
         waiting: list[tuple[str, dict[str, bytes]]] | None = []
         for name, packed in records:
             if waiting is None:
@@ -739,7 +746,7 @@ def verify(path: str, cfg: Config) -> None:
     else:
         images = training_images(cfg, common_root([*places_of(cfg)]))
     count, damaged = 0, []
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+    with progress_bar() as progress:
         for image, tap in progress.track(list(cache.keys()), description='verifying'):
             count += 1
             try:

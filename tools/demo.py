@@ -1,4 +1,4 @@
-"""Watch a small model learn from a large one on DigitScenes; ``make demo`` runs this.
+"""Watch a small model learn from a large one on DigitScenes: table and picture.
 
 It makes the data, trains a teacher, the student alone and the distilled student with
 ``tools/train.py``, prints a table and draws ``report.png``. The runs are shorter than those of the
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ from benchmarks.gains.training import (
     scalars,
 )
 from benchmarks.gains.training import train as train_with_tool
+from mmkd_plugin.cli import UsageError, check_folder, check_number, plain_errors
 from mmkd_plugin.cores import Cores, free_cores, threads_for
-from mmkd_plugin.saving import WriteError, replacing, write_text
+from mmkd_plugin.saving import replacing, write_text
+from mmkd_plugin.stack import safe_loading
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 4  # scenes in the report
@@ -59,6 +61,8 @@ class Task:
         length (float): Iterations and schedules of all three, in multiples of the configs'.
             Defaults to 1.
         batch_size (int): Images in a batch. Defaults to 4.
+        weights (Path, optional): A trained teacher, with its origin in a JSON file beside it.
+            Defaults to None: it is trained.
     """
 
     teacher: str
@@ -69,6 +73,7 @@ class Task:
     percent: float
     length: float = 1.0
     batch_size: int = 4
+    weights: Path | None = None
 
 
 TASKS = {
@@ -91,6 +96,15 @@ TASKS = {
         length=0.8,
     ),
 }
+#: Half as long, with a teacher that ships with the tool.
+QUICK = {
+    'segmentation': replace(
+        TASKS['segmentation'],
+        teacher='digit_scenes/fpn_r18-w20_1k_digit-scenes-128x128.py',
+        weights=Path(__file__).with_name('demo_teacher') / 'fpn_r18-w20_digit-scenes.pth',
+        length=0.5,
+    ),
+}
 RUNS = ('teacher', 'student', 'distilled')
 NAMES = {'teacher': 'teacher', 'student': 'student alone', 'distilled': 'distilled student'}
 
@@ -98,39 +112,46 @@ NAMES = {'teacher': 'teacher', 'student': 'student alone', 'distilled': 'distill
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--task', choices=TASKS, default='segmentation')
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo[-detection]')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='shorter, with a trained teacher of segmentation that comes with this tool',
+    )
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo[-detection][-quick]')
     parser.add_argument('--seed', type=int, default=0, help='seed of all three runs (0)')
     args = parser.parse_args()
-    if not 0 <= args.seed < 2**32:
-        parser.error(f'--seed must be from 0 to {2**32 - 1}, not {args.seed}')
-    folder = args.work_dir or Path(
-        'work_dirs', 'demo' if args.task == 'segmentation' else f'demo-{args.task}'
-    )
+    if args.quick and args.task not in QUICK:
+        parser.error(f'--quick has a teacher for --task {", ".join(QUICK)} alone')
+    task = (QUICK if args.quick else TASKS)[args.task]
+    words = ['demo', *[args.task] * (args.task != 'segmentation'), *['quick'] * args.quick]
+    folder = args.work_dir or Path('work_dirs', '-'.join(words))
     console = Console()
-    try:
+    with safe_loading(), plain_errors():
+        check_number(args.seed, '--seed', 0, 2**32 - 1)
+        check_folder(folder, '--work-dir')
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f'demo: --work-dir {folder} cannot be made: {error.strerror}') from None
-    try:
-        run_demo(args.task, folder, args.seed, console)
-    except (RunError, WriteError) as error:
-        raise SystemExit(f'demo: {error}') from None
-    except KeyboardInterrupt:
-        raise SystemExit('demo: stopped; the same command goes on from here') from None
+        try:
+            run_demo(args.task, task, folder, args.seed, console)
+        except RunError as error:
+            raise UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            raise UsageError('stopped; the same command goes on from here') from None
 
 
-def run_demo(name: str, folder: Path, seed: int, console: Console) -> None:
-    task = TASKS[name]
+def run_demo(name: str, task: Task, folder: Path, seed: int, console: Console) -> None:
     make_digit_scenes()
-    checkpoints: dict[str, Path] = {}
-    for number, run in enumerate(RUNS, 1):
+    checkpoints: dict[str, Path] = {'teacher': task.weights} if task.weights else {}
+    trained = [run for run in RUNS if run not in checkpoints]
+    for number, run in enumerate(trained, 1):
         config = ROOT / 'configs' / getattr(task, run)
         settings: dict[str, Any] = dict(seed=seed, length=task.length, batch_size=task.batch_size)
         if run == 'distilled':
             settings['teachers'] = [(ROOT / 'configs' / task.teacher, checkpoints['teacher'])]
-        title = f'[{number}/{len(RUNS)}] {NAMES[run]}'
+        title = f'[{number}/{len(trained)}] {NAMES[run]}'
         checkpoints[run] = train(config, folder / run, settings, title, console)
-    scores = {run: score(folder / run, task) for run in RUNS}
+    scores = {run: score(folder / run, task) for run in trained}
+    if task.weights:
+        scores['teacher'] = json.loads(task.weights.with_suffix('.json').read_text())[task.metric]
     students = {run: 'student' if run == 'distilled' else run for run in RUNS}
     models = {
         run: load(name, ROOT / 'configs' / getattr(task, students[run]), checkpoints[run])
@@ -271,6 +292,7 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn('{task.fields[note]}'),
         console=console,
+        disable=not console.is_terminal,
     )
 
 
@@ -322,15 +344,12 @@ def results(task: Task, folder: Path, scores: dict, models: dict) -> Table:
     for column in ('', task.title, 'parameters', 'training time', 'processor time'):
         table.add_column(column, justify='left' if not column else 'right')
     for run in RUNS:
-        used = json.loads((folder / run / 'done.json').read_text())
+        cost = ['trained before', '']
+        if run != 'teacher' or task.weights is None:
+            used = json.loads((folder / run / 'done.json').read_text())
+            cost = [f'{used["seconds"] / 60:.1f} min', f'{used["cpu_seconds"]:.0f} s']
         millions = sum(p.numel() for p in models[run].parameters()) / 1e6
-        table.add_row(
-            NAMES[run],
-            f'{scores[run]:.2f}',
-            f'{millions:.2f} M',
-            f'{used["seconds"] / 60:.1f} min',
-            f'{used["cpu_seconds"]:.0f} s',
-        )
+        table.add_row(NAMES[run], f'{scores[run]:.2f}', f'{millions:.2f} M', *cost)
     return table
 
 

@@ -14,7 +14,6 @@ import sys
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
@@ -24,10 +23,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, is_own, plain_errors, read_config, use_student
+from mmkd_plugin.checkpoint import load_state, meta_of, read_checkpoint, state_dict_of
+from mmkd_plugin.cli import UsageError, check_file, is_own, plain_errors, read_config, use_student
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.saving import replacing
+from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.words import first_line
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -46,11 +46,16 @@ def parse_args() -> argparse.Namespace:
         help='take the weights that training went on with, not the averaged ones (EMA) that '
         'validation used',
     )
+    parser.add_argument(
+        '--half',
+        action='store_true',
+        help='write the weights as float16: half the size; they become float32 as they are loaded',
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    with plain_errors():
+    with safe_loading(), plain_errors():
         args = parse_args()
         check_free(args.out)
         cfg = read_config(args.config)
@@ -61,10 +66,9 @@ def main() -> None:
         weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
         model = build(cfg)
         load_state(model, state_dict_of(weights, args.checkpoint), args.checkpoint, name='student')
-        write(args.out, model, describe(checkpoint, text), text)
-    print(
-        f'{args.out}: {len(model.state_dict())} tensors; its config: {args.out.with_suffix(".py")}'
-    )
+        tensors = half(model.state_dict()) if args.half else model.state_dict()
+        write(args.out, tensors, describe(checkpoint, text), text)
+    print(f'{args.out}: {len(tensors)} tensors; its config: {args.out.with_suffix(".py")}')
 
 
 def check_free(out: Path) -> None:
@@ -73,12 +77,7 @@ def check_free(out: Path) -> None:
         raise UsageError(f'{out} must end with {" or ".join(SUFFIXES)}')
     if out.exists():
         raise UsageError(f'{out} exists already; it is not overwritten')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f'cannot write {out}: {error.strerror}') from error
+    check_file(out, 'out')
 
 
 def check_same(file: Path, text: str) -> None:
@@ -127,18 +126,27 @@ def config_text(cfg: Config) -> str:
 
 def describe(checkpoint: dict[str, Any], text: str) -> dict[str, Any]:
     """Collect what inferencers read: the classes, and the config in case they are given none."""
-    meta = checkpoint.get('meta') or {}
+    meta = meta_of(checkpoint)
     kept = {
         k: meta[k] for k in ('dataset_meta', 'epoch', 'iter', 'CLASSES', 'PALETTE') if k in meta
     }
     return dict(kept, cfg=text)
 
 
-def write(out: Path, model: nn.Module, meta: dict[str, Any], text: str) -> None:
+def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give floating numbers as float16; refuse those beyond its range."""
+    largest = torch.finfo(torch.float16).max
+    for name, value in weights.items():
+        if value.is_floating_point() and (value.abs() > largest).any():
+            raise UsageError(f'--half: {name} has values beyond the {largest:g} of float16')
+    return {n: v.half() if v.is_floating_point() else v for n, v in weights.items()}
+
+
+def write(out: Path, weights: dict[str, Tensor], meta: dict[str, Any], text: str) -> None:
     """Write both files; the weights are there when both are whole."""
     try:
-        with replacing(out, out.with_suffix('.py')) as (weights, config):
-            write_weights(weights, out.suffix, model.state_dict(), meta)
+        with replacing(out, out.with_suffix('.py')) as (file, config):
+            write_weights(file, out.suffix, weights, meta)
             config.write_text(text, encoding='utf-8')
     except (OSError, RuntimeError) as error:  # of torch, safetensors and the system
         raise UsageError(

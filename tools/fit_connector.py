@@ -17,7 +17,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmkd_plugin.cli import (
     UsageError,
@@ -28,10 +27,13 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
 )
 from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
+from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.training_data import dataset_errors_named
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,6 +67,7 @@ def main() -> None:
         check_has(cfg, args.config, 'train_dataloader')
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
+        check_run(cfg)
         work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
         init_default_scope(cfg.get('default_scope', 'mmengine'))
         lines = measured_lines(cfg)
@@ -72,17 +75,11 @@ def main() -> None:
         for path in files:
             check_new(path, args.overwrite)
         set_random_seed(0)
-        fitting, loader = Fitting(cfg, lines), training_images(cfg, args.images)
-        columns = (
-            TextColumn('teacher'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn('images,'),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-        )
-        with Progress(*columns) as progress:
-            for data in progress.track(loader, total=len(loader)):
+        fitting = Fitting(cfg, lines)
+        with dataset_errors_named('train', cfg.train_dataloader):
+            loader = training_images(cfg, args.images)
+        with progress_bar() as progress:
+            for data in progress.track(loader, total=len(loader), description='images'):
                 fitting.observe(data)
         for path, terms in files.items():
             fitting.save(path, terms)

@@ -1,7 +1,9 @@
-"""Write a distillation config of MMRazor 1.x as one of ours, or take a model out of its checkpoint.
+"""Write a distillation config of MMRazor 1.x or others as one of ours, or take apart a checkpoint.
 
 A config becomes a short one on the student's own config. Comments say where the meaning differs.
-Of a checkpoint, OUT gets the student as plain weights, or the teacher with `--part teacher`.
+It may be one of MMRazor, MMYOLO, mmdetection-distiller, FGD or MGD (.py), or a command of CIRKD
+in a shell script (.sh). Of a checkpoint of MMRazor, OUT gets the student as plain weights, or the
+teacher with `--part teacher`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import torch
 
-from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, check_file, plain_errors, read_config
-from mmkd_plugin.migrating import config_text, read_distillation
+from mmkd_plugin.checkpoint import meta_of, read_checkpoint, state_dict_of
+from mmkd_plugin.cli import UsageError, check_file, plain_errors
+from mmkd_plugin.migrating import SUFFIXES, config_text, read_file
 from mmkd_plugin.saving import replacing, write_text
 from mmkd_plugin.stack import safe_loading
 
@@ -29,13 +31,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('source', help='a config (.py), or a checkpoint (.pth)')
+    parser.add_argument('source', help='a config (.py), a command (.sh) or a checkpoint (.pth)')
     parser.add_argument(
         'out', nargs='?', type=Path, help='a new file; a config is printed without it'
     )
     parser.add_argument(
         '--part', choices=[*PREFIXES], default='student', help='which model of a checkpoint'
     )
+    for side in ('student', 'teacher'):
+        parser.add_argument(
+            f'--{side}', metavar='CONFIG', help=f'config of the {side}, in place of the named one'
+        )
     return parser.parse_args()
 
 
@@ -46,8 +52,8 @@ def main() -> None:
             check_file(args.out, 'out')
             if args.out.exists():
                 raise UsageError(f'{args.out} exists already; nothing is overwritten')
-        if Path(args.source).suffix == '.py':
-            text = converted(args.source)
+        if Path(args.source).suffix in SUFFIXES:
+            text = converted(args.source, args.student, args.teacher)
             if args.out is None:
                 print(text, end='')
             else:
@@ -60,10 +66,11 @@ def main() -> None:
             print(args.out)
 
 
-def converted(source: str) -> str:
+def converted(source: str, student: str | None = None, teacher: str | None = None) -> str:
     """The text of our config."""
-    cfg = read_config(source)
-    return config_text(cfg, read_distillation(cfg), Path(source).name, bases_of(Path(source)))
+    found, run = read_file(Path(source), student, teacher)
+    bases = bases_of(Path(source)) if source.endswith('.py') else []
+    return config_text(run, found, Path(source).name, bases)
 
 
 def bases_of(file: Path) -> list[str]:
@@ -92,7 +99,7 @@ def take_out(source: str, out: Path, part: str) -> None:
             f'{source} has no {part}: none of its keys begins with {prefix!r}, as those of '
             'MMRazor do'
         )
-    meta = checkpoint.get('meta') or {}
+    meta = meta_of(checkpoint)
     kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}  # names of the classes
     with replacing(out) as (beside,):
         torch.save(dict(meta=kept, state_dict=weights), beside)

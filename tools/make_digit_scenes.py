@@ -46,6 +46,7 @@ from mmkd_plugin.saving import whole_folder
 
 # How hard the scenes are. These can be changed freely: they are written into manifest.json, so a
 # folder that was made with other values is noticed. Lengths are fractions of the scene's side.
+LARGEST = 4096  # side of a scene, pixels: a larger one takes GB of memory
 DIGITS_PER_SCENE = (3, 7)  # at least, at most
 DIGIT_SIDE = (0.22, 0.4)  # side of the drawn 8x8 digit: 28 to 51 pixels of 128
 MAX_ROTATION = 20.0  # degrees, either way; far below 90 so that 6 and 9 stay different
@@ -461,7 +462,8 @@ def write(out: Path, arguments: Arguments) -> None:
     hashes = {}
     with whole_folder(out, MARKER) as partial:
         console = Console(stderr=True)
-        for name, content in track(files, 'Drawing scenes', total, console=console):
+        shown = dict(console=console, disable=not console.is_terminal)
+        for name, content in track(files, 'Drawing scenes', total, **shown):
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -602,6 +604,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in (('train', 1), ('val', 1), ('size', 64), ('seed', 0)):
         if getattr(args, name) < least:
             parser.error(f'--{name} must be at least {least}, not {getattr(args, name)}')
+    if args.size > LARGEST:
+        parser.error(f'--size must be at most {LARGEST}, not {args.size}')
     return args
 
 

@@ -28,7 +28,14 @@ from benchmarks.gains import overview, page, recipes, records, tables
 from benchmarks.gains.plan import TRIALS, Budget, Run, chosen, estimate, find, names_of, needs, plan
 from benchmarks.gains.running import Place, perform, teacher_file
 from benchmarks.gains.training import RunError
-from mmkd_plugin.cli import UsageError, check_folder, check_number, plain_errors, read_config
+from mmkd_plugin.cli import (
+    UsageError,
+    check_file,
+    check_folder,
+    check_number,
+    plain_errors,
+    read_config,
+)
 from mmkd_plugin.words import did_you_mean
 
 RESULTS = tables.ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl'
@@ -102,6 +109,9 @@ def main() -> None:
         args = parse_args()
         check_number(args.jobs, '--jobs', 1)
         check_number(args.seeds, '--seeds', 1)
+        for number in args.gpus or ():
+            check_number(number, '--gpus', 0)
+        check_file(args.results, '--results')
         if args.weights and args.no_trials:
             raise UsageError('--weights has no trials; leave --no-trials out')
         defaults(args)
@@ -393,6 +403,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn('{task.fields[note]}'),
         console=console,
+        disable=not console.is_terminal,
     )
 
 

@@ -32,7 +32,9 @@ from mmkd_plugin.cli import (
     plain_errors,
     use_student,
 )
+from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.training_data import watch_test_data
 from mmkd_plugin.words import as_written, type_name
 
 
@@ -76,9 +78,11 @@ def main() -> None:
             keep_label_maps(cfg, args.out)
         runner = build_runner(cfg)
         check_fit(runner, args)
-        if args.out is not None and is_pickle(args.out):
-            dump_predictions(runner.test_evaluator, cfg, args.out)
-        runner.test()
+        watch_test_data(runner)
+        with runner_errors_named(cfg):
+            if args.out is not None and is_pickle(args.out):
+                dump_predictions(runner.test_evaluator, cfg, args.out)
+            runner.test()
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -127,7 +131,7 @@ def use_tta(cfg: Config) -> None:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+    if cfg.get('tta_model') is None or cfg.get('tta_pipeline') is None:
         if cfg.get('default_scope') != 'mmdet':
             raise UsageError('--tta needs `tta_model` and `tta_pipeline` in the config')
         add_flip_tta(cfg, dataset)
@@ -138,8 +142,9 @@ def use_tta(cfg: Config) -> None:
 def add_flip_tta(cfg: Config, dataset: ConfigDict) -> None:
     """Average over an image and its mirror image, as mmdetection does by default."""
     nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-    cfg.setdefault('tta_model', ConfigDict(type='DetTTAModel', tta_cfg=nms))
-    if 'tta_pipeline' in cfg:
+    if cfg.get('tta_model') is None:
+        cfg.tta_model = ConfigDict(type='DetTTAModel', tta_cfg=nms)
+    if cfg.get('tta_pipeline') is not None:
         return
     pack = deepcopy(dataset.pipeline[-1])
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')

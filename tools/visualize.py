@@ -23,10 +23,10 @@ from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from mmkd_plugin.checkpoint import load_weights, nearest_names, read_checkpoint
+from mmkd_plugin.annotations import fits
+from mmkd_plugin.checkpoint import load_weights, meta_of, nearest_names, read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
     add_cfg_options,
@@ -35,6 +35,7 @@ from mmkd_plugin.cli import (
     check_number,
     is_distilled,
     plain_errors,
+    progress_bar,
     read_config,
     use_student,
 )
@@ -155,7 +156,7 @@ def check(args: argparse.Namespace) -> None:
     if args.panels is not None:
         check_panels(args.panels)
     try:
-        torch.empty(0, device=args.device)
+        torch.empty(1, device=args.device).item()
     except (AssertionError, RuntimeError) as error:
         reason = first_line(error)
         raise UsageError(f'--device {args.device} cannot be used: {reason}') from error
@@ -220,8 +221,9 @@ def metainfo_of(dataset: Any, checkpoint: str) -> dict | None:
     metainfo = getattr(dataset, 'metainfo', None)
     if metainfo and metainfo.get('classes'):
         return metainfo
-    meta = read_checkpoint(checkpoint).get('meta') or {}
-    return meta.get('dataset_meta')
+    found = meta_of(read_checkpoint(checkpoint)).get('dataset_meta')
+    whole = isinstance(found, dict) and fits(found.get('classes'), list | None)
+    return found if whole and fits(found.get('palette'), list | str | None) else None
 
 
 def items_of(cfg: Config, dataset: Any, args: argparse.Namespace) -> tuple[Iterator[dict], int]:
@@ -310,18 +312,6 @@ def facts(
     if gallery.places:
         found['taps'] = ', '.join(map(str, gallery.places))
     return found
-
-
-def progress_bar(console: Console) -> Progress:
-    """Make a bar with the time that is left."""
-    return Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('left'),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ from mmengine.registry import MODELS
 from benchmarks.zoo import configs, page, records
 from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TEACHERS, WORKS, Outcome
 from benchmarks.zoo.processes import Limits, attempts
-from mmkd_plugin.cli import UsageError, check_number, plain_errors
+from mmkd_plugin.cli import UsageError, check_file, check_folder, check_number, plain_errors
 from mmkd_plugin.stack import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +83,8 @@ def main() -> None:
         args = parse_args()
         for key, low in dict(per_family=1, jobs=1, seconds=1, megabytes=100).items():
             check_number(getattr(args, key), f'--{key.replace("_", "-")}', low)
+        check_file(args.results, '--results')
+        check_folder(args.logs, '--logs')
         if args.report:
             write_page(args)
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import fill
 
 from benchmarks.gains.intervals import mean_interval
+from benchmarks.gains.recipes import losses
 from benchmarks.gains.records import Record
 from benchmarks.gains.rows import (
     Row,
@@ -33,6 +35,8 @@ CHOOSING = """# Which method
 Each table has one pair of small models that are trained from random weights. Your models and data
 may rank the methods in another order: take the first one or two as a start, with
 `loss_weight='auto'`, and compare on your validation data.
+[`tools/distill.py`](get_started.md#distil-your-own-student-with-one-command) takes the row that
+helps on each data set.
 
 - **helps**, **hurts**: the 95 % interval of the gain does not contain zero.
 - **weight**: `auto:2.5` is short for `loss_weight=dict(auto=2.5)`.
@@ -41,7 +45,7 @@ may rank the methods in another order: take the first one or two as a start, wit
 
 
 def write(records: Sequence[Record], root: Path = ROOT) -> None:
-    """Writes docs/choosing.md, and the generated blocks of README.md and configs/README.md.
+    """Writes docs/choosing.md, and the generated blocks of the other pages, :data:`BLOCKS`.
 
     Args:
         records (Sequence[Record]): All finished runs.
@@ -116,6 +120,32 @@ def matrix(records: Sequence[Record]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def by_loss(records: Sequence[Record], root: Path = ROOT) -> str:
+    """Where each loss helped, for docs/losses.md: the gains of the recipes that have it."""
+    found: dict[str, list[str]] = {}
+    for runs in groups(records):
+        if not shipped(runs[0].data):
+            continue
+        title = title_of(runs[0]).partition(':')[0]
+        for one in main_rows(runs):
+            gain = 'diverged' if one.diverged else f'{one.gain.value:+.1f}, {one.verdict}'
+            gain = f'**{gain}**' if one.verdict == 'helps' else gain
+            text = (root / one.config).read_text(encoding='utf-8')
+            for name in losses_of(text):
+                found.setdefault(name, []).append(f'{title}: {gain} ({one.method})')
+    if not found:
+        return 'No runs are finished yet.\n'
+    rows = (f'| [`{name}`](#{name.lower()}) | {"; ".join(found[name])} |' for name in sorted(found))
+    return '\n'.join(['| loss | gains |', '|---|---|', *rows]) + '\n'
+
+
+def losses_of(recipe: str) -> list[str]:
+    """The losses of the terms of a recipe, each once, without the scope."""
+    calls = losses(ast.parse(recipe))
+    types = [word.value.value for call in calls for word in call.keywords if word.arg == 'type']
+    return sorted({name.rpartition('.')[2] for name in types})
+
+
 def cell(one: Row) -> str:
     """A gain with its verdict and weight; the verdict alone where it is not clear."""
     if one.diverged:
@@ -176,6 +206,7 @@ VERDICTS = {
 BLOCKS: dict[str, Callable[[Sequence[Record]], str]] = {
     'README.md': real_table,
     'configs/README.md': matrix,
+    'docs/losses.md': by_loss,
 }
 
 

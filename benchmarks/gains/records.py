@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmkd_plugin.cli import UsageError
+from benchmarks.lines import read_lines
 from mmkd_plugin.saving import write_text
 
 
@@ -76,18 +76,9 @@ def read(path: Path) -> list[Record]:
         path (Path): The file; one that does not exist has no lines.
 
     Raises:
-        UsageError: If a line is no record; with its number.
+        UsageError: If the file cannot be read, or a line is no record; with its number.
     """
-    if not path.exists():
-        return []
-    records, names = [], {field.name for field in fields(Record)}
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        try:
-            content = json.loads(line)
-            records.append(Record(**{key: content[key] for key in names}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UsageError(f'{path}, line {number} is no finished run: {error}') from None
-    return records
+    return read_lines(path, Record, 'finished run')
 
 
 def append(path: Path, record: Record) -> None:

@@ -288,8 +288,8 @@ def _teachers(model: dict) -> list[dict]:
 
 
 def _teacher(model: dict, configs: Path) -> Path | None:
-    """The config of the trained teacher of a recipe, which it names from the repository's root."""
+    """The config of the trained teacher of a recipe, which it names as ``'mmkd::...'``."""
     every = {one['config'] for one in trained_teachers(model)}
     if len(every) > 1:
         raise UsageError(f'the trained teachers of a recipe have one config, not {len(every)}')
-    return (configs.parent / every.pop()).resolve() if every else None
+    return (configs / every.pop().removeprefix('mmkd::')).resolve() if every else None

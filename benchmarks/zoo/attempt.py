@@ -132,7 +132,7 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
     """
     model, whole = shrunken(cfg, library, rung), cfg.to_dict()
     classes = classes_of(model)
-    steps = {one['type']: one for one in _with_types(whole.get('train_dataloader'))}
+    steps = {type_name(one['type']): one for one in _with_types(whole.get('train_dataloader'))}
     images = dict(
         type='MadeUpImages',
         library=library,
@@ -141,6 +141,7 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
         channels=len((model.get('data_preprocessor') or {}).get('mean') or (0, 0, 0)),
         label_scale=steps.get('SegRescale', {}).get('scale_factor', 1.0),
         proposals='LoadProposals' in steps,
+        masks=any(loads_masks(one) for one in steps.values()),
     )
     return dict(
         default_scope=library,
@@ -158,6 +159,12 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
         log_level='WARNING',
         randomness=dict(seed=0),
     )
+
+
+def loads_masks(step: Mapping[str, Any]) -> bool:
+    """Whether a step of a pipeline gives the masks of objects: some detectors refuse them."""
+    panoptic = type_name(step['type']) == 'LoadPanopticAnnotations'
+    return step.get('with_mask', panoptic)
 
 
 def _with_types(value: Any) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from itertools import zip_longest
-from typing import Any
 
 from benchmarks.zoo.shrinking import RUNGS, class_of, shrunken
 from mmkd_plugin.cli import UsageError, read_config
@@ -60,8 +59,11 @@ def candidate(name: str) -> Candidate:
         return Candidate(name, reason=without_paths(str(error).removeprefix(f'{name} ')))
     if cfg.get('train_dataloader') is None:
         return Candidate(name, reason='does not train')
-    if not _is_task_model(cfg.model.get('type'), library):
+    cls = class_of(cfg.model.get('type'), library)
+    if not _is_task_model(cls):
         return Candidate(name, reason=f'{cfg.model.get("type")} is no segmentor and no detector')
+    if any(base.__name__ == 'SemiBaseDetector' for base in getattr(cls, '__mro__', ())):
+        return Candidate(name, reason=f'{cls.__name__} is a pair of student and teacher itself')
     model = shrunken(cfg, library, RUNGS[0])
     return Candidate(name, hashlib.sha256(repr(model).encode()).hexdigest()[:12])
 
@@ -101,8 +103,7 @@ def family_of(name: str) -> str:
     return f'{library}/{path.split("/")[0]}'
 
 
-def _is_task_model(kind: Any, library: str) -> bool:
-    cls = class_of(kind, library)
+def _is_task_model(cls: type | None) -> bool:
     if cls is None:  # of a library that is not installed: the attempt will tell
         return True
     return any(issubclass(cls, base) for base in _bases())
@@ -126,9 +127,12 @@ def groups(found: Sequence[Candidate]) -> list[list[Candidate]]:
 
 
 def in_turn(found: Sequence[list[Candidate]]) -> list[list[Candidate]]:
-    """Groups in the order in which they are tried: the first of each family, then the second..."""
+    """Groups in the order in which they are tried: the first of each family, then the second...
+
+    Those of more configs come first in their family.
+    """
     families: dict[str, list[list[Candidate]]] = {}
-    for group in found:
+    for group in sorted(found, key=len, reverse=True):
         families.setdefault(family_of(group[0].name), []).append(group)
     turns = zip_longest(*families.values())
     return [group for turn in turns for group in turn if group is not None]

@@ -26,6 +26,7 @@ class MadeUpImages(Dataset):
         label_scale (float): Height of a detector's label map by that of the image. Defaults to 1.
         proposals (bool): Whether there are proposals. Defaults to False: a detector that finds
             them itself takes those instead.
+        masks (bool): Whether objects have masks. Defaults to True.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class MadeUpImages(Dataset):
         channels: int = 3,
         label_scale: float = 1.0,
         proposals: bool = False,
+        masks: bool = True,
     ) -> None:
         self.library, self.side, self.classes = library, side, classes
         self.channels, self.label_side = channels, int(side * label_scale)
-        self.proposals = proposals
+        self.proposals, self.masks = proposals, masks
         self.metainfo = dict(
             classes=tuple(f'class {i}' for i in range(classes)), palette=[(0, 0, 0)] * classes
         )
@@ -73,7 +75,7 @@ class MadeUpImages(Dataset):
         )
 
     def detected(self) -> Any:
-        """Labels of a detector: two boxes with their masks."""
+        """Labels of a detector: two boxes, with their masks if those are loaded."""
         import numpy as np
         from mmdet.structures import DetDataSample
         from mmdet.structures.bbox import HorizontalBoxes
@@ -88,11 +90,9 @@ class MadeUpImages(Dataset):
         boxes = torch.tensor(corners, dtype=torch.float32)
         labels = torch.tensor([0, self.classes - 1])
         ignored = InstanceData(bboxes=HorizontalBoxes(boxes[:0]), labels=labels[:0])
-        instances = InstanceData(
-            bboxes=HorizontalBoxes(boxes),
-            labels=labels,
-            masks=BitmapMasks(masks, self.side, self.side),
-        )
+        instances = InstanceData(bboxes=HorizontalBoxes(boxes), labels=labels)
+        if self.masks:
+            instances.masks = BitmapMasks(masks, self.side, self.side)
         sample = DetDataSample(
             gt_instances=instances,
             ignored_instances=ignored,

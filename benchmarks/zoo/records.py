@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmkd_plugin.cli import UsageError
+from benchmarks.lines import read_lines
 from mmkd_plugin.saving import write_text
 
 
@@ -48,18 +48,9 @@ def read(path: Path) -> dict[tuple[str, str], Record]:
         path (Path): The file; one that does not exist has no lines.
 
     Raises:
-        UsageError: If a line is no outcome; with its number.
+        UsageError: If the file cannot be read, or a line is no outcome; with its number.
     """
-    found, names = {}, {field.name for field in fields(Record)}
-    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            content = json.loads(line)
-            record = Record(**{key: content[key] for key in names})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UsageError(f'{path}, line {number} is no outcome: {error}') from None
-        found[record.config, record.teacher] = record
-    return found
+    return {(one.config, one.teacher): one for one in read_lines(path, Record, 'outcome')}
 
 
 def write(path: Path, records: Sequence[Record]) -> None:

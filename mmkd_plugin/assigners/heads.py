@@ -59,16 +59,16 @@ def find_head(model: nn.Module, taps: Iterable[Tap], here: str, owner: str) -> s
     raise ValueError(unknown_head(here, owner, others))
 
 
-def head_form(model: nn.Module) -> tuple[str, tuple] | None:
+def head_form(model: nn.Module) -> tuple[str | list[str], tuple] | None:
     """Finds the only head of a model that hands over what its assigner found.
 
     Args:
         model (nn.Module): The model.
 
     Returns:
-        tuple[str, tuple] | None: Its name in the model, and what its maps of class scores and boxes
-        mean: two heads of the same form can be compared place by place. None if there is none, or
-        several, or its classes are no sigmoids.
+        tuple[str | list[str], tuple] | None: Where its class scores and boxes are read, and what
+        they mean: two heads of the same form can be compared place by place. None if there is none,
+        or several, or its classes are no sigmoids.
     """
     heads = [(name, one) for name, one in model.named_modules() if reader_of(one) is not None]
     if len(heads) != 1 or not getattr(heads[0][1], 'use_sigmoid_cls', False):
@@ -77,7 +77,7 @@ def head_form(model: nn.Module) -> tuple[str, tuple] | None:
     kind = next(one for one, reader in READERS.items() if reader is reader_of(head))
     settings = ('num_classes', 'num_base_priors', 'reg_max', 'norm_on_bbox', 'reg_decoded_bbox')
     coder = vars(head.bbox_coder)
-    return name, (
+    return [f'{name}[0]', f'{name}[1]'] if kind in GIVE_MORE else name, (
         kind,
         *(getattr(head, setting, None) for setting in settings),
         tuple(map(tuple, head.prior_generator.strides)),
@@ -229,6 +229,9 @@ READERS: dict[str, Reader] = {
     'FCOSHead': _fcos,
     'RTMDetHead': _rtmdet,
 }
+
+#: Heads that give centreness beside class scores and boxes.
+GIVE_MORE = 'ATSSHead', 'FCOSHead'
 
 #: Heads that inherit how they assign, and the class that they have it from.
 ASSIGNS = {'RetinaHead': 'AnchorHead'}

@@ -79,6 +79,30 @@ def leaves(dataset: Any) -> Iterator[Any]:
         yield from leaves(one)
 
 
+def wrappers_with_pipelines(dataset: Any) -> Iterator[Any]:
+    """Yields the wrappers that put a pipeline behind those of the data sets inside."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner == [None]:
+        return
+    if hasattr(dataset, 'pipeline'):
+        yield dataset
+        return
+    for one in inner:
+        yield from wrappers_with_pipelines(one)
+
+
+def all_transforms(dataset: Any) -> Iterator[Any]:
+    """Yields the transforms of a built data set and its wrappers, and those inside others."""
+    for part in (*leaves(dataset), *wrappers_with_pipelines(dataset)):
+        yield from _inside(getattr(part, 'pipeline', None))
+
+
+def _inside(pipeline: Any) -> Iterator[Any]:
+    for transform in getattr(pipeline, 'transforms', None) or ():
+        yield transform
+        yield from _inside(transform)
+
+
 def images_of(dataset: Any, root: str) -> dict[str, tuple[Any, int]]:
     """Lists the images of a built data set, each once.
 

@@ -417,6 +417,8 @@ class CacheWriter:
                 '--out'
             )
         _remove_beginning(folder)
+        if (folder / 'lock.mdb').is_symlink():  # LMDB would write through it
+            (folder / 'lock.mdb').unlink()
         try:
             self._environment = self._lmdb.open(self.path, map_size=max(2 * size, 2**26))
         except self._lmdb.Error as error:

@@ -97,9 +97,24 @@ def choose(student: Look, teacher: Look, method: str | None = None) -> Choice:
             return first if method else _with_another(first, offers)
     fitting = dict.fromkeys(name for kind in METHODS if kind in offers for name in METHODS[kind])
     raise ValueError(
-        f'{method} compares nothing that both models have; for these two there are '
-        f'{", ".join(fitting)}'
+        f'{method} compares nothing that both models have{_because(student, teacher, method)}; for '
+        f'these two there are {", ".join(fitting)}'
     )
+
+
+def _because(student: Look, teacher: Look, method: str) -> str:
+    """Why a method does not fit two models that both have what it compares."""
+    kinds = {kind for kind, methods in METHODS.items() if method in methods}
+    if kinds & {'queries', 'mask queries'} and None not in (student.queries, teacher.queries):
+        ours, theirs = student.queries.form, teacher.queries.form
+        if ours != theirs:
+            return f', because the student takes queries that are {ours}, the teacher {theirs}'
+        return ', because the classes differ'
+    if 'head' in kinds and None not in (student.head, teacher.head):
+        return ', because their heads or classes differ'
+    if 'rois' in kinds and student.rois and teacher.rois:
+        return ', because the classes differ'
+    return _instead_of_scores(student, teacher, '') if 'scores' in kinds else ''
 
 
 def _term(offers: Mapping[str, dict[str, Any]], kind: str, name: str) -> dict[str, Any]:

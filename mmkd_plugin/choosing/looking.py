@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmkd_plugin.assigners.heads import head_form
 from mmkd_plugin.assigners.rois import score_taps
 from mmkd_plugin.queries import decoder_watched, has_decoder
-from mmkd_plugin.taps import Tap, TapReader, as_list, places_of
+from mmkd_plugin.taps import Maps, Tap, TapReader, as_list, places_of
 from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, random_state_kept
@@ -83,12 +83,16 @@ class HeadForm:
     """The head of a one-stage detector, where an assigner finds what it learns from.
 
     Args:
-        tap (str): Where its scores and boxes are read.
+        tap (str | list[str]): Where its scores and boxes are read.
         form (tuple): What they mean. Those of two heads of one form can be compared.
     """
 
-    tap: str
+    tap: str | list[str]
     form: tuple
+
+    def __str__(self) -> str:
+        taps = [self.tap] if isinstance(self.tap, str) else self.tap
+        return 'scores and boxes at ' + ' and '.join(f"'{tap}'" for tap in taps)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Look:
         rois (tuple[ScoreMap, ...]): The class scores of its RoI head, stage by stage. Defaults to
             ``()``: it has none that can be compared.
         head (HeadForm, optional): The head of a one-stage detector. Defaults to None.
+        stacked (tuple[str, ...]): Modules that give several maps for each image, one behind the
+            other, as TridentNet's branches do. Defaults to ``()``.
     """
 
     scores: ScoreMap | None = None
@@ -116,6 +122,7 @@ class Look:
     queries: QueryForm | None = None
     rois: tuple[ScoreMap, ...] = ()
     head: HeadForm | None = None
+    stacked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         found = [
@@ -128,7 +135,8 @@ class Look:
             ),
             self.queries and f'queries that are {self.queries.form}',
             self.rois and f"class scores of RoIs at '{self.rois[0].tap}'",
-            self.head and f"scores and boxes at '{self.head.tap}'",
+            self.head and str(self.head),
+            *(f"several maps for each image at '{root}'" for root in self.stacked),
         ]
         return ', '.join(filter(None, found)) or 'no maps that were recognised'
 
@@ -237,6 +245,9 @@ def _has(model: nn.Module, tap: Tap, run: DryRun | None = None) -> bool:
 def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
     scores = _scores(run)
     taken, head = run.values.get(TAKEN), head_form(model)
+    stacked = tuple(root for root in ROOTS if _is_stacked(run.values.get(Tap(root))))
+    if stacked:  # so its heads see other images than the teacher's
+        return Look(scores, classes=classes, stacked=stacked)
     return Look(
         scores,
         None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
@@ -261,11 +272,14 @@ def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm 
     return None
 
 
+def _is_stacked(value: Maps | None) -> bool:
+    """Whether there are more maps than images: branches that lie along the batch."""
+    return value is not None and any(x.shape[0] != 1 for x in as_list(value))
+
+
 def _levels(run: DryRun, root: str) -> tuple[Level, ...]:
     value = run.values.get(Tap(root))
     if value is None or run.calls[Tap(root)] != 1:
-        return ()
-    if any(x.shape[0] != 1 for x in as_list(value)):  # several branches for each image
         return ()
     if isinstance(value, Tensor):
         return (_level(root, value, run.size),)

@@ -76,6 +76,10 @@ class Explainer:
         self.score_thr = score_thr
         self.seed = seed
 
+    def __deepcopy__(self, memo: dict) -> Explainer:
+        """Is itself: a copy of a Distiller shares the teachers, which know it by identity."""
+        return self
+
     def scores(self, side: str) -> Taps:
         """The tap of the class scores in a model.
 

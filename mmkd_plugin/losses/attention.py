@@ -109,6 +109,7 @@ class AttentionLoss(nn.Module):
 
     needs_same_channels: ClassVar[bool] = False
     needs_same_size: ClassVar[bool] = True
+    auto_share: ClassVar[float] = 0.5  # more does harm: docs/results.md, the trials
 
     def __init__(self, p: float = 2, norm: str = 'mse', loss_weight: Weight = 1.0) -> None:
         super().__init__()

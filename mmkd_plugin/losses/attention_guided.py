@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.focal_global import attention
+from mmkd_plugin.losses.numerics.autograd import keeping_gradients
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, whole_number
 from mmkd_plugin.losses.numerics.checks import temperature as checked_temperature
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
-from mmkd_plugin.losses.numerics.own_modules import check_set_up, run
+from mmkd_plugin.losses.numerics.own_modules import check_set_up, normalised, run
 from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
 from mmkd_plugin.registry import MODELS
 
@@ -50,14 +52,7 @@ class NonLocalBlock(nn.Module):
         phi, g = (F.max_pool2d(layer(x), kernel).flatten(2) for layer in (self.phi, self.g))
         theta = self.theta(x)
         drawn = theta.flatten(2).mT @ phi @ g.mT / phi.shape[2]
-        return x + self._normalised(self.w(drawn.mT.reshape(theta.shape)))
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        """BN, which needs two values of a channel: a single one gets the running statistics."""
-        if self.norm.training and x.numel() == x.shape[1]:
-            bn = self.norm
-            return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-        return self.norm(x)
+        return x + normalised(self.norm, self.w(drawn.mT.reshape(theta.shape)))
 
 
 class Adaption(nn.Module):
@@ -164,7 +159,11 @@ class AttentionGuidedLoss(nn.Module):
 
     def _compare(self, student: Tensor, teacher: Tensor, layers: Adaption) -> Tensor:
         check_shapes(student, teacher, same_channels=False)
-        dtype, teacher = common_type(student, teacher), teacher.detach()
+        apart = partial(self._apart, teacher=teacher.detach(), layers=layers)
+        return keeping_gradients(apart, student, weights=layers.parameters())
+
+    def _apart(self, student: Tensor, teacher: Tensor, layers: Adaption) -> Tensor:
+        dtype = common_type(student, teacher)
         with full_precision(student, teacher) as (s, t):
             places = sum(attention(x.detach(), self.temperature)[0] for x in (s, t)) / 2
             channels, positions = s.mean((2, 3)), s.mean(1, keepdim=True)

@@ -10,11 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import channel_wise as fast
-from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, temperature
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    temperature,
+    true_or_false,
+)
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
+from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass
 from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.standard import standardised
 from mmkd_plugin.registry import MODELS
+
+#: What is added to the deviation of a channel that is standardized.
+EPS = 1e-6
 
 
 # traced too: the compiled formula keeps two maps instead of one, and takes twice as long
@@ -37,6 +47,43 @@ def channel_wise(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         return tau**2 * kl.sum() / max(kl.numel(), 1)
 
 
+def _in_pieces(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    check_shapes(student, teacher)
+    count = max(student.shape[0] * student.shape[1], 1)
+
+    def formula(s: Tensor, t: Tensor) -> Tensor:
+        z_s, z_t = (standardised(x, (1, 2, 3), EPS) for x in (s, t))
+        return _divergence(z_s, z_t, tau).sum() / count
+
+    by_channels = (x.transpose(0, 1) for x in (student, teacher))
+    return one_pass(by_autograd(formula), *by_channels, dim=4)  # a channel stays whole
+
+
+@with_fast_form(_in_pieces)
+def standardized_channel_wise(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    """:func:`channel_wise` of maps whose channels have mean 0 and standard deviation 1.
+
+    Args:
+        student (Tensor): Map of the student, (N, C, H, W).
+        teacher (Tensor): Map of the teacher, (N, C, H, W). It gets no gradient.
+        tau (float): Temperature of both softmaxes. Defaults to 4.0.
+
+    Returns:
+        Tensor: A scalar.
+    """
+    check_shapes(student, teacher)
+    with full_precision(student, teacher) as pair:
+        s, t = (standardised(x, (0, 2, 3), EPS) for x in pair)
+        divergence = _divergence(s, t, tau)
+        return divergence.sum() / max(divergence.numel(), 1)
+
+
+def _divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """``tau^2 * KL`` of each channel of each image, (N, C)."""
+    log_s, log_t = (F.log_softmax(x.flatten(2) / tau, dim=2) for x in (student, teacher))
+    return tau**2 * (log_t.exp() * (log_t - log_s)).sum(2)
+
+
 @MODELS.register_module()
 class ChannelWiseLoss(nn.Module):
     """Make each channel of the student peak where the teacher's does.
@@ -54,6 +101,10 @@ class ChannelWiseLoss(nn.Module):
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
             3 on logits (before upsampling) and 50 on features, both with ``tau=4``, and 10 with
             ``tau=1`` on the levels of a detector's pyramid. Defaults to 1.0.
+        standardize (bool): Whether each channel is brought to mean 0 and standard deviation 1
+            first, over the images of one process and all positions. Then it does not matter how
+            large the maps of a model are. MMYOLO distils RTMDet in this way, with ``tau=1`` and
+            ``loss_weight=1``. Defaults to False.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
@@ -61,7 +112,7 @@ class ChannelWiseLoss(nn.Module):
         - output: a scalar. A channel with one position always costs 0.
 
     Raises:
-        TypeError: If an argument is not a number.
+        TypeError: If an argument has the wrong type.
         ValueError: If ``tau`` is not above 0 or, in ``forward``, if shapes differ.
 
     Examples:
@@ -79,8 +130,11 @@ class ChannelWiseLoss(nn.Module):
     needs_same_channels: ClassVar[bool] = True
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, tau: float = 4.0, loss_weight: Weight = 1.0) -> None:
+    def __init__(
+        self, tau: float = 4.0, loss_weight: Weight = 1.0, standardize: bool = False
+    ) -> None:
         super().__init__()
+        self.standardize = true_or_false('standardize', standardize)
         self.tau = temperature('tau', tau)
         self.loss_weight = loss_weights(loss_weight)
 
@@ -94,8 +148,10 @@ class ChannelWiseLoss(nn.Module):
 
     def forward(self, student: Maps, teacher: Maps) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
-        compare = partial(channel_wise, tau=self.tau)
+        formula = standardized_channel_wise if self.standardize else channel_wise
+        compare = partial(formula, tau=self.tau)
         return sum_over_maps(compare, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
-        return f'tau={self.tau}, loss_weight={self.loss_weight}'
+        standardize = ', standardize=True' if self.standardize else ''
+        return f'tau={self.tau}, loss_weight={self.loss_weight}{standardize}'

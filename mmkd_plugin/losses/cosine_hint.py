@@ -118,6 +118,7 @@ class CosineHintLoss(nn.Module):
 
     needs_same_channels: ClassVar[bool] = True
     needs_same_size: ClassVar[bool] = True
+    auto_share: ClassVar[float] = 0.5  # more does harm: docs/results.md, the trials
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.hint import hint
 from mmkd_plugin.losses.masked_generation import checked_ratio, kept
-from mmkd_plugin.losses.numerics.autograd import keeps_its_gradient
+from mmkd_plugin.losses.numerics.autograd import keeping_gradients, keeps_its_gradient
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     loss_weights,
@@ -184,14 +184,22 @@ class DenseContrastLoss(nn.Module):
         def compare(s: Tensor, t: Tensor, generate: nn.Module, number: int) -> Tensor:
             check_shapes(s, t)
             seen = kept(s, seed, self.mask_ratio, stream=number)
-            with full_precision(run(generate, s * seen), t) as (y, t):
-                apart = hint(y, t) * y.shape[1:].numel()
-                contrast = dense_contrast(y, t, self.groups, self.patch, self.pool, self.tau)
-                return self.fd * apart + self.ctr * contrast
+
+            def compute(s: Tensor) -> Tensor:
+                return self._apart(run(generate, s * seen), t)
+
+            return keeping_gradients(compute, s, weights=generate.parameters())
 
         numbers = range(len(students))
         others = self.generators, numbers
         return sum_over_maps(compare, students, teachers, self.loss_weight, *others)
+
+    def _apart(self, generated: Tensor, teacher: Tensor) -> Tensor:
+        """Both parts of the loss of one map."""
+        with full_precision(generated, teacher) as (y, t):
+            apart = hint(y, t) * y.shape[1:].numel()
+            contrast = dense_contrast(y, t, self.groups, self.patch, self.pool, self.tau)
+            return self.fd * apart + self.ctr * contrast
 
     def extra_repr(self) -> str:
         names = ('groups', 'patch', 'pool', 'tau', 'mask_ratio', 'fd', 'ctr', 'loss_weight')

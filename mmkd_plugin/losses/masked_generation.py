@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.hint import hint
+from mmkd_plugin.losses.numerics.autograd import keeping_gradients
 from mmkd_plugin.losses.numerics.checks import check_shapes, finite_number, loss_weights, one_of
 from mmkd_plugin.losses.numerics.drawing import fresh_seed, uniform
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
@@ -33,9 +34,13 @@ def masked_generation(
         Tensor: A scalar.
     """
     check_shapes(student, teacher)
-    generated = run(generate, student * kept)
-    with no_autocast(student.device.type):
-        return hint(generated, teacher) * teacher.shape[1:].numel()
+
+    def compute(student: Tensor) -> Tensor:
+        generated = run(generate, student * kept)
+        with no_autocast(student.device.type):
+            return hint(generated, teacher) * teacher.shape[1:].numel()
+
+    return keeping_gradients(compute, student, weights=generate.parameters())
 
 
 def kept(

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics import relations as fast
+from mmkd_plugin.losses.numerics.autograd import keeping_gradients
 from mmkd_plugin.losses.numerics.checks import (
     an_index,
     check_shapes,
@@ -24,7 +25,7 @@ from mmkd_plugin.losses.numerics.drawing import fresh_seed, some_of, uniform
 from mmkd_plugin.losses.numerics.gathering import world_size
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.memory import ClassMemory
-from mmkd_plugin.losses.numerics.own_modules import check_set_up, run
+from mmkd_plugin.losses.numerics.own_modules import check_set_up, normalised, run
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.losses.numerics.vectors import unit_vectors
 from mmkd_plugin.registry import MODELS
@@ -52,7 +53,7 @@ def memory_contrast(
     """
     with full_precision(student, teacher) as (s, t):
         s, t = (unit_vectors(x).mT for x in (s, t))
-        weight, parts = kept / kept.sum().clamp(min=1), []
+        weight, parts = kept.to(s.dtype) / kept.sum().clamp(min=1), []
         for rows in memories:
             log_s, log_t = ((x @ rows.to(s.dtype).mT / tau).log_softmax(2) for x in (s, t))
             parts.append(((log_t.exp() * (log_t - log_s)).sum(2) * weight).sum())
@@ -131,6 +132,11 @@ class Projector(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 1, bias=False),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projected map, (N, out_channels, H, W)."""
+        first, norm, relu, second = self
+        return second(relu(normalised(norm, first(x))))
 
 
 @MODELS.register_module()
@@ -245,13 +251,17 @@ class MemoryContrastLoss(nn.Module):
             found = labels_at(s, labels).flatten(1)
             outside = (found < 0) | (found >= self.classes) | (found == self.ignore_index)
             found = found.masked_fill(outside, self.classes)
-            s, t = run(projector, s).flatten(2), t.flatten(2)
+            t = t.flatten(2)
             if self.training:
                 self._remember(t, found, memories, seed + number)
             rows = [
                 self._sample(memory, kind, seed + number) for kind, memory in enumerate(memories)
             ]
-            return memory_contrast(s, t, rows, ~outside, self.tau)
+
+            def compute(s: Tensor) -> Tensor:
+                return memory_contrast(run(projector, s).flatten(2), t, rows, ~outside, self.tau)
+
+            return keeping_gradients(compute, s, weights=projector.parameters())
 
         numbers = range(len(students))
         others = self.projectors, self.memories, numbers

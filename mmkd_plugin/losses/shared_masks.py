@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkd_plugin.losses.numerics.autograd import keeping_gradients
 from mmkd_plugin.losses.numerics.checks import (
     finite_number,
     loss_weights,
@@ -192,10 +194,11 @@ class SharedMasksLoss(nn.Module):
                 s, t = students[n : n + 2], [x.detach().to(dtype) for x in teachers[n : n + 2]]
                 _check(s, t)
                 seen = 1 - t[0][0].softmax(-1)[..., -1]
-                layers = [
-                    self._layer(scores.to(dtype), masks.to(dtype), *t, seen, seed, 100 * n + layer)
-                    for layer, (scores, masks) in enumerate(zip(*s))
-                ]
+                layers = []
+                for number, (scores, masks) in enumerate(zip(*s)):
+                    stream = 100 * n + number
+                    compare = partial(self._layer, teacher=t, seen=seen, seed=seed, stream=stream)
+                    layers.append(keeping_gradients(compare, scores.to(dtype), masks.to(dtype)))
                 losses.append(sum(layers[1:], start=layers[0]))
             return weighted_sum(losses, self.loss_weight)
 
@@ -203,14 +206,14 @@ class SharedMasksLoss(nn.Module):
         self,
         scores: Tensor,
         masks: Tensor,
-        their_scores: Tensor,
-        their_masks: Tensor,
+        teacher: Sequence[Tensor],
         seen: Tensor,
         seed: Tensor,
         stream: int,
     ) -> Tensor:
         """Compares a layer of the student with the last one of the teacher."""
         of_classes, cross, dice = self.weights
+        their_scores, their_masks = teacher
         counts = seen + self.no_object * (1 - seen)
         value = of_classes * classes_apart(scores, their_scores[0], counts, self.tau)
         if not (cross or dice):

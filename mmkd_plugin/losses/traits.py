@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+#: The share of ``loss_weight='auto'``: docs/results.md has trials of several.
+AUTO_SHARE = 2.5
+
 
 def always_teaches(
     channels: int, size: tuple[int, ...] | None = None, images: int | None = None
@@ -35,6 +38,8 @@ class LossTraits(NamedTuple):
         teaches_nothing (Callable): For maps of that many ``channels``, of that ``size`` and of that
             many ``images``, the reason why the loss is always 0, or None if it is not. Size and
             images are None where they are not known yet. Defaults to never.
+        auto_share (float): The share of the task loss's gradient that ``loss_weight='auto'`` means.
+            Defaults to ``AUTO_SHARE``.
     """
 
     needs: tuple[str, ...] = ()
@@ -45,6 +50,7 @@ class LossTraits(NamedTuple):
     compares_probabilities: bool = False
     tau: float = 1.0
     teaches_nothing: Callable[..., str | None] = always_teaches
+    auto_share: float = AUTO_SHARE
 
     @classmethod
     def of(cls, loss: nn.Module) -> LossTraits:

@@ -20,7 +20,7 @@ class FrozenTeacher:
 
     Args:
         teacher (dict): ``config``, ``checkpoint`` and ``strict`` of a
-            :class:`~mmkd_plugin.teachers.online.Teacher`.
+            :class:`~mmkd_plugin.teachers.Teacher`.
         owner (str): Name of the metric in messages.
 
     Raises:

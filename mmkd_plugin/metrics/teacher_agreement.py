@@ -109,7 +109,7 @@ class TeacherAgreement(BaseMetric):
 
     Args:
         teacher (dict | str, optional): ``config``, ``checkpoint`` and ``strict`` of a
-            :class:`~mmkd_plugin.teachers.online.Teacher`, or the name of one of several teachers
+            :class:`~mmkd_plugin.teachers.Teacher`, or the name of one of several teachers
             of a distilled config. Defaults to None: ``tools/test.py`` takes the teacher of the
             distilled config.
         score_thr (float): Score from which a box is confident. Defaults to 0.3.

@@ -64,9 +64,21 @@ def loss_of(config: Arguments, connectors: Mapping[str, Arguments] = MappingProx
             f'the loss {kind} has no counterpart here (docs/performance.md has a table)'
         )
     loss = RULES[kind](config, connectors)
+    if loss.type in STANDARDIZED and _standardizes(connectors):
+        loss = loss._replace(arguments={**loss.arguments, **STANDARDIZED[loss.type]})
+        connectors = dict(student={**connectors['student'], 'norm_cfg': None, 'bias': False})
     owned = OWNED.get(loss.type, ())
     rest = {side: one for side, one in connectors.items() if _kind(one) not in owned}
     return loss if not rest else loss._replace(connector=_convolution(rest))
+
+
+def _standardizes(connectors: Mapping[str, Arguments]) -> bool:
+    """Whether both maps go through batch norms without anything learnt or remembered."""
+    kinds = {side: _kind(one) for side, one in connectors.items()}
+    norms = [one.get('norm_cfg') or {} for one in connectors.values()]
+    return kinds == dict(student='ConvModuleConnector', teacher='NormConnector') and all(
+        norm.get('affine') is False and norm.get('track_running_stats') is False for norm in norms
+    )
 
 
 def _convolution(connectors: Mapping[str, Arguments]) -> dict[str, Any]:
@@ -80,6 +92,8 @@ def _convolution(connectors: Mapping[str, Arguments]) -> dict[str, Any]:
         connector['kernel_size'] = given['kernel_size']
     if given.get('norm_cfg'):
         connector |= dict(bias=False, norm=True)
+    elif given.get('bias') is False:
+        connector['bias'] = False
     if given.get('act_cfg', dict(type='ReLU')):
         connector['act'] = True
     return connector
@@ -186,6 +200,12 @@ def _fbkd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
     kept = dict(reduction=of.get('reduction', 2), pool=2 * of.get('maxpool_stride', 2))
     return Loss('fbkd', 'AttentionGuidedLoss', config.get('loss_weight', 1.0), kept)
 
+
+#: What of our loss stands for such batch norms before it; PKD standardizes by itself.
+STANDARDIZED: dict[str, dict[str, Any]] = {
+    'ChannelWiseLoss': dict(standardize=True),
+    'PearsonLoss': {},
+}
 
 #: Their connectors that are a part of our loss.
 OWNED = {

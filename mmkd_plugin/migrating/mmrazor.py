@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError
-from mmkd_plugin.migrating.losses import Loss, NotPossible, loss_of
-from mmkd_plugin.stack import shipped_config
+from mmkd_plugin.migrating.distillation import Distillation, Term, add_to
+from mmkd_plugin.migrating.losses import NotPossible, loss_of
+from mmkd_plugin.migrating.mmyolo import PREFIX, as_mmdet
+from mmkd_plugin.migrating.names import current_name
 from mmkd_plugin.words import did_you_mean
 
 ALGORITHMS = ('SingleTeacherDistill', 'FpnTeacherDistill')
@@ -19,41 +19,8 @@ ALGORITHMS = ('SingleTeacherDistill', 'FpnTeacherDistill')
 #: Their recorders, by what is read of a module.
 RECORDERS = {'ModuleOutputs': '', 'ModuleInputs': '@input'}
 
-
-@dataclass
-class Term:
-    """A term of ours: one loss on one or several pairs of maps.
-
-    Args:
-        losses (list[Loss]): The loss of each pair; they differ in numbers alone.
-        student (list[str]): Taps of the student.
-        teacher (list[str]): Taps of the teacher.
-    """
-
-    losses: list[Loss]
-    student: list[str]
-    teacher: list[str]
-
-
-@dataclass
-class Distillation:
-    """What a config of MMRazor does.
-
-    Args:
-        student (str | dict): Path of the student's config, or the config of its model.
-        teacher (str | dict): The same of the teacher.
-        checkpoint (str, optional): The teacher's weights.
-        terms (dict[str, Term]): Terms by their names.
-        task (bool): Whether the student's own losses count.
-        notes (list[str]): What the user has to know.
-    """
-
-    student: str | Mapping[str, Any]
-    teacher: str | Mapping[str, Any]
-    checkpoint: str | None
-    terms: dict[str, Term]
-    task: bool = True
-    notes: list[str] = field(default_factory=list)
+#: Their hooks that end the distillation, with the key of the epoch.
+STOPS = {'StopDistillHook': 'stop_epoch', 'DistillationLossDetachHook': 'detach_epoch'}
 
 
 def read_distillation(cfg: Config) -> Distillation:
@@ -91,7 +58,10 @@ def read_distillation(cfg: Config) -> Distillation:
         _terms(distiller),
         bool(model.get('calculate_student_loss', True)),
         notes,
+        stop=_stop(cfg.get('custom_hooks') or []),
     )
+    if isinstance(student, str) and student.startswith(PREFIX):
+        found = as_mmdet(found)
     if not model.get('student_trainable', True):
         notes.append('student_trainable=False has no counterpart: here the student is trained')
     if model.get('teacher_trainable', False):
@@ -112,29 +82,17 @@ def _model_of(
             f'{key}.pretrained=True: MMRazor starts the student from its published weights; name '
             'their file as load_from, or leave it out'
         )
-    return current_name(config['cfg_path'])
+    path = config['cfg_path']
+    return path if path.startswith(PREFIX) else current_name(path)
 
 
-def current_name(path: str) -> str:
-    """The name that a shipped config has today: hyphens have taken the place of underscores.
-
-    Args:
-        path (str): Such as ``'mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py'``.
-
-    Returns:
-        str: The name of a file that exists, or the path as it is.
-    """
-    if '::' not in path:
-        return path
-    file = shipped_config(path)
-    if file.is_file() or not file.parent.is_dir():
-        return path
-    same = [one for one in sorted(file.parent.glob('*.py')) if _core(one.name) == _core(file.name)]
-    return f'{path.rpartition("/")[0]}/{same[0].name}' if same else path
-
-
-def _core(name: str) -> str:
-    return re.sub('[-_]', '', name)
+def _stop(hooks: Sequence[Mapping[str, Any]]) -> int | None:
+    """The epoch from which on nothing is distilled."""
+    for hook in hooks:
+        key = STOPS.get(str(hook.get('type')).rpartition('.')[2])
+        if key is not None and hook.get(key) is not None:
+            return hook[key]
+    return None
 
 
 def _terms(distiller: Mapping[str, Any]) -> dict[str, Term]:
@@ -150,26 +108,8 @@ def _terms(distiller: Mapping[str, Any]) -> dict[str, Term]:
             loss = loss_of(config, connectors)
         except NotPossible as error:
             raise NotPossible(f'model.distiller.distill_losses.{key}: {error}') from error
-        term = next((one for one in found.values() if _together(one.losses[0], loss)), None)
-        if term is None:
-            term = Term([], [], [])
-            same = sum(name.rstrip('0123456789') == loss.name for name in found)
-            found[loss.name if not same else f'{loss.name}{same + 1}'] = term
-        term.losses.append(loss)
-        term.student.append(sides['student'])
-        term.teacher.append(sides['teacher'])
+        add_to(found, loss, sides['student'], sides['teacher'])
     return found
-
-
-def _together(one: Loss, other: Loss) -> bool:
-    """Whether two losses are one term, whose weights may differ between the maps."""
-    if (one.type, one.connector) != (other.type, other.connector):
-        return False
-    return one.arguments == other.arguments or one.type in LISTS
-
-
-#: Losses that take lists for their arguments, a value for each map.
-LISTS = ('AttentionGuidedLoss',)
 
 
 def _sides(

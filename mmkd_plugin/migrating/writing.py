@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, read_config
+from mmkd_plugin.migrating.distillation import Distillation, Term
 from mmkd_plugin.migrating.losses import Loss
-from mmkd_plugin.migrating.mmrazor import Distillation, Term
 
 #: Keys of a run. Others in a config are names that it uses for itself.
 RUN = (
@@ -35,8 +36,14 @@ RUN = (
     'visualizer',
 )
 
-#: Loops and hooks of MMRazor that need its models; the stock ones do the same here.
-THEIRS = ('SingleTeacherDistillValLoop', 'SelfDistillValLoop', 'RazorVisualizationHook')
+#: Loops and hooks of MMRazor that need its models; the stock ones, or a schedule, do the same here.
+THEIRS = (
+    'DistillationLossDetachHook',
+    'RazorVisualizationHook',
+    'SelfDistillValLoop',
+    'SingleTeacherDistillValLoop',
+    'StopDistillHook',
+)
 
 
 def config_text(cfg: Config, found: Distillation, source: str, bases: Sequence[str] = ()) -> str:
@@ -73,9 +80,11 @@ def config_text(cfg: Config, found: Distillation, source: str, bases: Sequence[s
     ]
     if not found.task:
         lines.append('    task=dict(loss_weight=0),')
+    if found.start:
+        lines.append(f'    init_student_from_teacher={found.start!r},')
     lines.append('    distill=dict(')
     for name, term in found.terms.items():
-        lines += _term(name, term)
+        lines += _term(name, term, found.stop)
     lines.append('    ))')
     for key in RUN:
         value = _without(_plain(cfg.get(key)))
@@ -134,24 +143,41 @@ def _assignments(name: str, changes: Mapping[str, Any]) -> Iterator[str]:
         yield ''
 
 
-def _term(name: str, term: Term) -> Iterator[str]:
+def _term(name: str, term: Term, stop: int | None) -> Iterator[str]:
     for note in dict.fromkeys(note for loss in term.losses for note in loss.notes):
         yield from textwrap.wrap(
             note, 90, initial_indent=' ' * 8 + '# ', subsequent_indent=' ' * 8 + '# '
         )
     yield f'        {name}=dict('
     if term.student == term.teacher:
-        yield f'            tap={_one_or_all(term.student)!r},'
+        yield f'            tap={_taps(term.student)},'
     else:
-        yield f'            student_tap={_one_or_all(term.student)!r},'
-        yield f'            teacher_tap={_one_or_all(term.teacher)!r},'
+        yield f'            student_tap={_taps(term.student)},'
+        yield f'            teacher_tap={_taps(term.teacher)},'
     if term.losses[0].connector is not None:
         yield f'            connector={_call(term.losses[0].connector)},'
-    yield f'            loss={_call(_loss(term.losses))}),'
+    end = ')' if stop is None else ''
+    yield from textwrap.wrap(
+        f'loss={_call(_loss(term.losses))}{end},',
+        100,
+        initial_indent=' ' * 12,
+        subsequent_indent=' ' * 22,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    if stop is not None:
+        yield f'            schedule=dict(stop={stop}, by_epoch=True)),'
 
 
-def _one_or_all(values: Sequence[Any]) -> Any:
-    return values[0] if len(values) == 1 else list(values)
+def _taps(taps: Sequence[str]) -> str:
+    """One tap, or a list of them; ``a.0.b``, ``a.1.b`` and so on are counted."""
+    if len(taps) == 1:
+        return repr(taps[0])
+    for number in re.finditer(r'\d+', taps[0]):
+        before, after = taps[0][: number.start()], taps[0][number.end() :]
+        if list(taps) == [f'{before}{i}{after}' for i in range(len(taps))]:
+            return f"[f'{before}{{i}}{after}' for i in range({len(taps)})]"
+    return repr(list(taps))
 
 
 def _loss(losses: Sequence[Loss]) -> dict[str, Any]:

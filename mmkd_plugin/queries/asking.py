@@ -46,13 +46,11 @@ class Asked:
         """The family of the model.
 
         Raises:
-            ValueError: If its decoder cannot be asked, did not run, or has other scores.
+            ValueError: If its decoder cannot be asked, or did not run.
         """
         for kind in KINDS if self.call is not None else ():
             if kind.fits(self._model, self.call):
-                found = kind(self._model, self.call)
-                found.check(self._owner)
-                return found
+                return kind(self._model, self.call)
         raise ValueError(without_queries(self._model, self._owner))
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 Two models can be asked the same if both look from the same reference points. In some families the
 point is all that a query has, and the model makes the rest from it. In others each query has a
 learnt embedding too, which means something only together with its point: the student is asked with
-the teacher's.
+the teacher's. In DETR the embedding is all there is, and the student learns its meaning.
 """
 
 from __future__ import annotations
@@ -53,15 +53,6 @@ class Detector(Kind):
         """How many classes its answers have."""
         return getattr(self.model, HEAD).num_classes
 
-    def check(self, owner: str) -> None:
-        """Refuses scores that are not independent of each other."""
-        if getattr(self.model, HEAD).cls_out_channels != self.classes:
-            raise ValueError(
-                f'{owner} ({type(self.model).__name__}) has a score of the background '
-                'beside those of its classes, and only independent scores are compared; take '
-                'use_sigmoid=True in `loss_cls` of its head'
-            )
-
     def made_of(self, numbers: Tensor) -> Group:
         """Returns the queries that numbers ``(Q, width)`` make."""
         return Group(self.form, numbers)
@@ -70,7 +61,8 @@ class Detector(Kind):
         """Runs decoder and head once more: scores ``(layers, N, Q, C)``, boxes."""
         with self.context(group):
             given = getattr(self.model, METHOD)(**{**self.call, **self.inputs(group)})
-        return list(getattr(self.model, HEAD).forward(**given))
+        scores, boxes = getattr(self.model, HEAD).forward(**given)
+        return [scores if scores.shape[-1] == self.classes else log_odds(scores), boxes]
 
     @abstractmethod
     def inputs(self, group: Group) -> dict[str, Any]:
@@ -205,41 +197,91 @@ class PositionAndContent(Embedded):
         return dict(query=query, query_pos=query_pos, reference_points=points)
 
 
-class PositionAlone(Embedded):
-    """Conditional DETR: the embedding is the positional part, and the content is empty.
+class NumbersAlone(Embedded):
+    """DETR: the embedding is the positional part, the content is empty, and there is no point."""
 
-    The decoder computes the points itself. For the time of a question it is given those of the
-    group.
-    """
+    name = 'DETR'
 
-    name = 'Conditional DETR'
+    @property
+    def form(self) -> str:
+        """Embeddings of this family and width."""
+        return f'{self.width} learnt numbers each, of {self.name}'
 
     @classmethod
     def fits(cls, model: nn.Module, call: dict[str, Any]) -> bool:
-        """Whether the decoder computes points from embeddings."""
-        head = getattr(getattr(model, 'decoder', None), 'ref_point_head', None)
+        """Whether it has embeddings, and no part that computes points from them."""
         alone = 'reference_points' not in call and hasattr(model, 'query_embedding')
-        return alone and isinstance(head, nn.Module) and _last(call.get('query_pos')) != 4
+        return alone and _point_layer(model) is None and _last(call.get('query_pos')) != 4
 
     def made_of(self, numbers: Tensor) -> Group:
-        """Returns embeddings with the points that this decoder computes from them."""
-        places = self.model.decoder.ref_point_head(numbers)
-        return Group(self.form, places.detach(), numbers)
+        """Returns the embeddings themselves."""
+        return Group(self.form, numbers[:, :0], numbers)
 
     def inputs(self, group: Group) -> dict[str, Any]:
         """Returns the embeddings without content."""
         query_pos = self._each(group.embeddings, 'query_pos')
         return dict(query=self._empty(query_pos), query_pos=query_pos)
 
+
+class PositionAlone(NumbersAlone):
+    """Conditional DETR: the same, but the decoder computes a point from each embedding.
+
+    For the time of a question it is given those of the group.
+    """
+
+    name = 'Conditional DETR'
+    form = Embedded.form
+
+    @classmethod
+    def fits(cls, model: nn.Module, call: dict[str, Any]) -> bool:
+        """Whether the decoder computes points from embeddings."""
+        alone = 'reference_points' not in call and hasattr(model, 'query_embedding')
+        return alone and _point_layer(model) is not None and _last(call.get('query_pos')) != 4
+
+    def made_of(self, numbers: Tensor) -> Group:
+        """Returns embeddings with the points that this decoder computes from them."""
+        places = self.model.decoder.ref_point_head(numbers)
+        return Group(self.form, places.detach(), numbers)
+
     def context(self, group: Group) -> AbstractContextManager:
         """Gives the decoder the points of the group."""
         points = self._each(group.places, 'query_pos')
-        head = self.model.decoder.ref_point_head
-        return head.register_forward_hook(lambda *_: points)
+        return _point_layer(self.model).register_forward_hook(lambda *_: points)
 
 
 #: The families, in the order in which they are tried.
-KINDS = (Anchors, SelectedWithContent, SelectedAlone, PositionAndContent, PositionAlone)
+KINDS = (
+    Anchors,
+    SelectedWithContent,
+    SelectedAlone,
+    PositionAndContent,
+    PositionAlone,
+    NumbersAlone,
+)
+
+
+def log_odds(scores: Tensor) -> Tensor:
+    """Scores of classes and, last, the background as one score for each class.
+
+    Its sigmoid is the probability that the softmax of all gives the class.
+
+    Args:
+        scores (Tensor): (..., C + 1).
+
+    Returns:
+        Tensor: (..., C), of float32 at least.
+
+    Examples:
+        >>> import torch
+        >>> scores = torch.tensor([1.0, 2.0, 3.0])
+        >>> torch.allclose(log_odds(scores).sigmoid(), scores.softmax(-1)[:2])
+        True
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)
+    before = torch.cat([nothing, scores.logcumsumexp(-1)[..., :-1]], -1)
+    behind = torch.cat([scores.flip(-1).logcumsumexp(-1).flip(-1)[..., 1:], nothing], -1)
+    return (scores - torch.logaddexp(before, behind))[..., :-1]
 
 
 def has_decoder(model: nn.Module) -> bool:
@@ -276,6 +318,12 @@ def watched(model: nn.Module, note: Callable[[dict[str, Any] | None], None]) -> 
         yield
     finally:
         delattr(model, METHOD)
+
+
+def _point_layer(model: nn.Module) -> nn.Module | None:
+    """The layer of a decoder that computes points from embeddings."""
+    layer = getattr(getattr(model, 'decoder', None), 'ref_point_head', None)
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def _last(x: Any) -> int | None:

@@ -85,16 +85,6 @@ class Kind(ABC):
     def classes(self) -> int:
         """How many classes its answers have."""
 
-    def check(self, owner: str) -> None:  # noqa: B027  # most have nothing to refuse
-        """Refuses a model of this family whose answers cannot be compared.
-
-        Args:
-            owner (str): Name of the model in messages.
-
-        Raises:
-            ValueError: If they cannot.
-        """
-
     @abstractmethod
     def own(self) -> Group:
         """Returns the queries of the call, without those for denoising."""

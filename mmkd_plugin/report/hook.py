@@ -82,7 +82,7 @@ class ReportHook(Hook):
         """
         model = _model(runner)
         self.facts = dict(
-            command=[sys.executable, *sys.argv],
+            command=[sys.executable, *sys.orig_argv[1:]],
             seed=runner.seed,
             device=_device(),
             versions=_versions(),

@@ -38,10 +38,10 @@ class KeepAugments(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume:
             return
-        modules = _modules(runner)
+        modules, now = _modules(runner), _plain_state(runner)
         for name, state in checkpoint['meta'].get(KEPT, {}).items():
             for key, value in state.items():
-                if name in modules and hasattr(modules[name], key):
+                if key in now.get(name, {}) and _is_plain(value):
                     setattr(modules[name], key, value)
 
 

@@ -136,7 +136,9 @@ def _remove_leftovers(*folders: Path) -> None:
     for folder in set(folders):
         for file in folder.glob(f'*.pth{BESIDE}'):
             file.unlink()
-        if (folder / STAGING).is_dir():
+        if (folder / STAGING).is_symlink():
+            (folder / STAGING).unlink()
+        elif (folder / STAGING).is_dir():
             for file in (folder / STAGING).iterdir():
                 file.unlink()
             (folder / STAGING).rmdir()

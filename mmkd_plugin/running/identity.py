@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import CheckpointError
+from mmkd_plugin.running.kinds import unlike
 from mmkd_plugin.words import short, some
 
 #: Where `meta` of a checkpoint has the identity of its run.
@@ -194,7 +195,11 @@ class SameRun(Hook):
             return
         saved = checkpoint['meta'].get(IDENTITY)
         found = self._differences(saved) if isinstance(saved, Mapping) else []
-        reasons = [*self._unfit_weights(checkpoint), *self._unfit_optimizer(checkpoint, saved)]
+        reasons = [
+            *self._unfit_weights(checkpoint),
+            *self._unfit_optimizer(checkpoint, saved),
+            *self._unfit_schedules(checkpoint),
+        ]
         path = runner._load_from
         if reasons:
             changed = f' What has changed in the config: {some(map(str, found), 5, "; ")}.'
@@ -259,7 +264,18 @@ class SameRun(Hook):
             names = [', '.join(sorted(kind)) or 'nothing of the kind' for kind in kinds]
             yield f'its optimizer has {names[0]}, and the one of this run {names[1]}'
             return
+        yield from unlike(old, new, 'optimizer.param_groups')
         yield from self._other_shapes(state.get('state') or {}, new)
+
+    def _unfit_schedules(self, checkpoint: Mapping[str, Any]) -> Iterator[str]:
+        saved, ours = checkpoint.get('param_schedulers', []), self._runner.param_schedulers or []
+        if isinstance(saved, Mapping) is not isinstance(ours, Mapping):
+            yield 'its schedules are not for the optimizers of this run'
+            return
+        for name in ours if isinstance(ours, Mapping) else ['']:
+            states = saved.get(name, []) if name else saved
+            now = [one.state_dict() for one in (ours[name] if name else ours)]
+            yield from unlike(states, now, f'param_schedulers.{name}'.rstrip('.'))
 
     def _other_parameters(self, old: int, new: int, saved: Any) -> str:
         then = saved.get('trained') if isinstance(saved, Mapping) else None

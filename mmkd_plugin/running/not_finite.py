@@ -6,6 +6,7 @@ buffers that the loss may read and the step changes.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
@@ -23,13 +24,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmkd_plugin.annotations import fits
 from mmkd_plugin.checkpoint import CheckpointError, read_data
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.running.batches import packed, unpacked
 from mmkd_plugin.running.identity import SameRun, plain
 from mmkd_plugin.running.randomness import ITERATION, seed_with
 from mmkd_plugin.saving import replacing, write_text
-from mmkd_plugin.words import some
+from mmkd_plugin.words import first_line, some
 
 #: Folder of such a step in the work dir, and the files in it.
 FOLDER, CONFIG, STEP, REPORT = 'nan_{}', 'config.py', 'step.pth', 'report.txt'
@@ -169,7 +171,8 @@ def _teachers(runner: Runner) -> dict[str, str | None]:
 def _remove_others(work_dir: Path, folder: Path) -> None:
     """Keeps one step of a run."""
     for other in work_dir.glob(FOLDER.format('*')):
-        if other != folder and other.name[4:].isdigit() and (other / CONFIG).is_file():
+        ours = other.name[4:].isdigit() and (other / CONFIG).is_file() and not other.is_symlink()
+        if other != folder and ours:
             shutil.rmtree(other)
 
 
@@ -197,9 +200,11 @@ class Step:
                 'the work dir of a run that ended with a loss that is not finite'
             )
         self.content = read_data(str(file))
-        missing = [key for key in _KEYS if key not in self.content]
-        if missing or self.content['version'] != VERSION:
+        if not _is_a_step(self.content):
             raise CheckpointError(f'{file} is damaged, or of another version of this package')
+        with _damage_named(file):
+            self.batch = unpacked(self.content['batch'])
+            self.extra = unpacked(self.content['extra'])
 
     @property
     def config(self) -> Path:
@@ -232,10 +237,10 @@ class Step:
             with torch.no_grad():
                 for name, value in ours.items():
                     value.copy_(theirs[name])
-        extra = unpacked(content['extra'])
-        for name, module in _modules(model):
-            if name in extra:
-                module.set_extra_state(extra[name])
+        with _damage_named(self.folder):
+            for name, module in _modules(model):
+                if name in self.extra:
+                    module.set_extra_state(copy.deepcopy(self.extra[name]))
         runner.message_hub.runtime_info.update(content['hub'])
 
     def run(self, runner: Runner) -> NotFiniteError | dict[str, Tensor]:
@@ -252,7 +257,8 @@ class Step:
         seed_with(*self.content['key'])
         try:
             with runner.optim_wrapper.optim_context(model):
-                data = model.data_preprocessor(unpacked(self.content['batch']), True)
+                with _damage_named(self.folder):
+                    data = model.data_preprocessor(copy.deepcopy(self.batch), True)
                 return model._run_forward(data, mode='loss')
         except NotFiniteError as error:
             return error
@@ -265,7 +271,46 @@ class Step:
         )
 
 
-_KEYS = ('version', 'key', 'losses', 'culprit', 'batch', 'parameters', 'buffers', 'extra', 'hub')
+def _is_a_step(content: Any) -> bool:
+    """Whether a file holds what :meth:`KeepStep.save` writes, of this version."""
+    whole = isinstance(content, Mapping) and all(
+        key in content and fits(content[key], hint) for key, hint in _KINDS.items()
+    )
+    return (
+        whole
+        and content['version'] == VERSION
+        and 'batch' in content
+        and content['culprit'] in content['losses']
+        and all(
+            isinstance(value, Tensor)
+            for key in ('losses', 'parameters', 'buffers')
+            for value in content[key].values()
+        )
+    )
+
+
+_KINDS = dict(
+    version=int,
+    key=list[int],
+    culprit=str,
+    device=str,
+    processes=int,
+    losses=dict,
+    parameters=dict,
+    buffers=dict,
+    extra=dict,
+    teachers=dict,
+    hub=dict,
+)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Names a file in errors of what stands in it."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f'{path} is damaged: {first_line(error)}') from error
 
 
 def _bits(value: Tensor) -> Tensor:

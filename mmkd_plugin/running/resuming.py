@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 
 from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
 from mmkd_plugin.running.checkpointing import LAST
+from mmkd_plugin.running.run_state import wrong_parts
 from mmkd_plugin.saving import write_text
 from mmkd_plugin.words import some
 
@@ -151,7 +152,7 @@ def check_run_state(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             f'{path} holds weights, but not the state of a training run, so it cannot be resumed: '
             f'start from it with --cfg-options load_from={path}'
         )
-    wrong = _wrong_parts(checkpoint)
+    wrong = wrong_parts(checkpoint)
     if wrong:
         raise CheckpointError(
             f'{path}: the state of the run in it is damaged ({some(wrong, limit=3)}), so it cannot '
@@ -196,40 +197,3 @@ def use_seed(checkpoint: Mapping[str, Any], cfg: Any) -> None:
     seed, randomness = checkpoint['meta'].get('seed'), cfg.get('randomness') or {}
     if type(seed) is int and randomness.get('seed') is None:
         cfg.randomness = {**randomness, 'seed': seed}
-
-
-def _wrong_parts(checkpoint: Mapping[str, Any]) -> list[str]:
-    wrong = []
-    meta, hub = checkpoint['meta'], checkpoint['message_hub']
-    for key in ('epoch', 'iter'):
-        value = meta.get(key) if isinstance(meta, Mapping) else None
-        if type(value) is not int or value < 0:
-            wrong.append(f'`meta.{key}` is {_short(value)}')
-    if isinstance(meta, Mapping) and 'config' in meta:  # mmengine would run it
-        wrong.append('`meta.config` is code')
-    for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
-        value = hub.get(key) if isinstance(hub, Mapping) else None
-        if not isinstance(value, Mapping):
-            wrong.append(f'`message_hub.{key}` is {_short(value)}')
-    optimizer = checkpoint.get('optimizer')
-    for key in ('state', 'param_groups') if 'optimizer' in checkpoint else ():
-        kind = Mapping if key == 'state' else list
-        if not isinstance(optimizer, Mapping):
-            wrong.append(f'`optimizer` is {_short(optimizer)}')
-            break
-        if key not in optimizer and any(isinstance(one, Mapping) for one in optimizer.values()):
-            break  # several optimizers by their names
-        if not isinstance(optimizer.get(key), kind):
-            wrong.append(f'`optimizer.{key}` is {_short(optimizer.get(key))}')
-    schedulers = checkpoint.get('param_schedulers', [])
-    lists = schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]
-    for one in lists:
-        if not isinstance(one, list) or not all(isinstance(state, Mapping) for state in one):
-            wrong.append(f'`param_schedulers` is {_short(schedulers)}')
-            break
-    return wrong
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if value is None or len(text) <= 20 else f'a {type(value).__name__}'

@@ -40,7 +40,8 @@ def example_batch(
     """Makes up an image, and labels for it as the model's library expects them.
 
     Args:
-        model (nn.Module): An mmseg segmentor, an mmdet detector, or another model.
+        model (nn.Module): A segmentor of mmseg, a detector of mmdet, a classifier of mmpretrain, or
+            another model.
         device (torch.device): The device of the model.
         size (int): Height and width of the image, pixels. Defaults to 128.
         masks (bool): Whether a detector's labels have instance masks. Defaults to True.
@@ -56,7 +57,7 @@ def example_batch(
         data = model.data_preprocessor(dict(inputs=[image]), False)
         inputs = data['inputs']
         return (inputs if isinstance(inputs, Tensor) else torch.stack(inputs).float()), None
-    sample = _seg_sample(size) if library == 'mmseg' else _det_sample(size, masks)
+    sample = SAMPLES[library](size, masks)
     if hasattr(model, 'roi_head') and not getattr(model, 'with_rpn', True):
         sample.proposals = InstanceData(bboxes=sample.gt_instances.bboxes, scores=torch.ones(1))
     shape = (size, size)
@@ -136,12 +137,12 @@ def crop_size(preprocessor: nn.Module) -> tuple[int, ...]:
 
 
 def library_of(model: nn.Module) -> str:
-    """Returns the library that a model's class comes from: ``'mmseg'``, ``'mmdet'`` or ``''``."""
+    """Returns the library that a model's class comes from, one of ``SAMPLES`` or ``''``."""
     roots = [base.__module__.split('.')[0] for base in type(model).__mro__]
-    return next((root for root in roots if root in ('mmseg', 'mmdet')), '')
+    return next((root for root in roots if root in SAMPLES), '')
 
 
-def _seg_sample(size: int) -> Any:
+def _seg_sample(size: int, _: bool) -> Any:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -166,3 +167,14 @@ def _det_sample(size: int, masks: bool) -> Any:
         ignored_instances=InstanceData(bboxes=box[:0], labels=torch.zeros(0, dtype=torch.long)),
         gt_sem_seg=PixelData(sem_seg=torch.zeros(1, size, size, dtype=torch.long)),
     )
+
+
+def _class_sample(_: int, __: bool) -> Any:
+    from mmpretrain.structures import DataSample
+
+    return DataSample().set_gt_label(0)
+
+
+#: Labels for a made-up image, by the library of the model; they get its size, and whether there are
+#: to be instance masks.
+SAMPLES = dict(mmseg=_seg_sample, mmdet=_det_sample, mmpretrain=_class_sample)

@@ -16,6 +16,7 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
+from mmkd_plugin.checkpoint import meta_of
 from mmkd_plugin.explanations import Scores
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list
 from mmkd_plugin.taps.class_scores import ClassScores
@@ -159,9 +160,7 @@ def classes_of_checkpoint(checkpoint: Mapping[str, Any]) -> Names | None:
         >>> classes_of_checkpoint(dict(meta=dict(dataset_meta=dict(classes=['cat', 'dog']))))
         ('cat', 'dog')
     """
-    meta = checkpoint.get('meta')
-    if not isinstance(meta, Mapping):
-        return None
+    meta = meta_of(checkpoint)
     return _names(meta.get('dataset_meta')) or _names(meta)
 
 

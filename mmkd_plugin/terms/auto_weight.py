@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.numerics.checks import positive_number
+from mmkd_plugin.losses.traits import AUTO_SHARE
 from mmkd_plugin.terms.gradient_sizes import Sizes
 from mmkd_plugin.words import short
-
-#: The share of ``loss_weight='auto'``: docs/results.md has trials of several.
-SHARE = 2.5
 
 #: Iterations of a term in which its weight is measured: each of the first ones, then each n-th.
 FIRST, EVERY = 10, 50
@@ -24,12 +22,13 @@ KEEP = 0.9
 LARGEST_SHARE = 1000.0
 
 
-def auto_share(value: Any, here: str) -> float | None:
+def auto_share(value: Any, here: str, default: float = AUTO_SHARE) -> float | None:
     """The share that a ``loss_weight`` of a config asks for.
 
     Args:
         value (Any): The value: ``'auto'``, ``dict(auto=2.5)``, or the weight itself.
         here (str): What messages call its place in the config.
+        default (float): The share of ``'auto'``. Defaults to ``AUTO_SHARE``.
 
     Returns:
         float | None: The share, None if the value is a weight.
@@ -42,12 +41,12 @@ def auto_share(value: Any, here: str) -> float | None:
         [2.5, 0.1, None]
     """
     if value == 'auto':
-        return SHARE
+        return default
     if not isinstance(value, (str, dict)):
         return None
     if isinstance(value, str) or list(value) != ['auto']:
         raise ValueError(
-            f"{here} must be a number, 'auto' or dict(auto={SHARE}), got {short(value)}"
+            f"{here} must be a number, 'auto' or dict(auto={default:g}), got {short(value)}"
         )
     share = value['auto']
     if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= LARGEST_SHARE:
@@ -83,7 +82,7 @@ class AutoWeight(nn.Module):
         2.0
     """
 
-    def __init__(self, share: float = SHARE) -> None:
+    def __init__(self, share: float = AUTO_SHARE) -> None:
         super().__init__()
         self.share = positive_number('share', share)
         self.steps = 0

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmkd_plugin.annotations import fits
 from mmkd_plugin.building import check_keys
+from mmkd_plugin.taps import Taps
 from mmkd_plugin.words import short
 
 KEYS = (
@@ -30,6 +31,8 @@ KEYS = (
     'schedule',
     'compile',
 )
+
+TAPS = ('tap', 'student_tap', 'teacher_tap')
 
 #: Attributes of what holds the terms; none of them can name one.
 TAKEN = frozenset(dir(nn.ModuleDict()))
@@ -60,7 +63,7 @@ def check_line(here: str, name: str, config: Any) -> None:
         raise ValueError(
             f"{here} has no `loss`: add loss=dict(type='mmkd_plugin.ChannelWiseLoss'), say"
         )
-    taps = [key for key in ('tap', 'student_tap', 'teacher_tap') if config.get(key) is not None]
+    taps = [key for key in TAPS if config.get(key) is not None]
     if config.get('queries') is not None:
         if taps:
             raise ValueError(
@@ -82,8 +85,14 @@ def check_line(here: str, name: str, config: Any) -> None:
 
 
 def _check_taps(here: str, config: dict) -> None:
-    """Refuses a tap that nothing reads, and the same pair of taps twice."""
-    unused = {'tap', 'student_tap', 'teacher_tap'} <= set(config) and config['tap'] is not None
+    """Refuses a text that is no tap, a tap that nothing reads, and the same pair of taps twice."""
+    for key in TAPS:
+        if config.get(key) is not None:
+            try:
+                Taps.parse(config[key])
+            except ValueError as error:
+                raise ValueError(f'{here}.{key}: {error}') from error
+    unused = set(TAPS) <= set(config) and config['tap'] is not None
     if unused:
         raise ValueError(
             f'{here} has `tap` beside `student_tap` and `teacher_tap`, so nothing reads it: '

@@ -34,16 +34,21 @@ class FromBatch:
     labels: bool = True
 
 
-def segmentation_labels(inputs: Tensor, data_samples: list) -> Tensor | None:
-    """Reads the label maps of a batch.
+def labels_of_batch(inputs: Tensor, data_samples: list) -> Tensor | None:
+    """Reads the label maps of a batch, or the class of each image.
 
     Args:
         inputs (Tensor): Images ``(N, C, H, W)``. They are not read.
-        data_samples (list): Data samples of mmseg, or of mmdet with a semantic segmentation.
+        data_samples (list): Data samples of mmseg, of mmdet with a semantic segmentation, or of
+            mmpretrain.
 
     Returns:
-        Tensor | None: ``(N, H, W)``, None if the batch has no label maps.
+        Tensor | None: ``(N, H, W)``, ``(N,)`` of a classifier; None if the batch has no labels, or
+        images with several classes.
     """
+    if 'gt_label' in data_samples[0]:
+        classes = [sample.gt_label for sample in data_samples]
+        return torch.cat(classes) if all(len(one) == 1 for one in classes) else None
     if 'gt_sem_seg' not in data_samples[0]:
         return None
     maps = [sample.gt_sem_seg for sample in data_samples]
@@ -97,7 +102,7 @@ def image_size(inputs: Tensor, data_samples: list) -> tuple[int, int]:
 
 #: Arguments of losses that are read from each batch, by their name.
 FROM_BATCH = {
-    'labels': FromBatch(segmentation_labels, 'segmentation labels'),
+    'labels': FromBatch(labels_of_batch, 'segmentation labels'),
     'boxes': FromBatch(ground_truth_boxes, 'ground-truth boxes'),
     'padded_boxes': FromBatch(padded_boxes, 'ground-truth boxes'),
     'image_size': FromBatch(image_size, 'the size of the images', labels=False),

@@ -658,12 +658,12 @@ def _words(error: Exception) -> str:
 
 def _loss(config: Any, here: str) -> tuple[nn.Module, float | None]:
     """A loss, and the share by which its weight is found, if it is."""
-    share = None
-    if isinstance(config, dict) and 'loss_weight' in config:
-        share = auto_share(config['loss_weight'], f'{here}.loss_weight')
-        config = config if share is None else {**config, 'loss_weight': 1.0}
-    loss = build_module(config, here)
-    needs = dict.fromkeys(LossTraits.of(loss).needs)
+    weight = config.get('loss_weight', 1.0) if isinstance(config, dict) else 1.0
+    found = auto_share(weight, f'{here}.loss_weight') is not None
+    loss = build_module({**config, 'loss_weight': 1.0} if found else config, here)
+    traits = LossTraits.of(loss)
+    share = auto_share(weight, f'{here}.loss_weight', traits.auto_share)
+    needs = dict.fromkeys(traits.needs)
     takes(loss, ('student', 'teacher'), here, 'a loss', **needs)
     check_weight(loss, here)
     return loss, share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from mmkd_plugin.cache.records import CacheError, Record, digest, libraries, unpack
-from mmkd_plugin.cache.store import META, TeacherCache, close, record_key
+from mmkd_plugin.cache.store import META, CacheWriter, TeacherCache, close, pack, record_key
+from mmkd_plugin.saving import WriteError
 from tests.attacks.harness import fork
+from tests.cache.test_store import META as SETTINGS
 from tests.cache.test_store import fill
 
 KEY = record_key('img/0.png', 'neck')
@@ -185,6 +188,37 @@ def test_a_store_that_is_no_file(kind: str, tmp_path: Path) -> None:
         os.mkfifo(file)
     with pytest.raises(CacheError):
         TeacherCache(str(path)).meta  # noqa: B018
+
+
+@pytest.mark.parametrize('link', ['.lock', 'lock.mdb', 'data.mdb'])
+def test_a_writer_leaves_what_lies_behind_a_link(link: str, tmp_path: Path) -> None:
+    mine, path = tmp_path / 'mine', tmp_path / 'cache'
+    mine.write_text('mine')
+    path.mkdir()
+    (path / link).symlink_to(mine)
+    with contextlib.suppress(CacheError, WriteError):
+        fill(path)
+    assert mine.read_text() == 'mine'
+    close(str(path))
+
+
+def test_names_of_images_that_point_outside_are_names(tmp_path: Path) -> None:
+    names = ['../../x', '/etc/passwd', 'a/../../b', '', '\0', '\u202e']
+    record = Record([np.zeros((1, 2, 2), np.float32)], (4, 4), (4, 4))
+    with CacheWriter(str(tmp_path / 'cache'), SETTINGS) as writer:
+        for name in names:
+            writer.write(name, {'neck': pack(record, record_key(name, 'neck'))})
+        writer.finish()
+    cache = TeacherCache(str(tmp_path / 'cache'))
+    assert cache.missing(names) == []
+    assert all(np.array_equal(cache.read(n, 'neck').maps[0], record.maps[0]) for n in names)
+    assert sorted(one.name for one in tmp_path.rglob('*')) == [
+        '.lock',
+        'cache',
+        'data.mdb',
+        'lock.mdb',
+    ]
+    close(str(tmp_path / 'cache'))
 
 
 def test_a_link_to_a_whole_cache_is_read(tmp_path: Path) -> None:

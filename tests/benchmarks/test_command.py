@@ -60,6 +60,15 @@ def test_the_other_commands_print_and_keep_theirs(command, words, tmp_path: Path
         assert plot.width > 200
 
 
+def test_each_loss_once_at_sizes_that_are_alike(tmp_path: Path):
+    losses('HintLoss', 'CosineHintLoss', '--middle', '--out', str(tmp_path))
+    rounds = Report.load(tmp_path / 'losses-cpu.json').rounds
+    assert [one.group for one in rounds] == [
+        'HintLoss', 'CosineHintLoss sample', 'CosineHintLoss token'
+    ]  # fmt: skip
+    assert len({one.case.rpartition(' ')[2] for one in rounds}) == 1
+
+
 def test_files_that_exist_are_kept(tmp_path: Path):
     (tmp_path / 'losses-cpu.md').write_text('mine')
     with pytest.raises(SystemExit, match=r'has losses-cpu\.md already; .* --overwrite'):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import pages
+from benchmarks import cases, pages
 from benchmarks.measure import Footprint
 from benchmarks.report import Grid, Report
 
 
-def test_the_page_has_the_tables_of_the_results():
-    page = pages.PAGE.read_text(encoding='utf-8')
-    assert pages.renewed(page, pages.tables()) == page
+def test_the_pages_have_the_tables_of_the_results():
+    for page, grids in pages.pages().items():
+        text = page.read_text(encoding='utf-8')
+        assert pages.renewed(text, grids) == text, f'{page}: python -m benchmarks.pages'
+
+
+def test_each_loss_stands_in_the_table_of_costs():
+    (grid,) = pages.pages()[pages.DOCS / 'losses.md']
+    listed = {row[0].split('`')[1] for row in grid.rows}
+    assert listed == set(cases.registered_losses())
 
 
 def test_a_table_takes_the_place_of_the_one_with_its_head():

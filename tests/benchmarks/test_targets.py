@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measure import Rounds, Spread
+from benchmarks.measure import Footprint, Rounds, Spread
 from benchmarks.report import Report
 from benchmarks.targets import Verdict, verdicts
 
@@ -104,3 +104,13 @@ def test_cached_targets_may_cost_a_tenth():
     assert verdict(verdicts(report('step', step)), 'cached') == 'PASS'
     step.seconds['ours, cached'] = [1.25]
     assert verdict(verdicts(report('step', step)), 'cached') == '1.25× of at most 1.1×'
+
+
+def test_a_loss_that_keeps_more_than_it_may_is_named():
+    found = report('memory')
+    found.footprints = [
+        Footprint(name, 'features', allowed=100, saved=dict(ours=size))
+        for name, size in (('HintLoss', 90), ('FSPLoss', 150), ('RKDAngleLoss', 210))
+    ]
+    expected = 'more in 2 of 3: FSPLoss, features 1.50× of it; RKDAngleLoss, features 2.10× of it'
+    assert verdict(verdicts(found), 'saves for backward') == expected

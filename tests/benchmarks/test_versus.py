@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, losses, mmrazor, versus
+from benchmarks import cases, losses, mmrazor, pages, versus
 from mmkd_plugin import losses as own
 
 
@@ -25,6 +25,21 @@ def test_each_loss_of_mmrazor_has_a_row():
         a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names
     ]
     assert {row.theirs for row in versus.ROWS} == set(imported)
+
+
+def test_each_connector_and_way_to_distill_stands_on_the_page():
+    page = pages.DOCS.joinpath('performance.md').read_text(encoding='utf-8')
+    models, names = folder().parent, []
+    for place in ('architectures/connectors', 'algorithms/distill', 'distillers'):
+        for file in models.joinpath(place).rglob('*.py'):
+            kinds = ast.walk(ast.parse(file.read_text(encoding='utf-8')))
+            kinds = (node for node in kinds if isinstance(node, ast.ClassDef))
+            names += [k.name for k in kinds if 'register_module' in text_of(k.decorator_list)]
+    assert len(names) > 20 and not [name for name in names if f'`{name}`' not in page]
+
+
+def text_of(decorators: list[ast.expr]) -> str:
+    return ' '.join(map(ast.unparse, decorators))
 
 
 def test_what_is_called_the_same_is_compared_by_a_test():

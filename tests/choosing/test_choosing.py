@@ -236,6 +236,34 @@ def test_methods_that_do_not_exist_or_do_not_fit():
         choose(detector(*PYRAMID), detector(*PYRAMID), 'pixel_wise')
 
 
+@pytest.mark.parametrize(
+    ('pair', 'method', 'reason'),
+    [
+        ((segmentor(19), segmentor(150)), 'pixel_wise', 'because the classes differ'),
+        ((two_stage(ROI), two_stage(ROI, classes=20)), 'dkd', 'because the classes differ'),
+        (
+            (decoder(8), decoder(8, form='points')),
+            'kd_detr',
+            'queries that are boxes, the .* points',
+        ),
+        (
+            (decoder(8, names=(CAR, SKY)), decoder(8, names=(SKY, CAR))),
+            'kd_detr',
+            'because the classes differ',
+        ),
+        (
+            (one_stage(8), one_stage(8, form=('GFLHead',))),
+            'bckd',
+            'because their heads or classes differ',
+        ),
+        ((detector(8), one_stage(8)), 'bckd', 'models have; for these two there are cwd'),
+    ],
+)
+def test_why_a_method_does_not_fit(pair, method, reason):
+    with pytest.raises(ValueError, match=f'{method} compares nothing that both .*{reason}'):
+        choose(*pair, method)
+
+
 def test_a_pair_with_nothing_in_common_is_told_what_to_write():
     with pytest.raises(ValueError) as caught:
         choose(Look(), segmentor())

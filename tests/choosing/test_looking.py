@@ -106,7 +106,7 @@ def test_queries_of_decoders():
         student, stock_models.dino(16, queries=400)
     )  # more than 128² has places for
     assert ours.queries == theirs.queries == QueryForm('boxes', 4)
-    assert look(stock_models.detr()).queries is None
+    assert look(stock_models.detr()).queries.form == '16 learnt numbers each, of DETR'
     choice = choose(ours, theirs, 'kd_detr')
     model = distiller(student, stock_models.dino(16), {choice.method: choice.term})
     for part in (model, model.teachers['teacher'].model):  # which is raw memory in parts
@@ -124,7 +124,9 @@ def test_levels_that_do_not_learn():
 def test_branches_that_are_stacked_along_the_batch_are_no_levels():
     model = build(stock_models.fcn())
     model.backbone.register_forward_hook(lambda *args: tuple(torch.cat([x] * 3) for x in args[2]))
-    assert not look_at_student(model, None, CPU).backbone
+    found = look_at_student(model, None, CPU)
+    assert not found.backbone
+    assert str(found).endswith("several maps for each image at 'backbone'")
 
 
 def test_a_look_changes_nothing():
@@ -156,6 +158,8 @@ PAIRS = {
     'a head of several stages': ('fcn', 'ocrnet', 'scores'),
     'other classes': ('fcn', 'segformer, 7 classes', 'features'),
     'detectors': ('retinanet', 'retinanet', 'other neck', 'bckd'),
+    'detectors with centreness': ('fcos', 'fcos', 'other neck', 'bckd'),
+    'those with anchors': ('atss', 'atss', 'other neck', 'bckd'),
     'detectors of two families': ('fcos', 'faster_rcnn', 'other neck'),
     'queries': ('detr', 'detr', 'other neck'),
     'masks': ('mask2former', 'mask2former', 'scores'),

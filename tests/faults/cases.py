@@ -28,8 +28,8 @@ from mmkd_plugin.cores import Cores
 from mmkd_plugin.running.resuming import newest_checkpoint
 from mmkd_plugin.training import train
 from tests import ddp
-from tests.attacks.harness import call_tool
-from tests.attacks.runs import settings, written
+from tests.attacks.harness import call_tool, fork
+from tests.attacks.runs import segmentation, settings, written
 from tests.caches import write_cache
 from tests.fuzz import models
 from tests.runs import config, save_weights
@@ -186,8 +186,8 @@ def training_in_two_processes(root: Path, data: Path) -> Case:
 # A cache ------------------------------------------------------------------------------------------
 
 
-def cache(root: Path, data: Path) -> Case:
-    """Maps and explanations of a teacher."""
+def cache(root: Path, data: Path, *options: object) -> Case:
+    """Maps and explanations of a teacher; with ``--views`` those of random views."""
     teacher = dict(
         config=models.segmentor(8), checkpoint=save_weights(models.segmentor(8), root / 't.pth')
     )
@@ -202,9 +202,10 @@ def cache(root: Path, data: Path) -> Case:
             ),
         ),
     )
-    file, folder = written(settings(model, data), root / 'run.py'), root / 'stored'
+    run_settings = settings(model, data, augment='--views' in options)
+    file, folder = written(run_settings, root / 'run.py'), root / 'stored'
     main = load_tool('cache_teacher').main
-    arguments = [file, '--out', folder, '--workers', 0]
+    arguments = [file, '--out', folder, '--workers', 0, *options]
 
     def run() -> None:
         call_tool(main, 'cache_teacher', arguments)
@@ -223,7 +224,7 @@ def cache(root: Path, data: Path) -> Case:
         stored = TeacherCache(str(folder))
         names = [key for key in there if key not in (META, FINISHED)]
         with contextlib.suppress(CacheError):
-            assert len(list(stored.keys())) == 12 and FINISHED in there
+            assert len(list(stored.keys())) == (24 if options else 12) and FINISHED in there
             for image, tap in list(stored.keys()):
                 stored.read(image, tap)
         return len(names)
@@ -253,6 +254,69 @@ def export(root: Path, data: Path, suffix: str = '.pth') -> Case:
         return 1
 
     return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
+# Other files --------------------------------------------------------------------------------------
+
+
+def from_mmrazor(root: Path, data: Path) -> Case:
+    """The student of a checkpoint of MMRazor."""
+    state = build(models.segmentor(4)).state_dict()
+    checkpoint, folder = root / 'razor.pth', root / 'made'
+    torch.save(dict(state_dict={f'architecture.{k}': v for k, v in state.items()}), checkpoint)
+    out, main = folder / 'student.pth', load_tool('from_mmrazor').main
+
+    def run() -> None:
+        call_tool(main, 'from_mmrazor', [checkpoint, out])
+
+    def check() -> int:
+        return len(read_checkpoint(out)) if out.exists() else 0
+
+    return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
+def fit_connector(root: Path, data: Path) -> Case:
+    """Directions of a teacher, which are measured."""
+    model = models.of_a_segmentor()
+    term = dict(
+        tap='backbone.conv2',
+        teacher_connector=models.own('PHISNormalizer'),
+        loss=models.own('HintLoss'),
+        connector=models.own('ConvConnector'),
+    )
+    weights = save_weights(models.segmentor(8), root / 't.pth')
+    model.update(
+        teacher=dict(config=models.segmentor(8), checkpoint=weights), distill=dict(phis=term)
+    )
+    file, folder = written(settings(model, data), root / 'run.py'), root / 'work'
+    out, main = folder / 'fitted.pth', load_tool('fit_connector').main
+
+    def run() -> None:
+        call_tool(main, 'fit_connector', [file, '--work-dir', folder])
+
+    def check() -> int:
+        return len(read_checkpoint(out)) if out.exists() else 0
+
+    return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
+def report(root: Path, data: Path) -> Case:
+    """The page about a run."""
+    file = written(segmentation(data, root / 't.pth'), root / 'run.py')
+    train_tool, tool = load_tool('train').main, load_tool('report').main
+    work, folder = root / 'work', root / 'pages'
+    ending = fork(lambda: call_tool(train_tool, 'train', [file, '--work-dir', work]), root / 'logs')
+    assert ending.status == 0, ending.log
+
+    def run() -> None:
+        call_tool(tool, 'report', [work, '--out', folder / 'page.html'])
+
+    def check() -> int:
+        page = folder / 'page.html'
+        assert not page.exists() or page.read_text().rstrip().endswith('</html>')
+        return int(page.exists())
+
+    return Case(folder, run, run, lambda: contents(folder), check)
 
 
 # Converters ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmkd_plugin.registry import MODELS
 from tests import stock_models
 from tests.caches import write_cache
+from tests.models.foundation.weights import stand_in
 from tests.runs import DET_CLASSES, SEG_CLASSES, config
 from tests.stock_models import cwd
 
@@ -154,10 +155,90 @@ def of_a_segmentor() -> dict:
     return distiller(segmentor(4), online(segmentor(8)), LOSSES, task=task, compile=False)
 
 
-def with_a_cache(data: Path, folder: Path) -> dict:
-    """Writes the cache that it reads."""
+def with_combined_teachers() -> dict:
+    """Several teachers of one term, and a term of one of them."""
+    return distiller(
+        segmentor(4),
+        [online(segmentor(8), name='large'), online(segmentor(6), name='other')],
+        dict(
+            both=dict(
+                tap=SCORES, teacher=['large', 'other'], combine='confidence', loss=cwd(tau=4.0)
+            ),
+            one=dict(tap='backbone', teacher='other', loss=own('AttentionLoss', p=2)),
+        ),
+    )
+
+
+def with_automatic_weights() -> dict:
+    return distiller(
+        segmentor(4),
+        online(segmentor(8)),
+        dict(
+            scores=dict(tap=SCORES, loss=cwd(tau=4.0, loss_weight='auto')),
+            hint=dict(
+                tap='backbone.conv2',
+                connector=own('ConvConnector'),
+                loss=own('HintLoss', loss_weight=dict(auto=0.5)),
+            ),
+        ),
+    )
+
+
+def with_memories() -> dict:
+    return distiller(
+        segmentor(4),
+        online(segmentor(8)),
+        dict(
+            memory=dict(
+                tap='backbone.conv2',
+                loss=own(
+                    'MemoryContrastLoss', classes=3, pixels=20, regions=5, tau=0.1, draw='first'
+                ),
+            ),
+            queue=dict(
+                tap='backbone.conv2',
+                connector=own('ConvConnector'),
+                loss=own('TokenRelationLoss', queue=7),
+            ),
+        ),
+    )
+
+
+def with_a_foundation_model() -> dict:
+    model = own(
+        'FoundationModel',
+        source='transformers',
+        path=stand_in('transformers', 'dinov2-tiny'),
+        blocks=[0, -1],
+        stride=16,
+    )
+    loss = own('CosineHintLoss', scope='token', loss_weight=0.1)
+    term = dict(student_tap=['backbone[0]', 'backbone[1]'], teacher_tap='maps', loss=loss)
+    return distiller(segmentor(4), dict(config=model, checkpoint=None), dict(patches=term))
+
+
+def with_images_without_labels(folder: Path) -> dict:
+    """They lie in a folder, and a teacher labels them."""
+    return distiller(
+        segmentor(4),
+        online(segmentor(8)),
+        dict(cwd=dict(tap=SCORES, loss=cwd(tau=4.0))),
+        unlabelled=dict(
+            dataset=str(folder),
+            ratio=0.5,
+            only=False,
+            pseudo_labels=dict(threshold=0.2, loss_weight=0.5, teacher='teacher'),
+        ),
+    )
+
+
+def with_a_cache(data: Path, folder: Path, views: int | None = None) -> dict:
+    """Writes the cache that it reads: whole images, or views of them."""
     model = distiller(
         segmentor(4), online(segmentor(8)), dict(cwd=dict(tap=SCORES, loss=cwd(tau=4)))
     )
-    path = write_cache(config(copy.deepcopy(model), data, folder, 1), folder / 'cache')
-    return dict(model, teacher=own('CachedTeacher', path=path, ignore=['Mine'], name='stored'))
+    run = config(copy.deepcopy(model), data, folder, 1, augment=True)
+    path = write_cache(run, folder / 'cache', views=views)
+    teacher = own('CachedTeacher', path=path, name='stored')
+    teacher.update(dict(ignore=['Mine']) if views is None else dict(views=1))
+    return dict(model, teacher=teacher)

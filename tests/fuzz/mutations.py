@@ -98,10 +98,14 @@ def mutated(config: dict, draw: random.Random) -> Mutation:
     return Mutation(path, kind, holder[path[-1]], changed)
 
 
+#: Keys of our own models, inside the config of a teacher.
+OURS_INSIDE = {'source', 'path', 'blocks', 'stride'}
+
+
 def is_foreign(path: Path) -> bool:
     """Whether a place lies in a model of the libraries, whose classes judge it."""
     inside = path[:1] == ('student',) or ('config' in path[:3] and path[0] == 'teacher')
-    return inside or 'head' in path[:2]
+    return (inside or 'head' in path[:2]) and not OURS_INSIDE.intersection(path)
 
 
 def _whole(low: float, high: float = math.inf) -> Callable[[Any], bool]:
@@ -113,6 +117,8 @@ def _number(low: float, high: float) -> Callable[[Any], bool]:
 
 
 def _weight(x: Any) -> bool:
+    if x == 'auto' or (isinstance(x, dict) and [*x] == ['auto']):
+        return x == 'auto' or SENSIBLE['auto'](x['auto'])
     weights = x if _several(x) and x else [x]
     return all(map(_number(0, 1e12), weights)) and any(weights)
 
@@ -167,6 +173,25 @@ SENSIBLE: dict[str, Callable[[Any], bool]] = dict(
     strict=_is_bool,
     bias=_is_bool,
     curve=lambda x: x in ('linear', 'cosine', 'exp'),
+    auto=_number(1e-9, 1000),
+    combine=lambda x: x in ('mean', 'confidence', 'labels'),
+    classes=_whole(1, 10**6),
+    pixels=_whole(1, 10**6),
+    regions=_whole(1, 10**6),
+    queue=_whole(0, 10**6),
+    draw=lambda x: x in ('class', 'first'),
+    scope=lambda x: x in ('token', 'sample'),
+    blocks=lambda x: _whole(-2, 1)(x) or (_several(x) and x and all(map(_whole(-2, 1), x))),
+    stride=_or_none(_whole(1, 10**4)),
+    path=lambda x: False,
+    source=lambda x: False,
+    dataset=lambda x: False,
+    ratio=_number(0.5, 1000),
+    only=_is_bool,
+    threshold=_number(0, 0.999),
+    pseudo_labels=_or_none(_number(0, 0.999)),
+    unlabelled=lambda x: x is None,
+    views=_or_none(lambda x: x in (1, 2) and x is not True),
     checkpoint=lambda x: x is None,
     ignore=lambda x: _several(x) and all(map(_text, x)),
     name=_text,
@@ -182,7 +207,10 @@ SENSIBLE['teacher'] = lambda x: isinstance(x, (dict, list))
 SENSIBLE |= dict.fromkeys(('student_tap', 'teacher_tap', 'scores'), SENSIBLE['tap'])
 
 #: Keys of ours that have to be there.
-REQUIRED = {'student', 'config', 'tap', 'loss', 'neck', 'path', 'scores', 'distill', 'explainer'}
+REQUIRED = {
+    *('student', 'config', 'tap', 'student_tap', 'teacher_tap', 'loss', 'neck', 'path', 'scores'),
+    *('distill', 'explainer', 'source', 'classes', 'dataset', 'threshold', 'auto'),
+}
 
 
 def makes_sense(change: Mutation) -> bool:

@@ -14,22 +14,42 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import nn
 
+from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.foreign import is_ours
+from mmkd_plugin.run_config import check_run
+from mmkd_plugin.running.randomness import seed_batches
+from mmkd_plugin.taps import as_list
+from mmkd_plugin.unlabelled.images import join
+from mmkd_plugin.unlabelled.pipelines import complete
 from tests.fuzz import models
-from tests.fuzz.mutations import Mutation, makes_sense, mutated
-from tests.runs import needs_ops
-from tests.stock_models import build
+from tests.fuzz.mutations import Mutation, is_foreign, makes_sense, mutated
+from tests.runs import config, needs_ops
 
+#: Distillers that need nothing, and those that read files.
 BASES: dict[str, Callable[[], dict]] = dict(
     segmentor=models.of_a_segmentor,
     detector=models.of_a_detector,
     several=models.with_several_teachers,
+    combined=models.with_combined_teachers,
     own=models.with_a_self_teacher,
     explanations=models.with_explanations,
+    auto=models.with_automatic_weights,
+    memories=models.with_memories,
+    foundation=models.with_a_foundation_model,
 )
-NAMES = [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in (*BASES, 'cached')]
+ON_FILES: dict[str, Callable[[Path, Path], dict]] = dict(
+    cached=models.with_a_cache,
+    views=lambda data, folder: models.with_a_cache(data, folder, views=2),
+    unlabelled=lambda data, folder: models.with_images_without_labels(data / 'images'),
+)
+NAMES = [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in (*BASES, *ON_FILES)]
 COUNT = int(os.environ.get('FUZZ', '200')) // len(NAMES)
 SEED = int(os.environ.get('FUZZ_SEED', '0'))
 
@@ -43,6 +63,7 @@ PLACES = (
     'model',
     'compile',
     'data_preprocessor',
+    'unlabelled',
 )
 
 
@@ -57,48 +78,59 @@ def quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-@pytest.fixture(scope='module')
-def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
-    made: dict[str, dict] = {}
-
-    def get(name: str) -> dict:
-        if name not in made:
-            if name == 'cached':
-                made[name] = models.with_a_cache(data, tmp_path_factory.mktemp('cached'))
-            else:
-                made[name] = BASES[name]()
-        return made[name]
-
-    return get
-
-
 @pytest.mark.usefixtures('own_globals', 'counters')
 @pytest.mark.parametrize('name', NAMES)
-def test_configs_with_one_wrong_leaf(name: str, base: Callable[[str], dict]) -> None:
-    config = base(name)
-    build(copy.deepcopy(config))
+def test_configs_with_one_wrong_leaf(name: str, data: Path, tmp_path: Path) -> None:
+    model = BASES[name]() if name in BASES else ON_FILES[name](data, tmp_path)
+    step(*built(copy.deepcopy(model), data))
     draw = random.Random(f'{SEED} {name}')
     faults = []
     for _ in range(COUNT):
-        change = mutated(config, draw)
-        fault = fault_of(change)
+        change = mutated(model, draw)
+        fault = fault_of(change, data)
         if fault is not None:
             faults.append(f'{change}\n    {fault}')
     assert not faults, f'{len(faults)} of {COUNT}:\n' + '\n'.join(faults)
 
 
-def fault_of(change: Mutation) -> str | None:
+def built(model: dict, data: Path) -> tuple[Config, nn.Module]:
+    """The config of a run and its model, as tools/train.py checks, completes and builds them."""
+    cfg = config(model, data, data / 'unused', 60, augment=True)
+    check_run(cfg)
+    complete(cfg)
+    wire(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return cfg, MODELS.build(cfg.model)
+
+
+def step(cfg: Config, model: nn.Module) -> dict:
+    """The losses of a batch."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        more = model.unlabelled
+        if more is not None and not more.only:
+            join(loader, DATASETS.build(more.dataset), more.images(loader.batch_size), 0)
+        seed_batches(loader, 0)
+        return model.train()(**model.data_preprocessor(next(iter(loader)), True), mode='loss')
+
+
+def fault_of(change: Mutation, data: Path) -> str | None:
     """What is wrong with how a changed config ends, None if it ends well."""
+    told = None
     try:
-        build(change.config)
+        made = built(change.config, data)
+        if is_foreign(change.path):
+            return None
+        losses = step(*made)
     except (FloatingPointError, OSError, ValueError) as error:
-        text = str(error)
+        told = str(error)
         if not is_ours(error):
-            return f'not one of ours: {type(error).__name__}: {text}'
-        here = PLACES if change.path[0] not in ('distill', 'task') else (str(change.path[0]),)
-        if not any(place in text for place in here):
-            return f'names no key: {text}'
-        return None
+            return f'not one of ours: {type(error).__name__}: {told}'
     except Exception as error:
         return f'raw {type(error).__name__}: {error}'
+    if told is not None:
+        here = PLACES if change.path[0] not in ('distill', 'task') else (str(change.path[0]),)
+        return None if any(place in told for place in here) else f'names no key: {told}'
+    if not all(torch.as_tensor(x).isfinite().all() for v in losses.values() for x in as_list(v)):
+        return f'nonsense: {losses}'
     return None if makes_sense(change) else 'nonsense is accepted'

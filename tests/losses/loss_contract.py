@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from allocations import Allocations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory import saved_bytes
@@ -433,6 +434,16 @@ class LossContract:
                 assert 'no second derivative' in str(error)
             else:
                 assert slope.requires_grad
+
+    def test_no_loop_over_images_or_channels(self):
+        for loss in self.losses:
+            calls = []
+            for images, channels in ((5, 8), (2, 4), (5, 8)):  # the first one gets memory
+                pair = random_pair(((images, channels, 8, 8),) * 2, torch.float32)
+                with Allocations() as made:
+                    self.value_and_grad(loss, *pair)
+                calls.append(made.calls)
+            assert calls[2] <= calls[1]
 
     def test_one_graph_for_all_sizes(self):
         graphs = []

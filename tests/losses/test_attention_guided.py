@@ -65,20 +65,18 @@ class TestAttentionGuidedLoss(LearningContract):
     name = 'AttentionGuidedLoss'
     variants = (dict(pool=2), dict(reduction=2, pool=3, temperature=2.0))
     pairs = (
-        ((2, 8, 6, 9), (2, 8, 6, 9)),
-        ((2, 6, 7, 5), (2, 9, 7, 5)),
+        ((2, 4, 4, 5), (2, 4, 4, 5)),
+        ((2, 6, 5, 3), (2, 9, 5, 3)),
         ((2, 4, 1, 6), (2, 2, 1, 6)),
-        ((3, 4, 4, 3), (3, 5, 4, 3)),
+        ((3, 8, 2, 3), (3, 5, 2, 3)),
     )
-    saved_maps = 30
     same_channels = False
 
     def test_gradcheck(self):
         """With an attention that does not depend on the map: its gradient is left out."""
         loss = self.build(pool=2, temperature=1e3)
         for seed, shapes in enumerate(self.pairs):
-            pair = random_pair(shapes, seed=seed)
-            assert torch.autograd.gradcheck(lambda *maps: self.call(loss, *maps), pair, atol=1e-7)
+            self.gradcheck(loss, *random_pair(shapes, seed=seed), atol=1e-7)
 
     @staticmethod
     def reference(student, teacher, reduction=4, pool=8, temperature=0.5):

@@ -11,11 +11,16 @@ from mmkd_plugin.losses.channel_wise import channel_wise
 
 class TestChannelWiseLoss(LossContract):
     name = 'ChannelWiseLoss'
-    variants = (dict(), dict(tau=1), dict(tau=0.5))
+    variants = (dict(), dict(tau=1), dict(tau=0.5), dict(tau=1, standardize=True))
     pairs = alike((2, 3, 4, 4), (1, 2, 5, 3), (2, 3, 1, 1), (1, 1, 1, 6))
 
     @staticmethod
-    def reference(student, teacher, tau=4.0):
+    def reference(student, teacher, tau=4.0, standardize=False):
+        if standardize:
+            axes = dict(axis=(0, 2, 3), keepdims=True)
+            student, teacher = (
+                (x - x.mean(**axes)) / (x.std(**axes, ddof=1) + 1e-6) for x in (student, teacher)
+            )
         total = 0.0
         for n in range(student.shape[0]):
             for c in range(student.shape[1]):
@@ -38,6 +43,13 @@ def test_the_level_of_a_channel_does_not_matter():
     torch.testing.assert_close(
         channel_wise(student + level, teacher), channel_wise(student, teacher)
     )
+
+
+def test_standardized_channels_may_be_of_any_size():
+    student, teacher = random_pair(((2, 3, 4, 4), (2, 3, 4, 4)))
+    criterion = ChannelWiseLoss(tau=1, standardize=True)
+    scaled, plain = criterion(student * 100 + 3, teacher), criterion(student, teacher)
+    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
 
 
 def test_gradient_is_the_gap_of_the_distributions():

@@ -25,6 +25,9 @@ def boxes_of(batch, dtype=torch.float64):
     return [torch.tensor(BOXES[n % 3], dtype=dtype).view(-1, 4) for n in range(batch)]
 
 
+PADDED = pad_boxes(boxes_of(7))
+
+
 def masks_of(boxes, size, height, width):
     """Box after box, as the authors' code does, with the padded size for the unpadded one."""
     front = np.zeros((height, width))
@@ -59,12 +62,11 @@ def context(block, x):
 class TestFocalGlobalLoss(LearningContract):
     name = 'FocalGlobalLoss'
     has_fast_form = True
-    saved_maps = 1.5  # one, and the gradients of the blocks
     variants = (
         dict(alpha=1.0, beta=0.5, gamma=0.3, lam=0.2),
         dict(temperature=2.0, alpha=0.3, beta=3, gamma=0.1, lam=1e-3),
     )
-    pairs = alike((2, 8, 6, 9), (2, 6, 7, 5), (2, 4, 1, 1), (2, 4, 1, 6))
+    pairs = alike((2, 6, 3, 4), (2, 8, 2, 5), (2, 4, 1, 1), (2, 4, 1, 6))
 
     @staticmethod
     def reference(student, teacher, temperature=0.5, alpha=1e-3, beta=5e-4, gamma=5e-4, lam=5e-6):
@@ -90,7 +92,7 @@ class TestFocalGlobalLoss(LearningContract):
 
     def given(self, student):
         batch = student.shape[0] if isinstance(student, torch.Tensor) and student.dim() else 1
-        return dict(padded_boxes=pad_boxes(boxes_of(batch)), image_size=SIZE)
+        return dict(padded_boxes=PADDED[:batch], image_size=SIZE)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (6, 9), (7, 5), (15, 20)])

@@ -13,6 +13,7 @@ from memory import saved_bytes
 from torch import nn
 
 from mmkd_plugin.losses import RKDAngleLoss, RKDDistanceLoss
+from mmkd_plugin.losses.numerics import relational
 from mmkd_plugin.losses.relational import RelationalLoss
 from tests.leaving import leave
 
@@ -274,6 +275,10 @@ class TestRKDDistanceLossOfPositions(PositionsContract):
 class TestRKDAngleLossOfPositions(PositionsContract):
     name = 'RKDAngleLoss'
     relations = staticmethod(angles_of)
+
+    def test_no_loop_over_images_or_channels(self, monkeypatch):
+        monkeypatch.setattr(relational, 'TRIPLES', 2**30)  # all vertices at once
+        super().test_no_loop_over_images_or_channels()
 
 
 def test_known_distances():

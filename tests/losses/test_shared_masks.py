@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory import saved_bytes
 
 from mmkd_plugin.losses import SharedMasksLoss
 from mmkd_plugin.losses.numerics.drawing import uniform
@@ -123,6 +124,15 @@ def test_gradcheck():
     students, teachers = answers(groups=2, layers=1, queries=2)
     loss = SharedMasksLoss(points=6)
     assert torch.autograd.gradcheck(lambda *x: loss(list(x), teachers, SEED), students)
+
+
+def test_what_is_saved_for_the_backward_pass():
+    students, teachers = answers(layers=3, size=(40, 30), theirs=(40, 30))
+    students = [x.detach().float().requires_grad_() for x in students]
+    saved = saved_bytes(
+        lambda: SharedMasksLoss(points=200)(students, teachers, SEED), *students, *teachers
+    )
+    assert saved <= sum(x.untyped_storage().nbytes() for x in students) * 2  # float64, as teachers
 
 
 def test_the_teacher_gets_no_gradient():

@@ -15,8 +15,9 @@ from mmengine.registry import MODELS, DefaultScope
 
 from benchmarks import mmrazor
 from mmkd_plugin.cli import UsageError
-from mmkd_plugin.migrating import NotPossible, read_distillation
-from mmkd_plugin.migrating.mmrazor import current_name
+from mmkd_plugin.migrating import NotPossible
+from mmkd_plugin.migrating.mmrazor import read_distillation
+from mmkd_plugin.migrating.names import current_name
 from tests.runs import needs_ops
 from tests.test_configs import fit_for_a_test, packed_inputs
 from tests.tools.tool_runs import load_tool

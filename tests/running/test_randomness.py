@@ -66,6 +66,26 @@ RUNS = {
         'epoch_2.pth',
         'epoch_3.pth',
     ),
+    'numbers kept in the order in which they came': (
+        dict(keep=((3, False), (2, False))),
+        'iter_4.pth',
+        'iter_6.pth',
+    ),
+    'numbers kept at random, workers': (
+        dict(keep=((3, True),), workers=2),
+        'iter_2.pth',
+        'iter_6.pth',
+    ),
+    'numbers kept, epochs, persistent workers': (
+        dict(keep=((3, True), (2, False)), by_epoch=True, workers=2, persistent=True),
+        'epoch_2.pth',
+        'epoch_3.pth',
+    ),
+    'numbers kept, epochs, new workers': (
+        dict(keep=((3, False),), by_epoch=True, workers=2),
+        'epoch_1.pth',
+        'epoch_3.pth',
+    ),
     "torch's own sampler": (
         dict(by_epoch=True, sampler=Shuffled),
         'epoch_1.pth',

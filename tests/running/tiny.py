@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+import numpy as np
 import torch
+from mmengine.dataset import Compose
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
@@ -20,26 +23,41 @@ from mmkd_plugin.running.hook import make_resumable
 _numbers = itertools.count()
 
 
+class Mixing:
+    """A transform that keeps numbers, and adds one of them to each."""
+
+    def __init__(self, max_cached_images: int, random_pop: bool) -> None:
+        self.max_cached_images, self.random_pop = max_cached_images, random_pop
+        self.results_cache: list[Tensor] = []
+
+    def __call__(self, number: Tensor) -> Tensor:
+        self.results_cache.append(number)
+        if len(self.results_cache) > self.max_cached_images:
+            at = random.randrange(len(self.results_cache)) if self.random_pop else 0
+            self.results_cache.pop(at)
+        return number + random.choice(self.results_cache)
+
+
 class Numbers(Dataset):
-    """Eight numbers; with ``noise``, each with something random from three generators."""
+    """Eight numbers; with ``noise``, each with something random from three generators.
+
+    ``pipeline`` has further transforms.
+    """
 
     metainfo: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, noise: bool = False) -> None:
+    def __init__(self, noise: bool = False, *transforms: Mixing) -> None:
         self.noise = noise
+        self.pipeline = Compose(transforms)
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        import random
-
-        import numpy as np
-
         number = torch.tensor([index / 8])
         if self.noise:
             number = number + random.random() + float(np.random.rand()) + torch.rand(1)
-        return dict(inputs=number)
+        return dict(inputs=self.pipeline(number))
 
 
 class Line(BaseModel):
@@ -85,6 +103,7 @@ def tiny_run(
     save_iterations: bool = False,
     resumable: bool = True,
     accumulate: int = 1,
+    keep: tuple[tuple[int, bool], ...] = (),
     **hook: Any,
 ) -> Runner:
     """A run of six iterations (or three epochs of two) that saves every two of them."""
@@ -101,7 +120,7 @@ def tiny_run(
             work_dir=str(work_dir),
             train_dataloader=dict(
                 batch_size=4,
-                dataset=Numbers(noise),
+                dataset=Numbers(noise, *(Mixing(*one) for one in keep)),
                 sampler=dict(type=sampler, shuffle=True),
                 **loader,
             ),

@@ -23,6 +23,7 @@ from mmkd_plugin.cache.store import TeacherCache, close, mirrored
 from mmkd_plugin.cache.wiring import unwire, wire
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.paraphrasing import stage_config
+from mmkd_plugin.queries import Queries
 from mmkd_plugin.registry import TRANSFORMS
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Tap, Taps, as_list
@@ -602,20 +603,38 @@ def test_a_cache_of_another_teacher(scenes, checkpoints, caches, tmp_path):
         CachedTeacher(caches['mmseg'], **{**same, 'config': model_of('mmseg', 8)})
 
 
-def test_maps_of_the_student_need_the_teacher_itself(scenes, checkpoints, caches):
-    line = dict(student_tap='decode_head.conv_seg@input', through='decode_head.conv_seg@input')
+ANSWERS = "teacher 'teacher' is a cache. It asks the teacher itself"
+
+
+@pytest.mark.parametrize(
+    ('line', 'view', 'key'),
+    [
+        (
+            dict(
+                student_tap='decode_head.conv_seg@input',
+                teacher_tap='decode_head.conv_seg',
+                through='decode_head.conv_seg@input',
+            ),
+            dict(entrance=Taps.parse('decode_head.conv_seg@input')),
+            '.through',
+        ),
+        (dict(queries=dict(random=3)), dict(queries=Queries(random=3)), '.queries'),
+        (
+            dict(tap='roi_head.bbox_head.fc_cls'),
+            dict(rois=Taps.parse('roi_head.bbox_head.fc_cls')),
+            '',
+        ),
+    ],
+)
+def test_what_is_asked_about_the_student_needs_the_teacher_itself(
+    line, view, key, scenes, checkpoints, caches
+):
     cfg = use_cache(recipe('mmseg', scenes, checkpoints, RESIZE), caches['mmseg'])
-    cfg.merge_from_dict(
-        {'model.distill': dict(cross=dict(line, teacher_tap='decode_head.conv_seg'))}
-    )
-    words = r"distill.cross.through: teacher 'teacher' is a cache. It asks the teacher itself"
+    cfg.merge_from_dict({'model.distill': dict(cross=line)})
+    words = f'distill.cross{key}: {ANSWERS}'
     with pytest.raises(ValueError, match=words):
         wire(cfg)
-    view = View(
-        Taps.parse('decode_head.conv_seg'),
-        entrance=Taps.parse('decode_head.conv_seg@input'),
-        term='distill.cross',
-    )
+    view = View(Taps.parse('decode_head.conv_seg'), **view, term='distill.cross')
     preprocessor = stock_models.build(model_of('mmseg')).data_preprocessor
     with pytest.raises(ValueError, match=words):
         CachedTeacher(caches['mmseg']).prepare(

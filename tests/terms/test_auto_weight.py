@@ -56,6 +56,7 @@ ONE_WEIGHT = [
     (SEG, line('decode_head.conv_seg', 'ChannelWiseLoss', tau=4), 2.5),
     (SEG, line('decode_head.conv_seg', 'PixelWiseLoss', dict(auto=0.01)), 0.01),
     (SEG, line('decode_head.bottleneck', 'AttentionLoss', dict(auto=2)), 2),
+    (SEG, line('decode_head.bottleneck', 'AttentionLoss'), 0.5),
     (SEG, line('decode_head.bottleneck', 'HintLoss'), 2.5),
     (SEG, line('backbone.layer2', 'NeuronSelectivityLoss'), 2.5),
     (SEG, line('backbone.layer4', 'ActivationBoundaryLoss'), 2.5),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from rich.console import Console
 
-from tests.tools.tool_runs import load_tool
+from mmkd_plugin.cli import read_config
+from tests.tools.tool_runs import load_tool, save_random_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,15 +49,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(demo, folder, monkeypatch, seed=0):
+def run(demo, folder, monkeypatch, seed=0, **settings):
     student = str(folder / 'student.py')
     task = demo.Task(
-        student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1, batch_size=2
+        student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1, batch_size=2, **settings
     )
-    monkeypatch.setitem(demo.TASKS, 'segmentation', task)
     monkeypatch.chdir(folder)
     console = Console(record=True, width=100)
-    demo.run_demo('segmentation', folder / 'work', seed, console)
+    demo.run_demo('segmentation', task, folder / 'work', seed, console)
     return console.export_text()
 
 
@@ -72,6 +75,34 @@ def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
 
     with pytest.raises(demo.RunError, match='holds a run with other settings'):
         run(demo, folder, monkeypatch, seed=1)
+
+
+def test_with_a_teacher_that_is_trained(demo, folder, monkeypatch):
+    shutil.rmtree(folder / 'work' / 'distilled', ignore_errors=True)
+    save_random_weights(folder / 'student.py', folder / 'teacher.pth')
+    (folder / 'teacher.json').write_text('{"mIoU": 90}')
+    text = run(demo, folder, monkeypatch, weights=folder / 'teacher.pth')
+    assert '[1/2] student alone' in text and '[2/2] distilled student' in text
+    assert re.search(r'teacher +│ +90\.00 │ +0\.80 M │ +trained before │ +│', text)
+
+
+def test_the_teacher_that_ships(demo):
+    task = demo.QUICK['segmentation']
+    assert task.weights.stat().st_size < 3e6
+    origin = json.loads(task.weights.with_suffix('.json').read_text())
+    assert {'commands', 'seed', 'data', 'date', 'mIoU'} <= origin.keys()
+    cfg = read_config(str(ROOT / 'configs' / task.teacher))
+    init_default_scope(cfg.default_scope)
+    saved = torch.load(task.weights, weights_only=True)
+    MODELS.build(cfg.model).load_state_dict(saved['state_dict'])  # no key too many, none missing
+    assert saved['meta']['dataset_meta']['classes'] == cfg.metainfo.classes
+
+
+def test_the_quick_demo_shows_segmentation(demo, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['demo.py', '--quick', '--task', 'detection'])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert '--quick has a teacher for --task segmentation alone' in capsys.readouterr().err
 
 
 def test_a_run_that_fails_says_where_to_look(demo, folder, tmp_path):

@@ -16,10 +16,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import read_config
+from mmkd_plugin.cli import UsageError, read_config
 from tests.running.killing import Killed, Steps, full_disk, watched
 from tests.runs import needs_ops
-from tests.tools.tool_runs import run_tool
+from tests.tools.tool_runs import load_tool, run_tool
 
 
 @pytest.fixture
@@ -62,6 +62,25 @@ def test_a_segmentor_for_stock_tools(export, trained, segmentation, data, tmp_pa
         inferencer = MMSegInferencer(config, str(out), device='cpu')
         found = inferencer(str(data / 'images/0.png'), return_datasamples=True)
         assert torch.equal(found.pred_sem_seg.data, predicted)
+
+
+def test_half_the_size(export, trained, segmentation, tmp_path, log, capsys):
+    from mmseg.apis import init_model
+
+    out, whole = tmp_path / 'half.pth', state_dict_of(read_checkpoint(trained / 'iter_4.pth'))
+    export(segmentation / 'distilled.py', trained / 'iter_4.pth', out, '--half')
+    assert {v.dtype for v in load_plain(out)['state_dict'].values()} == {torch.float16, torch.int64}
+    loaded = init_model(str(out.with_suffix('.py')), str(out), device='cpu').state_dict()
+    assert_all_fits([*log.messages, *capsys.readouterr()])
+    assert loaded.keys() == whole.keys()
+    for key, value in loaded.items():
+        assert value.dtype == whole[key].dtype
+        torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=1e-7)
+
+
+def test_half_of_what_float16_cannot_hold_is_refused():
+    with pytest.raises(UsageError, match=r'--half: head\.weight has values beyond the 65504'):
+        load_tool('export_student').half({'head.weight': torch.tensor([1.0, 1e5])})
 
 
 @pytest.mark.parametrize('name', ['iter_2.pth', 'iter_4.pth', 'best'])

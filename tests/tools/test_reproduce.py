@@ -18,7 +18,7 @@ RECIPE = """
 _base_ = ['../tiny/student_tiny.py']
 model = dict(
     _delete_=True, type='mmkd_plugin.Distiller', student={{{{_base_.model}}}},
-    teacher=dict(config='configs/tiny/teacher_tiny.py', checkpoint='given by the tool'),
+    teacher=dict(config='mmkd::tiny/teacher_tiny.py', checkpoint='given by the tool'),
     distill=dict(ft=dict(
         tap='decode_head.convs',
         connector=dict(type='mmkd_plugin.Translator'),
@@ -171,7 +171,7 @@ def test_a_teacher_that_is_not_installed_is_left_out(tiny: Path, call_tool, fail
         "path='efficientnet-lite3'), checkpoint=None)"
     )
     text = RECIPE.format(weight=1).replace(
-        "dict(config='configs/tiny/teacher_tiny.py', checkpoint='given by the tool')", teacher
+        "dict(config='mmkd::tiny/teacher_tiny.py', checkpoint='given by the tool')", teacher
     )
     (tiny / 'configs' / 'ft' / 'hint-logits_lite3_student_tiny.py').write_text(text)
     words = 'hint-logits_lite3_student_tiny is left out: no weights of efficientnet-lite3 are '

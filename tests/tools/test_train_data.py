@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,44 @@ def test_bad_data_that_nobody_looked_at_before(folder, segmentation, fails, tmp_
     options = ('--cfg-options', 'train_dataloader.num_workers=1')
     said = fails('train', config, '--work-dir', tmp_path / 'run', *options)
     assert said == f'train.py: error: {folder}/masks/1.png: the file is empty'
+
+
+def spoiled(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def without_images(folder: Path) -> None:
+    for file in (folder / 'images').iterdir():
+        file.unlink()
+
+
+CACHE = ['cache_teacher', '{base}/distilled.py', '--out', '{out}', '--workers']
+TEST = ['test', '{base}/teacher.py', '{base}/teacher.pth', '--work-dir', '{out}']
+
+
+@pytest.mark.parametrize(
+    ('typed', 'spoil', 'message'),
+    [
+        ([*CACHE, 0], spoiled('images/2.png', b'<html>'), 'images/2.png: the file cannot be read'),
+        ([*CACHE, 1], spoiled('images/5.png', b''), 'images/5.png: the file is empty'),
+        ([*CACHE, 0], lambda d: shutil.rmtree(d / 'images'), 'Dataset): there is no {d}/images'),
+        ([*CACHE, 0], without_images, 'the training set has no images'),
+        ([*CACHE, 0, '--scale', '999999999,999999999'], lambda d: None, '.png: Resize failed: '),
+        ([*CACHE, 0, '--views', 2], spoiled('images/0.png', b'x'), 'images/0.png: the file cannot'),
+        (TEST, spoiled('images/2.png', b'<html>'), 'images/2.png: the file cannot be read as'),
+        (TEST, lambda d: shutil.rmtree(d / 'images'), 'test_dataloader.dataset (BaseSegDataset): '),
+        (TEST, without_images, 'test_dataloader.dataset has no images: no file in {d}/images'),
+        ([*TEST, 'test_evaluator.type=IoU'], lambda d: None, "test_evaluator: there is no 'IoU'"),
+    ],
+)  # fmt: skip
+def test_bad_data_of_other_tools(
+    typed: list, spoil: Callable, message: str, folder: Path, segmentation: Path, fails, tmp_path
+) -> None:
+    spoil(folder)
+    options = [text for text in typed if '=' in str(text)]
+    typed = [str(text) for text in typed if text not in options]
+    typed = [text.format(base=segmentation, out=tmp_path / 'out') for text in typed]
+    loader = 'train' if typed[0] == 'cache_teacher' else 'test'
+    key = f'{loader}_dataloader.dataset.data_root={folder}'
+    said = fails(*typed, '--cfg-options', key, *options)
+    assert message.format(d=folder) in said and '\n' not in said

@@ -108,6 +108,16 @@ def torch_requirement(words: list[str]) -> str:
     return 'torch'
 
 
+def is_before_numpy_2(torch: str) -> bool:
+    """Whether a torch was built before numpy 2 came: arrays of that cannot become tensors.
+
+    Examples:
+        >>> is_before_numpy_2('2.2.2+cpu'), is_before_numpy_2('2.10.0')
+        (True, False)
+    """
+    return tuple(map(int, re.findall(r'\d+', torch)[:2])) < (2, 3)
+
+
 class Environment:
     """A virtual environment.
 
@@ -250,6 +260,8 @@ class Environment:
         torch = self.probe()['versions'].get('torch')
         if torch and 'torch' not in theirs:
             pins.append(f'torch=={torch}')
+        if torch and is_before_numpy_2(torch) and 'numpy' not in theirs:
+            pins.append('numpy<2')
         path = self.notes / 'constraints.txt'
         path.write_text('\n'.join([*limits, *pins, '']), encoding='utf-8')
         return path

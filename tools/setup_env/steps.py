@@ -455,7 +455,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="mmcv's compiled ops",
     )
     parser.add_argument(
-        '--extras', nargs='*', choices=['cache', 'demo', 'reproduce', 'test'], default=[]
+        '--extras', nargs='*', choices=['cache', 'demo', 'docs', 'reproduce', 'test'], default=[]
     )
     return parser.parse_args(argv)
 

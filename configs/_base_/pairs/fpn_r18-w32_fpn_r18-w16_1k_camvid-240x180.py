@@ -5,7 +5,7 @@ model = dict(
     type='mmkd_plugin.Distiller',
     student={{_base_.model}},
     teacher=dict(  # train it first: tools/train.py with this config
-        config='configs/camvid/fpn_r18-w32_3k_camvid-240x180.py',
+        config='mmkd::camvid/fpn_r18-w32_3k_camvid-240x180.py',
         checkpoint='work_dirs/fpn_r18-w32_3k_camvid-240x180/iter_3000.pth',
     ),
 )

@@ -5,7 +5,7 @@ model = dict(
     type='mmkd_plugin.Distiller',
     student={{_base_.model}},
     teacher=dict(  # train it first: tools/train.py with this config
-        config='configs/digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
+        config='mmkd::digit_scenes/fpn_r18-w32_1k_digit-scenes-128x128.py',
         checkpoint='work_dirs/fpn_r18-w32_1k_digit-scenes-128x128/iter_1000.pth',
     ),
 )

@@ -5,7 +5,7 @@ model = dict(
     type='mmkd_plugin.Distiller',
     student={{_base_.model}},
     teacher=dict(  # train it first: tools/train.py with this config
-        config='configs/bccd/retinanet_r18-w32_fpn_3k_bccd-256x192.py',
+        config='mmkd::bccd/retinanet_r18-w32_fpn_3k_bccd-256x192.py',
         checkpoint='work_dirs/retinanet_r18-w32_fpn_3k_bccd-256x192/iter_3000.pth',
     ),
 )

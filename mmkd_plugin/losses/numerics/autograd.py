@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.compiling import Formula, is_compiling, with_fast_form
-from mmkd_plugin.losses.numerics.precision import common_type, no_autocast
+from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, runs_in_float16
 
 
 def keeps_its_gradient(formula: Formula) -> Formula:
@@ -43,6 +43,51 @@ def keeps_its_gradient(formula: Formula) -> Formula:
             return with_gradient(lambda x: compute(x.detach()), student)
 
     return with_fast_form(run)(formula)
+
+
+def _keeping_gradients(
+    compute: Callable[..., Tensor], *maps: Tensor, weights: Iterable[Tensor] = ()
+) -> Tensor:
+    learning = [x for x in weights if x.requires_grad]
+    seen = [x for x in maps if x.requires_grad]
+    if not (seen or learning) or not torch.is_grad_enabled() or _scaled_later(maps):
+        return compute(*maps)
+
+    def both(*_: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_(x.requires_grad) for x in maps]
+            value = compute(*leaves)
+            wanted = [*(x for x in leaves if x.requires_grad), *learning]
+            return value.detach(), *torch.autograd.grad(value, wanted, allow_unused=True)
+
+    return with_gradients(both, *seen, *learning)
+
+
+def _scaled_later(maps: Sequence[Tensor]) -> bool:
+    """Whether float16 needs the factor of a gradient scaler, which comes with the backward pass."""
+    half = any(x.dtype is torch.float16 for x in maps)
+    return half or runs_in_float16(maps[0].device.type)
+
+
+@with_fast_form(_keeping_gradients)
+def keeping_gradients(
+    compute: Callable[..., Tensor], *maps: Tensor, weights: Iterable[Tensor] = ()
+) -> Tensor:
+    """``compute(*maps)``, of which only the gradients are kept, those of maps and of weights.
+
+    They are taken at once, so all that the modules of a loss make on their way is gone when the
+    forward pass is over. torch.compile decides by itself what to keep, and float16 has to wait for
+    the factor of the gradient scaler: there ``compute`` runs as it is.
+
+    Args:
+        compute (Callable): Takes the maps; returns a scalar.
+        maps (Tensor): What the scalar is differentiated by, of any floating-point type.
+        weights (Iterable[Tensor]): Parameters that ``compute`` uses. Defaults to none.
+
+    Returns:
+        Tensor: The scalar. It can be differentiated once.
+    """
+    return compute(*maps)
 
 
 def with_gradient(compute: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:

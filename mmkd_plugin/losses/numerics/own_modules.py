@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,6 +28,14 @@ def check_set_up(modules: Sequence[nn.Module], maps: Sequence[Tensor]) -> None:
             f'there are modules for {len(modules)} maps, and {len(maps)} maps: call '
             'setup(student_channels, teacher_channels) first, with one number for each map'
         )
+
+
+def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """BN, which needs two values of a channel: a single one gets the running statistics."""
+    if isinstance(norm, nn.BatchNorm2d) and norm.training and x.numel() == x.shape[1]:
+        mean, var = norm.running_mean, norm.running_var
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
+    return norm(x)
 
 
 def generator(channels: int) -> nn.Sequential:

@@ -41,3 +41,17 @@ def no_autocast(device_type: str) -> AbstractContextManager:
         return torch.autocast(device_type, enabled=False)
     except RuntimeError:  # a device without autocast (meta, say) has none to switch off
         return nullcontext()
+
+
+def runs_in_float16(device_type: str) -> bool:
+    """Whether autocast has layers run in float16 at this moment."""
+    try:
+        on = torch.is_autocast_enabled(device_type)
+        return on and torch.get_autocast_dtype(device_type) is torch.float16
+    except RuntimeError:  # a device without autocast
+        return False
+    except TypeError:  # torch before 2.4
+        cpu = device_type == 'cpu'
+        on = torch.is_autocast_cpu_enabled() if cpu else torch.is_autocast_enabled()
+        dtype = torch.get_autocast_cpu_dtype() if cpu else torch.get_autocast_gpu_dtype()
+        return on and dtype is torch.float16

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmkd_plugin.losses.numerics.autograd import with_gradient
 from mmkd_plugin.losses.numerics.divergence import categorical
 from mmkd_plugin.losses.numerics.one_pass import Slope, one_pass
-from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.precision import common_type, full_precision
 from mmkd_plugin.losses.numerics.vectors import lengths, through_lengths
 
 #: Entries of the rows that are held at once: 4 MB in float32.
@@ -85,7 +85,7 @@ def memory_contrast(
     student: Tensor, teacher: Tensor, memories: Sequence[Tensor], kept: Tensor, tau: float
 ) -> Tensor:
     """See :func:`mmkd_plugin.losses.memory_contrast.memory_contrast`."""
-    weight = (kept / kept.sum().clamp(min=1))[:, None]
+    weight = (kept.to(common_type(student, teacher)) / kept.sum().clamp(min=1))[:, None]
     compare = partial(_against_memories, memories, tau)
     return one_pass(compare, student, teacher, weight, dim=2)
 
@@ -102,7 +102,7 @@ def _against_memories(
         for rows in memories:
             rows = rows.to(s.dtype)
             a, b = ours @ rows.mT, theirs @ rows.mT
-            factor = weight[part].mT.to(s.dtype)
+            factor = weight[part].mT
             value += categorical(a, b, factor, tau, dim=2, slope=None if slope is None else a)
             gradient = gradient if slope is None else gradient + a @ rows
         if slope is not None:
