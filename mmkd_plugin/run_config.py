@@ -148,7 +148,7 @@ def pretrained_files(model: dict) -> Iterator[tuple[str, str]]:
     Yields:
         tuple[str, str]: The place of its name in the config, and the name.
     """
-    for path, key, value in _keys(model, 'model'):
+    for path, key, value in places(model, 'model'):
         named = key == 'init_cfg' and isinstance(value, dict) and value.get('type') == 'Pretrained'
         file = value.get('checkpoint') if named else None
         if isinstance(file, str) and '://' not in file and not path.startswith('model.teacher'):
