@@ -495,10 +495,11 @@ class Drawn:
 def drawn_parts(cfg: Config) -> Iterator[DrawnViews]:
     """Builds the data sets whose views are drawn: that of the training, and without labels."""
     for prefix, config in parts_drawn(cfg).items():
-        root = common_root([*innermost(config)])
         key, named = ('unlabelled', config) if prefix else ('train', cfg.train_dataloader)
         with dataset_errors_named(key, named):
-            part = DrawnViews(DATASETS.build(config), root=root, prefix=prefix)
+            part = DrawnViews(
+                DATASETS.build(config), root=common_root([*innermost(config)]), prefix=prefix
+            )
             for leaf in leaves(part):
                 leaf.full_init()
         yield part

@@ -40,7 +40,9 @@ helps on each data set.
 
 - **helps**, **hurts**: the 95 % interval of the gain does not contain zero.
 - **weight**: `auto:2.5` is short for `loss_weight=dict(auto=2.5)`.
-- **against time**: the gain over a student alone that trains as long in wall time.
+- **against time**: the gain over a student alone that trains as long in wall time. Below zero, the
+  time is spent better on more iterations without a teacher. These students train for few
+  iterations, so more of them help much.
 """
 
 

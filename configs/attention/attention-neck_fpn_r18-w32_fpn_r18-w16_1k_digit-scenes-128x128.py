@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         attention=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.AttentionLoss', p=2, loss_weight=1000),
+            loss=dict(type='mmkd_plugin.AttentionLoss', p=2, loss_weight=dict(auto=0.5)),
         ),
     ),
 )

@@ -5,7 +5,7 @@ model = dict(
         cosine_hint=dict(
             student_tap=['neck[1]', 'neck[2]'],
             teacher_tap='maps',
-            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=dict(auto=0.5)),
         ),
     ),
 )

@@ -4,11 +4,13 @@ model = dict(
     distill=dict(
         mgd=dict(
             tap='backbone.layer4',
-            loss=dict(type='mmkd_plugin.MaskedGenerationLoss', mask_ratio=0.75, loss_weight=2e-5),
+            loss=dict(
+                type='mmkd_plugin.MaskedGenerationLoss', mask_ratio=0.75, loss_weight=dict(auto=2.5)
+            ),
         ),
         cwd=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=3),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=dict(auto=2.5)),
         ),
     ),
 )
