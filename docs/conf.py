@@ -9,6 +9,9 @@ recipe, is the same here and on GitHub::
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from mmkd_plugin.version import __version__
@@ -59,3 +62,21 @@ html_theme = 'furo'
 html_title = f'MMKD {release}'
 html_theme_options = {'navigation_with_keys': True}
 html_copy_source = False
+html_math_renderer = 'mathml'  # browsers draw it themselves, without a script from elsewhere
+
+
+def inline_formula(writer, node):
+    """Writes a formula in a line."""
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def formula(writer, node):
+    """Writes a formula on lines of its own."""
+    writer.body.append(tex2mathml(node.astext(), as_block=True))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Adds the formulas."""
+    app.add_html_math_renderer('mathml', (inline_formula, None), (formula, None))

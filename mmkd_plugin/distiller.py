@@ -45,6 +45,7 @@ from mmkd_plugin.teachers.classes import (
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
 from mmkd_plugin.terms.needs import from_batch, from_student
+from mmkd_plugin.terms.refusals import check_scores
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.terms.without_labels import UnlabelledStep, carry_unlabelled, together
@@ -193,7 +194,7 @@ class Distiller(NamedAsStudent):
             teacher, preview = self.teachers[term.teacher], previews[term.teacher]
             ours, theirs = term.student_view, term.teacher_view
             self._combine(term, student, previews)
-            term.check_scores(student.scores.get(ours), preview.scores.get(theirs))
+            check_scores(term.here, student.scores.get(ours), preview.scores.get(theirs))
             given = from_batch(inputs, forward.run.samples, _asking([term]), 'data of this kind')
             given |= from_student(ours, assigned, forward.sampled)
             with _maps_named(forward.run, term, student.shown[ours]):

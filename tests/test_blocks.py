@@ -6,7 +6,8 @@ A comment right above a block, ``<!-- not run: why -->``, takes it out. What the
   config is parsed, and its types are found; :mod:`tests.test_docs` builds whole ones that distil.
 - ``shell``: each command line is parsed by the tool itself, so a wrong option is found; ``make``
   has the target; a program of others needs the mark.
-- ``text`` and ``console`` are what programs print; ``math`` and ``mermaid`` are drawn by the site.
+- ``math`` is converted as the site does it.
+- ``text`` and ``console`` are what programs print; ``mermaid`` is a diagram.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import torch
 from mmengine.config import Config
 
 from mmkd_plugin import registry, stack
+from mmkd_plugin.__main__ import COMMANDS
 from tests import runs, stock_models
 from tests.pages import BLOCKS, PAGES, ROOT, Block, text_of
 from tests.tools.tool_runs import load_tool, save_random_weights
 
 LANGUAGES = {'python', 'shell', 'text', 'console', 'math', 'mermaid', '{toctree}', '{eval-rst}'}
 PYTHON = [b for b in BLOCKS if b.language == 'python']
-COMMANDS = [b for b in BLOCKS if b.language == 'shell']
+SHELL = [b for b in BLOCKS if b.language == 'shell']
 HERE = re.compile(r'(tools|configs|benchmarks|docs|tests)/[\w./-]*\w')
 """A path in the repository, as a word of a command."""
 
@@ -56,7 +58,7 @@ CONFIGS = [
 def test_every_block_is_of_a_known_kind() -> None:
     for block in BLOCKS:
         assert block.language in LANGUAGES, f'{block.place}: a block of {block.language!r}'
-    assert len(PROGRAMS) > 10 and len(CONFIGS) > 50 and len(COMMANDS) > 40
+    assert len(PROGRAMS) > 10 and len(CONFIGS) > 50 and len(SHELL) > 40
 
 
 # Python -------------------------------------------------------------------------------------------
@@ -251,6 +253,9 @@ def check_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         module, arguments = words[1], words[2:]
         if module in ('pytest', 'sphinx'):
             return
+        if module == 'mmkd_plugin':
+            check_python([f'tools/{COMMANDS[arguments[0]]}', *arguments[1:]], monkeypatch)
+            return
         parser = importlib.import_module(f'{module}.__main__').parser()
     else:
         parser, arguments = parser_of(words[0], monkeypatch), words[1:]
@@ -267,24 +272,26 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> bool:
     if program in ('python', '.venv/bin/python'):
         check_python(rest, monkeypatch)
     elif program == 'torchrun':
-        start = next(i for i, word in enumerate(rest) if word.startswith('tools/'))
+        start = next(i for i, word in enumerate(rest) if word == '-m' or word.startswith('tools/'))
         check_python(rest[start:], monkeypatch)
+    elif program == 'mmkd':
+        check_python(['-m', 'mmkd_plugin', *rest], monkeypatch)
     elif program == 'make':
         targets = [word for word in rest if '=' not in word]
         makefile = (ROOT / 'Makefile').read_text('utf-8')
         assert all(re.search(f'^{target}:', makefile, re.M) for target in targets), targets
     elif program.startswith('tools/'):
         assert (ROOT / program).stat().st_mode & 0o100, f'{program} cannot be run'
-    elif [program, *rest[:1]] == ['pip', 'install']:
+    elif program == 'pip' and rest[0] in ('install', 'wheel'):
         lists = [file.read_text('utf-8') for file in (ROOT / 'requirements').glob('*.txt')]
-        for name in [word for word in rest[1:] if not word.startswith(('-', '.'))]:
+        for name in [w for w in rest[1:] if not w.startswith(('-', '.', 'dist'))]:
             assert any(name in text for text in lists), f'{name} is in no list of requirements/'
     else:
         return False
     return True
 
 
-@pytest.mark.parametrize('block', COMMANDS, ids=lambda b: b.place)
+@pytest.mark.parametrize('block', SHELL, ids=lambda b: b.place)
 def test_commands_are_those_of_the_tools(block: Block, monkeypatch, capsys) -> None:
     for words in lines_of(block):
         paths = [word.partition('=')[2] or word for word in words if '{' not in word]
@@ -295,6 +302,17 @@ def test_commands_are_those_of_the_tools(block: Block, monkeypatch, capsys) -> N
         except SystemExit:
             pytest.fail(f'{shlex.join(words)}: {capsys.readouterr().err}')
         assert ours or block.reason, f'{words[0]} is not ours: mark the block as not run'
+
+
+# Formulas -----------------------------------------------------------------------------------------
+
+FORMULAS = [b for b in BLOCKS if b.language == 'math']
+
+
+@pytest.mark.parametrize('block', FORMULAS, ids=lambda b: b.place)
+def test_formulas_can_be_drawn(block: Block) -> None:
+    math = pytest.importorskip('docutils.utils.math.latex2mathml')
+    assert '<mi>' in math.tex2mathml(block.text.strip(), as_block=True)
 
 
 # Marks --------------------------------------------------------------------------------------------

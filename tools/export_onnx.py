@@ -30,6 +30,7 @@ from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, check_file, plain_errors, read_config, use_student
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
+from mmkd_plugin.teachers.classes import classes_of_checkpoint
 from mmkd_plugin.teachers.preprocessing import InputConverter, Normalization, Padding
 from mmkd_plugin.words import first_line
 
@@ -66,10 +67,10 @@ def main() -> None:
         model = student_of(args.config, args.checkpoint)
         exported = wrapped(model)
         size, other = sizes(tuple(args.size), exported.divisor)
-        classes = (read_checkpoint(args.checkpoint).get('meta') or {}).get('dataset_meta') or {}
+        classes = classes_of_checkpoint(read_checkpoint(args.checkpoint))
         with replacing(args.out) as (beside,):
             export(exported, beside, size, args.fixed)
-            describe(beside, exported.divisor, classes.get('classes'))
+            describe(beside, exported.divisor, classes)
             gaps = [gap(exported, beside, one) for one in ([size] if args.fixed else [size, other])]
         which = 'one size' if args.fixed else 'any size'
         print(f'{args.out}: images of {which}; at most {max(gaps):.0e} of the values from PyTorch')

@@ -135,6 +135,27 @@ class Combination:
         self._scores: list[tuple[int, bool]] = []
         self._resized: list[str] = []
 
+    @classmethod
+    def of(cls, here: str, teachers: Sequence[str], combine: str | None) -> Combination | None:
+        """That of a term, None if it has one teacher.
+
+        Args:
+            here (str): What messages call the term.
+            teachers (Sequence[str]): Names of its teachers.
+            combine (str, optional): None is ``'mean'``.
+
+        Raises:
+            ValueError: As above, and for a way to combine a single teacher.
+        """
+        if len(teachers) > 1:
+            return cls(here, teachers, 'mean' if combine is None else combine)
+        if combine is not None:
+            raise ValueError(
+                f'{here}.combine is for several teachers, such as {here}.teacher=[..., ...], and '
+                'this term has one; leave it out'
+            )
+        return None
+
     def connect(
         self,
         student: Sequence[ClassScores | None],

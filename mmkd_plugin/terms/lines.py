@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import keyword
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 from torch import nn
 
 from mmkd_plugin.annotations import fits
-from mmkd_plugin.building import check_keys
+from mmkd_plugin.building import build_module, check_keys
+from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.taps import Taps
+from mmkd_plugin.terms.auto_weight import auto_share
 from mmkd_plugin.words import short
 
 KEYS = (
@@ -166,3 +169,47 @@ def takes(module: Any, names: tuple[str, ...], here: str, what: str, **keywords:
         raise ValueError(
             f'{here}: {kind} is not {what}: its forward cannot be called with ({wanted})'
         ) from None
+
+
+def loss_of(config: Any, here: str) -> tuple[nn.Module, float | None]:
+    """The loss of a line, and the share by which its weight is found.
+
+    Args:
+        config (Any): The ``loss`` of the line.
+        here (str): What messages call its place in the config.
+
+    Returns:
+        tuple[nn.Module, float | None]: The share is None if the weight is given.
+
+    Raises:
+        ValueError: If it cannot be built, or is no loss.
+    """
+    weight = config.get('loss_weight', 1.0) if isinstance(config, dict) else 1.0
+    found = auto_share(weight, f'{here}.loss_weight') is not None
+    loss = build_module({**config, 'loss_weight': 1.0} if found else config, here)
+    traits = LossTraits.of(loss)
+    share = auto_share(weight, f'{here}.loss_weight', traits.auto_share)
+    needs = dict.fromkeys(traits.needs)
+    takes(loss, ('student', 'teacher'), here, 'a loss', **needs)
+    check_weight(loss, here)
+    return loss, share
+
+
+def teachers_of(here: str, config: dict, teachers: Sequence[str]) -> tuple[str, ...]:
+    """The names of the teachers of a line.
+
+    Args:
+        here (str): What messages call the line.
+        config (dict): The line.
+        teachers (Sequence[str]): Names of all teachers.
+
+    Raises:
+        ValueError: If it names one that there is not, or none of several.
+    """
+    given = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
+    names = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    wrong = next((name for name in names or (None,) if name not in teachers), None)
+    if wrong is not None or not names or None in names:
+        said = 'does not say which teacher' if wrong is None else f"has teacher='{wrong}'"
+        raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+    return names

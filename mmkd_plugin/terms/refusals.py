@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmkd_plugin.explanations import Explainer
+from mmkd_plugin.assigners import is_behind_proposals
+from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.taps import Taps
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
 
@@ -121,3 +122,46 @@ def check_combined(term: Term) -> None:
             'does not compare those of both models as they are. Give each teacher a term of its '
             'own'
         )
+
+
+def check_scores(here: str, ours: Scores | None, theirs: Scores | None) -> None:
+    """Refuses to compare explanations of different classes.
+
+    Args:
+        here (str): What messages call the term.
+        ours (Scores, optional): The kind of the student's class scores, None for a term without
+            explainer.
+        theirs (Scores, optional): The kind of the teacher's class scores.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if ours == theirs:
+        return
+    raise ValueError(
+        f'{here}: the student has {ours.classes} classes and the teacher '
+        f'{theirs.classes}; the same classes are explained in both'
+        if ours.classes != theirs.classes
+        else f'{here}: the classes of one model are independent, those of the other are not'
+    )
+
+
+def on_rois(here: str, student: Taps, teacher: Taps) -> bool:
+    """Whether the taps of both models lie behind the proposals."""
+    sides = {}
+    for whose, taps in (('student', student), ('teacher', teacher)):
+        inside = set(map(is_behind_proposals, taps))
+        if len(inside) > 1:
+            raise ValueError(
+                f'{here}: some taps of the {whose} lie behind the proposals of a detector and '
+                'others do not; give each kind a term of its own'
+            )
+        sides[whose] = inside.pop()
+    if sides['student'] != sides['teacher']:
+        inside, outside = sorted(sides, key=sides.get, reverse=True)
+        raise ValueError(
+            f'{here}: the tap of the {inside} lies behind the proposals of a detector and that of '
+            f'the {outside} does not, so they do not belong to the same RoIs; tap the RoI heads of '
+            'both'
+        )
+    return sides['student']

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.building import build_module, check_compile, prefixed
-from mmkd_plugin.explanations import Explainer, Scores
+from mmkd_plugin.explanations import Explainer
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.queries import BEFORE_DECODER, MEMORY, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
 from mmkd_plugin.teachers.base import Passage, Teacher
 from mmkd_plugin.teachers.classes import Compared, check_same_classes
-from mmkd_plugin.terms.auto_weight import AutoWeight, auto_share
+from mmkd_plugin.terms.auto_weight import AutoWeight
 from mmkd_plugin.terms.combining import Combination
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.connecting import build_connectors, convert, describe, fit_all
 from mmkd_plugin.terms.gradient_sizes import Sizes
-from mmkd_plugin.terms.lines import check_line, check_weight, takes
+from mmkd_plugin.terms.lines import check_line, loss_of, teachers_of
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
@@ -33,6 +32,7 @@ from mmkd_plugin.terms.refusals import (
     check_raw,
     check_rois,
     check_through,
+    on_rois,
 )
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.teacher_connector import build_teacher_connectors
@@ -117,7 +117,7 @@ class Term(nn.Module):
         self.here = f'distill.{name}'
         self.teachers = (teacher,) if isinstance(teacher, str) else tuple(teacher)
         self.teacher = self.teachers[0]
-        self.combination = _combination(self.here, self.teachers, combine)
+        self.combination = Combination.of(self.here, self.teachers, combine)
         self.loss = loss
         self.traits = LossTraits.of(loss)
         self.schedule = schedule or Schedule()
@@ -152,7 +152,7 @@ class Term(nn.Module):
         kind = 'explanations' if explainer is not None else self.traits.compares
         kind = kind if queries is None else 'queries'
         words['queries'] = queries
-        if kind == 'maps' and through is None and _on_rois(self.here, student_tap, teacher_tap):
+        if kind == 'maps' and through is None and on_rois(self.here, student_tap, teacher_tap):
             check_rois(self, student_tap, teacher_tap)
             kind, words['rois'] = 'rois', student_tap
         assigned = any(need in FROM_STUDENT for need in self.traits.needs)
@@ -242,7 +242,7 @@ class Term(nn.Module):
         """
         here = f'distill.{name}'
         check_line(here, name, config)
-        taught_by = _teachers_of(here, config, teachers)
+        taught_by = teachers_of(here, config, teachers)
         compile = check_compile(config.get('compile', compile), f'{here}.')
         explainer = config.get('explainer')
         if explainer is not None:
@@ -252,7 +252,7 @@ class Term(nn.Module):
             taps = (config.get('tap'),) * 2 if queries is None else (MEMORY, BEFORE_DECODER)
             student_tap = Taps.parse(config.get('student_tap', taps[0]))
             teacher_tap = Taps.parse(config.get('teacher_tap', taps[1]))
-            loss, share = _loss(config['loss'], f'{here}.loss')
+            loss, share = loss_of(config['loss'], f'{here}.loss')
             return cls(
                 name,
                 student_tap,
@@ -608,84 +608,7 @@ class Term(nn.Module):
         """Describes the connectors for the plan."""
         return describe(self.connectors, self.teacher_connectors)
 
-    def check_scores(self, ours: Scores | None, theirs: Scores | None) -> None:
-        """Refuses to compare explanations of different classes.
-
-        Args:
-            ours (Scores, optional): The kind of the student's class scores, None for a term
-                without explainer.
-            theirs (Scores, optional): The kind of the teacher's class scores.
-
-        Raises:
-            ValueError: If they differ.
-        """
-        if ours == theirs:
-            return
-        raise ValueError(
-            f'{self.here}: the student has {ours.classes} classes and the teacher '
-            f'{theirs.classes}; the same classes are explained in both'
-            if ours.classes != theirs.classes
-            else f'{self.here}: the classes of one model are independent, those of the other are '
-            'not'
-        )
-
-
-def _on_rois(here: str, student: Taps, teacher: Taps) -> bool:
-    """Whether the taps of both models lie behind the proposals."""
-    sides = {}
-    for whose, taps in (('student', student), ('teacher', teacher)):
-        inside = set(map(is_behind_proposals, taps))
-        if len(inside) > 1:
-            raise ValueError(
-                f'{here}: some taps of the {whose} lie behind the proposals of a detector and '
-                'others do not; give each kind a term of its own'
-            )
-        sides[whose] = inside.pop()
-    if sides['student'] != sides['teacher']:
-        inside, outside = sorted(sides, key=sides.get, reverse=True)
-        raise ValueError(
-            f'{here}: the tap of the {inside} lies behind the proposals of a detector and that of '
-            f'the {outside} does not, so they do not belong to the same RoIs; tap the RoI heads of '
-            'both'
-        )
-    return sides['student']
-
 
 def _words(error: Exception) -> str:
     ours = isinstance(error, (ValueError, RuntimeError))
     return str(error) if ours else f'{type(error).__name__}: {error}'
-
-
-def _loss(config: Any, here: str) -> tuple[nn.Module, float | None]:
-    """A loss, and the share by which its weight is found, if it is."""
-    weight = config.get('loss_weight', 1.0) if isinstance(config, dict) else 1.0
-    found = auto_share(weight, f'{here}.loss_weight') is not None
-    loss = build_module({**config, 'loss_weight': 1.0} if found else config, here)
-    traits = LossTraits.of(loss)
-    share = auto_share(weight, f'{here}.loss_weight', traits.auto_share)
-    needs = dict.fromkeys(traits.needs)
-    takes(loss, ('student', 'teacher'), here, 'a loss', **needs)
-    check_weight(loss, here)
-    return loss, share
-
-
-def _teachers_of(here: str, config: dict, teachers: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of the teachers in a line of ``distill``."""
-    given = config.get('teacher', teachers[0] if len(teachers) == 1 else None)
-    names = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    wrong = next((name for name in names or (None,) if name not in teachers), None)
-    if wrong is not None or not names or None in names:
-        said = 'does not say which teacher' if wrong is None else f"has teacher='{wrong}'"
-        raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
-    return names
-
-
-def _combination(here: str, teachers: Sequence[str], combine: str | None) -> Combination | None:
-    if len(teachers) > 1:
-        return Combination(here, teachers, 'mean' if combine is None else combine)
-    if combine is not None:
-        raise ValueError(
-            f'{here}.combine is for several teachers, such as {here}.teacher=[..., ...], and this '
-            'term has one; leave it out'
-        )
-    return None

@@ -41,6 +41,7 @@ TYPED: dict[str, list[str]] = {
     'a test': ['test', '{config}', '{bad}'],
     'an export': ['export_student', '{config}', '{bad}', 'out.pth'],
     'an export of EMA': ['export_student', '{config}', '{bad}', 'out.pth', '--live'],
+    'an export as ONNX': ['export_onnx', '{config}', '{bad}', 'out.onnx'],
     'pictures': ['visualize', '{config}', '{bad}', '--out', 'out'],
     'pictures of a baseline': [
         *('visualize', '{config}', '{good}', '--out', 'out', '--against', '{bad}'),
@@ -107,6 +108,8 @@ def files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 def test_no_code_runs(name: str, files: dict[str, Path], tmp_path: Path) -> None:
     if name == 'a foundation model':
         pytest.importorskip('efficientnet_lite_pytorch', reason='EfficientNet-Lite is an option')
+    if name == 'an export as ONNX':
+        pytest.importorskip('onnxruntime', reason='it is an option')
     tool, *typed = (text.format(**files) for text in TYPED[name])
     main = load_tool(tool).main
     ending = fork(lambda: call_tool(main, tool, typed), tmp_path)

@@ -220,6 +220,8 @@ def makes_sense(change: Mutation) -> bool:
     key = next(k for k in reversed(change.path) if isinstance(k, str))
     if change.path == ('task', 'loss_weight') and change.kind == 'zero':
         return True
+    if change.path[0] == 'unlabelled' and key == 'teacher' and change.value is None:
+        return True  # there is one alone
     is_term = change.path[0] == 'distill' and len(change.path) == 2
     if change.kind == 'misspell':
         return is_term and change.value.isidentifier()

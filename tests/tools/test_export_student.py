@@ -229,7 +229,9 @@ def test_wrong_arguments(fails, segmentation, trained, tmp_path):
     )
     assert 'must end with .pth or .safetensors' in call(config, checkpoint, tmp_path / 'out.onnx')
     (tmp_path / 'file').touch()
-    assert 'cannot write' in call(config, checkpoint, tmp_path / 'file' / 'out.pth')
+    assert 'is a file; a folder is needed' in call(
+        config, checkpoint, tmp_path / 'file' / 'out.pth'
+    )
     assert 'one set of weights only' in call(
         segmentation / 'teacher.py', segmentation / 'teacher.pth', tmp_path / 'out.pth', '--live'
     )

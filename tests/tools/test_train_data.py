@@ -90,7 +90,7 @@ TEST = ['test', '{base}/teacher.py', '{base}/teacher.pth', '--work-dir', '{out}'
         ([*CACHE, 0], spoiled('images/2.png', b'<html>'), 'images/2.png: the file cannot be read'),
         ([*CACHE, 1], spoiled('images/5.png', b''), 'images/5.png: the file is empty'),
         ([*CACHE, 0], lambda d: shutil.rmtree(d / 'images'), 'Dataset): there is no {d}/images'),
-        ([*CACHE, 0], without_images, 'the training set has no images'),
+        ([*CACHE, 0], without_images, 'has no images'),
         ([*CACHE, 0, '--scale', '999999999,999999999'], lambda d: None, '.png: Resize failed: '),
         ([*CACHE, 0, '--views', 2], spoiled('images/0.png', b'x'), 'images/0.png: the file cannot'),
         (TEST, spoiled('images/2.png', b'<html>'), 'images/2.png: the file cannot be read as'),
