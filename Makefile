@@ -59,7 +59,8 @@ docs:  ## The pages as a site in build/site, with the notebooks run; -W: any war
 
 families:  ## Each kind of model from build to export; the largest recipes built whole
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/test_families.py \
-	  tests/test_configs.py -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2'
+	  tests/test_runner.py tests/test_configs.py \
+	  -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
 
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz

@@ -31,7 +31,7 @@ def long_description():
 
 
 #: Tools that work on a clone, its documents or its environment.
-FOR_CLONES = ('setup_env', 'make_metafiles.py', 'reproduce.py', 'zoo_sweep.py')
+FOR_CLONES = ('setup_env', 'make_metafiles.py', 'reproduce.py', 'stacks.py', 'zoo_sweep.py')
 
 
 class BuildForMim(build_py):

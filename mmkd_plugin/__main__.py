@@ -22,6 +22,7 @@ COMMANDS = {
     'train': 'train.py',
     'test': 'test.py',
     'export': 'export_student.py',
+    'export-onnx': 'export_onnx.py',
     'report': 'report.py',
     'visualize': 'visualize.py',
     'cache': 'cache_teacher.py',

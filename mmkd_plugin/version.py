@@ -7,11 +7,11 @@ __version__ = '0.1.0'
 OLDEST_PYTHON = (3, 10)
 
 
-def python_problem(version: tuple = sys.version_info) -> str:
+def python_problem(version: tuple = ()) -> str:
     """What the user of a Python that is too old is told; empty for any other.
 
     Args:
-        version (tuple): Its version. Defaults to that of this Python.
+        version (tuple): Its version. Defaults to ``()``: that of this Python.
 
     Examples:
         >>> python_problem((3, 8, 20)).partition(':')[0]
@@ -19,6 +19,7 @@ def python_problem(version: tuple = sys.version_info) -> str:
         >>> python_problem((3, 11, 7))
         ''
     """
+    version = version or sys.version_info
     if tuple(version[:2]) >= OLDEST_PYTHON:
         return ''
     return 'mmkd_plugin needs Python {}.{} or newer, and this is {}.{}: {}'.format(

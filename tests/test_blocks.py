@@ -93,6 +93,20 @@ def of_checkpoints(folder: Path, data: Path) -> dict[str, Any]:
     return {}
 
 
+def of_export(folder: Path, data: Path) -> dict[str, Any]:
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    write_model(folder, 'student', data)
+    tool = load_tool('export_onnx')
+    model = tool.student_of(str(folder / 'student.py'), str(folder / 'student.pth'))
+    tool.export(tool.wrapped(model), folder / 'student.onnx', (64, 64), fixed=True)
+    images = folder / 'data/digit_scenes/img_dir/train'
+    images.mkdir(parents=True)
+    for file in (folder / 'image.png', images / '0.png'):
+        cv2.imwrite(str(file), cv2.imread(str(data / 'images/0.png')))
+    return {}
+
+
 def of_get_started(folder: Path, data: Path) -> dict[str, Any]:
     write_model(folder, 'student', data)
     write_model(folder, 'distilled', data)
@@ -135,6 +149,7 @@ SETUP: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     'docs/bcos.md': of_bcos,
     'docs/checkpoints.md': of_checkpoints,
     'docs/explanations.md': of_explanations,
+    'docs/export.md': of_export,
     'docs/get_started.md': of_get_started,
     'docs/taps.md': of_taps,
     'docs/tutorial.md': of_tutorial,

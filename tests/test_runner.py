@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -560,6 +561,17 @@ def test_checkpointed_activations(distilled, data, tmp_path):
         for ours, theirs in zip(record.losses, seen.losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
         torch.testing.assert_close(weights_of(runner.model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(os.environ.get('FAMILIES') != 'all', reason='slow: `make families` runs it')
+def test_a_compiled_runner_learns_the_same(distilled, data, tmp_path):
+    """Torch cuts the step into many graphs; the backend that runs them as they are is enough."""
+    plain, whole = Record(), Record()
+    train(config(distilled(), data, tmp_path / 'plain', 2), plain)
+    compiled = dict(compile=dict(backend='eager'))
+    train(config(distilled(), data, tmp_path / 'compiled', 2, **compiled), whole)
+    for ours, theirs in zip(whole.losses, plain.losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_tap_inside_a_checkpointed_block(distilled, data, tmp_path):

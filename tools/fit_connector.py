@@ -81,6 +81,7 @@ def main() -> None:
         with progress_bar() as progress:
             for data in progress.track(loader, total=len(loader), description='images'):
                 fitting.observe(data)
+        print(f'measured on {len(loader)} images')
         for path, terms in files.items():
             fitting.save(path, terms)
             print(f'{path}: {", ".join(terms)}; train the student now.')

@@ -317,11 +317,13 @@ def _parsed(body: bytes) -> Record:
         count = channels if k is None else k + 1
         if note['dtype'] == 'uint8':
             values = take(np.uint8, count, *size).astype(np.float32)
-            low, step = take(np.float16, 2, count).astype(np.float32)[:, :, None, None]
-            values = values * step + low
+            scale = take(np.float16, 2, count).astype(np.float32)[:, :, None, None]
+            low, step = np.ldexp(scale, -note['shift'])  # exact, and fewer numbers than the map
+            values *= step
+            values += low
         else:
             values = take(np.float16, count, *size).astype(np.float32)
-        values = np.ldexp(values, -note['shift'])
+            np.ldexp(values, -note['shift'], out=values)
         maps.append(values if k is None else fill_top(values, classes, channels))
     if start != len(body):
         raise ValueError(f'{len(body)} bytes, and its maps take {start}')

@@ -11,6 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset
 
+from mmkd_plugin.cache.drawn import DrawnViews
 from mmkd_plugin.registry import DATASETS
 
 #: What tells the order of these images from other random numbers of a run.
@@ -180,7 +181,8 @@ def join(loader: DataLoader, unlabelled: Dataset, count: int, seed: int) -> None
         count (int): How many of them come with a batch.
         seed (int): Seed of the run.
     """
-    order = Order(len(unlabelled), count, seed, getattr(unlabelled, 'views', 1))
+    views = unlabelled.views if isinstance(unlabelled, DrawnViews) else 1
+    order = Order(len(unlabelled), count, seed, views)
     # a DataLoader refuses plain assignments
     object.__setattr__(loader, 'dataset', Joined(loader.dataset, unlabelled, order))
     loader.collate_fn = Collate(loader.collate_fn)

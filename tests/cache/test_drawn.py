@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.dataset import sampler as sampling
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
+from mmkd_plugin.cache import drawn
 from mmkd_plugin.cache.drawn import DrawnViews, ViewsInTurn, digest_of, draw, drawn_from
 from mmkd_plugin.cache.store import CacheError, TeacherCache, close, of_view
 from mmkd_plugin.cache.wiring import unwire, wire
@@ -250,6 +253,30 @@ def test_each_pass_shows_other_views(kind):
     assert set(Counter(i for one in seen[:3] for i in one).values()) == {1}
     assert sorted(seen[3]) == sorted(seen[0])
     assert len({i // 5 for i in seen[0]}) > 1  # not the same number for all images
+
+
+@pytest.mark.parametrize('kind', ['DefaultSampler', 'InfiniteSampler'])
+def test_processes_show_together_what_one_shows(kind):
+    def shown(processes: int) -> list[set[int]]:
+        """The images and views of three passes over six images, of all processes."""
+        passes: list[set[int]] = [set(), set(), set()]
+        for rank in range(processes):
+            with (
+                mock.patch.object(drawn, 'get_dist_info', lambda rank=rank: (rank, processes)),
+                mock.patch.object(sampling, 'get_dist_info', lambda rank=rank: (rank, processes)),
+            ):
+                turns = ViewsInTurn(range(6), dict(type=kind), views=3, seed=1)
+                indices = iter(turns)
+                for epoch, found in enumerate(passes):
+                    if kind == 'DefaultSampler':
+                        turns.set_epoch(epoch)
+                        indices = iter(turns)
+                    found |= {next(indices) for _ in range(6 // processes)}
+        return passes
+
+    alone = shown(1)
+    assert [len(one) for one in alone] == [6, 6, 6] and len(set.union(*alone)) == 18
+    assert shown(2) == alone == shown(3)
 
 
 # --- the tool -------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def whole(segmentation, trained, tmp_path_factory) -> Path:
         'visualize', 'distilled.py', trained / 'iter_4.pth', '--against', trained / 'iter_2.pth',
         '--out', out, '--count', 2, cwd=segmentation,
     )  # fmt: skip
-    assert f'2 images: {out / "index.html"}' in printed and '2/2' in printed
+    assert f'2 images: {out / "index.html"}' in printed
     return out
 
 
