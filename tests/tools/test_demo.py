@@ -79,9 +79,11 @@ def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
 
 def test_with_a_teacher_that_is_trained(demo, folder, monkeypatch):
     shutil.rmtree(folder / 'work' / 'distilled', ignore_errors=True)
-    save_random_weights(folder / 'student.py', folder / 'teacher.pth')
+    weights = folder / 'teacher.pth'
+    save_random_weights(folder / 'student.py', weights)
+    torch.save(dict(torch.load(weights), meta={}), weights)
     (folder / 'teacher.json').write_text('{"mIoU": 90}')
-    text = run(demo, folder, monkeypatch, weights=folder / 'teacher.pth')
+    text = run(demo, folder, monkeypatch, weights=weights)
     assert '[1/2] student alone' in text and '[2/2] distilled student' in text
     assert re.search(r'teacher +│ +90\.00 │ +0\.80 M │ +trained before │ +│', text)
 
