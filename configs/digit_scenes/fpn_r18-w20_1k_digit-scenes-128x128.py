@@ -6,5 +6,4 @@ model = dict(
     neck=dict(in_channels=[20, 40, 80, 160], out_channels=40),
     decode_head=dict(in_channels=[40, 40, 40, 40], channels=40),
 )
-train_dataloader = dict(batch_size=4)
 train_cfg = dict(val_interval=1000)
