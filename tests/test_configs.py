@@ -152,7 +152,12 @@ def stock_teachers(model: dict) -> list[dict]:
     """The teachers that OpenMMLab has trained."""
     teacher = model.get('teacher') or []
     teachers = [teacher] if isinstance(teacher, dict) else teacher
-    return [teacher for teacher in teachers if '::' in str(teacher.get('config'))]
+    names = [str(teacher.get('config')) for teacher in teachers]
+    return [
+        teacher
+        for teacher, name in zip(teachers, names)
+        if '::' in name and not name.startswith('mmkd::')
+    ]
 
 
 def offline(cfg: Any) -> Any:

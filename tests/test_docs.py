@@ -352,8 +352,8 @@ def is_printed(text: str) -> bool:
     )
 
 
-FOREIGN = ('mmsegmentation is not', 'ModuleNotFoundError', 'AssertionError', 'WeightsUnpickler',
-           'KeyError')  # fmt: skip
+FOREIGN = ('mmsegmentation is not', 'mmengine does not', 'ModuleNotFoundError', 'AssertionError',
+           'WeightsUnpickler', 'KeyError')  # fmt: skip
 
 
 def test_a_misquoted_message_would_be_found():

@@ -30,7 +30,7 @@ tries the configs that mmsegmentation and mmdetection ship, each as a student:
 Configs whose small models are the same, such as other schedules of one model, are tried once and
 count each.
 
-```bash
+```shell
 make zoo                                        # goes on where it was stopped
 make zoo OPTIONS='--per-family 1'               # one model of each folder
 make zoo OPTIONS='--only "mmdet::detr/*" --again fails'

@@ -59,7 +59,7 @@ class TestDenseContrastLoss(LearningContract):
         dict(groups=2, patch=(2, 2), pool=2, tau=0.5, mask_ratio=0, fd=0.1, ctr=1.0),
         dict(groups=4, patch=(1, 2), pool=1, tau=0.7, mask_ratio=0, fd=1, ctr=0.1),
     )
-    pairs = alike((2, 4, 4, 4), (1, 8, 5, 6))
+    pairs = alike((2, 4, 4, 8), (1, 8, 5, 6))
 
     @staticmethod
     def reference(

@@ -115,7 +115,7 @@ TYPED = {
     'fit_connector S/student.py': 'student.py distils nothing: its model is no Distiller',
     'fit_connector S/distilled.py --images 0': '--images must be at least 1, not 0',
     'fit_connector S/distilled.py --images x': "argument --images: invalid int value: 'x'",
-    'from_mmrazor nowhere.py': 'no config at nowhere.py',
+    'from_mmrazor nowhere.py': 'there is no file nowhere.py',
     'from_mmrazor S/student.py': "model.type='EncoderDecoder': expected SingleTeacherDistill",
     'from_mmrazor S/teacher.pth': 'say where the weights go: from_mmrazor.py CHECKPOINT OUT.pth',
     'from_mmrazor S/teacher.pth x.pth': 'has no student: none of its keys begins with',
