@@ -12,7 +12,9 @@ from benchmarks.gains.plan import Run
 from benchmarks.gains.records import read
 from benchmarks.gains.running import Place, perform, teacher_file
 from benchmarks.gains.training import RunError, train, used_so_far
+from tests.benchmarks.test_gains import record
 from tests.tools.conftest import SEGMENTOR
+from tests.tools.tool_runs import save_random_weights
 
 RECIPE = """
 _base_ = ['../tiny/student_tiny.py']
@@ -59,12 +61,12 @@ def test_from_nothing_to_the_page_and_again(tiny: Path, call_tool):
     assert 'Tiny' in out and 'side by side' in out and not Path('runs.jsonl').exists()
 
     out = call_tool('reproduce', *ARGUMENTS, '--no-trials')
-    done = {record.method: record for record in read(Path('runs.jsonl'))}
+    done = {one.method: one for one in read(Path('runs.jsonl'))}
     assert list(done)[-1] == 'ft-logits' and set(done) == {'teacher', 'student', 'ft-logits'}
-    for record in done.values():
-        assert record.split == 'test' and 0 <= record.score < 100 and record.val_score >= 0
-        assert record.seconds > 1 and record.peak_mb > 100 and record.iterations == 4
-        assert record.step_seconds > 0 and record.device == 'cpu' and record.metric == 'mIoU'
+    for one in done.values():
+        assert one.split == 'test' and 0 <= one.score < 100 and one.val_score >= 0
+        assert one.seconds > 1 and one.peak_mb > 100 and one.iterations == 4
+        assert one.step_seconds > 0 and one.device == 'cpu' and one.metric == 'mIoU'
     taught = done['ft-logits']
     assert (taught.teacher_score, taught.student_score) == (
         done['teacher'].score,
@@ -126,8 +128,10 @@ def test_a_run_that_diverges_is_a_result(tiny: Path):
     recipe.write_text(text + 'optim_wrapper = dict(optimizer=dict(lr=1e12))\n')
     (table,) = tables.find_tables(tables.DATA)
     place = Place(tiny / 'work', {})
-    teacher = perform(Run(table, 'teacher'), [], place, lambda *_: None)
-    assert teacher_file(table, place.work_dir).is_file()
+    teacher = record('teacher', data='tiny', student='student_tiny')
+    weights = teacher_file(table, place.work_dir)
+    weights.parent.mkdir(parents=True)
+    save_random_weights(tiny / 'configs' / 'tiny' / 'teacher_tiny.py', weights)
     found = perform(
         Run(table, 'ft-logits', 0, 'recipe', purpose='trial'), [teacher], place, lambda *_: None
     )
