@@ -292,9 +292,6 @@ def san(width: int = 8, classes: int = 5) -> dict:
     """SAN: masks of a side network, and classes by the similarity to embeddings of their names."""
     clip, names = 4 * width, [f'thing {number}' for number in range(classes)]
     layers = dict(num_layers=2, num_heads=2, mlp_ratio=1)
-    heads = dict(
-        num_heads=2, num_layers=1, embed_channels=width, mlp_channels=width, num_mlp=1, rescale=True
-    )
     model = _seg({}, {}, classes, size=None, size_divisor=64)
     del model['backbone']
     model.update(
@@ -322,47 +319,54 @@ def san(width: int = 8, classes: int = 5) -> dict:
             embed_dims=2 * width,
             output_dims=2 * width,
         ),
-        decode_head=dict(
-            type='SideAdapterCLIPHead',
-            num_classes=classes,
-            deep_supervision_idxs=[1],
-            align_corners=False,
-            san_cfg=dict(
-                in_channels=3,
-                clip_channels=clip,
-                embed_dims=2 * width,
-                patch_size=16,
-                patch_bias=True,
-                num_queries=6,
-                fusion_index=[0, 1, 2],
-                cfg_encoder=dict(num_encode_layer=2, num_heads=2, mlp_ratio=1),
-                cfg_decoder=heads,
-                norm_cfg=dict(type='LN'),
-            ),
-            maskgen_cfg=dict(
-                sos_token_num=6,
-                num_layers=1,
-                embed_dims=clip,
-                num_heads=2,
-                mlp_ratio=1,
-                out_dims=2 * width,
-            ),
-            train_cfg=MASK_POINTS
-            | dict(assigner=dict(type='HungarianAssigner', match_costs=MASK_COSTS)),
-            loss_decode=[
-                dict(
-                    type='CrossEntropyLoss',
-                    loss_name='loss_cls_ce',
-                    class_weight=[1.0] * classes + [0.1],
-                ),
-                dict(type='CrossEntropyLoss', use_sigmoid=True, loss_name='loss_mask_ce'),
-                dict(
-                    type='DiceLoss', ignore_index=None, naive_dice=True, loss_name='loss_mask_dice'
-                ),
-            ],
-        ),
+        decode_head=_side_adapter(width, clip, classes),
     )
     return model
+
+
+def _side_adapter(width: int, clip: int, classes: int) -> dict:
+    """The head of SAN, beside an image encoder with ``clip`` channels."""
+    layers = dict(num_heads=2, mlp_ratio=1)
+    return dict(
+        type='SideAdapterCLIPHead',
+        num_classes=classes,
+        deep_supervision_idxs=[1],
+        align_corners=False,
+        san_cfg=dict(
+            in_channels=3,
+            clip_channels=clip,
+            embed_dims=2 * width,
+            patch_size=16,
+            patch_bias=True,
+            num_queries=6,
+            fusion_index=[0, 1, 2],
+            cfg_encoder=dict(layers, num_encode_layer=2),
+            cfg_decoder=dict(
+                num_heads=2,
+                num_layers=1,
+                embed_channels=width,
+                mlp_channels=width,
+                num_mlp=1,
+                rescale=True,
+            ),
+            norm_cfg=dict(type='LN'),
+        ),
+        maskgen_cfg=dict(
+            layers, sos_token_num=6, num_layers=1, embed_dims=clip, out_dims=2 * width
+        ),
+        train_cfg=dict(
+            MASK_POINTS, assigner=dict(type='HungarianAssigner', match_costs=MASK_COSTS)
+        ),
+        loss_decode=[
+            dict(
+                type='CrossEntropyLoss',
+                loss_name='loss_cls_ce',
+                class_weight=[1.0] * classes + [0.1],
+            ),
+            dict(type='CrossEntropyLoss', use_sigmoid=True, loss_name='loss_mask_ce'),
+            dict(type='DiceLoss', ignore_index=None, naive_dice=True, loss_name='loss_mask_dice'),
+        ],
+    )
 
 
 def _det(
