@@ -271,7 +271,10 @@ def check_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         if module == 'mmkd_plugin':
             check_python([f'tools/{COMMANDS[arguments[0]]}', *arguments[1:]], monkeypatch)
             return
-        parser = importlib.import_module(f'{module}.__main__').parser()
+        program = importlib.import_module(module)
+        if hasattr(program, '__path__'):
+            program = importlib.import_module(f'{module}.__main__')
+        parser = program.parser()
     else:
         parser, arguments = parser_of(words[0], monkeypatch), words[1:]
     parser.parse_args(arguments)
