@@ -21,8 +21,9 @@ from benchmarks.gains.augmenting import zoo
 from mmkd_plugin.cache.costs import Cost, softmax
 from mmkd_plugin.cache.records import Record, pack, unpack
 from mmkd_plugin.checkpoint import load_weights
-from mmkd_plugin.cli import check_number, plain_errors, read_config
+from mmkd_plugin.cli import UsageError, check_number, plain_errors, read_config
 from mmkd_plugin.stack import prepare, safe_loading
+from mmkd_plugin.training_data import dataset_errors_named
 
 #: Ways to store, by the words of the table: the type, and how many channels are kept.
 WAYS = {
@@ -54,9 +55,12 @@ def class_scores(config: str, checkpoint: str, images: int) -> Iterator[np.ndarr
     zoo(cfg)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
-    load_weights(model, checkpoint)
+    if not hasattr(model, 'decode_head'):
+        raise UsageError(f'{config}: {type(model).__name__} is no segmentor')
+    load_weights(model, checkpoint, name='segmentor', lenient=None)
     model.eval()
-    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    with dataset_errors_named('train', cfg.train_dataloader):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
     for index in np.linspace(0, len(dataset) - 1, images).astype(int):
@@ -79,6 +83,9 @@ def main() -> None:
     with safe_loading(), plain_errors():
         args = parser().parse_args()
         check_number(args.images, '--images', 1)
+        check_number(args.tau, '--tau', 0.01)
+        for times in args.times:
+            check_number(times, '--times', 0.01)
         prepare()
         maps = [*class_scores(args.config, args.checkpoint, args.images)]
         table = Table(title=f'Class scores {tuple(maps[0].shape)}, temperature {args.tau:g}')

@@ -198,7 +198,11 @@ def checked_state(saved: Any, name: str | Path = 'the checkpoint') -> dict[str, 
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, strict: bool = True, name: str = 'teacher'
+    model: nn.Module,
+    path: str | Path,
+    strict: bool = True,
+    name: str = 'teacher',
+    lenient: str | None = '`strict=False`',
 ) -> dict[str, Any]:
     """Loads a checkpoint into a model and checks that it fits.
 
@@ -212,6 +216,8 @@ def load_weights(
             file a place in the model if the model has that component (``backbone``, ``neck``,
             ...). If False, the same facts are logged as a warning. Defaults to True.
         name (str): Name of the model in messages. Defaults to ``'teacher'``.
+        lenient (str, optional): What users set for ``strict=False``, in messages; None if there is
+            nothing. Defaults to that.
 
     Returns:
         dict[str, Any]: What the file holds.
@@ -222,7 +228,7 @@ def load_weights(
             one does not fit.
     """
     checkpoint = read_checkpoint(path)
-    load_state(model, state_dict_of(checkpoint, path), path, strict, name)
+    load_state(model, state_dict_of(checkpoint, path), path, strict, name, lenient)
     return checkpoint
 
 
@@ -232,6 +238,7 @@ def load_state(
     path: str | Path,
     strict: bool = True,
     name: str = 'teacher',
+    lenient: str | None = '`strict=False`',
 ) -> None:
     """Loads weights that are in memory, as :func:`load_weights` loads those of a file.
 
@@ -241,6 +248,7 @@ def load_state(
         path (str | Path): Origin of the weights in messages.
         strict (bool): As for :func:`load_weights`. Defaults to True.
         name (str): Name of the model in messages. Defaults to ``'teacher'``.
+        lenient (str, optional): As for :func:`load_weights`.
 
     Raises:
         ValueError: If none of the tensors fits, or, with ``strict``, if one does not fit.
@@ -263,12 +271,10 @@ def load_state(
         return
     report = f'{fit.describe(path)}{_hint(model, state_dict, fit, path)}'
     if strict:
-        raise CheckpointError(
-            f'{path} does not fit the {name}.\n{report}\n'
-            f'If that is intended, `strict=False` accepts it.'
-        )
+        advice = '' if lenient is None else f'\nIf that is intended, {lenient} accepts it.'
+        raise CheckpointError(f'{path} does not fit the {name}.\n{report}{advice}')
     print_log(
-        f'{path} does not fit the {name}; going on because of `strict=False`.\n{report}',
+        f'{path} does not fit the {name}; going on because of {lenient}.\n{report}',
         logger='current',
         level=logging.WARNING,
     )

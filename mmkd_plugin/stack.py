@@ -358,6 +358,5 @@ def shipped_config(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f'no package {package!r} is installed to look for {name} in')
     root = Path(next(iter(spec.submodule_search_locations)))
-    shipped = root / '.mim' / 'configs' / path
-    in_clone = root.parent / 'configs' / path  # a source tree that is not installed
-    return in_clone if not shipped.is_file() and in_clone.is_file() else shipped
+    shipped, in_clone = root / '.mim' / 'configs', root.parent / 'configs'
+    return (in_clone if in_clone.is_dir() and not shipped.is_dir() else shipped) / path

@@ -20,6 +20,7 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 
 from mmkd_plugin import stack
+from mmkd_plugin.cli import UsageError, read_config
 from tests.runs import Touch
 
 
@@ -66,6 +67,8 @@ def test_a_recipe_that_does_not_exist_is_named(tmp_path):
     config.write_text("_base_ = 'mmkd::cwd/none.py'")
     with pytest.raises(FileNotFoundError, match=r'configs/cwd/none\.py'):
         Config.fromfile(config)
+    with pytest.raises(UsageError, match=re.escape(Path(RECIPE).name)):
+        read_config(f'mmkd::{RECIPE.replace("logits", "logitz")}')
 
 
 def test_a_name_that_is_right_stays(monkeypatch):

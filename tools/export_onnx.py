@@ -101,7 +101,7 @@ def student_of(config: str, checkpoint: str) -> nn.Module:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     weights = state_dict_of(read_checkpoint(checkpoint), checkpoint)
-    load_state(model, weights, checkpoint, name='student')
+    load_state(model, weights, checkpoint, name='student', lenient=None)
     return model.eval()
 
 
@@ -193,7 +193,8 @@ def wrapped(model: nn.Module) -> Exported:
 def sizes(size: tuple[int, int], divisor: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Check the size to try, and choose another one."""
     if min(size) < 1 or any(side % divisor for side in size):
-        raise UsageError(f'--size {size[0]} {size[1]}: both must be multiples of {divisor}')
+        wanted = 'at least 1' if divisor == 1 else f'multiples of {divisor}'
+        raise UsageError(f'--size {size[0]} {size[1]}: both must be {wanted}')
     step = math.lcm(32, divisor)
     return size, (size[0] + 2 * step, size[1] + step)
 

@@ -65,7 +65,8 @@ def main() -> None:
         checkpoint = read_checkpoint(args.checkpoint)
         weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
         model = build(cfg)
-        load_state(model, state_dict_of(weights, args.checkpoint), args.checkpoint, name='student')
+        state = state_dict_of(weights, args.checkpoint)
+        load_state(model, state, args.checkpoint, name='student', lenient=None)
         tensors = half(model.state_dict()) if args.half else model.state_dict()
         write(args.out, tensors, describe(checkpoint, text), text)
     print(f'{args.out}: {len(tensors)} tensors; its config: {args.out.with_suffix(".py")}')

@@ -101,10 +101,8 @@ def check_fit(runner: Runner, args: argparse.Namespace) -> None:
     model = runner.model
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    try:
-        load_weights(model, args.checkpoint, strict=not args.allow_partial, name='model')
-    except ValueError as error:
-        raise UsageError(str(error).replace('`strict=False`', '--allow-partial')) from error
+    strict = not args.allow_partial
+    load_weights(model, args.checkpoint, strict, name='model', lenient='--allow-partial')
 
 
 def visualize(cfg: Config, args: argparse.Namespace) -> None:

@@ -197,7 +197,7 @@ def student_of(cfg: Config, checkpoint: str, name: str) -> nn.Module:
     use_student(cfg)
     model = MODELS.build(without_pretraining(cfg.model))
     try:
-        load_weights(model, checkpoint, name=name)
+        load_weights(model, checkpoint, name=name, lenient=None)
     except ValueError as error:
         raise UsageError(str(error).partition('\nIf that is intended')[0]) from error
     return model

@@ -13,6 +13,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.cli import read_config, use_student
 from tests.runs import needs_ops
 from tests.tools.tool_runs import load_tool, run_tool
@@ -96,7 +97,7 @@ def test_a_partial_checkpoint_only_when_asked_for(cfg, segmentation):
     args = SimpleNamespace(checkpoint=str(segmentation / 'teacher.pth'), allow_partial=True)
     tool.check_fit(runner, args)
     args.allow_partial = False
-    with pytest.raises(tool.UsageError, match='does not fit the model'):
+    with pytest.raises(CheckpointError, match='does not fit the model'):
         tool.check_fit(runner, args)
 
 

@@ -53,7 +53,7 @@ def load(path: str, blocks: Sequence[int], config: None = None) -> Encoder:
             f'pip install efficientnet_lite_pytorch ({first_line(error)})'
         ) from error
     model = EfficientNet.from_name(name)
-    load_weights(model, file, name=name)
+    load_weights(model, file, name=name, lenient=None)
     return _EfficientNetLite(model.eval(), blocks, name)
 
 

@@ -47,7 +47,7 @@ def load(path: str, blocks: Sequence[int], config: Any = None) -> Encoder:
         raise ValueError(f'config: {name} has no `model.backbone`')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model, numbers = _model(registry, backbone, blocks, name)
-    load_weights(model, file, name=name)
+    load_weights(model, file, name=name, lenient=None)
     model.eval()  # which returns nothing in mmpretrain
     made = _MMPretrain(model, numbers, name)
     said = read.get('data_preprocessor') or read['model'].get('data_preprocessor') or {}

@@ -47,7 +47,7 @@ def load(path: str, blocks: Sequence[int], config: Any = None) -> Encoder:
             f'weights, got {name!r}{hint}'
         )
     model = _model(timm, name, dict(described.get('model_args') or {}))
-    load_state(model, read_weights(found), found, name=name)
+    load_state(model, read_weights(found), found, name=name, lenient=None)
     made = _Timm(model.eval(), blocks, name)
     said = described.get('pretrained_cfg') or model.pretrained_cfg
     made.normalised_by(said.get('mean', IMAGENET[0]), said.get('std', IMAGENET[1]), 1 / 255)
