@@ -11,6 +11,7 @@ from typing import IO, Any, NoReturn
 
 from benchmarks.gains.training import Processes, RunError
 from tests.attacks.harness import call_tool
+from tests.imports import import_all
 from tests.tools.tool_runs import load_tool
 
 
@@ -34,6 +35,7 @@ class Forked(Processes):
         if self.stopped:
             raise RunError('stopped')
         tool, *arguments = command[command.index('ignore') + 1 :]
+        import_all()
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import mmengine.runner.runner
 from mmengine.model import BaseModel
 
+from tests.imports import import_all
+
 #: After this many seconds an attack has hung.
 LIMIT = 120
 
@@ -53,6 +55,7 @@ def fork(call: Callable[[], Any], folder: Path, limit: float = LIMIT) -> Ending:
     file = folder / 'log.txt'
     sys.stdout.flush()
     sys.stderr.flush()
+    import_all()
     start = time.monotonic()
     child = os.fork()
     if child == 0:
