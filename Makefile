@@ -51,7 +51,7 @@ install: python  ## Environment for development: both libraries, compiled ops, t
 	@$(SETUP) --libs mmseg mmdet --ops required --extras demo docs test
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
-	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 --dist worksteal $(PYTEST)
 
 docs:  ## The pages as a site in build/site, with the notebooks run; -W: any warning is an error
 	PYTHONPATH='$(CURDIR)' '$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 LAYERS = (
     (
         *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
-        *('pages', 'parts', 'prefixes'),
+        *('pages', 'parts', 'prefixes', 'digit_scenes'),
     ),
     ('__main__', 'annotations', 'foreign'),
     ('runner_errors',),
