@@ -71,8 +71,8 @@ fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 attacks:  ## Mistakes in configs, changed checkpoints and hostile files: all, each typed in
 	ATTACKS_EVERY=1 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/attacks
 
-test-faults:  ## Every program killed at every file operation; the same command goes on
-	FAULTS=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults
+test-faults:  ## Every program killed at every file operation, and the 2,000 configs of fuzz
+	FAULTS=all FUZZ=2000 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults tests/fuzz
 
 wheel:  ## Builds the wheel, and runs mmkd demo --quick from it in an environment of its own
 	WHEEL=all '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel
