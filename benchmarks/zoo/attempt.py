@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
 
-import benchmarks.zoo.data  # noqa: F401  # which registers what the configs name
 from benchmarks.zoo.configs import without_paths
+from benchmarks.zoo.data import tame  # which registers what the configs name, too
 from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken, side_of
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
@@ -153,6 +153,7 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
         optim_wrapper=_optimizer(whole.get('optim_wrapper')),
         custom_hooks=[
             *(one for one in whole.get('custom_hooks') or () if one['type'] not in OF_THE_DATA),
+            dict(type='Tame'),
             dict(type='PredictAtTheEnd'),
         ],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
@@ -227,6 +228,7 @@ def save_weights(config: Path, checkpoint: Path) -> None:
     torch.manual_seed(1)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    tame(model)
     save_checkpoint(dict(state_dict=model.state_dict(), meta={}), str(checkpoint))
 
 
@@ -277,13 +279,14 @@ def _plain_text(cfg: Config) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether a library is not installed, so that shrinking less does not help."""
+    """Whether a library or an operation is not there, so that shrinking less does not help."""
     chain = error
     while chain is not None:
         if isinstance(chain, ImportError):
             return True
         chain = chain.__cause__ or chain.__context__
-    return 'is not in the' in str(error) and 'registry' in str(error)
+    text = str(error)
+    return 'for device cpu not found' in text or ('is not in the' in text and 'registry' in text)
 
 
 def reason_of(error: BaseException) -> str:
