@@ -28,7 +28,7 @@ TEACHERS = {
     'mmseg': 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
     'mmdet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
 }
-#: The teacher of a config that is the config itself with other weights.
+#: The teacher of a config that is the config itself, shrunken less where that can be built.
 SIBLING = 'sibling'
 
 WORKS, FAILS, NOT_OURS = 'works', 'fails', 'not ours'
@@ -205,12 +205,15 @@ def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleT
         folder / name for name in ('student.py', 'teacher.py', 'teacher.pth')
     )
     write_config(student, dict(settings, experiment_name='distilled'))
-    if work.teacher == SIBLING:
-        write_config(teacher, dict(default_scope=work.library, model=settings['model']))
-    else:
-        model = shrunken(read_config(work.teacher), work.library, RUNGS[0])
+    for model in teachers_of(settings, work, rung):
         write_config(teacher, dict(default_scope=work.library, model=model))
-    save_weights(teacher, checkpoint)
+        try:
+            save_weights(teacher, checkpoint)
+            break
+        except Exception:  # some widths go with no others
+            traceback.print_exc()
+    else:
+        raise RuntimeError('the teacher cannot be built')
     words = ['distill.py', str(student), str(teacher), str(checkpoint)]
     before, sys.argv = sys.argv, [*words, '--work-dir', str(folder / 'run')]
     try:
@@ -219,6 +222,17 @@ def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleT
         sys.argv = before
     text = (folder / 'run' / 'student_distilled.py').read_text(encoding='utf-8')
     return text.split('\n')[0].removeprefix('# Compares ').rstrip('.')
+
+
+def teachers_of(settings: dict[str, Any], work: Work, rung: Rung) -> Iterator[dict[str, Any]]:
+    """The models that may be the teacher; the first that can be built is."""
+    if work.teacher != SIBLING:
+        yield shrunken(read_config(work.teacher), work.library, RUNGS[0])
+        return
+    if rung.width > 1:
+        wider = rung._replace(width=rung.width // 2)
+        yield shrunken(read_config(work.config), work.library, wider)
+    yield settings['model']
 
 
 def save_weights(config: Path, checkpoint: Path) -> None:
