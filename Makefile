@@ -58,7 +58,7 @@ docs:  ## The pages as a site in build/site, with the notebooks run; -W: any war
 	@echo 'build/site/docs/index.html'
 
 families:  ## Each kind of model from build to export; the largest recipes built whole
-	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/test_families.py \
+	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -u -m pytest -v tests/test_families.py \
 	  tests/test_runner.py tests/test_configs.py \
 	  -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
 
