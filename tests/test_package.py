@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import runpy
 import subprocess
@@ -187,13 +188,32 @@ def test_the_wheel_is_whole(wheel, for_clones):
             for name in archive.namelist()
             if '.dist-info/' in name
         }
-    beside = {'model-index.yml', 'benchmarks/__init__.py', *files_below('configs')}
+    beside = {'model-index.yml', 'benchmarks/__init__.py', 'benchmarks/lines.py'}
+    beside |= {*files_below('configs')}
     beside |= {*files_below('tools', *for_clones), *files_below('benchmarks/gains')}
     assert names == {*files_below('mmkd_plugin'), *(f'mmkd_plugin/.mim/{name}' for name in beside)}
+    assert {f'mmkd_plugin/.mim/{name}' for name in beside_the_tools()} <= names
     assert message_from_bytes(about['METADATA'])['Version'] == mmkd_plugin.__version__
     assert about['top_level.txt'].split() == [b'mmkd_plugin']  # where mim looks
     assert 'LICENSE' in {Path(name).name for name in about}
     assert wheel.stat().st_size < 6e6
+
+
+def beside_the_tools() -> Iterator[str]:
+    """The files of ``benchmarks`` that the commands import, and those that these import."""
+    waiting, seen = [f'tools/{name}' for name in COMMANDS.values()], set()
+    while waiting:
+        for node in ast.walk(ast.parse((ROOT / waiting.pop()).read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith('benchmarks'):
+                path = node.module.replace('.', '/')
+                if (ROOT / path).is_dir():
+                    found = {f'{path}/{name.name}.py' for name in node.names}
+                else:
+                    found = {f'{path}.py'}
+                waiting += found - seen
+                seen |= found
+    assert seen
+    yield from seen
 
 
 CONFIG = """

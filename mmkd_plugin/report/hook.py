@@ -6,7 +6,7 @@ import json
 import logging
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmkd_plugin.cli import UsageError
+from mmkd_plugin.cli import UsageError, stages
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.parts import STEP, now
 from mmkd_plugin.registry import HOOKS
@@ -135,22 +135,29 @@ class ReportHook(Hook):
         if not is_main_process():
             return
         self.facts |= dict(parts=self._sums, peak_bytes=_peak(), pictures=[])
+        try:
+            with stages(3) as begin:
+                self._look(runner, begin)
+                begin('writing the report')
+                file = write_report([read_run(runner.work_dir)], Path(runner.work_dir, FILE))
+        except (OSError, UsageError, ValueError) as error:
+            self._warn(f'the report could not be written: {first_line(error)}')
+        else:
+            print_log(f'The report of this run is at {file}.', logger='current')
+
+    def _look(self, runner: Runner, begin: Callable[[str], None]) -> None:
+        """Adds what the trained student shows to the facts, and writes them."""
         model = _trained(runner)
         if runner.val_loop is not None and isinstance(model, Distiller):
             with random_state_kept():
+                begin('comparing student and teachers')
                 self.facts['agreement'] = _agreement(runner, model)
+                begin('drawing pictures')
                 try:
                     self.facts['pictures'] = self._pictures(runner, model)
                 except Exception as error:
                     self._warn(f'the report has no pictures: {first_line(error)}')
         self._write(runner)
-        try:
-            run = read_run(runner.work_dir)
-            file = write_report([run], Path(runner.work_dir, FILE))
-        except (OSError, UsageError, ValueError) as error:
-            self._warn(f'the report could not be written: {first_line(error)}')
-        else:
-            print_log(f'The report of this run is at {file}.', logger='current')
 
     def _pictures(self, runner: Runner, model: Distiller) -> list[dict[str, str]]:
         if not self.images:
