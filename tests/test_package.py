@@ -11,6 +11,7 @@ import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -227,20 +228,40 @@ val_dataloader = dict(num_workers=0, persistent_workers=False)
 """
 
 
-def test_the_wheel_alone_trains(in_new_environment, tmp_path):
-    in_new_environment('mmkd', 'make-digit-scenes', '--train', 2, '--val', 1, cwd=tmp_path)
+@pytest.fixture(scope='module')
+def tools(in_new_environment, wheel) -> Path:
+    """The tools in the environment of the wheel."""
     script = 'from mmkd_plugin.__main__ import tool; print(tool("demo").parent)'
-    tools = Path(in_new_environment('python', '-c', script, cwd=tmp_path).strip())
-    assert ROOT not in tools.parents and tools.parts[-3:] == ('mmkd_plugin', '.mim', 'tools')
+    return Path(in_new_environment('python', '-c', script, cwd=wheel.parent).strip())
+
+
+@pytest.fixture(scope='module')
+def folder(in_new_environment, tools, tmp_path_factory) -> Path:
+    """Three images, and a config that trains on them with the teacher of the wheel."""
+    folder = tmp_path_factory.mktemp('folder')
+    in_new_environment('mmkd', 'make-digit-scenes', '--train', 2, '--val', 1, cwd=folder)
     (teacher,) = tools.glob('demo_teacher/*.pth')
-    (tmp_path / 'config.py').write_text(CONFIG.format(teacher=str(teacher)))
-    said = in_new_environment('mmkd', 'train', 'config.py', '--work-dir', 'run', cwd=tmp_path)
+    assert teacher.stat().st_size < 3e6 and teacher.with_suffix('.json').is_file()
+    (folder / 'config.py').write_text(CONFIG.format(teacher=str(teacher)))
+    return folder
+
+
+def test_the_wheel_alone_trains(in_new_environment, tools, folder):
+    assert ROOT not in tools.parents and tools.parts[-3:] == ('mmkd_plugin', '.mim', 'tools')
+    said = in_new_environment('mmkd', 'train', 'config.py', '--work-dir', 'run', cwd=folder)
     assert 'mIoU' in said
-    kept = Config.fromfile(tmp_path / 'run' / 'config.py')
+    kept = Config.fromfile(folder / 'run' / 'config.py')
     assert Path(kept.where).parent == tools.parents[1]
-    page = (tmp_path / 'run' / 'report.html').read_text()
+    page = (folder / 'run' / 'report.html').read_text()
     assert f'{tools.parents[5]}/bin/mmkd train config.py --work-dir run' in page
-    assert (tmp_path / 'run' / 'iter_1.pth').is_file()
+    assert (folder / 'run' / 'iter_1.pth').is_file()
+
+
+@pytest.mark.skipif(find_spec('mim') is None, reason='openmim is not installed')
+def test_mim_trains_with_the_wheel(in_new_environment, folder):
+    mim = ('python', '-c', 'from mim.cli import cli; cli()', 'train', 'mmkd-plugin', 'config.py')
+    in_new_environment(*mim, '--gpus', 0, '--work-dir', 'of_mim', cwd=folder)
+    assert (folder / 'of_mim' / 'iter_1.pth').is_file()
 
 
 @pytest.mark.skipif(os.environ.get('WHEEL') != 'all', reason='some minutes: make wheel')
