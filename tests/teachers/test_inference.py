@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import weakref
 
 import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -414,17 +414,18 @@ class Made(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.storages: list[weakref.ref] = []
+        self.storages: dict[StorageWeakRef, tuple[int, int]] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        self.storages += [weakref.ref(x.untyped_storage()) for x in tensors]
+        for storage in [x.untyped_storage() for x in tensors]:
+            self.storages[StorageWeakRef(storage)] = storage.data_ptr(), storage.nbytes()
         return out
 
     def alive(self) -> dict[int, int]:
         """Addresses and bytes of those that still exist."""
-        return {s.data_ptr(): s.nbytes() for ref in self.storages if (s := ref()) is not None}
+        return dict(found for ref, found in self.storages.items() if not ref.expired())
 
 
 @pytest.mark.parametrize('options', [FULL, HALF])
