@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from mmkd_plugin.models.bcos import BcosBatchNorm2d, BcosConv2d
 from mmkd_plugin.registry import MODELS
@@ -418,7 +418,7 @@ class Made(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        tensors = [x for x in tree_flatten(out)[0] if isinstance(x, torch.Tensor)]
         for storage in [x.untyped_storage() for x in tensors]:
             self.storages[StorageWeakRef(storage)] = storage.data_ptr(), storage.nbytes()
         return out
