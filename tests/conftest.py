@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,12 +92,16 @@ def exact_teachers() -> Iterator[None]:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def plain_configs() -> Iterator[None]:
-    """Configs are written without line breaks: yapf takes longer than most runs of the tests.
+def quick_runs() -> Iterator[None]:
+    """Leaves out what takes longer than most runs of the tests, and is not of this package.
 
-    Each tool has a test in a Python of its own, with yapf.
+    mmengine lays a config out five times, and collects garbage for each data set. Each tool has a
+    test in a Python of its own, where nothing is left out.
     """
+    gc.collect()
+    gc.freeze()  # a collection searches what comes from now on
     with pytest.MonkeyPatch.context() as patch:
-        for module in (yapf.yapflib.yapf_api, mmengine.config.config):  # by version of mmengine
+        for module in (yapf.yapflib.yapf_api, mmengine.config.config):  # as either stack imports it
             patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
         yield
+    gc.unfreeze()

@@ -61,7 +61,8 @@ def test_models_of_a_checkpoint(call_tool, fails, tmp_path: Path) -> None:
     meta = dict(dataset_meta=dict(classes=('a',)), iter=5)
     torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'iter_5.pth')
     for value, part in enumerate(('student', 'teacher')):
-        call_tool('from_mmrazor', tmp_path / 'iter_5.pth', tmp_path / f'{part}.pth', '--part', part)
+        files = tmp_path / 'iter_5.pth', tmp_path / f'{part}.pth'
+        call_tool('from_mmrazor', '--checkpoint', *files, '--part', part)
         found = torch.load(tmp_path / f'{part}.pth')
         assert found['state_dict'] == {'backbone.w': torch.tensor([float(value)])}
         assert found['meta'] == dict(dataset_meta=meta['dataset_meta'])
