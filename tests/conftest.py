@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mmengine.config.config
 import pytest
+import torch.utils.data._utils
 import yapf.yapflib.yapf_api
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
@@ -95,13 +96,15 @@ def exact_teachers() -> Iterator[None]:
 def quick_runs() -> Iterator[None]:
     """Leaves out what takes longer than most runs of the tests, and is not of this package.
 
-    mmengine lays a config out five times, and collects garbage for each data set. Each tool has a
-    test in a Python of its own, where nothing is left out.
+    mmengine lays a config out five times, and collects garbage for each data set; torch gives each
+    idle worker of a finished run five seconds. Each tool has a test in a Python of its own, where
+    nothing is left out.
     """
     gc.collect()
     gc.freeze()  # a collection searches what comes from now on
     with pytest.MonkeyPatch.context() as patch:
         for module in (yapf.yapflib.yapf_api, mmengine.config.config):  # as either stack imports it
             patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
+        patch.setattr(torch.utils.data._utils, 'MP_STATUS_CHECK_INTERVAL', 0.05)
         yield
     gc.unfreeze()

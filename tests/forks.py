@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -20,9 +21,6 @@ class Started:
 
     def __init__(self, pid: int, stdout: IO[str]) -> None:
         self.pid, self.stdout, self.returncode = pid, stdout, None
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
@@ -59,6 +57,8 @@ def _run(tool: str, arguments: Sequence[str], env: dict[str, str], out: int) -> 
     except SystemExit as end:
         print(end.code)
         status = int(end.code is not None and end.code != 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)
