@@ -90,8 +90,7 @@ def set_up(small: Small, device: torch.device, quick: bool = False) -> Iterator[
     cfg = read_config(str(CONFIGS / small.config))
     zoo(cfg)
     init_default_scope(cfg.default_scope)
-    teacher = str(CONFIGS.parent / cfg.model.teacher.config)
-    cfg.model.teacher = dict(config=teacher, checkpoint=None)
+    cfg.model.teacher = dict(config=cfg.model.teacher.config, checkpoint=None)
     loader = cfg.train_dataloader
     loader.update(num_workers=0, persistent_workers=False)
     loader.sampler = dict(type='DefaultSampler', shuffle=True)

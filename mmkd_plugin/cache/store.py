@@ -216,12 +216,11 @@ def _shown(key: str, value: Any) -> str:
 _opened: dict[str, tuple[int, Any]] = {}
 
 
-def _environment(path: str) -> Any:
-    lmdb, _ = libraries()
-    real = os.path.realpath(path)
+def _environment(path: str, real: str) -> Any:
     pid, environment = _opened.get(real, (0, None))
     if pid == os.getpid():
         return environment
+    lmdb, _ = libraries()
     if environment is not None:
         environment.close()
     if not Path(path, 'data.mdb').is_file():
@@ -287,10 +286,14 @@ class TeacherCache:
 
     def __init__(self, path: str) -> None:
         self.path = str(path)
+        self._real = os.path.realpath(self.path)  # once: it takes as long as reading a small record
         self._meta: dict[str, Any] | None = None
 
+    def _store(self) -> Any:
+        return _environment(self.path, self._real)
+
     def _get(self, key: bytes) -> bytes | None:
-        with _environment(self.path).begin() as transaction:
+        with self._store().begin() as transaction:
             return transaction.get(key)
 
     @property
@@ -323,7 +326,7 @@ class TeacherCache:
             CacheError: If the record does not exist or is damaged.
         """
         key = record_key(image, tap)
-        with _environment(self.path).begin(buffers=True) as transaction:
+        with self._store().begin(buffers=True) as transaction:
             data = transaction.get(key)
             if data is None:
                 raise CacheError(
@@ -357,12 +360,12 @@ class TeacherCache:
             list[str]: Some of these names.
         """
         names = record_names(self.meta)
-        return _without_records(_environment(self.path), images, names)
+        return _without_records(self._store(), images, names)
 
     def keys(self) -> Iterator[tuple[str, str]]:
         """Yields the names of image and tap of each record."""
         self.meta  # noqa: B018 - checks that it is a cache
-        with _environment(self.path).begin() as transaction:
+        with self._store().begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
                 if SEPARATOR.encode() in key:
                     image, _, tap = key.decode().partition(SEPARATOR)
