@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -165,30 +164,6 @@ def from_roots(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
     table[0] = max(lost, 1e-30)  # its logarithm is finite
     scores = (tau * np.log(table)).astype(np.float32)
     return scores.take(np.ascontiguousarray(steps.transpose(2, 0, 1)))
-
-
-@cache
-def projection(channels: int, kept: int) -> np.ndarray:
-    """Returns a random projection of channels, the same on every machine.
-
-    Its rows are orthogonal. It keeps the lengths of vectors, and the angles and distances between
-    them, in the mean over random ones; the error falls with the root of ``kept``.
-
-    Args:
-        channels (int): Channels before.
-        kept (int): Channels after, fewer.
-
-    Returns:
-        np.ndarray: ``(kept, channels)``, float32.
-
-    Examples:
-        >>> projection(8, 2).shape
-        (2, 8)
-    """
-    draw = np.random.Generator(np.random.PCG64([channels, kept])).standard_normal((channels, kept))
-    rows, signs = np.linalg.qr(draw)
-    rows = rows * np.sign(np.diag(signs))  # LAPACKs choose the signs in their own ways
-    return (rows.T * np.sqrt(channels / kept)).astype(np.float32)
 
 
 # Records ------------------------------------------------------------------------------------------
