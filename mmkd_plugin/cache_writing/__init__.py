@@ -2,6 +2,6 @@
 
 from mmkd_plugin.cache_writing.settings import Settings
 from mmkd_plugin.cache_writing.verifying import verify
-from mmkd_plugin.cache_writing.writing import write_cache
+from mmkd_plugin.cache_writing.writing import Writing, write_cache
 
-__all__ = ['Settings', 'verify', 'write_cache']
+__all__ = ['Settings', 'Writing', 'verify', 'write_cache']

@@ -30,6 +30,7 @@ from mmkd_plugin.teachers.base import Trial
 from mmkd_plugin.teachers.cached import stored_as
 from mmkd_plugin.teachers.caching import description, padding_values
 from mmkd_plugin.teachers.online import OnlineTeacher
+from mmkd_plugin.terms.term import Term
 from mmkd_plugin.views import of_kind
 
 AS_BUILT = dict(precision='fp32', channels_last=False, fuse_conv_bn=False)
@@ -43,8 +44,8 @@ TRIED, LEARNT = 8, 16
 Matrices = list[np.ndarray | None]
 
 
-def write_cache(cfg: Config, config: dict[str, Any], settings: Settings) -> None:
-    """Writes a cache, or goes on with one.
+class Writing:
+    """A cache that is written: its teacher, its images, and its description.
 
     Args:
         cfg (Config): A distilled config, complete.
@@ -52,69 +53,96 @@ def write_cache(cfg: Config, config: dict[str, Any], settings: Settings) -> None
         settings (Settings): How the cache is written.
 
     Raises:
-        ValueError: If the teacher cannot be cached for this config, or the cache is another one.
+        ValueError: If the teacher cannot be cached for this config.
     """
-    lost = lost_in_whole_images(cfg)
-    with_views = settings.views is not None and bool(lost)
-    terms = terms_of(cfg, config['name'], warped=not with_views)
-    views = [term.teacher_view for term in terms]
-    explaining = {stored_as(view): view for view in of_kind(views, 'explanations')}
-    views = [*of_kind(views, 'maps'), *explaining.values()]  # each explanation once
-    source = Drawn(cfg, settings) if with_views else Whole(cfg, settings, lost)
 
-    device = torch.device(get_device())
-    preprocessor = MODELS.build(preprocessor_of(cfg)).to(device)
-    teacher = OnlineTeacher(**{'inference': AS_BUILT, **config})
-    preview = teacher.prepare(Trial(None, preprocessor, DryRun()), views, device)
-    teacher.model.to(device)
-    norms = [name for term in terms for name in term.norm_names or ()]
-    meta = dict(description(teacher, config, preview, views, norms), **source.meta)
-    meta |= dict(dtype=settings.dtype, top_k=settings.top_k)
-    about = meta['taps']
-    for name, values in padding_values(teacher, preprocessor, views, preview.size).items():
-        about[name]['fill'] = values
-    set_top_k(about, terms, settings.top_k)
-    if settings.dtype in OF_SCORES:
-        set_tau(about, terms)
-        meta['tau'] = {name: one['tau'] for name, one in about.items() if one['tau'] is not None}
-    shown = {name: dict(one) for name, one in about.items()}  # by the teacher, not mixed
-    matrices: dict[str, Matrices] = {}
-    learnt = settings.channels is not None and settings.projection == 'learnt'
-    if settings.channels is not None:
-        set_channels(about, terms, settings.channels)
-        meta['channels'] = settings.channels
-    if learnt:
-        meta['projection'] = 'learnt'
-    else:
-        matrices = random_matrices(about)
-        mix_fills(about, matrices)
+    def __init__(self, cfg: Config, config: dict[str, Any], settings: Settings) -> None:
+        lost = lost_in_whole_images(cfg)
+        with_views = settings.views is not None and bool(lost)
+        terms = terms_of(cfg, config['name'], warped=not with_views)
+        views = [term.teacher_view for term in terms]
+        explaining = {stored_as(view): view for view in of_kind(views, 'explanations')}
+        self.views = [*of_kind(views, 'maps'), *explaining.values()]  # each explanation once
+        self.source = Drawn(cfg, settings) if with_views else Whole(cfg, settings, lost)
+        self.settings = settings
 
-    with CacheWriter(settings.out, meta) as writer:
-        left = source.missing(writer, about)
-        print(
-            f"teacher '{teacher.name}' ({teacher.source}): {', '.join(about)}; "
-            f'{source.told(len(left))} in {settings.out} already'
-        )
-        for line in source.reasons:
-            print(line)
-        if not left:
+        device = torch.device(get_device())
+        self.preprocessor = MODELS.build(preprocessor_of(cfg)).to(device)
+        self.teacher = OnlineTeacher(**{'inference': AS_BUILT, **config})
+        trial = Trial(None, self.preprocessor, DryRun())
+        preview = self.teacher.prepare(trial, self.views, device)
+        self.teacher.model.to(device)
+        norms = [name for term in terms for name in term.norm_names or ()]
+        told = description(self.teacher, config, preview, self.views, norms)
+        self.meta = dict(told, **self.source.meta, dtype=settings.dtype, top_k=settings.top_k)
+        fills = padding_values(self.teacher, self.preprocessor, self.views, preview.size)
+        for name, values in fills.items():
+            self.meta['taps'][name]['fill'] = values
+        self._describe(terms)
+
+    def _describe(self, terms: Sequence[Term]) -> None:
+        """Adds to the description what is stored of each tap."""
+        about, settings = self.meta['taps'], self.settings
+        set_top_k(about, terms, settings.top_k)
+        if settings.dtype in OF_SCORES:
+            set_tau(about, terms)
+            taus = {name: one['tau'] for name, one in about.items()}
+            self.meta['tau'] = {name: tau for name, tau in taus.items() if tau is not None}
+        self.shown = {name: dict(one) for name, one in about.items()}  # channels not mixed
+        self.learns = settings.channels is not None and settings.projection == 'learnt'
+        self.matrices: dict[str, Matrices] = {}
+        if settings.channels is not None:
+            set_channels(about, terms, settings.channels)
+            self.meta['channels'] = settings.channels
+        if self.learns:
+            self.meta['projection'] = 'learnt'
+        else:
+            self.matrices = random_matrices(about)
+            mix_fills(about, self.matrices)
+
+    def write(self) -> None:
+        """Runs the teacher on what is missing.
+
+        Raises:
+            ValueError: If there is another cache, an image cannot be loaded, or the disk is full.
+        """
+        about, path = self.meta['taps'], self.settings.out
+        with CacheWriter(path, self.meta) as writer:
+            left = self.source.missing(writer, about)
+            print(
+                f"teacher '{self.teacher.name}' ({self.teacher.source}): {', '.join(about)}; "
+                f'{self.source.told(len(left))} in {path} already'
+            )
+            for line in self.source.reasons:
+                print(line)
+            if not left:
+                writer.finish()
+                return
+            writer.reopen()
+            if self.learns:
+                self._learn(writer, left)
+            left, costs = spread(left, TRIED), Costs(self.meta, self.matrices)
+            store(writer, self._pictures(left), len(left), self.source.what, costs)
             writer.finish()
-            return
-        writer.reopen()
+        print(f'{path}: {human_size(Path(path, "data.mdb").stat().st_size)}')
 
-        def pictures(of: Sequence[Any]) -> Iterator[Pictures]:
-            return source.run(of, teacher, preprocessor, views, shown)
+    def _pictures(self, images: Sequence[Any]) -> Iterator[Pictures]:
+        return self.source.run(images, self.teacher, self.preprocessor, self.views, self.shown)
 
-        if learnt:
-            matrices = stored_matrices(writer, about)
-            if not matrices:
-                matrices = learnt_matrices(about, pictures(spread(left, LEARNT)[:LEARNT]))
-                mix_fills(about, matrices)
-                writer.describe(meta, {projections.KEY: matrices_as_bytes(matrices)})
-        left = spread(left, TRIED)
-        store(writer, pictures(left), len(left), source.what, Costs(meta, matrices))
-        writer.finish()
-    print(f'{settings.out}: {human_size(Path(settings.out, "data.mdb").stat().st_size)}')
+    def _learn(self, writer: CacheWriter, left: Sequence[Any]) -> None:
+        """Learns the matrices of a new cache, or takes those of one that was begun before."""
+        about = self.meta['taps']
+        self.matrices = stored_matrices(writer, about)
+        if not self.matrices:
+            first = spread(left, LEARNT)[:LEARNT]
+            self.matrices = learnt_matrices(about, self._pictures(first))
+            mix_fills(about, self.matrices)
+            writer.describe(self.meta, {projections.KEY: matrices_as_bytes(self.matrices)})
+
+
+def write_cache(cfg: Config, config: dict[str, Any], settings: Settings) -> None:
+    """Writes a cache, or goes on with one; see :class:`Writing`."""
+    Writing(cfg, config, settings).write()
 
 
 # Mixtures of channels -----------------------------------------------------------------------------
