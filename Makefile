@@ -17,7 +17,7 @@ ON_GPU = --device cuda --out work_dirs/gpu --overwrite
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults stacks gpu wheel \
+.PHONY: help demo reproduce zoo install test docs families losses fuzz attacks test-faults stacks gpu wheel \
   lint clean python
 .NOTPARALLEL:
 
@@ -58,9 +58,12 @@ docs:  ## The pages as a site in build/site, with the notebooks run; -W: any war
 	@echo 'build/site/docs/index.html'
 
 families:  ## Each kind of model from build to export; the largest recipes built whole
-	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/test_families.py \
+	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -u -m pytest -v tests/test_families.py \
 	  tests/test_runner.py tests/test_configs.py \
 	  -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
+
+losses:  ## Each loss in all its variants traced for torch.compile
+	LOSSES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/losses -k one_graph
 
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz

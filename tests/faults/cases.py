@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import lmdb
 import pytest
@@ -23,7 +22,6 @@ from benchmarks.gains import training as gains_training
 from benchmarks.gains.plan import Run, find
 from benchmarks.gains.running import Place, perform
 from benchmarks.gains.tables import Data, Table
-from benchmarks.gains.training import Processes
 from mmkd_plugin.cache.store import FINISHED, META, CacheError, TeacherCache, close
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.cores import Cores
@@ -33,6 +31,7 @@ from tests import ddp
 from tests.attacks.harness import call_tool, fork
 from tests.attacks.runs import segmentation, settings, written
 from tests.caches import write_cache
+from tests.forks import Forked
 from tests.fuzz import models
 from tests.runs import config, save_weights, validated
 from tests.stock_models import build, cwd
@@ -475,40 +474,6 @@ def digit_scenes(root: Path, data: Path) -> Case:
 
 
 # Tables and demo ----------------------------------------------------------------------------------
-
-
-class Started:
-    """What of a ``subprocess.Popen`` is used."""
-
-    def __init__(self, pid: int, stdout: IO[str]) -> None:
-        self.pid, self.stdout, self.returncode = pid, stdout, None
-
-
-class Forked(Processes):
-    """Starts ``tools/*.py`` as children of this process, which has imported everything."""
-
-    def start(self, command: Sequence[str], **settings: Any) -> Started:
-        tool, *arguments = command[command.index('ignore') + 1 :]
-        main = load_tool(Path(tool).stem).main
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.dup2(writing, 1)
-                os.dup2(writing, 2)
-                sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
-                os.environ.update(settings['env'])
-                call_tool(main, Path(tool).stem, arguments)
-                status = 0
-            except SystemExit as end:
-                print(end.code)
-                status = int(end.code is not None and end.code != 0)
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
-        os.close(writing)
-        return Started(child, os.fdopen(reading))
 
 
 def reproduce(root: Path, data: Path) -> Case:
