@@ -76,9 +76,9 @@ def test_the_stock_count_takes_the_student(segmentation: Path, monkeypatch, caps
 
 
 @needs_ops
-def test_the_stock_plot_has_the_terms(trained: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_stock_plot_has_the_terms(trained_detector: Path, tmp_path: Path, monkeypatch) -> None:
     plt.switch_backend('agg')
-    (log,) = trained.glob('*/vis_data/scalars.json')
+    (log,) = trained_detector.glob('*/vis_data/scalars.json')
     tool = stock('mmdet', 'analyze_logs.py')
     seaborn = 'seaborn' in tool.read_text()
     if seaborn:
