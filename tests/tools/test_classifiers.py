@@ -21,7 +21,7 @@ STUDENT = """
 _base_ = ['mmpretrain::resnet/resnet18_8xb16_cifar10.py']
 
 model = dict(
-    backbone=dict(base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3)),
+    backbone=dict(base_channels=8, stem_channels=8),
     head=dict(num_classes=3, in_channels=64))
 data_preprocessor = dict(num_classes=3)
 dataset = dict(_delete_=True, type='CustomDataset', data_root={root!r},
@@ -45,6 +45,7 @@ model = dict(
 DISTILLED = """
 _base_ = ['student.py']
 
+stages = ['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4']
 model = dict(
     _delete_=True,
     type='mmkd_plugin.Distiller',
@@ -54,7 +55,7 @@ model = dict(
         dict(
             name='own',
             type='mmkd_plugin.SelfTeacher',
-            tap='backbone',
+            tap=stages,
             neck=dict(type='mmkd_plugin.BiFPNSelfTeacher'))],
     distill=dict(
         kd=dict(
@@ -67,7 +68,8 @@ model = dict(
             loss=dict(type='mmkd_plugin.RKDDistanceLoss', loss_weight='auto')),
         features=dict(
             teacher='own',
-            tap='backbone',
+            student_tap=stages,
+            teacher_tap='backbone',
             loss=dict(type='mmkd_plugin.AttentionLoss', loss_weight=100)),
         logits=dict(
             teacher='own',
