@@ -285,6 +285,7 @@ def _safe_globals() -> tuple[Callable[..., Any], ...]:
         slice,
         set,
         bytearray,
+        complex,  # torch 2.1 does not allow it by itself
         codecs.encode,  # how bytes are pickled
         argparse.Namespace,  # research code saves its arguments beside the weights
         np.ndarray,
