@@ -1,31 +1,17 @@
 import pytest
 import torch
 
+from tests.conftest import OLD_TORCH
+
 pytest.register_assert_rewrite(
     'loss_contract', 'labelled', 'learning_contract', 'detection_contract'
 )
 
 
-OLD_TORCH = torch.__version__.startswith(('2.0', '2.1.'))
-
-
-def lacking(item: pytest.Item) -> str | None:
-    """What torch before 2.2 lacks on a CPU for a test; losses run eagerly there."""
-    arguments = getattr(item, 'callspec', None)
-    half = arguments is not None and arguments.params.get('dtype') is torch.float16
-    if 'one_graph' in item.name:
-        return 'this torch compiles no loss in one graph'
-    if ('autocast' in item.name and half) or 'gradient_scaler' in item.name:
-        return 'this torch has no float16 autocast on a CPU'
-    if item.path.name == 'test_pair_wise.py' and half:
-        return 'this torch has no max pooling of float16 on a CPU'
-    return None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items if OLD_TORCH else ():
-        if lacking(item):
-            item.add_marker(pytest.mark.skip(reason=lacking(item)))
+    for item in items if OLD_TORCH else ():  # losses run eagerly there
+        if 'one_graph' in item.name:
+            item.add_marker(pytest.mark.skip(reason='this torch compiles no loss in one graph'))
 
 
 @pytest.fixture(autouse=True, scope='package')
