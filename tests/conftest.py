@@ -22,6 +22,8 @@ from tests.runs import make_data
 #: Torch before 2.2 lacks a few things on a CPU.
 OLD_TORCH = torch.__version__.startswith(('2.0', '2.1.'))
 
+needs_one_graph = pytest.mark.skipif(OLD_TORCH, reason='this torch compiles no loss in one graph')
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, object, object]:

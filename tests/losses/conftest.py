@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.conftest import OLD_TORCH
+from tests.conftest import needs_one_graph
 
 pytest.register_assert_rewrite(
     'loss_contract', 'labelled', 'learning_contract', 'detection_contract'
@@ -9,9 +9,9 @@ pytest.register_assert_rewrite(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items if OLD_TORCH else ():  # losses run eagerly there
+    for item in items:
         if 'one_graph' in item.name:
-            item.add_marker(pytest.mark.skip(reason='this torch compiles no loss in one graph'))
+            item.add_marker(needs_one_graph)
 
 
 @pytest.fixture(autouse=True, scope='package')
