@@ -6,7 +6,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmengine.config.config
 import pytest
+import yapf.yapflib.yapf_api
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
@@ -85,4 +87,16 @@ def exact_teachers() -> Iterator[None]:
     exact = Inference('fp32', False, False, False), 'as all tests have it'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, 'best_for', lambda _: exact)
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def plain_configs() -> Iterator[None]:
+    """Configs are written without line breaks: yapf takes longer than most runs of the tests.
+
+    Each tool has a test in a Python of its own, with yapf.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (yapf.yapflib.yapf_api, mmengine.config.config):  # by version of mmengine
+            patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
         yield

@@ -18,7 +18,7 @@ LAYERS = (
     ),
     ('__main__', 'annotations', 'foreign'),
     ('runner_errors',),
-    ('building', 'checkpoint_errors', 'losses', 'stack'),
+    ('building', 'checkpoint_errors', 'checkpoint_fit', 'losses', 'stack'),
     ('assigners',),
     ('cache', 'checkpoint', 'connectors'),
     ('models',),

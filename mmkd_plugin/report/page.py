@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.pages import definitions, document, table
+from mmkd_plugin.report.agreement import SHARES
 from mmkd_plugin.report.checks import findings, terms_of
 from mmkd_plugin.report.curves import Plot, svg
 from mmkd_plugin.report.reading import Run
@@ -146,6 +147,7 @@ def _sections(run: Run, standing: Standing | None, several: bool) -> Iterator[st
         yield f'<li><span class="mark">{mark}</span>{escape(one.text)}{advice}</li>\n'
     yield '</ul>\n'
     yield from _all_scores(run, several)
+    yield from _agreement(run, several)
     yield from _terms(run, several)
     yield from _pictures(run, several)
     if run.facts.get('plan'):
@@ -167,6 +169,25 @@ def _all_scores(run: Run, several: bool) -> Iterator[str]:
             for name, when, values in curves
         ]
         yield table(['score', 'last', 'highest', 'at iteration'], rows) + '\n'
+
+
+def _agreement(run: Run, several: bool) -> Iterator[str]:
+    """How often student and teacher predict the same."""
+    told = run.facts.get('agreement') or []
+    rows = [
+        (one['teacher'], SHARES[name], 'none' if share is None else f'{share:.1f} %', one['images'])
+        for one in told
+        for name, share in (one.get('shares') or {}).items()
+    ]
+    if told:
+        yield _heading('Agreement with the teacher', several)
+    if rows:
+        head = ['teacher', 'share of', 'agreement', 'validation images']
+        yield table(head, [[str(value) for value in row] for row in rows]) + '\n'
+    for one in told:
+        if one.get('problem'):
+            text = f'Not measured for {one["teacher"]}: {one["problem"]}.'
+            yield f'<p class="soft">{escape(text)}</p>\n'
 
 
 def _heading(text: str, several: bool) -> str:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks import memory, mmrazor, steps
+from tests.stock_models import cwd, pspnet
 
 CPU = torch.device('cpu')
 
 
 @pytest.fixture(scope='module')
-def bench() -> steps.Bench:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> steps.Pair:
+    """Two narrow models in place of a ResNet-101 and a ResNet-18."""
+    student, teacher = pspnet(8, 19), pspnet(16, 19)
+    for model in (student, teacher):
+        model['decode_head']['dropout_ratio'] = 0.1
+    model = dict(
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=dict(config=teacher, checkpoint=None),
+        distill=dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3))),
+    )
+    config = tmp_path_factory.mktemp('pair') / 'narrow.py'
+    config.write_text(f"default_scope = 'mmseg'\nmodel = {model!r}\n")
+    return replace(steps.PAIRS['pspnet'], config=str(config))
+
+
+@pytest.fixture(scope='module')
+def bench(pair: steps.Pair) -> steps.Bench:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    bench = steps.set_up(steps.PAIRS['pspnet'], CPU, quick=True)
+    bench = steps.set_up(pair, CPU, quick=True)
     for module in bench.models[steps.STUDENT].modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -89,11 +109,11 @@ def test_the_memory_of_a_step_is_taken_apart():
     assert found.peak[steps.ONLINE] >= found.peak[steps.STUDENT] + weights
 
 
-def test_without_mmrazor_the_others_are_measured(monkeypatch):
+def test_without_mmrazor_the_others_are_measured(pair, monkeypatch):
     def missing(*_, **__):
         raise mmrazor.NotInstalled('MMRazor is not installed: pip install')
 
     monkeypatch.setattr(mmrazor, 'loss', missing)
-    found = steps.measure(steps.PAIRS['pspnet'], CPU, 0, quick=True)
+    found = steps.measure(pair, CPU, 0, quick=True)
     assert set(found.seconds) == {*steps.VARIANTS} - {steps.RAZOR}
     assert found.notes == {steps.RAZOR: 'MMRazor is not installed: pip install'}

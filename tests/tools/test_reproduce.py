@@ -11,8 +11,9 @@ from benchmarks.gains import tables
 from benchmarks.gains.plan import Run
 from benchmarks.gains.records import read
 from benchmarks.gains.running import Place, perform, teacher_file
-from benchmarks.gains.training import RunError, train, used_so_far
+from benchmarks.gains.training import Processes, RunError, train, used_so_far
 from tests.benchmarks.test_gains import record
+from tests.forks import Forked
 from tests.tools.conftest import SEGMENTOR
 from tests.tools.tool_runs import save_random_weights
 
@@ -56,7 +57,13 @@ def tiny(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 ARGUMENTS = ('--results', 'runs.jsonl', '--jobs', '2', '--no-longer')
 
 
-def test_from_nothing_to_the_page_and_again(tiny: Path, call_tool):
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings are forks of this process, which has imported the libraries."""
+    monkeypatch.setattr(Processes, 'start', Forked.start)
+
+
+def test_from_nothing_to_the_page_and_again(tiny: Path, forks: None, call_tool):
     out = call_tool('reproduce', *ARGUMENTS, '--dry-run')
     assert 'Tiny' in out and 'side by side' in out and not Path('runs.jsonl').exists()
 
@@ -65,7 +72,7 @@ def test_from_nothing_to_the_page_and_again(tiny: Path, call_tool):
     assert list(done)[-1] == 'ft-logits' and set(done) == {'teacher', 'student', 'ft-logits'}
     for one in done.values():
         assert one.split == 'test' and 0 <= one.score < 100 and one.val_score >= 0
-        assert one.seconds > 1 and one.peak_mb > 100 and one.iterations == 4
+        assert one.seconds > 0 and one.peak_mb > 100 and one.iterations == 4
         assert one.step_seconds > 0 and one.device == 'cpu' and one.metric == 'mIoU'
     taught = done['ft-logits']
     assert (taught.teacher_score, taught.student_score) == (
@@ -91,7 +98,7 @@ def student_run(length: int) -> Run:
     return Run(table, 'student', length=length)
 
 
-def test_a_killed_run_goes_on_to_the_same_score(tiny: Path):
+def test_a_killed_run_goes_on_to_the_same_score(tiny: Path, forks: None):
     run, whole, cut = student_run(5), Place(tiny / 'whole', {}), Place(tiny / 'cut', {})
     expected = perform(run, [], whole, lambda *_: None)
     reached = []
@@ -109,7 +116,7 @@ def test_a_killed_run_goes_on_to_the_same_score(tiny: Path):
     found = perform(run, [], cut, lambda done, *_: reached.append(done))
     assert reached[0] > 1 and reached[-1] == 20
     assert (
-        found.seconds > 1 and not used_so_far(next((tiny / 'cut').rglob('train.log')).parent).lost
+        found.seconds > 0 and not used_so_far(next((tiny / 'cut').rglob('train.log')).parent).lost
     )
     assert (found.score, found.val_score) == (expected.score, expected.val_score)
     assert not list((tiny / 'cut').rglob('*.pth'))
