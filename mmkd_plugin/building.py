@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mmkd_plugin.annotations import check_arguments
-from mmkd_plugin.foreign import errors_named, explained
+from mmkd_plugin.foreign import errors_named, explained, is_of_a_part
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.words import did_you_mean, short
 
@@ -166,6 +166,8 @@ def constructed(kind: Callable, arguments: dict[str, Any], here: str, config: An
         except (TypeError, ValueError) as error:
             if isinstance(error, ValueError) and type(error) is not ValueError:
                 raise  # it has more to tell than its text
+            if is_of_a_part(error):
+                raise  # it is told of that part
             if str(error).partition(' ')[0] in arguments:  # it begins with the key
                 raise ValueError(f'{here}.{error}') from error
             raise ValueError(prefixed(here, error)) from error

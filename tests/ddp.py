@@ -42,7 +42,7 @@ class Traffic(TorchDispatchMode, Hook):
     ) -> Any:
         if function.namespace == 'c10d':
             tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-            self.sent[-1][function._opname] += sum(x.nbytes for x in tensors)
+            self.sent[-1][function.overloadpacket.__name__] += sum(x.nbytes for x in tensors)
         return function(*args, **(kwargs or {}))
 
     def before_train_iter(self, *_: Any, **__: Any) -> None:

@@ -38,7 +38,7 @@ LAYERS = (
         'training_data',
         'visualization',
     ),
-    ('report',),
+    ('cache_writing', 'report'),
     ('training',),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}

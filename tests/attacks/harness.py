@@ -89,7 +89,8 @@ def _run(call: Callable[[], Any], folder: Path, file: Path) -> None:
         os.dup2(out, 2)
         sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
         os.chdir(folder)
-        _spare_what_takes_longest()
+        gc.freeze()  # mmengine has all searched that the first process has built
+        mmengine.runner.runner.collect_env = dict  # asks a compiler each time
         _count_steps()
         call()
     except SystemExit as end:
@@ -102,12 +103,6 @@ def _run(call: Callable[[], Any], folder: Path, file: Path) -> None:
     finally:
         sys.stdout.flush()
         os._exit(status)
-
-
-def _spare_what_takes_longest() -> None:
-    """Leaves out a part of a short run that is not of this package."""
-    gc.freeze()  # mmengine has all searched that the first process has built
-    mmengine.runner.runner.collect_env = dict  # asks a compiler each time
 
 
 def _count_steps() -> None:
