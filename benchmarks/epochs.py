@@ -109,8 +109,7 @@ class Epochs:
         models (dict[str, BaseModel]): By variant; all have the same student.
         loaders (dict[str, DataLoader]): Their data. This process loads them.
         optimizer (OptimWrapper): That of the student.
-        more_views (Callable): Prepares to write one more view of each image, and returns what
-            writes it.
+        more_views (Callable): Prepares to write a view of each image, and returns what writes it.
     """
 
     models: dict[str, BaseModel]
@@ -182,8 +181,8 @@ def set_up(small: Small, device: torch.device, quick: bool = False) -> Iterator[
                     term.watch.seen = LOOKS[-1] + 1  # most of a run lies behind the watched steps
             parameters = [p for p in student.parameters() if p.requires_grad]
             optimizer = OptimWrapper(torch.optim.SGD(parameters, lr=1e-5, momentum=0.9))
-            other, counts = Path(folder, 'written'), itertools.count(1)
-            yield Epochs(models, loaders, optimizer, lambda: writing(cfg, other, next(counts)))
+            others = (Path(folder, f'written-{number}') for number in itertools.count())
+            yield Epochs(models, loaders, optimizer, lambda: writing(cfg, next(others), 1))
 
 
 def measure(
