@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--sibling',
         action='store_true',
-        help='the teacher is the same shrunken model with other weights, not one for all',
+        help='the teacher is the same model with twice the channels, not one for all',
     )
     parser.add_argument(
         '--again',

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
 
-import benchmarks.zoo.data  # noqa: F401  # which registers what the configs name
 from benchmarks.zoo.configs import without_paths
+from benchmarks.zoo.data import tame  # which registers what the configs name, too
 from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken, side_of
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
@@ -28,7 +28,7 @@ TEACHERS = {
     'mmseg': 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
     'mmdet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
 }
-#: The teacher of a config that is the config itself with other weights.
+#: The teacher of a config that is the config itself, shrunken less where that can be built.
 SIBLING = 'sibling'
 
 WORKS, FAILS, NOT_OURS = 'works', 'fails', 'not ours'
@@ -153,6 +153,7 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
         optim_wrapper=_optimizer(whole.get('optim_wrapper')),
         custom_hooks=[
             *(one for one in whole.get('custom_hooks') or () if one['type'] not in OF_THE_DATA),
+            dict(type='Tame'),
             dict(type='PredictAtTheEnd'),
         ],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
@@ -204,12 +205,15 @@ def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleT
         folder / name for name in ('student.py', 'teacher.py', 'teacher.pth')
     )
     write_config(student, dict(settings, experiment_name='distilled'))
-    if work.teacher == SIBLING:
-        write_config(teacher, dict(default_scope=work.library, model=settings['model']))
-    else:
-        model = shrunken(read_config(work.teacher), work.library, RUNGS[0])
+    for model in teachers_of(settings, work, rung):
         write_config(teacher, dict(default_scope=work.library, model=model))
-    save_weights(teacher, checkpoint)
+        try:
+            save_weights(teacher, checkpoint)
+            break
+        except Exception:  # some widths go with no others
+            traceback.print_exc()
+    else:
+        raise RuntimeError('the teacher cannot be built')
     words = ['distill.py', str(student), str(teacher), str(checkpoint)]
     before, sys.argv = sys.argv, [*words, '--work-dir', str(folder / 'run')]
     try:
@@ -220,6 +224,17 @@ def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleT
     return text.split('\n')[0].removeprefix('# Compares ').rstrip('.')
 
 
+def teachers_of(settings: dict[str, Any], work: Work, rung: Rung) -> Iterator[dict[str, Any]]:
+    """The models that may be the teacher; the first that can be built is."""
+    if work.teacher != SIBLING:
+        yield shrunken(read_config(work.teacher), work.library, RUNGS[0])
+        return
+    if rung.width > 1:
+        wider = rung._replace(width=rung.width // 2)
+        yield shrunken(read_config(work.config), work.library, wider)
+    yield settings['model']
+
+
 def save_weights(config: Path, checkpoint: Path) -> None:
     """Saves random weights of the model of a config."""
     cfg = Config.fromfile(config)
@@ -227,6 +242,7 @@ def save_weights(config: Path, checkpoint: Path) -> None:
     torch.manual_seed(1)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    tame(model)
     save_checkpoint(dict(state_dict=model.state_dict(), meta={}), str(checkpoint))
 
 
@@ -277,13 +293,14 @@ def _plain_text(cfg: Config) -> str:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether a library is not installed, so that shrinking less does not help."""
+    """Whether a library or an operation is not there, so that shrinking less does not help."""
     chain = error
     while chain is not None:
         if isinstance(chain, ImportError):
             return True
         chain = chain.__cause__ or chain.__context__
-    return 'is not in the' in str(error) and 'registry' in str(error)
+    text = str(error)
+    return 'for device cpu not found' in text or ('is not in the' in text and 'registry' in text)
 
 
 def reason_of(error: BaseException) -> str:

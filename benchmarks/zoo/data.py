@@ -1,4 +1,4 @@
-"""Made-up images with labels for every kind of model, and a hook that predicts one of them."""
+"""Made-up images with labels for every kind of model, and hooks around the training on them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 
 #: Meta information that pipelines of the libraries give to an image.
 META = dict(scale_factor=(1.0, 1.0), flip=False, flip_direction=None, img_path='made_up.png')
+
+#: Weights are smaller; memory that nobody has written may be anything.
+HUGE = 1e4
 
 
 @DATASETS.register_module()
@@ -103,6 +107,28 @@ class MadeUpImages(Dataset):
         if self.proposals:
             sample.proposals = InstanceData(bboxes=boxes + 2, scores=torch.ones(2))
         return sample
+
+
+def tame(model: nn.Module) -> None:
+    """Gives weights to the parameters that a model leaves as memory that it finds.
+
+    The branches of TridentNet are such: they expect a file of weights, which we leave out.
+
+    Args:
+        model (nn.Module): The model, initialised.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() and not parameter.abs().max() < HUGE:  # NaN is not, either
+                parameter.normal_(std=0.02)
+
+
+@HOOKS.register_module()
+class Tame(Hook):
+    """Gives weights to the parameters of a model that have none, before training."""
+
+    def before_train(self, runner: Runner) -> None:
+        tame(runner.model)
 
 
 @HOOKS.register_module()

@@ -23,7 +23,8 @@ tries the configs that mmsegmentation and mmdetection ship, each as a student:
 2. It trains for a step alone, on made-up images on a CPU, with its own optimizer and hooks. If it
    does not train with less shrinking either, the config is **not ours**.
 3. `tools/distill.py` distils it for a step. The teacher has random weights: a small PSPNet for
-   segmentors, a small RetinaNet for detectors.
+   segmentors, a small RetinaNet for detectors; with `--sibling` the same model with twice the
+   channels, or with as many where that cannot be built.
 4. The student predicts an image, and its checkpoint is loaded into the stock model: no key may be
    missing, none may be left over.
 
@@ -34,6 +35,7 @@ count each.
 make zoo                                        # goes on where it was stopped
 make zoo OPTIONS='--per-family 1'               # one model of each folder
 make zoo OPTIONS='--only "mmdet::detr/*" --again fails'
+make zoo OPTIONS='--per-family 1 --sibling'     # with a larger sibling as the teacher
 ```
 """
 
@@ -63,7 +65,7 @@ def text_of(records: Sequence[Record], shipped: int) -> str:
     parts = [INTRO, f'{seen} of {shipped} configs have been looked at.', '']
     parts += [*_counts(shared, 'the teacher that all share')]
     if siblings:
-        parts += _counts(siblings, 'a teacher of the same family')
+        parts += _counts(siblings, 'a larger sibling as the teacher')
     parts += ['', '## By folder', '', *_families(shared)]
     parts += ['', '## What fails', '', *_reasons(tried, FAILS)]
     parts += ['', '## What does not train alone', '', *_reasons(shared, NOT_OURS)]

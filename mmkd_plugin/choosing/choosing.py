@@ -158,10 +158,17 @@ def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
             offers[kind] = _taps(
                 *(_of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs)))
             )
+    if student.stacked and (pairs := matching_levels(student.stages, _stages(teacher))):
+        offers['stages'] = _taps(*(_one_or_all([one.tap for one in side]) for side in zip(*pairs)))
     stages = list(zip(student.rois, teacher.rois))  # a single stage is like the first of several
     if stages and all(same_classes(*pair, names) for pair in stages):
         offers['rois'] = _taps(*(_one_or_all([one.tap for one in side]) for side in zip(*stages)))
     return offers
+
+
+def _stages(teacher: Look) -> tuple[Level, ...]:
+    """What stages of a student can be compared with: stages, or else levels of the backbone."""
+    return teacher.stages or teacher.backbone
 
 
 def same_queries(student: Look, teacher: Look) -> bool:

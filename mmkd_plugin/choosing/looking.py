@@ -26,8 +26,9 @@ SCORES, TAKEN = Tap(CLASS_SCORES), Tap(CLASS_SCORES, where='input')
 
 DROPOUT = nn.modules.dropout._DropoutNd
 
-#: The modules that give levels.
+#: The modules that give levels, and the one of them that has stages.
 ROOTS = ('neck', 'backbone')
+STAGED = 'backbone'
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Look:
         head (HeadForm, optional): The head of a one-stage detector. Defaults to None.
         stacked (tuple[str, ...]): Modules that give several maps for each image, one behind the
             other, as TridentNet's branches do. Defaults to ``()``.
+        stages (tuple[Level, ...]): The stages inside its backbone that give one map for each image.
+            Defaults to ``()``.
     """
 
     scores: ScoreMap | None = None
@@ -123,6 +126,7 @@ class Look:
     rois: tuple[ScoreMap, ...] = ()
     head: HeadForm | None = None
     stacked: tuple[str, ...] = ()
+    stages: tuple[Level, ...] = ()
 
     def __str__(self) -> str:
         found = [
@@ -158,7 +162,7 @@ def look_at_student(model: nn.Module, classes: Names | None, device: torch.devic
         try:
             run = dry_run_student(model, _candidates(model, ran), device)
         except ValueError:  # a head that gives class scores in a form of its own
-            run = dry_run_student(model, _levels_of(ran), device)
+            run = dry_run_student(model, _levels_of(model, ran), device)
         look = _look(model, run, classes)
         look = replace(look, queries=_query_form(trial_copy(model, device), device, 'loss'))
         return _with_gradients(look, _learning(model, look, run, device))
@@ -226,11 +230,17 @@ def _without_dropout(model: nn.Module) -> nn.Module:
 
 def _candidates(model: nn.Module, run: DryRun) -> list[Tap]:
     """The places to read: levels, class scores, and the map that they are made of."""
-    return [*_levels_of(run), *(tap for tap in (SCORES, TAKEN) if _has(model, tap, run))]
+    return [*_levels_of(model, run), *(tap for tap in (SCORES, TAKEN) if _has(model, tap, run))]
 
 
-def _levels_of(run: DryRun) -> list[Tap]:
-    return [Tap(root) for root in ROOTS if root in run.maps]
+def _levels_of(model: nn.Module, run: DryRun) -> list[Tap]:
+    return [Tap(name) for name in (*ROOTS, *_stages_of(model)) if name in run.maps]
+
+
+def _stages_of(model: nn.Module) -> list[str]:
+    """The parts of a backbone that have parts themselves, as stages do."""
+    children = getattr(model, STAGED, nn.Module()).named_children()
+    return [f'{STAGED}.{name}' for name, child in children if next(child.children(), None)]
 
 
 def _has(model: nn.Module, tap: Tap, run: DryRun | None = None) -> bool:
@@ -246,8 +256,10 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
     scores = _scores(run)
     taken, head = run.values.get(TAKEN), head_form(model)
     stacked = tuple(root for root in ROOTS if _is_stacked(run.values.get(Tap(root))))
+    found = (_levels(run, name) for name in _stages_of(model))
+    stages = tuple(levels[0] for levels in found if len(levels) == 1)
     if stacked:  # so its heads see other images than the teacher's
-        return Look(scores, classes=classes, stacked=stacked)
+        return Look(scores, classes=classes, stacked=stacked, stages=stages)
     return Look(
         scores,
         None if scores is None or taken is None else _level(str(TAKEN), taken, run.size),
@@ -255,6 +267,7 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
         classes,
         rois=tuple(ScoreMap(tap, count, count + 1) for tap, count in score_taps(model).items()),
         head=head and HeadForm(*head),
+        stages=stages,
     )
 
 
@@ -279,7 +292,7 @@ def _is_stacked(value: Maps | None) -> bool:
 
 def _levels(run: DryRun, root: str) -> tuple[Level, ...]:
     value = run.values.get(Tap(root))
-    if value is None or run.calls[Tap(root)] != 1:
+    if value is None or run.calls[Tap(root)] != 1 or _is_stacked(value):
         return ()
     if isinstance(value, Tensor):
         return (_level(root, value, run.size),)
@@ -293,7 +306,8 @@ def _level(tap: str, x: Tensor, size: int) -> Level:
 def _scores(run: DryRun) -> ScoreMap | None:
     """The class scores, unless other values lie among them."""
     (kind,) = run.scores.get(SCORES, (None,))
-    if kind is None or kind.dim != 1 or kind.each != run.values[SCORES].shape[1]:
+    value = run.values.get(SCORES)
+    if kind is None or kind.dim != 1 or kind.each != value.shape[1] or _is_stacked(value):
         return None
     return ScoreMap(str(SCORES), kind.classes, kind.each)
 
@@ -305,6 +319,8 @@ def _learning(
     levels = {root: getattr(look, root) for root in ROOTS if getattr(look, root)}
     if look.features is not None:
         levels[look.features.tap] = (look.features,)
+    if look.stacked:
+        levels |= {stage.tap: (stage,) for stage in look.stages}
     taps = [Tap.parse(text) for text in levels]
     if not taps or run.problem is not None:
         return None
@@ -332,4 +348,7 @@ def _with_gradients(look: Look, learning: dict[str, bool] | None) -> Look:
         return tuple(replace(level, learns=learning[level.tap]) for level in levels)
 
     features = look.features and told([look.features])[0]
-    return replace(look, features=features, neck=told(look.neck), backbone=told(look.backbone))
+    groups = dict(neck=told(look.neck), backbone=told(look.backbone))
+    if look.stacked:
+        groups['stages'] = told(look.stages)
+    return replace(look, features=features, **groups)

@@ -71,6 +71,12 @@ METHODS: dict[str, dict[str, Method]] = {
         'at': Method(_loss('AttentionLoss'), AT),
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
     },
+    # stages of a backbone whose branches lie along the batch later
+    'stages': {
+        'pkd': Method(_loss('PearsonLoss'), PKD),
+        'at': Method(_loss('AttentionLoss'), AT),
+        'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
+    },
     # scores and boxes of two heads of a kind, in one-stage detectors
     'head': {
         'bckd': Method(_loss('ProtocolLoss'), BCKD),
@@ -99,6 +105,7 @@ NAMES = {
     'queries': 'answers of both decoders to the same queries',
     'mask queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
+    'stages': 'stages of the backbone, before its branches',
     'head': 'scores and boxes of the head',
     'rois': "class scores of the student's RoIs",
 }

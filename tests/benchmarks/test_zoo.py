@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from benchmarks.zoo import configs, page, records
 from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TEACHERS, WORKS, Outcome, Work, attempt
 from benchmarks.zoo.configs import Candidate
+from benchmarks.zoo.data import HUGE, tame
 from benchmarks.zoo.processes import Limits, attempts
 from benchmarks.zoo.records import Record
 from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken
@@ -17,16 +19,20 @@ from tests.tools.tool_runs import load_tool
 
 SMALL, SHALLOW, WHOLE = RUNGS
 
-#: Unlike families: what a config compares with the teacher that all share.
+#: One of each of the twelve families: what it compares with the teacher that all share.
 SAMPLE = {
-    'mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py': 'class scores',
-    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': 'class scores',
-    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': 'class scores',
+    'mmdet::retinanet/retinanet_r101-caffe_fpn_1x_coco.py': 'levels of the neck',
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py': 'levels of the neck',
-    'mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
     'mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::mask_rcnn/mask-rcnn_r101-caffe_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r101-caffe_fpn_1x_coco.py': 'levels of the neck',
+    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': 'levels of the neck',
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py': 'levels of the neck',
     'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py': 'levels of the neck',
+    'mmdet::mask2former/mask2former_r101_8xb2-lsj-50e_coco-panoptic.py': 'maps of the backbone',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': 'class scores',
+    'mmseg::segnext/segnext_mscan-b_1xb16-adamw-160k_ade20k-512x512.py': 'class scores',
+    'mmseg::pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py': 'class scores',
 }
 
 
@@ -39,6 +45,16 @@ def test_a_family(name, tmp_path, monkeypatch):
     assert outcome.outcome == WORKS, outcome
     assert outcome.rung == 'small'
     assert outcome.compared.startswith(SAMPLE[name])
+
+
+def test_weights_that_nobody_has_written():
+    model = torch.nn.Linear(2, 3)
+    model.bias.data[1], before = HUGE * 2, model.weight.clone()
+    tame(model)
+    assert model.bias.abs().max() < 1 and torch.equal(model.weight, before)
+    model.weight.data[0, 0] = torch.nan
+    tame(model)
+    assert model.weight.isfinite().all()
 
 
 def test_a_config_that_needs_another_library(tmp_path):

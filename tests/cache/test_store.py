@@ -346,7 +346,7 @@ def test_processes_read_at_once(tmp_path):
     processes = [context.Process(target=_read, args=(str(tmp_path), queue)) for _ in range(2)]
     for process in processes:
         process.start()
-    seen = [queue.get(timeout=60) for _ in processes]
+    seen = [queue.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     cache.read('img/1.png', 'neck')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -122,11 +124,19 @@ def test_levels_that_do_not_learn():
 
 
 def test_branches_that_are_stacked_along_the_batch_are_no_levels():
-    model = build(stock_models.fcn())
-    model.backbone.register_forward_hook(lambda *args: tuple(torch.cat([x] * 3) for x in args[2]))
+    student, teacher = stock_models.fcn(), stock_models.fcn(16)
+    student['backbone']['frozen_stages'] = 1
+    model = build(student)
+    model.backbone.layer4.register_forward_hook(lambda *args: torch.cat([args[2]] * 3))
+    assert look_at_student(model, None, CPU).scores is None
+    model.decode_head.conv_seg.register_forward_hook(lambda *args: args[2][:1])  # so it trains
     found = look_at_student(model, None, CPU)
     assert not found.backbone
     assert str(found).endswith("several maps for each image at 'backbone'")
+    theirs = look_at_teacher(build(teacher), None, CPU, model.data_preprocessor)
+    choice = choose(replace(found, scores=None), theirs)
+    assert choice.kind == 'stages'
+    assert choice.term['tap'] == ['backbone.layer2', 'backbone.layer3']  # the first is frozen
 
 
 def test_a_look_changes_nothing():

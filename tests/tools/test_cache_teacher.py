@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from mmkd_plugin.cache.store import FINISHED, TeacherCache, close, record_key
 from mmkd_plugin.checkpoint import read_checkpoint
-from tests.tools.tool_runs import TOOLS, run_tool
+from tests.tools.tool_runs import TOOLS, run_tool, start_tool
 
 CACHED = 'model.teacher.type=CachedTeacher'
 
@@ -30,7 +30,7 @@ def records_of(path: Path) -> dict[bytes, bytes]:
 def cache(segmentation: Path) -> tuple[Path, str]:
     """A cache that the tool wrote, and what it printed."""
     path = segmentation / 'cache'
-    return path, run_tool('cache_teacher', 'distilled.py', '--out', path, cwd=segmentation)
+    return path, start_tool('cache_teacher', 'distilled.py', '--out', path, cwd=segmentation)
 
 
 def test_what_it_says(cache):
