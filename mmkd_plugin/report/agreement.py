@@ -26,9 +26,9 @@ IMAGES, SECONDS = 32, 3.0
 
 #: What the shares are called on a page.
 SHARES = dict(
-    pixel='pixels with the same class',
-    found="the teacher's boxes that the student has",
-    confirmed="the student's boxes that the teacher has",
+    pixel='of the pixels have the same class',
+    found="of the teacher's boxes are the student's too",
+    confirmed="of the student's boxes are the teacher's too",
 )
 
 

@@ -29,6 +29,7 @@ STYLE = """
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr));
   gap: 1rem; margin: 1rem 0; }
 .plots figure { margin: 0; padding: 0.8rem; background: var(--ground); border-radius: 8px; }
+.plots .plot { max-width: 640px; }
 .plots svg { display: block; width: 100%; height: auto; }
 .plots img { display: block; width: 100%; height: auto; border-radius: 4px; background: #fff; }
 figcaption { margin: 0 0 0.4rem; }
@@ -129,7 +130,8 @@ def _curves(runs: Sequence[Run], standings: Sequence[Standing | None]) -> str:
 
 def _plots(plots: Sequence[Plot]) -> str:
     figures = ''.join(
-        f'<figure><figcaption><h3>{escape(plot.title)}</h3></figcaption>{svg(plot)}</figure>\n'
+        f'<figure class="plot"><figcaption><h3>{escape(plot.title)}</h3></figcaption>'
+        f'{svg(plot)}</figure>\n'
         for plot in plots
     )
     return f'<div class="plots">{figures}</div>\n' if figures else ''
@@ -173,21 +175,17 @@ def _all_scores(run: Run, several: bool) -> Iterator[str]:
 
 def _agreement(run: Run, several: bool) -> Iterator[str]:
     """How often student and teacher predict the same."""
-    told = run.facts.get('agreement') or []
-    rows = [
-        (one['teacher'], SHARES[name], 'none' if share is None else f'{share:.1f} %', one['images'])
-        for one in told
-        for name, share in (one.get('shares') or {}).items()
-    ]
-    if told:
-        yield _heading('Agreement with the teacher', several)
-    if rows:
-        head = ['teacher', 'share of', 'agreement', 'validation images']
-        yield table(head, [[str(value) for value in row] for row in rows]) + '\n'
-    for one in told:
+    told = {}
+    for one in run.facts.get('agreement') or []:
         if one.get('problem'):
-            text = f'Not measured for {one["teacher"]}: {one["problem"]}.'
-            yield f'<p class="soft">{escape(text)}</p>\n'
+            text = f'not measured: {one["problem"]}'
+        else:
+            shares = [f'{v:.1f} % {SHARES[k]}' for k, v in one['shares'].items() if v is not None]
+            text = ', '.join(shares) or 'no boxes that are confident'
+            text += f' (validation images: {one["images"]})'
+        told[one['teacher']] = text
+    if told:
+        yield f'{_heading("Agreement with the teacher", several)}{definitions(told)}\n'
 
 
 def _heading(text: str, several: bool) -> str:

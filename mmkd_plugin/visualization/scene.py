@@ -275,9 +275,7 @@ def labels_of(sample: Any, kind: str) -> Labels | None:
     corners, labels = _corners(found.bboxes), found.labels.cpu().numpy()
     scores = found.scores.detach().float().cpu().numpy() if 'scores' in found else None
     drawable = np.isfinite(corners).all(1)  # a model that is hardly trained may predict infinity
-    return Boxes(
-        corners[drawable], labels[drawable], None if scores is None else scores[drawable]
-    )
+    return Boxes(corners[drawable], labels[drawable], None if scores is None else scores[drawable])
 
 
 def truth_of(sample: Any) -> Labels | None:

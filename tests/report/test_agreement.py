@@ -11,8 +11,9 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmkd_plugin.report.agreement import agreement_of
 from tests import stock_models
+from tests.caches import use_cache, write_cache
 from tests.metrics.runs import config_of, detector, run_test, segmentor, weighted
-from tests.runs import needs_ops
+from tests.runs import config, needs_ops
 
 AGREEMENT = 'mmkd_plugin.TeacherAgreement'
 TERM = dict(hint=dict(tap='backbone.layer4', loss=dict(type='mmkd_plugin.HintLoss')))
@@ -47,6 +48,22 @@ def test_no_image_is_begun_after_the_time(data: Path, tmp_path: Path) -> None:
     student, teacher = (weighted(segmentor(), tmp_path, seed) for seed in (1, 2))
     (found,) = compared(student, teacher, data, tmp_path, seconds=0.0)
     assert found['images'] == 1
+
+
+def test_a_teacher_whose_maps_are_stored_is_loaded_for_it(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip('zstandard')
+    student, teacher = (weighted(segmentor(), tmp_path, seed) for seed in (1, 2))
+    model = dict(
+        _scope_='mmseg', type='mmkd_plugin.Distiller', student=student['config'], teacher=teacher,
+        distill=TERM,
+    )  # fmt: skip
+    cfg = config(model, data, tmp_path, 1)
+    stored = use_cache(cfg, write_cache(cfg, tmp_path / 'cache'), **teacher).model.teacher
+    online = compared(student, teacher, data, tmp_path)
+    assert compared(student, stored, data, tmp_path) == online
+    alone = dict(type=stored.type, path=stored.path)
+    (found,) = compared(student, alone, data, tmp_path)
+    assert found['problem'] == 'it has no model that predicts'
 
 
 def test_classes_in_another_order_are_renumbered(data: Path, tmp_path: Path) -> None:

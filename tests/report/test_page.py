@@ -40,8 +40,8 @@ def test_what_it_says(page: Path) -> None:
     for wanted in (
         '&lt;run&gt;', '<td>50.60</td>', '<td>44.00</td>', '<td>60.00</td>', '<td>+6.60</td>',
         '<td>41%</td>', '┃&lt;cwd&gt;┃', 'python tools/train.py &#x27;a b.py&#x27;',
-        "<td>the teacher&#x27;s boxes that the student has</td><td>61.2 %</td><td>32</td>",
-        'Not measured for self: it has no model that predicts.',
+        'large</dt><dd>61.2 % of the teacher&#x27;s boxes are the student&#x27;s too (validation',
+        'self</dt><dd>not measured: it has no model that predicts<',
         'teachers 25%, student 75%', '3 MiB at most', 'seed</dt><dd>3', 'teacher.pth',
     ):  # fmt: skip
         assert wanted in text, wanted

@@ -137,7 +137,7 @@ def fails(call_tool: Callable[..., str]) -> Callable[..., str]:
         with pytest.raises(SystemExit) as caught:
             call_tool(name, *args)
         message = str(caught.value)
-        assert message.startswith(f'{name}.py: error: ')
+        assert message.startswith(f'{Path(name).name}.py: error: ')
         return message
 
     return call
