@@ -17,7 +17,7 @@ ON_GPU = --device cuda --out work_dirs/gpu --overwrite
 SETUP = $(PYTHON) tools/setup_env --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo reproduce zoo install test docs families fuzz attacks test-faults stacks gpu wheel \
+.PHONY: help demo reproduce zoo install test docs families losses fuzz attacks test-faults stacks gpu wheel \
   lint clean python
 .NOTPARALLEL:
 
@@ -51,16 +51,19 @@ install: python  ## Environment for development: both libraries, compiled ops, t
 	@$(SETUP) --libs mmseg mmdet --ops required --extras demo docs test
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
-	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 --dist worksteal $(PYTEST)
 
 docs:  ## The pages as a site in build/site, with the notebooks run; -W: any warning is an error
 	PYTHONPATH='$(CURDIR)' '$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
 	@echo 'build/site/docs/index.html'
 
-families:  ## Each kind of model from build to export; the largest recipes built whole
+families:  ## Each kind of model from build to export; the largest recipes built, each one trained
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -u -m pytest -v tests/test_families.py \
 	  tests/test_runner.py tests/test_configs.py \
-	  -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
+	  -k 'export or builds or teaches or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
+
+losses:  ## Each loss in all its variants traced for torch.compile
+	LOSSES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/losses -k one_graph
 
 fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 	FUZZ=$(or $(FUZZ),2000) OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/fuzz
@@ -68,8 +71,8 @@ fuzz:  ## 2,000 configs with one wrong leaf; FUZZ=N FUZZ_SEED=N for others
 attacks:  ## Mistakes in configs, changed checkpoints and hostile files: all, each typed in
 	ATTACKS_EVERY=1 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/attacks
 
-test-faults:  ## Every program killed at every file operation; the same command goes on
-	FAULTS=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults
+test-faults:  ## Every program killed at every file operation, and the 2,000 configs of fuzz
+	FAULTS=all FUZZ=2000 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults tests/fuzz
 
 wheel:  ## Builds the wheel, and runs mmkd demo --quick from it in an environment of its own
 	WHEEL=all '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel

@@ -46,7 +46,7 @@ class BuildForMim(build_py):
         skipped = shutil.ignore_patterns('__pycache__', *FOR_CLONES)
         for folder in ('configs', 'tools', 'benchmarks/gains'):  # the last one for the demo
             shutil.copytree(ROOT / folder, target / folder, ignore=skipped)
-        for file in ('model-index.yml', 'benchmarks/__init__.py'):
+        for file in ('model-index.yml', 'benchmarks/__init__.py', 'benchmarks/lines.py'):
             shutil.copy(ROOT / file, target / file)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 #: The shortest time that is measured, seconds; shorter calls are repeated.
 SHORTEST = 0.02
@@ -145,10 +145,10 @@ class PeakBytes(TorchDispatchMode):
         self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
         given = {
             StorageWeakRef(x.untyped_storage())
-            for x in tree_leaves((args, kwargs))
+            for x in tree_flatten((args, kwargs))[0]
             if isinstance(x, torch.Tensor)
         }
-        for x in tree_leaves(out):
+        for x in tree_flatten(out)[0]:
             if isinstance(x, torch.Tensor):
                 ref = StorageWeakRef(x.untyped_storage())
                 if ref not in given:

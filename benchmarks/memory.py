@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from benchmarks import losses, steps
 from benchmarks.cases import Case, Inputs, Loss
@@ -136,7 +136,7 @@ def largest_layer(model: nn.Module, call: Callable[[], Any]) -> int:
     sizes = [0]
 
     def measure(module: nn.Module, inputs: Any, output: Any) -> None:
-        tensors = {id(x): x for x in tree_leaves((inputs, output)) if isinstance(x, Tensor)}
+        tensors = {id(x): x for x in tree_flatten((inputs, output))[0] if isinstance(x, Tensor)}
         sizes.append(bytes_of(list(tensors.values())))
 
     handles = [

@@ -24,6 +24,7 @@ COMMANDS = {
     'export': 'export_student.py',
     'export-onnx': 'export_onnx.py',
     'report': 'report.py',
+    'flops': 'analysis_tools/get_flops.py',
     'visualize': 'visualize.py',
     'cache': 'cache_teacher.py',
     'fit-connector': 'fit_connector.py',

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
-import re
-import shlex
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint_errors import CheckpointError, existing_file, explain, nearest_names
+from mmkd_plugin.checkpoint_fit import hint, load_fitting, prefix_hint, program
 from mmkd_plugin.prefixes import behind, is_counter, parts, unwrapped
 from mmkd_plugin.stack import UNPICKLING_ERRORS, safe_load, safe_loading
 from mmkd_plugin.words import some
@@ -256,12 +253,12 @@ def load_state(
     own = model.state_dict()
     state_dict, where = _part_for(own, state_dict, path, name)
     check_values(own, state_dict, path, name)
-    fit = _load(model, state_dict)
+    fit = load_fitting(model, state_dict)
     if fit.matched == 0:
         raise CheckpointError(
             f'{path} has nothing in common with the {name}: none of its {len(state_dict)} tensors '
             f'fits one of its {fit.expected}.\n{fit.describe(path)}'
-            f'{_hint(model, state_dict, fit, path)}'
+            f'{hint(model, state_dict, fit, path)}'
         )
     if fit.is_complete:
         loaded = f'Loaded the {name} from {path}: all {fit.expected} tensors{where}.'
@@ -269,7 +266,7 @@ def load_state(
             loaded += f' The {name} has no {some(fit.other_components)}; left out.'
         print_log(loaded, logger='current')
         return
-    report = f'{fit.describe(path)}{_hint(model, state_dict, fit, path)}'
+    report = f'{fit.describe(path)}{hint(model, state_dict, fit, path)}'
     if strict:
         advice = '' if lenient is None else f'\nIf that is intended, {lenient} accepts it.'
         raise CheckpointError(f'{path} does not fit the {name}.\n{report}{advice}')
@@ -293,7 +290,7 @@ def _part_for(
         raise CheckpointError(
             f'{path} holds {len(whole)} models that fit the {name}, behind the prefixes '
             f'{some(f"`{prefix}`" for prefix in whole)}. Say which one it is by saving it alone: '
-            f'{_program(path, whole[0])}'
+            f'{program(path, whole[0])}'
         )
     return behind(state_dict, whole[0]), f', behind the prefix `{whole[0]}`'
 
@@ -336,8 +333,8 @@ def check_student_weights(
         raise CheckpointError(
             f'this looks like the distilled checkpoint of another student: {facts}'
         )
-    hint = _prefix_hint(expected, state_dict)
-    raise CheckpointError(f'these are not the weights of the student: {facts}{hint}')
+    advice = prefix_hint(expected, state_dict)
+    raise CheckpointError(f'these are not the weights of the student: {facts}{advice}')
 
 
 def check_values(
@@ -381,141 +378,6 @@ def check_values(
 
 def _is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value.double().sum()))
-
-
-# Fit of a state dict to a model -------------------------------------------------------------------
-
-
-@dataclass
-class _Fit:
-    """How well a state dict fits a model, without BatchNorm's step counters."""
-
-    expected: int
-    missing: list[str]
-    mismatched: list[str]
-    foreign: list[str]  # keys without a place, in components of the model
-    other_components: list[str]  # components that the model does not have
-    errors: list[str]
-
-    @property
-    def matched(self) -> int:
-        return self.expected - len(self.missing) - len(self.mismatched)
-
-    @property
-    def is_complete(self) -> bool:
-        return not (self.missing or self.mismatched or self.foreign or self.errors)
-
-    def describe(self, path: str | Path) -> str:
-        percent = 100 * self.matched / max(self.expected, 1)
-        percent_text = f'{int(percent * 10) / 10:g}'  # rounded down: 100 only when complete
-        lines = [f'  covered: {self.matched} of {self.expected} tensors ({percent_text} %)']
-        if self.missing:
-            lines.append(f'  missing in the file: {some(self.missing)}')
-        if self.mismatched:
-            lines.append(f'  of another size: {some(self.mismatched, limit=5, separator="; ")}')
-        if self.foreign:
-            lines.append(
-                f'  without a place in the model, so of another architecture: {some(self.foreign)}'
-            )
-        if self.errors:
-            lines.append(f'  refused by the model: {some(self.errors, separator="; ")}')
-        if self.other_components:
-            lines.append(f'  not in the model, left out: {some(self.other_components)}')
-        return '\n'.join(lines)
-
-
-_SIZE_MISMATCH = re.compile(
-    r'size mismatch for (?P<key>\S+): copying a param with shape (?P<file>.+?) from checkpoint, '
-    r'the shape in current model is (?P<model>.+?)\.?$'
-)
-
-
-def _load(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> _Fit:
-    """Loads the tensors that fit, and notes the others.
-
-    ``load_state_dict`` names tensors of another size in its exception alone, the others in a hook.
-    """
-    missing: list[str] = []
-    unexpected: list[str] = []
-    errors: list[str] = []
-    mismatched: list[str] = []
-
-    def note(_: nn.Module, incompatible: Any) -> None:
-        missing.extend(incompatible.missing_keys)
-        unexpected.extend(incompatible.unexpected_keys)
-
-    handle = model.register_load_state_dict_post_hook(note)
-    try:
-        model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:
-        for line in str(error).splitlines()[1:]:
-            match = _SIZE_MISMATCH.match(line.strip())
-            if match is None:
-                errors.append(line.strip())
-            else:
-                file, own = (re.sub(r'torch\.Size', '', match[k]) for k in ('file', 'model'))
-                mismatched.append(f'{match["key"]}: {file} in the file, {own} in the model')
-    finally:
-        handle.remove()
-
-    own_keys = [key for key in model.state_dict() if not is_counter(key)]
-    components = {key.partition('.')[0] for key in own_keys}
-    unexpected = [key for key in unexpected if not is_counter(key)]
-    others = dict.fromkeys(
-        f'{key.partition(".")[0]}.*'
-        for key in unexpected
-        if key.partition('.')[0] not in components
-    )
-    return _Fit(
-        expected=len(own_keys),
-        missing=[key for key in missing if not is_counter(key)],
-        mismatched=mismatched,
-        foreign=[key for key in unexpected if key.partition('.')[0] in components],
-        other_components=list(others),
-        errors=errors,
-    )
-
-
-_USE_OF_A_BACKBONE = (
-    "a student's backbone takes it by `init_cfg` (`type='Pretrained'`), a teacher has to be "
-    'trained as a whole.'
-)
-
-
-def _hint(model: nn.Module, state_dict: Mapping[str, Tensor], fit: _Fit, path: str | Path) -> str:
-    expected = {key: value.shape for key, value in model.state_dict().items()}
-    only_backbone = all(key.startswith('backbone.') for key in state_dict)
-    if fit.matched and fit.missing and only_backbone:
-        return f'\n  The file holds a backbone alone; {_USE_OF_A_BACKBONE}'
-    return _prefix_hint(expected, state_dict, path)
-
-
-def _program(path: str | Path, prefix: str) -> str:
-    """The line to type that saves the part of a file behind a prefix."""
-    program = (
-        f'import torch; ckpt = torch.load({json.dumps(str(path))}, map_location="cpu"); '
-        f'state = ckpt.get("state_dict", ckpt); start = {json.dumps(prefix)}; '
-        'part = {k[len(start):]: v for k, v in state.items() if k.startswith(start)}; '
-        'torch.save({"state_dict": part}, "weights.pth")'
-    )
-    return f'python -c {shlex.quote(program)}'
-
-
-def _prefix_hint(
-    expected: Mapping[str, torch.Size],
-    state_dict: Mapping[str, Tensor],
-    path: str | Path = 'CHECKPOINT',
-) -> str:
-    """Says what to do about keys that have a prefix too many, or lack one."""
-    best = next(iter(parts(expected, state_dict)), None)
-    if best is not None and best.prefix:
-        return (
-            f'\n  {best.matched} of its tensors fit behind the prefix `{best.prefix}`. To save '
-            f'that part: {_program(path, best.prefix)}'
-        )
-    if sum(f'backbone.{key}' in expected for key in state_dict) > len(state_dict) // 2:
-        return f'\n  Its keys are those of a backbone alone; {_USE_OF_A_BACKBONE}'
-    return ''
 
 
 # What a file holds --------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import inspect
+import itertools
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,28 @@ def progress_bar(console: Console | None = None) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def stages(count: int, console: Console | None = None) -> Iterator[Callable[[str], None]]:
+    """A :func:`progress_bar` over the stages of a tool, for work that cannot be counted.
+
+    Args:
+        count (int): How many stages there are.
+        console (Console, optional): Where it is drawn. Defaults to standard error.
+
+    Yields:
+        Callable[[str], None]: Begins the next stage, given what the tool does in it.
+
+    Examples:
+        >>> with stages(2) as begin:
+        ...     begin('reading the weights')
+        ...     begin('building the model')
+    """
+    with progress_bar(console or Console(stderr=True)) as progress:
+        bar, begun = progress.add_task('', total=count), itertools.count()
+        yield lambda name: progress.update(bar, description=name, completed=next(begun))
+        progress.update(bar, completed=count)
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

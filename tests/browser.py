@@ -27,7 +27,7 @@ def look(page: Path, profile: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def check_in_browser(page: Path, folder: Path, width: int) -> None:
+def check_in_browser(page: Path, folder: Path, width: int, dark: bool = False) -> None:
     """No console message, whole pictures, no wider than the window (a frame shows that)."""
     frame = folder / 'frame.html'
     frame.write_text(
@@ -43,8 +43,9 @@ def check_in_browser(page: Path, folder: Path, width: int) -> None:
     assert needed <= there and broken == 0
 
     shot = folder / 'shot.png'
-    said = look(
-        page, folder / 'browser', f'--window-size={max(width, 500)},900', f'--screenshot={shot}'
-    )
+    size = f'--window-size={max(width, 500)},900'
+    scheme = f'--blink-settings=preferredColorScheme={int(not dark)}'
+    said = look(page, folder / 'browser', size, scheme, f'--screenshot={shot}')
     assert 'CONSOLE' not in said
-    assert np.asarray(Image.open(shot)).std() > 5
+    pixels = np.asarray(Image.open(shot).convert('L'))
+    assert pixels.std() > 5 and (np.median(pixels) < 80) == dark

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
+from tests.imports import import_all
 from tests.leaving import leave
 from tests.runs import Record, train
 
@@ -41,8 +41,8 @@ class Traffic(TorchDispatchMode, Hook):
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if function.namespace == 'c10d':
-            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-            self.sent[-1][function._opname] += sum(x.nbytes for x in tensors)
+            tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+            self.sent[-1][function.overloadpacket.__name__] += sum(x.nbytes for x in tensors)
         return function(*args, **(kwargs or {}))
 
     def before_train_iter(self, *_: Any, **__: Any) -> None:
@@ -92,26 +92,18 @@ def in_two_processes(work: Callable[[int, Config], None], cfg: Config) -> None:
     """Calls ``work(rank, cfg)`` in each of two processes on the CPU, and waits for both.
 
     Args:
-        work (Callable): A function of a module, which each process imports.
+        work (Callable): What each process does.
         cfg (Config): What to run; it is told here that it is distributed.
     """
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CUDA_VISIBLE_DEVICES', '')
-        torch.multiprocessing.spawn(
-            _process, (work, {**cfg.to_dict(), **DISTRIBUTED}, port), nprocs=2, join=True
-        )
+    settings = {**cfg.to_dict(), **DISTRIBUTED}
 
+    def process(rank: int, port: int) -> None:
+        os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+        torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
+        torch.set_num_threads(1)
+        work(rank, Config(settings))
 
-def _process(rank: int, work: Callable[[int, Config], None], settings: dict, port: int) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.cuda.set_device = lambda *_: None  # mmengine calls it, accelerator or not
-    torch.set_num_threads(1)
-    work(rank, Config(settings))
-    leave()
+    _fork_twice(process)
 
 
 def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
@@ -121,26 +113,35 @@ def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
         work (Callable): Returns what ``torch.save`` can write.
         folder (Path): Where the results go.
     """
+
+    def process(rank: int, port: int) -> None:
+        torch.distributed.init_process_group(
+            'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+        )
+        torch.save(work(rank), folder / f'fork{rank}.pt')
+
+    _fork_twice(process)
+    return [torch.load(folder / f'fork{rank}.pt', weights_only=True) for rank in (0, 1)]
+
+
+def _fork_twice(process: Callable[[int, int], None]) -> None:
+    """Calls ``process(rank, port)`` in two forks, which make a group at that port."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
+    import_all()
     children = []
     for rank in (0, 1):
         child = os.fork()
         if child == 0:
             try:
                 os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
-                torch.distributed.init_process_group(
-                    'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
-                )
-                torch.save(work(rank), folder / f'fork{rank}.pt')
+                process(rank, port)
                 leave()
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(1)
         children.append(child)
-    for child in children:
-        _, status = os.waitpid(child, 0)
+    for status in [os.waitpid(child, 0)[1] for child in children]:
         assert status == 0, 'the output above says why'
-    return [torch.load(folder / f'fork{rank}.pt', weights_only=True) for rank in (0, 1)]

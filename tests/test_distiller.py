@@ -13,7 +13,6 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
-from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
 from tests import stock_models
 from tests.runs import needs_ops
@@ -285,13 +284,6 @@ def test_two_teachers_each_with_its_terms():
     assert losses['distill.logits.loss'] != losses['distill.more.loss']
 
 
-def test_a_teacher_without_a_term_is_not_built():
-    model = distiller(
-        stock_models.pspnet(), two_teachers(), dict(a=dict(LOGITS['cwd'], teacher='wide'))
-    )
-    assert list(model.teachers) == ['wide']
-
-
 # Schedules ----------------------------------------------------------------------------------------
 
 
@@ -346,191 +338,7 @@ def test_a_schedule_beyond_the_run_is_an_error(counters, schedule, message):
         model(*batch(model), mode='loss')
 
 
-# State --------------------------------------------------------------------------------------------
-
-
-def test_the_state_dict_is_the_students_and_the_rest_lies_beside_it():
-    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
-    state = model.state_dict()
-    alone = build(stock_models.pspnet())
-    assert list(state) == list(alone.state_dict())
-    alone.load_state_dict(state, strict=True)
-    beside = distillation_state(state)['state']
-    assert set(beside) == {
-        'distill.cwd.connectors.0.weight',
-        'distill.cwd.connectors.0.bias',
-    }
-    for path, metadata in alone.state_dict()._metadata.items():
-        if path:
-            assert state._metadata[path] == metadata
-
-
-def test_loading_brings_the_connectors_back():
-    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
-    other = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES, seed=1)
-    assert not torch.equal(*(m.distill.cwd.connectors[0].weight for m in (model, other)))
-    other.load_state_dict(model.state_dict(), strict=True)
-    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_a_plain_student_is_loaded_and_connectors_stay():
-    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
-    connector = model.distill.cwd.connectors[0].weight.clone()
-    torch.manual_seed(9)
-    alone = build(stock_models.pspnet())
-    model.load_state_dict(alone.state_dict(), strict=True)
-    assert torch.equal(model.backbone.layer1[0].conv1.weight, alone.backbone.layer1[0].conv1.weight)
-    assert torch.equal(model.distill.cwd.connectors[0].weight, connector)
-
-
-def test_an_average_of_the_weights_saves_and_loads_plain_keys():
-    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
-    for update_buffers in (False, True):
-        ema = ExponentialMovingAverage(model, update_buffers=update_buffers)
-        ema.update_parameters(model)
-        step(model.train(), *batch(model))
-        ema.update_parameters(model)
-        state = ema.state_dict()
-        assert {key for key in state if key != 'steps'} == {
-            f'module.{k}' for k in model.state_dict()
-        }
-        again = ExponentialMovingAverage(model, update_buffers=update_buffers)
-        again.load_state_dict(state, strict=True)
-        for ours, theirs in zip(ema.module.parameters(), again.module.parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-
-
-def test_weights_of_another_student_are_refused():
-    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), FEATURES)
-    other = distiller(stock_models.segformer(), stock_models.pspnet(16), LOGITS)
-    with pytest.raises(ValueError, match='another student'):
-        model.load_state_dict(other.state_dict(), strict=False)
-    with pytest.raises(ValueError, match='weights'):
-        model.load_state_dict(dict(nothing=torch.zeros(1)), strict=False)
-
-
-# Errors -------------------------------------------------------------------------------------------
-
-
-def term(**changes):
-    return dict(cwd={**LOGITS['cwd'], **changes})
-
-
-@pytest.mark.parametrize(
-    ('distill', 'message'),
-    [
-        (dict(), 'distill has no term: add one'),
-        (LOGITS['cwd'], r'distill is a dict of named terms: write distill=dict\(cwd='),
-        (dict(cwd=3), r'distill.cwd: expected dict\(tap='),
-        ({'a.b': LOGITS['cwd']}, "distill.a.b: 'a.b' cannot name a term"),
-        (term(taps='x'), 'distill.cwd has an unknown key `taps`; did you mean `tap`?'),
-        (dict(cwd=dict(tap='neck')), r'distill.cwd has no `loss`: add loss=dict\(type='),
-        (dict(cwd=dict(loss=cwd())), "distill.cwd has no tap: add tap='module.path'"),
-        (dict(cwd=dict(student_tap='a', loss=cwd())), 'distill.cwd has no tap'),
-        (term(tap='a[b]'), r"distill.cwd.tap: 'a\[b\]' is not a tap: expected"),
-        (term(teacher='big'), "distill.cwd has teacher='big'; the teachers are: teacher"),
-        (term(schedule=5), r'distill.cwd.schedule: expected dict\(start=..., ramp=...\), got 5'),
-        (term(schedule=dict(begin=3)), 'distill.cwd.schedule has an unknown key `begin`'),
-        (term(schedule=dict(start=3, stop=2)), r'distill.cwd.schedule: stop \(2\) must come after'),
-        (
-            term(loss=dict(type='mmkd_plugin.ChannelwiseLoss')),
-            "distill.cwd.loss: there is no 'mmkd_plugin.ChannelwiseLoss'; did you mean "
-            'mmkd_plugin.ChannelWiseLoss',
-        ),
-        (term(loss=cwd(temperature=4)), 'distill.cwd.loss has an unknown key `temperature`'),
-        (term(loss=cwd(tau=0)), r'distill\.cwd\.loss\.tau must be above 0'),
-        (term(loss='CWD'), "distill.cwd.loss: expected dict"),
-        (term(connector=[None, None]), 'distill.cwd: 2 connectors for 1 maps'),
-        (
-            term(tap='decode_head.cls_seg'),
-            "the student has no module 'decode_head.cls_seg'. Closest: decode_head.conv_seg",
-        ),
-        (
-            term(teacher_tap='decode_head.cls_seg'),
-            "teacher 'teacher' has no module 'decode_head.cls_seg'. Closest: decode_head.conv_seg",
-        ),
-        (
-            term(tap='decode_head'),
-            "the student has a module 'decode_head', but nothing can be read there: its parent "
-            'calls its methods.*Inside it these run: .*decode_head.conv_seg',
-        ),
-        (term(tap='decode_head.loss_decode'), "teacher 'teacher' has a module .*it never runs"),
-        (term(tap='decode_head.conv_seg[0]'), r'has no element \[0\]: it gives one tensor'),
-    ],
-)  # fmt: skip
-def test_mistakes_in_a_term_are_named_at_build_time(distill, message):
-    with pytest.raises(ValueError, match=message):
-        distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
-
-
-def test_a_loss_that_no_decode_head_can_call():
-    student = stock_models.pspnet()
-    student['decode_head']['loss_decode'] = dict(type='mmkd_plugin.HintLoss')
-    words = r'^student\.decode_head\.loss_decode: HintLoss is no loss of a decode head'
-    with pytest.raises(ValueError, match=words):
-        distiller(student, stock_models.pspnet(), LOGITS)
-
-
-@pytest.mark.parametrize(
-    ('teacher', 'message'),
-    [
-        (dict(checkpoint='x.pth'), 'teacher has no `config`'),
-        (dict(config=stock_models.pspnet()), 'teacher has no `checkpoint`'),
-        (
-            dict(config=stock_models.pspnet(), ckpt='x', checkpoint=None),
-            'teacher has an unknown key `ckpt`; did you mean `checkpoint`?',
-        ),
-        ([], 'teacher is an empty list'),
-        (
-            [dict(config=stock_models.pspnet(), checkpoint=None)] * 2,
-            'each needs a `name` of its own',
-        ),
-    ],
-)
-def test_mistakes_in_the_teacher_are_named(teacher, message):
-    with pytest.raises(ValueError, match=message):
-        build(
-            dict(
-                _scope_='mmseg',
-                type='mmkd_plugin.Distiller',
-                student=stock_models.pspnet(),
-                teacher=teacher,
-                distill=LOGITS,
-            )
-        )
-
-
-def test_a_term_has_to_say_which_of_two_teachers():
-    with pytest.raises(
-        ValueError, match=r'distill.cwd does not say which teacher; .*: wide, other'
-    ):
-        distiller(stock_models.pspnet(), two_teachers(), LOGITS)
-
-
-def test_scores_of_other_classes_are_not_compared():
-    message = "'decode_head.conv_seg' gives scores of 5 classes in the student and 7 in the teacher"
-    with pytest.raises(ValueError, match=message):
-        distiller(stock_models.pspnet(), stock_models.pspnet(16, classes=7), LOGITS)
-    heads = dict(cwd=dict(tap='bbox_head.retina_cls', loss=cwd()))
-    with pytest.raises(ValueError, match='scores of 4 classes in the student and 3 in the teacher'):
-        distiller(stock_models.retinanet(), stock_models.retinanet(16, classes=3), heads)
-    distiller(stock_models.pspnet(), stock_models.pspnet(16, classes=7), FEATURES)
-
-
-def test_shapes_that_a_loss_cannot_take_are_named():
-    distill = dict(cwd=dict(FEATURES['cwd'], connector=None))
-    with pytest.raises(ValueError, match=r'distill.cwd: ChannelWiseLoss cannot compare .*16.*32'):
-        distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
-
-
-def test_other_numbers_of_levels_are_named():
-    distill = dict(cwd=dict(tap='neck', loss=cwd()))
-    teacher = stock_models.retinanet(16)
-    teacher['neck']['num_outs'] = 4
-    teacher['bbox_head']['anchor_generator']['strides'] = [8, 16, 32, 64]
-    with pytest.raises(ValueError, match="'neck' gives 5 maps in the student and 'neck' 4 in the"):
-        distiller(stock_models.retinanet(), teacher, distill)
+# What a step refuses ------------------------------------------------------------------------------
 
 
 def test_a_connector_with_a_norm_is_tried_without_a_trace():
@@ -544,14 +352,6 @@ def test_a_connector_with_a_norm_is_tried_without_a_trace():
     norms = [m for m in model.distill.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == 5 and all(int(norm.num_batches_tracked) == 0 for norm in norms)
     assert all(norm.training for norm in norms)
-
-
-def test_a_connector_of_ones_own_gets_its_channels():
-    distill = dict(
-        cwd=dict(FEATURES['cwd'], connector=dict(type='mmkd_plugin.ConvConnector', kernel_size=3))
-    )
-    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
-    assert model.distill.cwd.describe_connectors() == '3×3 conv 16→32'
 
 
 def test_a_tap_without_gradient_is_named():
@@ -683,22 +483,6 @@ def test_a_task_that_never_comes_on_is_an_error(counters):
         model(*batch(model), mode='loss')
 
 
-@pytest.mark.parametrize(
-    ('task', 'message'),
-    [
-        (dict(weight=1), 'task has an unknown key `weight`; did you mean `loss_weight`'),
-        (dict(loss_weight=-1), r'task\.loss_weight cannot be negative'),
-        (dict(loss_weight='1'), r'task\.loss_weight must be a number'),
-        (dict(schedule=dict(begin=1)), r'task\.schedule has an unknown key `begin`'),
-        (dict(schedule=3), r'task\.schedule: expected dict'),
-        (0.5, 'task: expected dict'),
-    ],
-)
-def test_a_task_that_cannot_be_read(task, message):
-    with pytest.raises(ValueError, match=message):
-        distiller(stock_models.pspnet(), stock_models.pspnet(16), LOGITS, task=task)
-
-
 # Lists of taps, and what losses need --------------------------------------------------------------
 
 
@@ -800,20 +584,3 @@ def test_margins_follow_the_model():
     model(inputs.double(), samples, mode='loss')
     ((_, given),) = calls
     assert all(margin.dtype == torch.float64 for margin in given['margin'])
-
-
-STAGE_CONVS = [f'backbone.layer{number}.0.conv1' for number in (1, 2, 3)]
-
-
-@pytest.mark.parametrize(
-    ('change', 'message'),
-    [
-        (dict(norm=['backbone.layer1.1.bm2'] * 4), 'backbone.layer1.1.bn2'),
-        (dict(norm=['backbone.layer1.1.conv2'] * 4), "'backbone.layer1.1.conv2' is a Conv2d"),
-        (dict(norm='backbone.layer1.1.bn2'), 'norm has 1 names for 4 maps'),
-        (dict(tap=['backbone.conv1', *STAGE_CONVS]), r"none was found\. Name it: norm='"),
-    ],
-)
-def test_a_margin_without_a_norm(change, message):
-    with pytest.raises(ValueError, match=message):
-        distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, **change)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import runpy
 import subprocess
@@ -10,6 +11,7 @@ import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -187,13 +189,32 @@ def test_the_wheel_is_whole(wheel, for_clones):
             for name in archive.namelist()
             if '.dist-info/' in name
         }
-    beside = {'model-index.yml', 'benchmarks/__init__.py', *files_below('configs')}
+    beside = {'model-index.yml', 'benchmarks/__init__.py', 'benchmarks/lines.py'}
+    beside |= {*files_below('configs')}
     beside |= {*files_below('tools', *for_clones), *files_below('benchmarks/gains')}
     assert names == {*files_below('mmkd_plugin'), *(f'mmkd_plugin/.mim/{name}' for name in beside)}
+    assert {f'mmkd_plugin/.mim/{name}' for name in beside_the_tools()} <= names
     assert message_from_bytes(about['METADATA'])['Version'] == mmkd_plugin.__version__
     assert about['top_level.txt'].split() == [b'mmkd_plugin']  # where mim looks
     assert 'LICENSE' in {Path(name).name for name in about}
     assert wheel.stat().st_size < 6e6
+
+
+def beside_the_tools() -> Iterator[str]:
+    """The files of ``benchmarks`` that the commands import, and those that these import."""
+    waiting, seen = [f'tools/{name}' for name in COMMANDS.values()], set()
+    while waiting:
+        for node in ast.walk(ast.parse((ROOT / waiting.pop()).read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith('benchmarks'):
+                path = node.module.replace('.', '/')
+                if (ROOT / path).is_dir():
+                    found = {f'{path}/{name.name}.py' for name in node.names}
+                else:
+                    found = {f'{path}.py'}
+                waiting += found - seen
+                seen |= found
+    assert seen
+    yield from seen
 
 
 CONFIG = """
@@ -207,20 +228,40 @@ val_dataloader = dict(num_workers=0, persistent_workers=False)
 """
 
 
-def test_the_wheel_alone_trains(in_new_environment, tmp_path):
-    in_new_environment('mmkd', 'make-digit-scenes', '--train', 2, '--val', 1, cwd=tmp_path)
+@pytest.fixture(scope='module')
+def tools(in_new_environment, wheel) -> Path:
+    """The tools in the environment of the wheel."""
     script = 'from mmkd_plugin.__main__ import tool; print(tool("demo").parent)'
-    tools = Path(in_new_environment('python', '-c', script, cwd=tmp_path).strip())
-    assert ROOT not in tools.parents and tools.parts[-3:] == ('mmkd_plugin', '.mim', 'tools')
+    return Path(in_new_environment('python', '-c', script, cwd=wheel.parent).strip())
+
+
+@pytest.fixture(scope='module')
+def folder(in_new_environment, tools, tmp_path_factory) -> Path:
+    """Three images, and a config that trains on them with the teacher of the wheel."""
+    folder = tmp_path_factory.mktemp('folder')
+    in_new_environment('mmkd', 'make-digit-scenes', '--train', 2, '--val', 1, cwd=folder)
     (teacher,) = tools.glob('demo_teacher/*.pth')
-    (tmp_path / 'config.py').write_text(CONFIG.format(teacher=str(teacher)))
-    said = in_new_environment('mmkd', 'train', 'config.py', '--work-dir', 'run', cwd=tmp_path)
+    assert teacher.stat().st_size < 3e6 and teacher.with_suffix('.json').is_file()
+    (folder / 'config.py').write_text(CONFIG.format(teacher=str(teacher)))
+    return folder
+
+
+def test_the_wheel_alone_trains(in_new_environment, tools, folder):
+    assert ROOT not in tools.parents and tools.parts[-3:] == ('mmkd_plugin', '.mim', 'tools')
+    said = in_new_environment('mmkd', 'train', 'config.py', '--work-dir', 'run', cwd=folder)
     assert 'mIoU' in said
-    kept = Config.fromfile(tmp_path / 'run' / 'config.py')
+    kept = Config.fromfile(folder / 'run' / 'config.py')
     assert Path(kept.where).parent == tools.parents[1]
-    page = (tmp_path / 'run' / 'report.html').read_text()
+    page = (folder / 'run' / 'report.html').read_text()
     assert f'{tools.parents[5]}/bin/mmkd train config.py --work-dir run' in page
-    assert (tmp_path / 'run' / 'iter_1.pth').is_file()
+    assert (folder / 'run' / 'iter_1.pth').is_file()
+
+
+@pytest.mark.skipif(find_spec('mim') is None, reason='openmim is not installed')
+def test_mim_trains_with_the_wheel(in_new_environment, folder):
+    mim = ('python', '-c', 'from mim.cli import cli; cli()', 'train', 'mmkd-plugin', 'config.py')
+    in_new_environment(*mim, '--gpus', 0, '--work-dir', 'of_mim', cwd=folder)
+    assert (folder / 'of_mim' / 'iter_1.pth').is_file()
 
 
 @pytest.mark.skipif(os.environ.get('WHEEL') != 'all', reason='some minutes: make wheel')

@@ -132,10 +132,10 @@ def test_an_old_python_is_told(version, monkeypatch):
         runpy.run_path('mmkd_plugin/__init__.py')
 
 
-def test_arrays_of_an_old_torch_are_of_numpy_1(site):
+def test_an_old_torch_gets_packages_of_its_time(site):
     env, folder = site
     add(folder, 'torch', '2.1.2')
-    assert 'numpy<2' in env.constraints().read_text().split()
+    assert {'numpy<2', 'transformers<4.47'} < set(env.constraints().read_text().split())
 
 
 def test_packages_are_the_plugin_alone(metadata):
@@ -452,7 +452,7 @@ def test_stopping_ends_what_the_command_started_too():
     assert process.stdout.readline() == 'started\n'
     environment.stop(process)
     assert process.poll() is not None
-    assert process.communicate(timeout=10) == ('', None)  # a survivor would say so now
+    assert process.communicate(timeout=120) == ('', None)  # a survivor would say so now
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
+from rich.console import Console
 
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.choosing import check_method, choose, config_text, look_at_student, look_at_teacher
@@ -33,6 +34,7 @@ from mmkd_plugin.cli import (
     load_config,
     plain_errors,
     read_config,
+    stages,
 )
 from mmkd_plugin.cores import Cores
 from mmkd_plugin.foreign import errors_named
@@ -123,17 +125,21 @@ def config_file(student: Config, args: argparse.Namespace) -> Path:
 def chosen(student: Config, args: argparse.Namespace) -> str:
     """Looks at both models, chooses what to compare, and returns the config that says so."""
     read_config(args.teacher)  # its mistakes come first
-    names = classes_of_checkpoint(read_checkpoint(args.checkpoint))
     # Each process of a distributed run looks for itself, before it has its own accelerator.
     device = torch.device(get_device() if args.launcher == 'none' else 'cpu')
-    apply_options(student, of_student(args.cfg_options))
-    with DefaultScope.overwrite_default_scope(student.get('default_scope', 'mmengine')):
-        model = build_student(student.model, student.get('data_preprocessor'))
-        ours = look_at_student(model, classes_of_config(student), device)
-    with errors_named("teacher 'teacher'"):
-        teacher = build_model(args.teacher, 'teacher')
-    names = names or classes_in_config(args.teacher, 'teacher')
-    theirs = look_at_teacher(teacher, names, device, model.data_preprocessor)
+    with stages(3, shown_by_one(args.launcher)) as begin:
+        begin("reading the teacher's weights")
+        names = classes_of_checkpoint(read_checkpoint(args.checkpoint))
+        begin('looking at the student')
+        apply_options(student, of_student(args.cfg_options))
+        with DefaultScope.overwrite_default_scope(student.get('default_scope', 'mmengine')):
+            model = build_student(student.model, student.get('data_preprocessor'))
+            ours = look_at_student(model, classes_of_config(student), device)
+        begin('looking at the teacher')
+        with errors_named("teacher 'teacher'"):
+            teacher = build_model(args.teacher, 'teacher')
+        names = names or classes_in_config(args.teacher, 'teacher')
+        theirs = look_at_teacher(teacher, names, device, model.data_preprocessor)
     choice = choose(ours, theirs, args.method)
     if is_first_process(args.launcher):
         print_log(f'Compares {choice.why}.', logger='current')
@@ -143,6 +149,11 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
         found_from(args.checkpoint, '://'),
         choice,
     )
+
+
+def shown_by_one(launcher: str) -> Console:
+    """Where a bar is drawn: nowhere, but by the first process."""
+    return Console(stderr=True, force_terminal=None if is_first_process(launcher) else False)
 
 
 def of_student(options: dict[str, Any] | None) -> dict[str, Any]:

@@ -27,7 +27,14 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, check_file, plain_errors, read_config, use_student
+from mmkd_plugin.cli import (
+    UsageError,
+    check_file,
+    plain_errors,
+    read_config,
+    stages,
+    use_student,
+)
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import classes_of_checkpoint
@@ -64,14 +71,18 @@ def main() -> None:
         args = parse_args()
         check_out(args.out)
         need('onnx', 'onnxruntime')
-        model = student_of(args.config, args.checkpoint)
-        exported = wrapped(model)
-        size, other = sizes(tuple(args.size), exported.divisor)
-        classes = classes_of_checkpoint(read_checkpoint(args.checkpoint))
-        with replacing(args.out) as (beside,):
+        with stages(3 if args.fixed else 4) as begin, replacing(args.out) as (beside,):
+            begin('building the student')
+            exported = wrapped(student_of(args.config, args.checkpoint))
+            size, other = sizes(tuple(args.size), exported.divisor)
+            classes = classes_of_checkpoint(read_checkpoint(args.checkpoint))
+            begin('writing the file')
             export(exported, beside, size, args.fixed)
             describe(beside, exported.divisor, classes)
-            gaps = [gap(exported, beside, one) for one in ([size] if args.fixed else [size, other])]
+            gaps = []
+            for one in [size] if args.fixed else [size, other]:
+                begin(f'comparing {one[0]}x{one[1]}')
+                gaps.append(gap(exported, beside, one))
         which = 'one size' if args.fixed else 'any size'
         print(f'{args.out}: images of {which}; at most {max(gaps):.0e} of the values from PyTorch')
 

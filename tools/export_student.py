@@ -24,7 +24,15 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_state, meta_of, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, check_file, is_own, plain_errors, read_config, use_student
+from mmkd_plugin.cli import (
+    UsageError,
+    check_file,
+    is_own,
+    plain_errors,
+    read_config,
+    stages,
+    use_student,
+)
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
@@ -62,13 +70,17 @@ def main() -> None:
         use_student(cfg)
         text = config_text(cfg)
         check_same(args.out.with_suffix('.py'), text)
-        checkpoint = read_checkpoint(args.checkpoint)
-        weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
-        model = build(cfg)
-        state = state_dict_of(weights, args.checkpoint)
-        load_state(model, state, args.checkpoint, name='student', lenient=None)
-        tensors = half(model.state_dict()) if args.half else model.state_dict()
-        write(args.out, tensors, describe(checkpoint, text), text)
+        with stages(3) as begin:
+            begin('reading the checkpoint')
+            checkpoint = read_checkpoint(args.checkpoint)
+            weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
+            begin('building the student')
+            model = build(cfg)
+            state = state_dict_of(weights, args.checkpoint)
+            load_state(model, state, args.checkpoint, name='student', lenient=None)
+            begin('writing both files')
+            tensors = half(model.state_dict()) if args.half else model.state_dict()
+            write(args.out, tensors, describe(checkpoint, text), text)
     print(f'{args.out}: {len(tensors)} tensors; its config: {args.out.with_suffix(".py")}')
 
 

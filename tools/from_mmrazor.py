@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
@@ -18,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 import torch
 
 from mmkd_plugin.checkpoint import meta_of, read_checkpoint, state_dict_of
-from mmkd_plugin.cli import UsageError, check_file, plain_errors
+from mmkd_plugin.cli import UsageError, check_file, plain_errors, stages
 from mmkd_plugin.migrating import SUFFIXES, config_text, read_file
 from mmkd_plugin.saving import replacing, write_text
 from mmkd_plugin.stack import safe_loading
@@ -34,6 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('source', help='a config (.py), a command (.sh) or a checkpoint (.pth)')
     parser.add_argument(
         'out', nargs='?', type=Path, help='a new file; a config is printed without it'
+    )
+    parser.add_argument(
+        '--checkpoint', action='store_true', help='the source is a checkpoint, whatever its name'
     )
     parser.add_argument(
         '--part', choices=[*PREFIXES], default='student', help='which model of a checkpoint'
@@ -52,7 +56,7 @@ def main() -> None:
             check_file(args.out, 'out')
             if args.out.exists():
                 raise UsageError(f'{args.out} exists already; nothing is overwritten')
-        if Path(args.source).suffix in SUFFIXES:
+        if Path(args.source).suffix in SUFFIXES and not args.checkpoint:
             text = converted(args.source, args.student, args.teacher)
             if args.out is None:
                 print(text, end='')
@@ -61,7 +65,8 @@ def main() -> None:
         else:
             if args.out is None:
                 raise UsageError('say where the weights go: from_mmrazor.py CHECKPOINT OUT.pth')
-            take_out(args.source, args.out, args.part)
+            with stages(2) as begin:
+                take_out(args.source, args.out, args.part, begin)
         if args.out is not None:
             print(args.out)
 
@@ -85,8 +90,9 @@ def bases_of(file: Path) -> list[str]:
     return []
 
 
-def take_out(source: str, out: Path, part: str) -> None:
+def take_out(source: str, out: Path, part: str, begin: Callable[[str], None]) -> None:
     """Writes the weights of one model of a checkpoint."""
+    begin('reading the checkpoint')
     checkpoint = read_checkpoint(source)
     prefix = PREFIXES[part]
     weights = {
@@ -101,6 +107,7 @@ def take_out(source: str, out: Path, part: str) -> None:
         )
     meta = meta_of(checkpoint)
     kept = {key: meta[key] for key in ('dataset_meta',) if key in meta}  # names of the classes
+    begin('writing the weights')
     with replacing(out) as (beside,):
         torch.save(dict(meta=kept, state_dict=weights), beside)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
-from mmkd_plugin.cli import UsageError, check_file, check_number, plain_errors
+from mmkd_plugin.cli import UsageError, check_file, check_number, plain_errors, stages
 from mmkd_plugin.report import FILE, read_run, write_report
 from mmkd_plugin.stack import safe_loading
 
@@ -38,9 +38,15 @@ def main() -> None:
             raise UsageError(f'--out {out}: expected a file that ends with .html')
         check_number(args.alone, '--alone', 0)
         check_number(args.teacher, '--teacher', 0)
-        runs = [read_run(folder) for folder in dict.fromkeys(args.work_dirs)]
-        check_file(out, '--out')
-        print(write_report(runs, out, args.alone, args.teacher))
+        folders, runs = dict.fromkeys(args.work_dirs), []
+        with stages(len(folders) + 1) as begin:
+            for folder in folders:
+                begin(f'reading {folder.name}')
+                runs.append(read_run(folder))
+            check_file(out, '--out')
+            begin('drawing the page')
+            write_report(runs, out, args.alone, args.teacher)
+        print(out)
 
 
 if __name__ == '__main__':

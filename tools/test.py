@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import DumpResults, Evaluator
+from mmengine.dist import is_main_process
+from mmengine.evaluator import DumpResults
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
@@ -33,6 +34,7 @@ from mmkd_plugin.cli import (
     use_student,
 )
 from mmkd_plugin.runner_errors import runner_errors_named
+from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.training_data import watch_test_data
 from mmkd_plugin.words import as_written, type_name
@@ -81,8 +83,9 @@ def main() -> None:
         watch_test_data(runner)
         with runner_errors_named(cfg):
             if args.out is not None and is_pickle(args.out):
-                dump_predictions(runner.test_evaluator, cfg, args.out)
-            runner.test()
+                dump_predictions(runner, cfg, Path(args.out))
+            else:
+                runner.test()
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -168,12 +171,18 @@ def keep_label_maps(cfg: Config, folder: str) -> None:
         metric.output_dir, metric.keep_results = folder, True
 
 
-def dump_predictions(evaluator: Evaluator, cfg: Config, out: str) -> None:
+def dump_predictions(runner: Runner, cfg: Config, out: Path) -> None:
+    """Test, and keep the predictions in a file that is whole or not there."""
+    part = str(out.with_suffix(f'.tmp{out.suffix}'))
     if cfg.get('default_scope') == 'mmdet':  # its own class writes masks compactly
-        metric = METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out))
+        metric = METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=part))
     else:
-        metric = DumpResults(out_file_path=out)
-    evaluator.metrics.append(metric)
+        metric = DumpResults(out_file_path=part)
+    runner.test_evaluator.metrics.append(metric)
+    runner.test()
+    if is_main_process():
+        with replacing(out) as (beside,):
+            Path(part).replace(beside)
 
 
 if __name__ == '__main__':

@@ -39,6 +39,7 @@ from mmkd_plugin.cli import (
     read_config,
     use_student,
 )
+from mmkd_plugin.saving import whole_folder
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.taps import Taps
 from mmkd_plugin.teachers.configs import teacher_configs
@@ -59,6 +60,9 @@ from mmkd_plugin.visualization import (
 )
 from mmkd_plugin.visualization.gallery import check_panels
 from mmkd_plugin.words import first_line, type_name
+
+#: Lies in <out>.partial and says that this tool made it.
+MARKER = '.visualize'
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
@@ -139,13 +143,13 @@ def main() -> None:
             score_thr=args.score_thr,
             channels=args.channels,
         )
-        page = Page(args.out)
-        with progress_bar(console) as progress:
+        with whole_folder(args.out, MARKER) as folder, progress_bar(console) as progress:
+            page = Page(folder)
             for data in progress.track(items, total=count, description='images'):
                 scene = Scene.of(data, preprocessor)
                 page.add(scene.name, *gallery.pictures(scene))
-        file = page.write(f'{Path(args.config).stem}', facts(args, gallery, teachers))
-    console.print(f'{count} images: {file}', soft_wrap=True)
+            file = page.write(Path(args.config).stem, facts(args, gallery, teachers))
+    console.print(f'{count} images: {args.out / file.name}', soft_wrap=True)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -163,6 +167,7 @@ def check(args: argparse.Namespace) -> None:
     if args.images is not None:
         files_of(args.images)
     if args.out.is_dir() and any(args.out.iterdir()):
+        (args.out / MARKER).unlink(missing_ok=True)  # of a run that was killed when all was there
         raise UsageError(f'{args.out} exists already; nothing is overwritten, give a new --out')
     check_folder(args.out, '--out')
     for checkpoint in filter(None, (args.student, args.against)):

@@ -77,6 +77,64 @@ def matched_boxes(
     return student_labels[rows][matched]
 
 
+def counts_of(
+    student: dict,
+    teacher: dict,
+    num_classes: int,
+    score_thr: float = 0.3,
+    iou_thr: float = 0.5,
+    ignore_index: int | None = 255,
+) -> Tensor:
+    """Counts what student and teacher predict alike in an image.
+
+    Args:
+        student (dict): The data sample with the student's predictions.
+        teacher (dict): The teacher's predictions: a label map, or boxes.
+        num_classes (int): Number of classes, C.
+        score_thr (float): Score from which a box is confident. Defaults to 0.3.
+        iou_thr (float): Least intersection over union of two boxes that match. Defaults to 0.5.
+        ignore_index (int, optional): Label of the ground truth whose pixels do not count; None
+            counts all pixels. Defaults to 255.
+
+    Returns:
+        Tensor: ``(3, C)``, int64: for each class the pixels or confident boxes that both have, that
+        the student has, and that the teacher has.
+    """
+    if kind_of(student) == 'pred_sem_seg':
+        counted = None
+        if ignore_index is not None and 'gt_sem_seg' in student:
+            counted = student['gt_sem_seg']['data'].squeeze(0) != ignore_index
+        maps = (student['pred_sem_seg']['data'], teacher['data'])
+        ours, theirs = (labels.squeeze(0).long() for labels in maps)
+        return agreement_counts(ours, theirs, num_classes, counted)
+    found = student['pred_instances']
+    s, t = (one['scores'] >= score_thr for one in (found, teacher))
+    ours, theirs = found['labels'][s], teacher['labels'][t]
+    both = matched_boxes(found['bboxes'][s], ours, teacher['bboxes'][t], theirs, iou_thr)
+    return torch.stack([one.bincount(minlength=num_classes) for one in (both, ours, theirs)])
+
+
+def shares_of(counts: Sequence[Tensor], kind: str) -> dict[str, float]:
+    """The shares of all pixels, or of all confident boxes.
+
+    Args:
+        counts (Sequence[Tensor]): :func:`counts_of` of each image.
+        kind (str): :func:`kind_of` their predictions.
+
+    Returns:
+        dict[str, float]: ``pixel``, or ``found`` and ``confirmed``, in percent; NaN is of nothing.
+
+    Examples:
+        >>> shares_of([torch.tensor([[3, 0], [3, 1], [4, 0]])], 'pred_instances')
+        {'found': 75.0, 'confirmed': 75.0}
+    """
+    both, student, teacher = torch.stack(list(counts)).sum((0, 2))
+    found = float(percent(both, teacher))
+    if kind == 'pred_sem_seg':
+        return dict(pixel=found)
+    return dict(found=found, confirmed=float(percent(both, student)))
+
+
 @METRICS.register_module()
 class TeacherAgreement(BaseMetric):
     """How often the tested model and its teacher predict the same, in percent.
@@ -139,7 +197,7 @@ class TeacherAgreement(BaseMetric):
         prefix: str = 'agreement',
     ) -> None:
         super().__init__(collect_device, prefix)
-        self.score_thr, self.iou_thr, self.ignore_index = score_thr, iou_thr, ignore_index
+        self.settings = dict(score_thr=score_thr, iou_thr=iou_thr, ignore_index=ignore_index)
         self.teacher = FrozenTeacher(teacher, type(self).__name__)
         self._kind = ''
 
@@ -151,33 +209,15 @@ class TeacherAgreement(BaseMetric):
             data_samples (Sequence[dict]): The data samples with the student's predictions.
         """
         classes = self.dataset_meta['classes']
-        self._kind = kind = _kind_of(data_samples[0])
+        self._kind = kind = kind_of(data_samples[0])
         if not self.results:
             self.teacher.check_classes(classes)
         first = data_samples[0][kind]
         device = (first['data'] if kind == 'pred_sem_seg' else first['bboxes']).device
         taught = self.teacher.predict(data_batch, device)
-        compare = self._pixels if kind == 'pred_sem_seg' else self._boxes
         for student, teacher in zip(data_samples, taught):
-            self.results.append(compare(student, teacher[kind], len(classes)).cpu())
-
-    def _pixels(self, sample: dict, teacher: dict, num_classes: int) -> Tensor:
-        counted = None
-        if self.ignore_index is not None and 'gt_sem_seg' in sample:
-            counted = sample['gt_sem_seg']['data'].squeeze(0) != self.ignore_index
-        maps = (sample['pred_sem_seg']['data'], teacher['data'])
-        student, teacher = (labels.squeeze(0).long() for labels in maps)
-        return agreement_counts(student, teacher, num_classes, counted)
-
-    def _boxes(self, sample: dict, teacher: dict, num_classes: int) -> Tensor:
-        student = sample['pred_instances']
-        s, t = (one['scores'] >= self.score_thr for one in (student, teacher))
-        s_labels, t_labels = student['labels'][s], teacher['labels'][t]
-        both = matched_boxes(
-            student['bboxes'][s], s_labels, teacher['bboxes'][t], t_labels, self.iou_thr
-        )
-        counts = [labels.bincount(minlength=num_classes) for labels in (both, s_labels, t_labels)]
-        return torch.stack(counts)
+            counts = counts_of(student, teacher[kind], len(classes), **self.settings)
+            self.results.append(counts.cpu())
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
         """Sums over the images, and logs the classes.
@@ -196,20 +236,16 @@ class TeacherAgreement(BaseMetric):
             self.dataset_meta['classes'],
             {'found': found, 'confirmed': confirmed},
         )
-        means = float(found.nanmean()), float(confirmed.nanmean())
-        if self._kind == 'pred_sem_seg':
-            pixel = percent(both.sum(), teacher.sum())
-            return dict(pixel=float(pixel), mean_found=means[0], mean_confirmed=means[1])
-        return dict(
-            found=float(percent(both.sum(), teacher.sum())),
-            confirmed=float(percent(both.sum(), student.sum())),
-            mean_found=means[0],
-            mean_confirmed=means[1],
-        )
+        means = dict(mean_found=found.nanmean(), mean_confirmed=confirmed.nanmean())
+        return shares_of(results, self._kind) | {name: float(mean) for name, mean in means.items()}
 
 
-def _kind_of(sample: dict) -> str:
-    """The key of the predictions to compare."""
+def kind_of(sample: dict) -> str:
+    """The key of the predictions to compare in a data sample.
+
+    Raises:
+        ValueError: If it has neither label maps nor boxes.
+    """
     for kind in ('pred_sem_seg', 'pred_instances'):
         if kind in sample:
             return kind

@@ -38,6 +38,12 @@ def read_distillation(cfg: Config) -> Distillation:
     """
     model = cfg.model
     kind = str(model.get('type', '')).rpartition('.')[2]
+    if kind == 'SelfDistill':
+        raise NotPossible(
+            "model.type='SelfDistill' compares maps of one model with each other; here a student "
+            "learns from itself through a neck: teacher=dict(type='mmkd_plugin.SelfTeacher', ...), "
+            'docs/frskd.md'
+        )
     if kind not in ALGORITHMS:
         raise UsageError(
             f"model.type='{model.get('type')}': expected {' or '.join(ALGORITHMS)} of MMRazor 1.x"

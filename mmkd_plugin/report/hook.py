@@ -6,21 +6,22 @@ import json
 import logging
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmkd_plugin.cli import UsageError
+from mmkd_plugin.cli import UsageError, stages
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.parts import STEP, now
 from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.report.agreement import agreement_of
 from mmkd_plugin.report.page import FILE, write_report
 from mmkd_plugin.report.reading import FACTS, read_run
 from mmkd_plugin.saving import write_text
@@ -29,7 +30,7 @@ from mmkd_plugin.visualization.figure import draw, save
 from mmkd_plugin.visualization.hook import gallery_of
 from mmkd_plugin.visualization.page import THUMB, file_name
 from mmkd_plugin.visualization.panels import check_panels
-from mmkd_plugin.words import first_line
+from mmkd_plugin.words import first_line, some
 
 #: Iterations of a session before the first that is measured, and from one to the next.
 WARM_UP, EVERY = 10, 100
@@ -80,7 +81,7 @@ class ReportHook(Hook):
         Args:
             runner (Runner): The runner.
         """
-        model = _model(runner)
+        model = _unwrapped(runner.model)
         self.facts = dict(
             command=[sys.executable, *sys.orig_argv[1:]],
             seed=runner.seed,
@@ -133,25 +134,33 @@ class ReportHook(Hook):
         """
         if not is_main_process():
             return
+        self.facts |= dict(parts=self._sums, peak_bytes=_peak(), pictures=[])
         try:
-            with random_state_kept():
-                pictures = self._pictures(runner)
-        except Exception as error:
-            pictures = []
-            self._warn(f'the report has no pictures: {first_line(error)}')
-        self.facts |= dict(parts=self._sums, peak_bytes=_peak(), pictures=pictures)
-        self._write(runner)
-        try:
-            run = read_run(runner.work_dir)
-            file = write_report([run], Path(runner.work_dir, FILE))
+            with stages(3) as begin:
+                self._look(runner, begin)
+                begin('writing the report')
+                file = write_report([read_run(runner.work_dir)], Path(runner.work_dir, FILE))
         except (OSError, UsageError, ValueError) as error:
             self._warn(f'the report could not be written: {first_line(error)}')
         else:
             print_log(f'The report of this run is at {file}.', logger='current')
 
-    def _pictures(self, runner: Runner) -> list[dict[str, str]]:
-        model = _model(runner)
-        if not self.images or runner.val_loop is None or not isinstance(model, Distiller):
+    def _look(self, runner: Runner, begin: Callable[[str], None]) -> None:
+        """Adds what the trained student shows to the facts, and writes them."""
+        model = _trained(runner)
+        if runner.val_loop is not None and isinstance(model, Distiller):
+            with random_state_kept():
+                begin('comparing student and teachers')
+                self.facts['agreement'] = _agreement(runner, model)
+                begin('drawing pictures')
+                try:
+                    self.facts['pictures'] = self._pictures(runner, model)
+                except Exception as error:
+                    self._warn(f'the report has no pictures: {first_line(error)}')
+        self._write(runner)
+
+    def _pictures(self, runner: Runner, model: Distiller) -> list[dict[str, str]]:
+        if not self.images:
             return []
         gallery, scenes = gallery_of(runner, model, self.panels, self.images)
         found = []
@@ -175,11 +184,25 @@ class ReportHook(Hook):
         print_log(f'mmkd_plugin.ReportHook: {text}', logger='current', level=logging.WARNING)
 
 
-def _model(runner: Runner) -> Any:
-    model = runner.model
+def _trained(runner: Runner) -> Any:
+    """The model that was validated and saved: with an EMA the averaged one."""
+    averaged = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
+    return _unwrapped(next(averaged, runner.model))
+
+
+def _unwrapped(model: Any) -> Any:
     while is_model_wrapper(model):
         model = model.module
     return model
+
+
+def _agreement(runner: Runner, model: Distiller) -> list[dict[str, Any]]:
+    """What the page says of it; the reason if there is nothing to say."""
+    dataset = runner.val_loop.dataloader.dataset
+    try:
+        return agreement_of(model, dataset, runner.cfg.model.get('teacher') or {})
+    except Exception as error:  # whatever a model makes of these images, the training has ended
+        return [dict(teacher=some(model.teachers), problem=first_line(error))]
 
 
 def _versions() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.pages import definitions, document, table
+from mmkd_plugin.report.agreement import SHARES
 from mmkd_plugin.report.checks import findings, terms_of
 from mmkd_plugin.report.curves import Plot, svg
 from mmkd_plugin.report.reading import Run
@@ -28,6 +29,7 @@ STYLE = """
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr));
   gap: 1rem; margin: 1rem 0; }
 .plots figure { margin: 0; padding: 0.8rem; background: var(--ground); border-radius: 8px; }
+.plots .plot { max-width: 640px; }
 .plots svg { display: block; width: 100%; height: auto; }
 .plots img { display: block; width: 100%; height: auto; border-radius: 4px; background: #fff; }
 figcaption { margin: 0 0 0.4rem; }
@@ -128,7 +130,8 @@ def _curves(runs: Sequence[Run], standings: Sequence[Standing | None]) -> str:
 
 def _plots(plots: Sequence[Plot]) -> str:
     figures = ''.join(
-        f'<figure><figcaption><h3>{escape(plot.title)}</h3></figcaption>{svg(plot)}</figure>\n'
+        f'<figure class="plot"><figcaption><h3>{escape(plot.title)}</h3></figcaption>'
+        f'{svg(plot)}</figure>\n'
         for plot in plots
     )
     return f'<div class="plots">{figures}</div>\n' if figures else ''
@@ -146,6 +149,7 @@ def _sections(run: Run, standing: Standing | None, several: bool) -> Iterator[st
         yield f'<li><span class="mark">{mark}</span>{escape(one.text)}{advice}</li>\n'
     yield '</ul>\n'
     yield from _all_scores(run, several)
+    yield from _agreement(run, several)
     yield from _terms(run, several)
     yield from _pictures(run, several)
     if run.facts.get('plan'):
@@ -167,6 +171,21 @@ def _all_scores(run: Run, several: bool) -> Iterator[str]:
             for name, when, values in curves
         ]
         yield table(['score', 'last', 'highest', 'at iteration'], rows) + '\n'
+
+
+def _agreement(run: Run, several: bool) -> Iterator[str]:
+    """How often student and teacher predict the same."""
+    told = {}
+    for one in run.facts.get('agreement') or []:
+        if one.get('problem'):
+            text = f'not measured: {one["problem"]}'
+        else:
+            shares = [f'{v:.1f} % {SHARES[k]}' for k, v in one['shares'].items() if v is not None]
+            text = ', '.join(shares) or 'no boxes that are confident'
+            text += f' (validation images: {one["images"]})'
+        told[one['teacher']] = text
+    if told:
+        yield f'{_heading("Agreement with the teacher", several)}{definitions(told)}\n'
 
 
 def _heading(text: str, several: bool) -> str:

@@ -19,7 +19,8 @@ class KeepGradients(Hook):
     """Saves accumulated gradients of a checkpoint between two steps, and restores them on resume.
 
     With ``optim_wrapper.accumulative_counts`` an iteration may end without a step of the optimizer.
-    mmengine forgets its gradients. Of several processes the mean is kept.
+    mmengine forgets its gradients. Of several processes the mean is kept, and each of them goes on
+    with it, so that a resumed run is the run that never ended. The step is the same to rounding.
     """
 
     def __init__(self) -> None:
@@ -30,13 +31,11 @@ class KeepGradients(Hook):
         self._kept = {}
         if all(one.should_update() for one in _wrappers(runner.optim_wrapper)):
             return
-        processes = get_world_size()
         for name, value in _parameters(runner):
             if value.grad is not None:
-                gradient = value.grad.detach().clone()
-                if processes > 1:
-                    all_reduce(gradient, op='mean')
-                self._kept[name] = gradient.cpu()
+                if get_world_size() > 1:
+                    all_reduce(value.grad, op='mean')
+                self._kept[name] = value.grad.detach().clone().cpu()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self._kept:

@@ -55,7 +55,8 @@ class SelfTeacher(nn.Module, Teacher):
 
     It is a model of the student's own class. The student's maps take the place of its backbone, a
     neck refines them, and heads like the student's learn from the labels. So its taps have the
-    same names as in the student. Its task loss trains it and, through the maps, the student. Terms
+    same names as in the student. The neck of a classifier pools, so it stays, and the maps are
+    refined at ``'backbone'``. Its task loss trains it and, through the maps, the student. Terms
     read its maps as targets, without gradient. It is saved beside the student and not used at
     inference.
 
@@ -64,7 +65,8 @@ class SelfTeacher(nn.Module, Teacher):
         neck (dict): A module that takes a list of maps and returns a list of maps.
             ``in_channels``, ``channels`` and ``num_levels`` are filled in if it takes them.
         head (dict, optional): Settings of its heads that differ from the student's: of
-            ``decode_head`` for a segmentor, of ``bbox_head`` for a detector. Defaults to None.
+            ``decode_head`` for a segmentor, of ``bbox_head`` for a detector, of ``head`` for a
+            classifier. Defaults to None.
         loss_weight (float): Factor on its task loss, above 0. Defaults to 1.0.
         name (str): Name in the config and in messages. Defaults to ``'self_teacher'``.
 
@@ -149,7 +151,7 @@ class SelfTeacher(nn.Module, Teacher):
             config = self._config(student.config, [x.shape[1] for x in refined], here)
         with errors_named(f'{here}: model', config):
             self.model = MODELS.build(config)
-        self.model.neck = neck
+        setattr(self.model, 'backbone' if _is_classifier(config) else 'neck', neck)
         for tap in taps:
             find_module(self.model, tap, here)
         run = self._try(maps, samples, taps, len(refined), here)
@@ -208,10 +210,16 @@ class SelfTeacher(nn.Module, Teacher):
         return run
 
     def _config(self, student: dict, widths: list[int], here: str) -> ConfigDict:
-        """Returns the student's config without backbone and neck, with heads for these widths."""
+        """Returns the student's config without its backbone, with heads for these widths."""
         config = Config(dict(model=without_pretraining(student))).model
         config.pop('auxiliary_head', None)
-        config.backbone, config.neck = dict(type='mmkd_plugin.StudentMaps'), None
+        config.backbone = dict(type='mmkd_plugin.StudentMaps')
+        if _is_classifier(config):
+            config.head = _merged(config.head, self._head)
+            if 'in_channels' in config.head:
+                config.head.in_channels = widths[-1]
+            return config
+        config.neck = None
         if 'decode_head' in config:
             config.decode_head = _merged(config.decode_head, self._head)
             heads = config.decode_head
@@ -277,12 +285,18 @@ class SelfTeacher(nn.Module, Teacher):
         )
 
 
+def _is_classifier(config: dict) -> bool:
+    """Whether a model has one head, which reads what its neck has pooled."""
+    return config.get('head') is not None
+
+
 def _merged(head: Any, changes: dict) -> Any:
     """Returns a head's config with changes; of a head of another type only the task is kept."""
     if isinstance(head, (list, tuple)):
         return [_merged(one, changes) for one in head]
     if 'type' in changes and type_name(changes['type']) != type_name(head.type):
-        kept = ('num_classes', 'in_index', 'align_corners', 'loss_decode', 'loss_cls', 'loss_bbox')
+        losses = ('loss', 'loss_decode', 'loss_cls', 'loss_bbox')
+        kept = ('num_classes', 'in_index', 'align_corners', *losses)
         head = ConfigDict({key: head[key] for key in kept if key in head})
     config = Config(dict(head=head))
     config.merge_from_dict(dict(head=changes))

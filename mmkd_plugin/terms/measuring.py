@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
@@ -27,7 +28,7 @@ def measure_terms(
 ) -> None:
     """Measures the gradients of terms at their taps, and lets the terms take the result.
 
-    The log gets ``distill.<term>.weight`` and ``distill.<term>.share`` of automatic weights.
+    The log gets ``distill.<term>.share``, and ``distill.<term>.weight`` of automatic weights.
 
     Args:
         losses (Mapping[Term, Tensor]): The value of each term that is due.
@@ -54,9 +55,7 @@ def measure_terms(
     for term in losses:
         if term.auto is not None:
             _check(term, sizes[term.name])
-        taken = term.take(sizes[term.name])
-        if term.auto is not None:
-            _log(term, taken)
+        _log(term, term.take(sizes[term.name]))
 
 
 def _without(terms: Mapping[Term, Tensor], error: RuntimeError) -> None:
@@ -110,7 +109,9 @@ def _check(term: Term, sizes: Sizes) -> None:
 
 def _log(term: Term, sizes: Sizes) -> None:
     hub = MessageHub.get_current_instance()
-    hub.update_scalar(f'train/{term.here}.weight', term.auto.weight.mean().item())
+    if term.auto is not None:
+        hub.update_scalar(f'train/{term.here}.weight', term.auto.weight.mean().item())
     if sizes.task is not None:
-        share = sizes.term.norm() / sizes.task.norm()
-        hub.update_scalar(f'train/{term.here}.share', share.item())
+        share = (sizes.term.norm() / sizes.task.norm()).item()
+        if math.isfinite(share):  # else the task loss does not reach these maps
+            hub.update_scalar(f'train/{term.here}.share', share)

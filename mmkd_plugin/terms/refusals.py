@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.taps import Taps
+from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
 
 if TYPE_CHECKING:
@@ -121,6 +125,48 @@ def check_combined(term: Term) -> None:
             f'{term.here}: several teachers are combined by their class scores, and this term '
             'does not compare those of both models as they are. Give each teacher a term of its '
             'own'
+        )
+
+
+def check_maps(term: Term, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
+    """Refuses maps of both models that are no pairs."""
+    if len(students) != len(teachers):
+        theirs = term.teacher_tap if term.through is None else term.through.taps
+        raise ValueError(
+            f"{term.here}: '{term.student_tap}' gives {len(students)} maps in the student and "
+            f"'{theirs}' {len(teachers)} in the teacher; name one of them, such as "
+            f"student_tap='{term.student_tap.taps[0].path}[0]', or taps with as many"
+        )
+    for s, t in zip(students, teachers) if term.traits.compares == 'gradients' else ():
+        if s.shape != t.shape:
+            raise ValueError(
+                f"{term.here}: gradients at '{term.student_tap}' of the student "
+                f"and '{term.teacher_tap}' of the teacher have different shapes (in a "
+                f'trial: {tuple(s.shape)} and {tuple(t.shape)}), and no connector can '
+                "change that; tap what has the same in both, such as 'backbone@input' or "
+                'the class scores'
+            )
+
+
+def check_classes(
+    term: Term, student: Tensor, teacher: Tensor, source: Teacher, ours: int | None
+) -> None:
+    """Refuses scores of different numbers of classes: a 1×1 convolution cannot match them."""
+    if not term.traits.needs_same_channels or term.explainer:
+        return
+    if term.through is not None or term.queries is not None:
+        return
+    theirs = source.classes(term.teacher_tap.taps[0])
+    if not ours or not theirs or ours == theirs:
+        return
+    each, rest = divmod(student.shape[1], ours)
+    background = (student.shape[1], teacher.shape[1]) == (ours + 1, theirs + 1)
+    if background or (not rest and teacher.shape[1] == each * theirs):
+        raise ValueError(
+            f"{term.here}: '{term.student_tap}' gives scores of {ours} classes in the "
+            f'student and {theirs} in the teacher. Class scores can be compared only for the '
+            "same classes: take a teacher of the student's dataset, or tap features below the "
+            'classifier'
         )
 
 

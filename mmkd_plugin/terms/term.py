@@ -25,8 +25,10 @@ from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, 
 from mmkd_plugin.terms.norms import NormConstants
 from mmkd_plugin.terms.outside import Outside
 from mmkd_plugin.terms.refusals import (
+    check_classes,
     check_combined,
     check_explainer,
+    check_maps,
     check_needs,
     check_queries,
     check_raw,
@@ -308,10 +310,11 @@ class Term(nn.Module):
                 f"{self.here}.through: teacher '{self.teacher}' cannot run on maps of the student; "
                 'that takes a trained model that runs beside it (a teacher without `type`)'
             )
-        self._check_maps(students, teachers if passage is None else passage.maps)
+        check_maps(self, students, teachers if passage is None else passage.maps)
         if source is not None:
             self.check_source(source)
-            self._check_classes(students[0], teachers[0], source, classes)
+            if self._connector == 'auto':
+                check_classes(self, students[0], teachers[0], source, classes)
         if any(need in FROM_NORM for need in self.traits.needs):
             self._take_norms(source, len(teachers))
         if self._teacher_connector is not None:
@@ -418,45 +421,6 @@ class Term(nn.Module):
                 pass
         self.loss.loss_weight = 2.0
         return self(*compared), 1
-
-    def _check_maps(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
-        if len(students) != len(teachers):
-            theirs = self.teacher_tap if self.through is None else self.through.taps
-            raise ValueError(
-                f"{self.here}: '{self.student_tap}' gives {len(students)} maps in the student and "
-                f"'{theirs}' {len(teachers)} in the teacher; name one of them, such as "
-                f"student_tap='{self.student_tap.taps[0].path}[0]', or taps with as many"
-            )
-        for s, t in zip(students, teachers) if self.traits.compares == 'gradients' else ():
-            if s.shape != t.shape:
-                raise ValueError(
-                    f"{self.here}: gradients at '{self.student_tap}' of the student "
-                    f"and '{self.teacher_tap}' of the teacher have different shapes (in a "
-                    f'trial: {tuple(s.shape)} and {tuple(t.shape)}), and no connector can '
-                    "change that; tap what has the same in both, such as 'backbone@input' or "
-                    'the class scores'
-                )
-
-    def _check_classes(
-        self, student: Tensor, teacher: Tensor, source: Teacher, ours: int | None
-    ) -> None:
-        """Refuses scores of different numbers of classes: a 1×1 convolution cannot match them."""
-        if self._connector != 'auto' or not self.traits.needs_same_channels or self.explainer:
-            return
-        if self.through is not None or self.queries is not None:
-            return
-        theirs = source.classes(self.teacher_tap.taps[0])
-        if not ours or not theirs or ours == theirs:
-            return
-        each, rest = divmod(student.shape[1], ours)
-        background = (student.shape[1], teacher.shape[1]) == (ours + 1, theirs + 1)
-        if background or (not rest and teacher.shape[1] == each * theirs):
-            raise ValueError(
-                f"{self.here}: '{self.student_tap}' gives scores of {ours} classes in the "
-                f'student and {theirs} in the teacher. Class scores can be compared only for the '
-                "same classes: take a teacher of the student's dataset, or tap features below the "
-                'classifier'
-            )
 
     def _take_norms(self, source: Teacher | None, count: int) -> None:
         """Computes the arguments of the loss from the batch norms that feed the teacher's maps."""

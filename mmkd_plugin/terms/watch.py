@@ -1,4 +1,4 @@
-"""Watch: looks at the first iterations of a term and says if it teaches nothing, or too much."""
+"""Watch: looks at a term as it trains, and says early if it teaches nothing, or too much."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ PATIENCE = 10
 #: Below it a loss is 0 but for rounding.
 ROUNDING = 1e-30
 
-#: Iterations of a term in which its gradient is compared with that of the task loss.
-LOOKS = (0, 10, 20, 30, 40)
+#: Iterations of a term in which its gradient is compared with that of the task loss: the first
+#: ones say whether it teaches, and each n-th is noted for the log.
+LOOKS, EVERY = (0, 10, 20, 30, 40), 50
 
 #: Sizes of a term's gradient, over that of the task loss, that are too small and too large.
 TOO_SMALL, TOO_LARGE = 1e-4, 100
@@ -30,9 +31,9 @@ ADVISED = 0.3
 
 
 class Watch:
-    """Looks at what a term compares in the first iterations in which it is on.
+    """Looks at what a term compares, above all in the first iterations in which it is on.
 
-    Later iterations cost nothing: the loss is fetched from the device in the first ones alone.
+    Later its gradient is measured in each fiftieth iteration, and the others cost nothing.
 
     Args:
         here (str): What messages call the term.
@@ -86,8 +87,6 @@ class Watch:
         Args:
             loss (Tensor): The loss of an iteration, a scalar.
         """
-        if self.seen > LOOKS[-1]:
-            return
         self.seen += 1
         if self.seen > PATIENCE:
             return
@@ -101,14 +100,16 @@ class Watch:
 
     def due(self) -> bool:
         """Whether the gradient of the term is looked at in this iteration."""
-        return self.seen in LOOKS and not self.blind
+        return (self.seen in LOOKS or self.seen % EVERY == 0) and not self.blind
 
     def gradient(self, sizes: Sizes) -> None:
-        """Looks at the gradient of the term; after the last look, warns if it is no use.
+        """Looks at the gradient of the term; after the first looks, warns if it is no use.
 
         Args:
             sizes (Sizes): The sizes of the gradients at the student's taps.
         """
+        if self.seen not in LOOKS:
+            return
         task = None if sizes.task is None else sizes.task.norm().item()
         self.looks.append((sizes.term.norm().item(), task, sizes.connector.item()))
         if self.seen == LOOKS[-1]:

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import memory, mmrazor, steps
+from tests.runs import needs_ops
+from tests.stock_models import cwd, pspnet, retinanet
 
 CPU = torch.device('cpu')
 
 
+def narrow(name: str, student: dict, teacher: dict, tap: str, folder: Path) -> steps.Pair:
+    """One of the pairs with narrow models in place of ResNets of up to 101 layers."""
+    model = dict(
+        type='mmkd_plugin.Distiller',
+        student=student,
+        teacher=dict(config=teacher, checkpoint=None),
+        distill=dict(cwd=dict(tap=tap, loss=cwd(tau=4, loss_weight=3))),
+    )
+    config = folder / 'narrow.py'
+    config.write_text(f'default_scope = {student["_scope_"]!r}\nmodel = {model!r}\n')
+    return replace(steps.PAIRS[name], config=str(config))
+
+
 @pytest.fixture(scope='module')
-def bench() -> steps.Bench:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> steps.Pair:
+    models = pspnet(8, 19), pspnet(16, 19)
+    for model in models:
+        model['decode_head']['dropout_ratio'] = 0.1
+    return narrow('pspnet', *models, 'decode_head.conv_seg', tmp_path_factory.mktemp('pair'))
+
+
+@pytest.fixture(scope='module')
+def bench(pair: steps.Pair) -> steps.Bench:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    bench = steps.set_up(steps.PAIRS['pspnet'], CPU, quick=True)
+    bench = steps.set_up(pair, CPU, quick=True)
     for module in bench.models[steps.STUDENT].modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -72,9 +98,10 @@ def test_mmrazors_teacher_computes_its_loss_without_a_graph(bench):
     assert losses['distill_loss'] > 0
 
 
-def test_a_detector_takes_steps_too():
-    pytest.importorskip('mmdet')
-    bench = steps.set_up(steps.PAIRS['retinanet'], CPU, quick=True)
+@needs_ops
+def test_a_detector_takes_steps_too(tmp_path):
+    pair = narrow('retinanet', retinanet(8, 80), retinanet(16, 80), 'neck', tmp_path)
+    bench = steps.set_up(pair, CPU, quick=True)
     assert len(bench.maps) == 5
     bench.step(steps.CACHED)
 
@@ -89,11 +116,11 @@ def test_the_memory_of_a_step_is_taken_apart():
     assert found.peak[steps.ONLINE] >= found.peak[steps.STUDENT] + weights
 
 
-def test_without_mmrazor_the_others_are_measured(monkeypatch):
+def test_without_mmrazor_the_others_are_measured(pair, monkeypatch):
     def missing(*_, **__):
         raise mmrazor.NotInstalled('MMRazor is not installed: pip install')
 
     monkeypatch.setattr(mmrazor, 'loss', missing)
-    found = steps.measure(steps.PAIRS['pspnet'], CPU, 0, quick=True)
+    found = steps.measure(pair, CPU, 0, quick=True)
     assert set(found.seconds) == {*steps.VARIANTS} - {steps.RAZOR}
     assert found.notes == {steps.RAZOR: 'MMRazor is not installed: pip install'}

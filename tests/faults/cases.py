@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import lmdb
+import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 from rich.console import Console
 
 from benchmarks.gains import records
@@ -21,7 +22,6 @@ from benchmarks.gains import training as gains_training
 from benchmarks.gains.plan import Run, find
 from benchmarks.gains.running import Place, perform
 from benchmarks.gains.tables import Data, Table
-from benchmarks.gains.training import Processes
 from mmkd_plugin.cache.store import FINISHED, META, CacheError, TeacherCache, close
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.cores import Cores
@@ -31,14 +31,15 @@ from tests import ddp
 from tests.attacks.harness import call_tool, fork
 from tests.attacks.runs import segmentation, settings, written
 from tests.caches import write_cache
+from tests.forks import Forked
 from tests.fuzz import models
-from tests.runs import config, save_weights
+from tests.runs import config, save_weights, validated
 from tests.stock_models import build, cwd
 from tests.tools.conftest import SEGMENTOR
 from tests.tools.dataset_converters import test_bccd, test_camvid
 from tests.tools.dataset_converters.conftest import contents
 from tests.tools.test_reproduce import HELD_OUT
-from tests.tools.tool_runs import load_tool
+from tests.tools.tool_runs import load_tool, save_random_weights
 
 LENGTH = 6
 
@@ -135,7 +136,7 @@ def trained(folder: Path) -> dict[str, Any]:
         leftovers=sorted(one.name for one in folder.glob('*.tmp')),
         weights=dict(saved['state_dict']),
         beside=saved['state_dict']._metadata['']['mmkd'],
-        averaged=dict(saved['ema_state_dict']),
+        averaged=dict(saved.get('ema_state_dict', {})),
         optimizer=saved['optimizer'],
         schedules=saved['param_schedulers'],
         iterations=saved['meta']['iter'],
@@ -165,8 +166,7 @@ def training(root: Path, data: Path) -> Case:
 
 def training_in_two_processes(root: Path, data: Path) -> Case:
     """A run in two processes, which are killed together."""
-    settings, folder = everything(data, root), root / 'work'
-    settings['optim_wrapper']['accumulative_counts'] = 1  # gradients of two are exact to rounding
+    settings, folder = dict(everything(data, root), report=False), root / 'work'
     distributed = dict(ddp.DISTRIBUTED, work_dir=str(folder), experiment_name='two')
     typed = argparse.Namespace(
         config='run.py', amp=False, auto_scale_lr=False, resume='auto', allow_changes=False
@@ -256,6 +256,23 @@ def export(root: Path, data: Path, suffix: str = '.pth') -> Case:
     return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
 
 
+def onnx(root: Path, data: Path) -> Case:
+    """The student of a checkpoint, for other programs."""
+    file = written(settings(models.of_a_segmentor(), data), root / 'run.py')
+    weights = save_weights(models.segmentor(4), root / 'trained.pth')
+    folder, main = root / 'exported', load_tool('export_onnx').main
+    out, reader = folder / 'student.onnx', pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+
+    def run() -> None:
+        call_tool(main, 'export_onnx', [file, weights, out, '--size', 64, 64, '--fixed'])
+
+    def check() -> int:
+        return len(reader.load(out).graph.node) if out.exists() else 0
+
+    return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
 # Other files --------------------------------------------------------------------------------------
 
 
@@ -275,20 +292,26 @@ def from_mmrazor(root: Path, data: Path) -> Case:
     return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
 
 
-def fit_connector(root: Path, data: Path) -> Case:
-    """Directions of a teacher, which are measured."""
+def with_a_teacher_connector(root: Path, data: Path, teacher: str, connector: str) -> dict:
+    """Settings of a run whose one term converts the teacher's maps."""
     model = models.of_a_segmentor()
     term = dict(
         tap='backbone.conv2',
-        teacher_connector=models.own('PHISNormalizer'),
+        teacher_connector=models.own(teacher),
         loss=models.own('HintLoss'),
-        connector=models.own('ConvConnector'),
+        connector=models.own(connector),
     )
     weights = save_weights(models.segmentor(8), root / 't.pth')
     model.update(
-        teacher=dict(config=models.segmentor(8), checkpoint=weights), distill=dict(phis=term)
+        teacher=dict(config=models.segmentor(8), checkpoint=weights), distill=dict(hint=term)
     )
-    file, folder = written(settings(model, data), root / 'run.py'), root / 'work'
+    return settings(model, data, report=False)
+
+
+def fit_connector(root: Path, data: Path) -> Case:
+    """Directions of a teacher, which are measured."""
+    run_settings = with_a_teacher_connector(root, data, 'PHISNormalizer', 'ConvConnector')
+    file, folder = written(run_settings, root / 'run.py'), root / 'work'
     out, main = folder / 'fitted.pth', load_tool('fit_connector').main
 
     def run() -> None:
@@ -298,6 +321,69 @@ def fit_connector(root: Path, data: Path) -> Case:
         return len(read_checkpoint(out)) if out.exists() else 0
 
     return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
+def paraphraser(root: Path, data: Path) -> Case:
+    """A paraphraser, which is trained before the student."""
+    run_settings = with_a_teacher_connector(root, data, 'Paraphraser', 'Translator')
+    file, folder = written(run_settings, root / 'run.py'), root / 'work'
+    out, main = folder / 'paraphraser.pth', load_tool('train').main
+
+    def run() -> None:
+        call_tool(main, 'train', [file, '--work-dir', folder, '--paraphraser', '--resume'])
+
+    def check() -> int:
+        return 9 if out.exists() and read_checkpoint(out) else newest(folder / 'paraphraser')
+
+    def outcome() -> dict[str, Any]:
+        return dict(read_checkpoint(out)['state_dict'])
+
+    return Case(folder, run, run, outcome, check, NOT_READ, refused=out.exists)
+
+
+def distill(root: Path, data: Path) -> Case:
+    """The config that is chosen for two models, and the run with it."""
+    weights = save_weights(models.segmentor(8), root / 't.pth')
+    student, teacher = (
+        written(settings(models.segmentor(width), data, report=False), root / f'{name}.py')
+        for name, width in dict(student=4, teacher=8).items()
+    )
+    folder, main = root / 'work', load_tool('distill').main
+    config = folder / 'student_distilled.py'
+
+    def run() -> None:
+        call_tool(main, 'distill', [student, teacher, weights, '--work-dir', folder, '--resume'])
+
+    def outcome() -> dict[str, Any]:
+        return dict(trained(folder), config=config.read_text())
+
+    def check() -> int:
+        return newest(folder) + bool(config.exists() and Config.fromfile(config).model.distill)
+
+    return Case(folder, run, run, outcome, check, NOT_READ)
+
+
+def visualize(root: Path, data: Path) -> Case:
+    """The page with pictures of a student."""
+    model = models.of_a_segmentor()
+    run_settings = validated(Config(settings(model, data)), data).to_dict()
+    file = written(run_settings, root / 'run.py')
+    weights = save_weights(models.segmentor(4), root / 's.pth')
+    folder, main = root / 'pages', load_tool('visualize').main
+    out = folder / 'page'
+    typed = [file, weights, '--out', out, '--count', 1, '--panels', 'predictions']
+
+    def run() -> None:
+        call_tool(main, 'visualize', [*typed, '--device', 'cpu'])
+
+    def files() -> dict[str, bytes]:
+        return {name: kept for name, kept in contents(out).items() if name != '.visualize'}
+
+    def check() -> int:
+        assert not out.exists() or len(files()) == 3  # the page and a picture in two sizes
+        return int(out.exists())
+
+    return Case(folder, run, run, files, check, refused=out.exists)
 
 
 def report(root: Path, data: Path) -> Case:
@@ -317,6 +403,24 @@ def report(root: Path, data: Path) -> Case:
         return int(page.exists())
 
     return Case(folder, run, run, lambda: contents(folder), check)
+
+
+def predictions(root: Path, data: Path) -> Case:
+    """What a student predicts for each image."""
+    file = root / 'student.py'
+    file.write_text(SEGMENTOR.format(root=str(data), depth=18))
+    save_random_weights(file, root / 's.pth')
+    folder, main = root / 'kept', load_tool('test').main
+    out = folder / 'all.pkl'
+    typed = [file, root / 's.pth', '--out', out, '--work-dir', root / 'work']
+
+    def run() -> None:
+        call_tool(main, 'test', typed)
+
+    def check() -> int:
+        return len(load(out)) if out.exists() else 0
+
+    return Case(folder, run, run, lambda: load(out), check)
 
 
 # Converters ---------------------------------------------------------------------------------------
@@ -370,40 +474,6 @@ def digit_scenes(root: Path, data: Path) -> Case:
 
 
 # Tables and demo ----------------------------------------------------------------------------------
-
-
-class Started:
-    """What of a ``subprocess.Popen`` is used."""
-
-    def __init__(self, pid: int, stdout: IO[str]) -> None:
-        self.pid, self.stdout, self.returncode = pid, stdout, None
-
-
-class Forked(Processes):
-    """Starts ``tools/*.py`` as children of this process, which has imported everything."""
-
-    def start(self, command: Sequence[str], **settings: Any) -> Started:
-        tool, *arguments = command[command.index('ignore') + 1 :]
-        main = load_tool(Path(tool).stem).main
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.dup2(writing, 1)
-                os.dup2(writing, 2)
-                sys.stdout = sys.stderr = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
-                os.environ.update(settings['env'])
-                call_tool(main, Path(tool).stem, arguments)
-                status = 0
-            except SystemExit as end:
-                print(end.code)
-                status = int(end.code is not None and end.code != 0)
-            finally:
-                sys.stdout.flush()
-                os._exit(status)
-        os.close(writing)
-        return Started(child, os.fdopen(reading))
 
 
 def reproduce(root: Path, data: Path) -> Case:

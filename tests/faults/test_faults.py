@@ -23,18 +23,23 @@ pytestmark = [needs_tracing, pytest.mark.usefixtures('own_globals')]
 
 #: Programs, and how many states of each the suite tries: twenty in all.
 CASES: dict[str, tuple[Callable[[Path, Path], Case], int]] = {
-    'training': (cases.training, 6),
+    'training': (cases.training, 4),
     'training in two processes': (cases.training_in_two_processes, 1),
-    'cache': (cases.cache, 3),
+    'paraphraser': (cases.paraphraser, 1),
+    'distill': (cases.distill, 1),
+    'cache': (cases.cache, 1),
     'cache of views': (lambda *to: cases.cache(*to, '--views', 2), 1),
     'export': (cases.export, 1),
     'export as safetensors': (lambda *to: cases.export(*to, '.safetensors'), 1),
+    'export as ONNX': (cases.onnx, 1),
     'MMRazor': (cases.from_mmrazor, 1),
     'fit_connector': (cases.fit_connector, 1),
     'report': (cases.report, 1),
+    'visualize': (cases.visualize, 1),
+    'predictions': (cases.predictions, 1),
     'BCCD': (cases.bccd, 1),
     'CamVid': (cases.camvid, 1),
-    'DigitScenes': (cases.digit_scenes, 2),
+    'DigitScenes': (cases.digit_scenes, 1),
     'reproduce': (cases.reproduce, 0),  # these two train several times
     'demo': (cases.demo, 0),
 }

@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +51,7 @@ ON_FILES: dict[str, Callable[[Path, Path], dict]] = dict(
     unlabelled=lambda data, folder: models.with_images_without_labels(data / 'images'),
 )
 NAMES = [pytest.param(n, marks=needs_ops) if n == 'detector' else n for n in (*BASES, *ON_FILES)]
-COUNT = int(os.environ.get('FUZZ', '200')) // len(NAMES)
+COUNT = -(-int(os.environ.get('FUZZ', '200')) // len(NAMES))
 SEED = int(os.environ.get('FUZZ_SEED', '0'))
 
 #: How messages call the parts of a config.
@@ -130,7 +131,10 @@ def fault_of(change: Mutation, data: Path) -> str | None:
         return f'raw {type(error).__name__}: {error}'
     if told is not None:
         here = PLACES if change.path[0] not in ('distill', 'task') else (str(change.path[0]),)
-        return None if any(place in told for place in here) else f'names no key: {told}'
+        if not any(place in told for place in here):
+            return f'names no key: {told}'
+        right = change.kind != 'misspell' or re.search(rf'\b{change.path[-1]}\b', told)
+        return None if right else f'names no right spelling: {told}'
     if not all(torch.as_tensor(x).isfinite().all() for v in losses.values() for x in as_list(v)):
         return f'nonsense: {losses}'
     return None if makes_sense(change) else 'nonsense is accepted'

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
+from typing import Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from benchmarks.measure import PeakBytes
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(PeakBytes):
     """Watches the storages made while it is on, forward and backward: the largest, and the peak.
 
     It counts the calls too: there is no loop where larger inputs take no more of them.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.calls = self.largest = self.live = self.peak = 0
-        self.seen = weakref.WeakSet()
+        self.calls = self.largest = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
-        self.seen.update(x.untyped_storage() for x in args if isinstance(x, torch.Tensor))
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (list, tuple)) else (out,):
-            if isinstance(x, torch.Tensor) and x.untyped_storage() not in self.seen:
-                self.add(x.untyped_storage())
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.largest = max(self.largest, *self.alive.values(), 0)
         return out
-
-    def add(self, storage):
-        self.seen.add(storage)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        self.largest = max(self.largest, storage.nbytes())
-        weakref.finalize(storage, self.drop, storage.nbytes())
-
-    def drop(self, size):
-        self.live -= size

@@ -8,6 +8,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from mmkd_plugin.terms.compiled import compiled
 
 Shape = tuple[int, ...]
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+#: How many variants of each loss are traced for torch.compile; `make losses` traces all.
+TRACED = None if os.environ.get('LOSSES') == 'all' else 2
 
 
 def alike(*shapes: Shape) -> tuple[tuple[Shape, Shape], ...]:
@@ -452,7 +455,7 @@ class LossContract:
             graphs.append(graph)
             return graph
 
-        for options in self.variants[:4]:
+        for options in self.variants[:TRACED]:
             torch._dynamo.reset()
             del graphs[:]
             loss = self.build(**options)

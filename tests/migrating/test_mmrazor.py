@@ -136,6 +136,11 @@ def test_losses_of_two_kinds_are_two_terms():
     ('changes', 'error', 'told'),
     [
         ({'model.type': 'DCFF'}, UsageError, "model.type='DCFF': expected SingleTeacherDistill"),
+        (
+            {'model.type': 'mmrazor.SelfDistill'},
+            NotPossible,
+            r"learns from itself through a neck: teacher=dict\(type='mmkd_plugin.SelfTeacher'",
+        ),
         ({'model.distiller.distill_losses': dict(_delete_=True)}, NotPossible, 'no distill_losses'),
         (
             {'model.distiller.distill_deliveries': dict(a=1)},

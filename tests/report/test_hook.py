@@ -39,26 +39,33 @@ def test_a_run_ends_with_a_report(
     assert_same(with_it.inputs, without.inputs)
 
     page = (tmp_path / 'with' / FILE).read_text(encoding='utf-8')
-    for wanted in ('mIoU', 'ChannelWiseLoss', 'data:image/jpeg;base64,', 'Predictions, image 0'):
+    for wanted in (
+        'mIoU', 'ChannelWiseLoss', 'data:image/jpeg;base64,', 'Predictions, image 0',
+        'share of the task&#x27;s gradient', 'of the pixels have the same class',
+    ):  # fmt: skip
         assert wanted in page
     facts = json.loads(Path(runner.log_dir, 'run.json').read_text())
     assert {*facts['parts']} == {'teachers', 'student', 'terms', 'backward and optimizer'}
     assert all(seconds > 0 for seconds in facts['parts'].values())
+    (agreement,) = facts['agreement']
+    assert agreement['images'] == 6 and 0 <= agreement['shares']['pixel'] <= 100
     assert facts['peak_bytes'] > 2**20 and 'torch' in facts['versions'] and facts['seed'] == 0
 
 
-def test_pictures_that_fail_are_a_warning(
+def test_what_cannot_be_shown_is_said_and_the_run_ends_well(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError('no font')
 
     monkeypatch.setattr(reporting, 'gallery_of', broken)
+    monkeypatch.setattr(reporting, 'agreement_of', broken)
     runner = train(settings(data, tmp_path), ReportHook())
     assert 'the report has no pictures: RuntimeError: no font' in Path(
         runner.log_dir, f'{runner.timestamp}.log'
     ).read_text(encoding='utf-8')
-    assert (tmp_path / FILE).is_file()
+    page = (tmp_path / FILE).read_text(encoding='utf-8')
+    assert 'not measured: RuntimeError: no font<' in page
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ FACTS = dict(
     seed=3,
     parts=dict(teachers=1.0, student=3.0),
     peak_bytes=3 * 2**20,
+    agreement=[
+        dict(teacher='large', images=32, shares=dict(found=61.25, confirmed=None)),
+        dict(teacher='self', problem='it has no model that predicts'),
+    ],
 )
 
 
@@ -36,6 +40,8 @@ def test_what_it_says(page: Path) -> None:
     for wanted in (
         '&lt;run&gt;', '<td>50.60</td>', '<td>44.00</td>', '<td>60.00</td>', '<td>+6.60</td>',
         '<td>41%</td>', '┃&lt;cwd&gt;┃', 'python tools/train.py &#x27;a b.py&#x27;',
+        'large</dt><dd>61.2 % of the teacher&#x27;s boxes are the student&#x27;s too (validation',
+        'self</dt><dd>not measured: it has no model that predicts<',
         'teachers 25%, student 75%', '3 MiB at most', 'seed</dt><dd>3', 'teacher.pth',
     ):  # fmt: skip
         assert wanted in text, wanted
@@ -44,9 +50,9 @@ def test_what_it_says(page: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize('width', [1280, 390])
-def test_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
-    check_in_browser(page, tmp_path, width)
+@pytest.mark.parametrize(('width', 'dark'), [(1280, False), (390, True)])
+def test_in_a_browser(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    check_in_browser(page, tmp_path, width, dark)
 
 
 def test_it_is_written_again_and_nothing_else_is(tmp_path: Path) -> None:

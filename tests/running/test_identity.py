@@ -94,6 +94,10 @@ IMPOSSIBLE = {
         at('model.distill.hint', dict(tap='backbone.layer3', loss=cwd(tau=1, loss_weight=1))),
         r'new: distill\.hint\..*model\.distill\.hint: not there → ',
     ),
+    'another tap': (
+        at('model.distill.cwd.tap', 'backbone.layer3'),
+        r"distill\.cwd.*model\.distill\.cwd\.tap: 'backbone\.layer4' → 'backbone\.layer3'",
+    ),
     'another teacher width': (
         lambda cfg: cfg.model.teacher.update(config=fcn(24, classes=3), checkpoint=None),
         r'distill\.cwd.*is \(128, .* is needed|connectors.*model\.teacher\.config',

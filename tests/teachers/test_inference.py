@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import weakref
 
 import pytest
 import torch
 from mmengine.model import BaseModel
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from mmkd_plugin.models.bcos import BcosBatchNorm2d, BcosConv2d
 from mmkd_plugin.registry import MODELS
@@ -414,17 +414,18 @@ class Made(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.storages: list[weakref.ref] = []
+        self.storages: dict[StorageWeakRef, tuple[int, int]] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        self.storages += [weakref.ref(x.untyped_storage()) for x in tensors]
+        tensors = [x for x in tree_flatten(out)[0] if isinstance(x, torch.Tensor)]
+        for storage in [x.untyped_storage() for x in tensors]:
+            self.storages[StorageWeakRef(storage)] = storage.data_ptr(), storage.nbytes()
         return out
 
     def alive(self) -> dict[int, int]:
         """Addresses and bytes of those that still exist."""
-        return {s.data_ptr(): s.nbytes() for ref in self.storages if (s := ref()) is not None}
+        return dict(found for ref, found in self.storages.items() if not ref.expired())
 
 
 @pytest.mark.parametrize('options', [FULL, HALF])

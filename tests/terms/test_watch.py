@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.terms.gradient_sizes import Sizes
@@ -141,3 +142,15 @@ def test_a_run_says_that_a_weight_is_far_too_large(log):
     (text,) = [text for text in log.warnings if 'distill.hint' in text]
     assert text.startswith('distill.hint drowns the task loss: the gradient of HintLoss at ')
     assert "'decode_head.conv_seg' of the student" in text
+    share = MessageHub.get_current_instance().get_scalar('train/distill.hint.share').current()
+    assert share > 100
+
+
+def test_later_looks_are_few():
+    one, due = watch('HintLoss'), []
+    for iteration in range(201):
+        if one.due():
+            due.append(iteration)
+            one.gradient(sizes(1.0, 1.0))
+        one.value(torch.tensor(1.0))
+    assert due == [0, 10, 20, 30, 40, 50, 100, 150, 200] and len(one.looks) == 5

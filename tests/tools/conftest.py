@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.tool_runs import load_tool, run_tool, save_random_weights
+from tests.tools.tool_runs import load_tool, run_tool, save_random_weights, start_tool
 
 SEGMENTOR = """
 _base_ = ['mmseg::_base_/default_runtime.py']
@@ -137,7 +137,7 @@ def fails(call_tool: Callable[..., str]) -> Callable[..., str]:
         with pytest.raises(SystemExit) as caught:
             call_tool(name, *args)
         message = str(caught.value)
-        assert message.startswith(f'{name}.py: error: ')
+        assert message.startswith(f'{Path(name).name}.py: error: ')
         return message
 
     return call
@@ -176,7 +176,7 @@ def detection(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(segmentation: Path) -> Path:
     """The work dir of a segmentor distilled for four iterations, with averaged weights."""
     work_dir = segmentation / 'run'
-    log = run_tool('train', 'distilled.py', '--work-dir', work_dir, cwd=segmentation)
+    log = start_tool('train', 'distilled.py', '--work-dir', work_dir, cwd=segmentation)
     (work_dir / 'log.txt').write_text(log)
     return work_dir
 

@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from mmkd_plugin.cache.store import FINISHED, TeacherCache, close, record_key
 from mmkd_plugin.checkpoint import read_checkpoint
-from tests.tools.tool_runs import TOOLS, run_tool
+from tests.tools.tool_runs import TOOLS, run_tool, start_tool
 
 CACHED = 'model.teacher.type=CachedTeacher'
 
@@ -30,7 +30,7 @@ def records_of(path: Path) -> dict[bytes, bytes]:
 def cache(segmentation: Path) -> tuple[Path, str]:
     """A cache that the tool wrote, and what it printed."""
     path = segmentation / 'cache'
-    return path, run_tool('cache_teacher', 'distilled.py', '--out', path, cwd=segmentation)
+    return path, start_tool('cache_teacher', 'distilled.py', '--out', path, cwd=segmentation)
 
 
 def test_what_it_says(cache):
@@ -181,6 +181,7 @@ def test_gradients_are_not_stored(segmentation, tmp_path, monkeypatch, fails):
             '--dtype compact keeps each class that a loss can see; leave --top-k out',
         ),
         (['distilled.py', '--out', 'x', '--channels', '2'], '--channels 2: no map has more chann'),
+        (['distilled.py', '--out', 'x', '--projection', 'learnt'], 'add --channels N'),
         (['distilled.py', '--out', 'none', '--verify'], 'no teacher cache at none; write it with'),
         (
             ['distilled.py', '--out', 'cache', '--dtype', 'uint8'],

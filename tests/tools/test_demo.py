@@ -13,7 +13,9 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.gains.training import Processes
 from mmkd_plugin.cli import read_config
+from tests.forks import Forked
 from tests.tools.tool_runs import load_tool, save_random_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,7 @@ def folder(tmp_path_factory):
 
 
 def run(demo, folder, monkeypatch, seed=0, **settings):
+    monkeypatch.setattr(Processes, 'start', Forked.start)  # trainings find the libraries imported
     student = str(folder / 'student.py')
     task = demo.Task(
         student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1, batch_size=2, **settings

@@ -14,7 +14,7 @@ from mmkd_plugin.cli import read_config
 from mmkd_plugin.registry import MODELS
 from tests.runs import needs_ops
 from tests.tools.conftest import SEGMENTOR
-from tests.tools.tool_runs import run_tool, save_random_weights
+from tests.tools.tool_runs import save_random_weights, start_tool
 
 TWO = '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_begin=100'
 
@@ -35,7 +35,7 @@ def triple(segmentation: Path) -> list[Path]:
 def distilled(segmentation: Path) -> Path:
     """The work dir of a student distilled by the tool for two iterations."""
     words = 'student.py', 'teacher.py', 'teacher.pth'
-    log = run_tool('distill', *words, *TWO, cwd=segmentation)
+    log = start_tool('distill', *words, *TWO, cwd=segmentation)
     work_dir = segmentation / 'work_dirs' / 'student_distilled'
     (work_dir / 'log.txt').write_text(log)
     return work_dir

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.tools.tool_runs import run_tool
+from tests.tools.tool_runs import start_tool
 
 THEIRS = """
 _base_ = ['student.py']
@@ -38,7 +38,7 @@ def theirs(segmentation: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_as_a_user_runs_it(theirs: Path, tmp_path: Path) -> None:
     out = tmp_path / 'ours.py'
-    assert run_tool('from_mmrazor', theirs, out, cwd=theirs.parent).strip() == str(out)
+    assert start_tool('from_mmrazor', theirs, out, cwd=theirs.parent).strip() == str(out)
     text = out.read_text()
     assert '# theirs divides by the images alone: multiply loss_weight by H·W of the map' in text
     moved = theirs.with_name('ours.py')
@@ -61,7 +61,8 @@ def test_models_of_a_checkpoint(call_tool, fails, tmp_path: Path) -> None:
     meta = dict(dataset_meta=dict(classes=('a',)), iter=5)
     torch.save(dict(meta=meta, state_dict=weights), tmp_path / 'iter_5.pth')
     for value, part in enumerate(('student', 'teacher')):
-        call_tool('from_mmrazor', tmp_path / 'iter_5.pth', tmp_path / f'{part}.pth', '--part', part)
+        files = tmp_path / 'iter_5.pth', tmp_path / f'{part}.pth'
+        call_tool('from_mmrazor', '--checkpoint', *files, '--part', part)
         found = torch.load(tmp_path / f'{part}.pth')
         assert found['state_dict'] == {'backbone.w': torch.tensor([float(value)])}
         assert found['meta'] == dict(dataset_meta=meta['dataset_meta'])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.runs import distilled, row, scored, session
-from tests.tools.tool_runs import run_tool
+from tests.tools.tool_runs import start_tool
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def work_dirs(tmp_path: Path) -> list[Path]:
 
 
 def test_as_a_user_runs_it(work_dirs: list[Path]) -> None:
-    printed = run_tool('report', 'run', 'alone', '--teacher', 60, cwd=work_dirs[0].parent)
+    printed = start_tool('report', 'run', 'alone', '--teacher', 60, cwd=work_dirs[0].parent)
     assert printed.strip().endswith('run/report.html')
     text = (work_dirs[0] / 'report.html').read_text(encoding='utf-8')
     assert '<td>+10.00</td><td>50%</td>' in text and '<title>2 runs</title>' in text

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.cli import read_config, use_student
 from tests.runs import needs_ops
-from tests.tools.tool_runs import load_tool, run_tool
+from tests.tools.tool_runs import load_tool, run_tool, start_tool
 
 
 def result(work_dir: Path) -> dict[str, float]:
@@ -26,7 +26,7 @@ def result(work_dir: Path) -> dict[str, float]:
 
 
 def test_the_student_of_a_segmentor_without_its_teacher(trained, segmentation, data, tmp_path):
-    log = run_tool(
+    log = start_tool(
         'test',
         segmentation / 'distilled.py',
         trained / 'iter_4.pth',

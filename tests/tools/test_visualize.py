@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmkd_plugin.visualization import PANELS
 from tests.runs import needs_ops
-from tests.tools.tool_runs import TOOLS, run_tool
+from tests.tools.tool_runs import TOOLS, start_tool
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def pictures(folder: Path) -> dict[str, Image.Image]:
 def whole(segmentation, trained, tmp_path_factory) -> Path:
     """A page with all panels of teacher, student and baseline, made by the tool as users run it."""
     out = tmp_path_factory.mktemp('page') / 'new' / 'page'
-    printed = run_tool(
+    printed = start_tool(
         'visualize', 'distilled.py', trained / 'iter_4.pth', '--against', trained / 'iter_2.pth',
         '--out', out, '--count', 2, cwd=segmentation,
     )  # fmt: skip

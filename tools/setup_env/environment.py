@@ -108,14 +108,23 @@ def torch_requirement(words: list[str]) -> str:
     return 'torch'
 
 
-def is_before_numpy_2(torch: str) -> bool:
-    """Whether a torch was built before numpy 2 came: arrays of that cannot become tensors.
+#: What older versions of torch need; the first versions that do without.
+LIMITS_OF_OLD_TORCH = {
+    'numpy<2': (2, 3),  # arrays of numpy 2 cannot become tensors
+    'transformers<5': (2, 6),  # mmdet cannot be imported beside those that are too new
+    'transformers<4.47': (2, 2),
+}
+
+
+def limits_of(torch: str) -> list[str]:
+    """Returns limits on packages that came after a torch.
 
     Examples:
-        >>> is_before_numpy_2('2.2.2+cpu'), is_before_numpy_2('2.10.0')
-        (True, False)
+        >>> limits_of('2.2.2+cpu'), limits_of('2.10.0')
+        (['numpy<2', 'transformers<5'], [])
     """
-    return tuple(map(int, re.findall(r'\d+', torch)[:2])) < (2, 3)
+    version = tuple(map(int, re.findall(r'\d+', torch)[:2]))
+    return [limit for limit, first in LIMITS_OF_OLD_TORCH.items() if version < first]
 
 
 class Environment:
@@ -260,8 +269,8 @@ class Environment:
         torch = self.probe()['versions'].get('torch')
         if torch and 'torch' not in theirs:
             pins.append(f'torch=={torch}')
-        if torch and is_before_numpy_2(torch) and 'numpy' not in theirs:
-            pins.append('numpy<2')
+        if torch:
+            pins += [limit for limit in limits_of(torch) if name_of(limit) not in theirs]
         path = self.notes / 'constraints.txt'
         path.write_text('\n'.join([*limits, *pins, '']), encoding='utf-8')
         return path

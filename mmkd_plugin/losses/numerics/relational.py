@@ -14,7 +14,7 @@ from torch import Tensor
 from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative, with_gradient
 from mmkd_plugin.losses.numerics.compiling import is_compiling
 from mmkd_plugin.losses.numerics.one_pass import empty_map
-from mmkd_plugin.losses.numerics.pieces import Piece, each_piece
+from mmkd_plugin.losses.numerics.pieces import PIECE, Piece, each_piece, scratch
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
 from mmkd_plugin.losses.numerics.vectors import lengths, through_lengths
 
@@ -25,6 +25,9 @@ ROUNDING = 16
 
 #: How many triples of points to compare at once.
 TRIPLES = 2**18
+
+#: Points of at most so many coordinates together are as cheap to hold in float64 as anything.
+FEW = PIECE
 
 
 def distance_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -40,10 +43,27 @@ def angle_gap(student: Tensor, teacher: Tensor) -> Tensor:
 def _compare_squares(
     compare: Callable[..., tuple[Tensor, Tensor]], student: Tensor, teacher: Tensor
 ) -> Tensor:
-    dtype = common_type(student, teacher)
+    dtype, teacher = common_type(student, teacher), teacher.detach()
     with no_autocast(student.device.type):
-        squares, target = SquaredDistances.apply(student), squared_distances(teacher.detach())
+        if max(student.numel(), teacher.numel()) <= FEW and not is_compiling():
+            return with_gradient(partial(_of_few, compare, teacher, dtype), student)
+        squares, target = SquaredDistances.apply(student), squared_distances(teacher)
         return with_gradient(partial(compare, target=target), squares).to(dtype)
+
+
+def _of_few(
+    compare: Callable[..., tuple[Tensor, Tensor]],
+    teacher: Tensor,
+    dtype: torch.dtype,
+    student: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The value, and its gradient with respect to the points, with wider copies of all points."""
+    pair, wide = (student, teacher), widest(student)
+    points, others = (centred(x, scratch(x, i, wide)) for i, x in enumerate(pair))
+    squares, target = (without_rounding(x @ x.mT, x.shape[2]) for x in (points, others))
+    value, slope = compare(squares, target)
+    gradient = torch.bmm(laplacian(slope), points, out=scratch(points, 2))
+    return value.to(dtype), gradient.to(dtype, copy=True)  # the memory is lent
 
 
 def gap_of_distances(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,12 +83,13 @@ def gap_of_distances(squares: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     distances = squares.sqrt()
     (relative, mean, number), count = relative_to_mean(distances), max(squares.numel(), 1)
-    target = relative_to_mean(target.sqrt())[0]
-    slope = (relative - target).clamp_(-1, 1)
+    gap = relative - relative_to_mean(target.sqrt())[0]
+    slope = gap.clamp(-1, 1)
+    value = (gap.sub_(slope / 2) * slope).sum() / count  # slope^2 / 2, or abs(gap) - 1/2
     of_mean = (slope * relative).sum((1, 2), keepdim=True) / number
     # d = sqrt(d^2), and zeros get no gradient
     slope.sub_(of_mean).div_(distances.mul_(mean * (2 * count))).masked_fill_(squares == 0, 0)
-    return smooth_l1(relative, target) / count, slope
+    return value, slope
 
 
 def relative_to_mean(distances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,14 +199,10 @@ class SquaredDistances(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         refuse_second_derivative()
         (x,) = ctx.saved_tensors
-        weights = grad + grad.mT
-        # sum over j of 2 * weights_ij * (x_i - x_j)
-        sums, laplacian = weights.sum(2), weights.mul_(-2)
-        laplacian.diagonal(dim1=1, dim2=2).add_(sums, alpha=2)
-        gradient = empty_map(x, x.dtype)
+        of_points, gradient = laplacian(grad), empty_map(x, x.dtype)
 
         def work(piece: Piece) -> None:
-            gradient[piece] = laplacian[piece[0]] @ centred(x[piece])
+            gradient[piece] = of_points[piece[0]] @ centred(x[piece])
 
         each_piece(work, x, dim=2)
         return gradient
@@ -228,14 +245,27 @@ def squared_distances(x: Tensor) -> Tensor:
     products = x.new_zeros(len(x), x.shape[1], x.shape[1], dtype=widest(x))
     for samples, product in each_piece(work, x, dim=2):
         products[samples] += product
+    return without_rounding(products, x.shape[2])
+
+
+def without_rounding(products: Tensor, dimensions: int) -> Tensor:
+    """Squared distances from products of so many coordinates, 0 where they are rounding alone."""
     squares = products.diagonal(dim1=1, dim2=2).clone()  # far apart in memory
     sums = squares[:, :, None] + squares[:, None, :]
     squares = torch.sub(sums, products, alpha=2)
-    rounding = ROUNDING * torch.finfo(products.dtype).eps * x.shape[2] ** 0.5
+    rounding = ROUNDING * torch.finfo(products.dtype).eps * dimensions**0.5
     return squares.masked_fill_(squares <= sums.mul_(rounding), 0)
 
 
-def centred(x: Tensor) -> Tensor:
-    """The points in float64, with their mean at 0."""
-    x = x.to(widest(x))
-    return x - x.mean(1, keepdim=True)
+def laplacian(slope: Tensor) -> Tensor:
+    """The matrix that takes points to ``sum over j of 2 * (slope_ij + slope_ji) * (x_i - x_j)``."""
+    weights = slope + slope.mT
+    sums, weights = weights.sum(2), weights.mul_(-2)
+    weights.diagonal(dim1=1, dim2=2).add_(sums, alpha=2)
+    return weights
+
+
+def centred(x: Tensor, memory: Tensor | None = None) -> Tensor:
+    """The points in float64, with their mean at 0; in memory of that type, if there is some."""
+    x = x.to(widest(x)) if memory is None else memory.copy_(x)
+    return torch.sub(x, x.mean(1, keepdim=True), out=memory)

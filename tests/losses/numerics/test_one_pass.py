@@ -57,7 +57,7 @@ def test_temporary_memory_is_that_of_a_piece():
     student.requires_grad_()
     with Allocations() as allocations:
         one_pass(squares, student, teacher).backward()
-    assert allocations.peak < 2 * student.nbytes
+    assert allocations.peak < 2.01 * student.nbytes
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmkd_plugin.converting import MARKER
 from tests.tools.dataset_converters.conftest import ROOT, contents, real
-from tests.tools.tool_runs import TOOLS, run_tool
+from tests.tools.tool_runs import TOOLS, start_tool
 
 SMALL = ('--size', '24x18')
 COUNTS = dict(train=3, val=2, test=1)
@@ -194,7 +194,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(source: Path, tmp_pa
     assert 'Traceback' not in done.stderr
     assert not out.exists() and (tmp_path / 'out.partial').exists()
 
-    printed = run_tool('dataset_converters/camvid', source, '--out', out, *SMALL, cwd=tmp_path)
+    printed = start_tool('dataset_converters/camvid', source, '--out', out, *SMALL, cwd=tmp_path)
     assert 'Replacing what an interrupted run left' in printed
     assert len(contents(out)) == 12 and not (tmp_path / 'out.partial').exists()
 

@@ -1,0 +1,2 @@
+# The name by which configs of before 0.1.0 know it.
+_base_ = './schedule_1k_small.py'

@@ -1,0 +1,89 @@
+"""``tools/analysis_tools/get_flops.py``, and stock tools of analysis on a distilled run."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from mmengine.model import BaseDataPreprocessor, BaseModel
+
+from tests.runs import needs_ops
+from tests.tools.tool_runs import load_tool
+
+TOOL = 'analysis_tools/get_flops'
+
+
+def counts(printed: str) -> dict[str, list[str]]:
+    """The numbers of each model."""
+    rows = [line.strip('│ ').split('│') for line in printed.splitlines() if line.startswith('│')]
+    return {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows}
+
+
+def test_student_and_teacher(call_tool, fails, segmentation: Path) -> None:
+    printed = call_tool(TOOL, segmentation / 'distilled.py', '--shape', 64, 96)
+    found = counts(printed)
+    assert 'Image of 64×96 pixels' in printed and list(found) == ['student', 'teacher']
+    kind, parameters, flops, ratio = found['teacher']
+    assert kind == 'EncoderDecoder' and ratio.split('×')[0] > '1.0'
+    assert all(text.endswith((' K', ' M')) for text in (parameters, flops))
+    alone = counts(call_tool(TOOL, segmentation / 'student.py', '--shape', 64, 96))
+    assert alone['model'] == found['student']
+    assert '--shape takes one or two numbers' in fails(TOOL, 'x.py', '--shape', 0)
+
+
+@needs_ops
+def test_a_detector(call_tool, detection: Path) -> None:
+    found = counts(call_tool(TOOL, detection / 'distilled.py', '--shape', 64))
+    assert found['student'][0] == 'RetinaNet' and found['teacher'][-1] == '1.0× / 1.0×'
+
+
+def test_a_convolution_by_hand() -> None:
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__(BaseDataPreprocessor())
+            self.conv = torch.nn.Conv2d(3, 5, 3, padding=1, bias=False)
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return self.conv(inputs)
+
+    size = (4, 6)
+    parameters, operations = load_tool(TOOL).complexity(Model(), size)
+    assert parameters == 3 * 5 * 9 and operations == parameters * size[0] * size[1]
+
+
+def stock(library: str, name: str) -> Path:
+    """A stock tool of analysis, as the library installs it."""
+    package = Path(pytest.importorskip(library).__file__).parent
+    file = package / '.mim/tools/analysis_tools' / name
+    if not file.is_file():
+        pytest.skip(f'{library} is not installed from a wheel')
+    return file
+
+
+def run_stock(tool: Path, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, words)])
+    runpy.run_path(str(tool), run_name='__main__')
+
+
+def test_the_stock_count_takes_the_student(segmentation: Path, monkeypatch, capsys) -> None:
+    tool = stock('mmseg', 'get_flops.py')
+    run_stock(tool, monkeypatch, segmentation / 'student.py', '--shape', 64, 64)
+    assert 'Flops: ' in capsys.readouterr().out
+
+
+@needs_ops
+def test_the_stock_plot_has_the_terms(trained_detector: Path, tmp_path: Path, monkeypatch) -> None:
+    plt.switch_backend('agg')
+    (log,) = trained_detector.glob('*/vis_data/scalars.json')
+    tool = stock('mmdet', 'analyze_logs.py')
+    seaborn = 'seaborn' in tool.read_text()
+    if seaborn:
+        pytest.importorskip('seaborn')
+    words = ['plot_curve', log, '--keys', 'distill.cwd.loss', 'distill.cwd.share']
+    words += ['--out', tmp_path / 'terms.png', *([] if seaborn else ['--style', 'fast'])]
+    run_stock(tool, monkeypatch, *words)
+    assert (tmp_path / 'terms.png').stat().st_size > 5_000
