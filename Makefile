@@ -51,16 +51,16 @@ install: python  ## Environment for development: both libraries, compiled ops, t
 	@$(SETUP) --libs mmseg mmdet --ops required --extras demo docs test
 
 test: install lint  ## Environment, style, tests; PYTEST="-k name" narrows them
-	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -n 2 --dist worksteal $(PYTEST)
 
 docs:  ## The pages as a site in build/site, with the notebooks run; -W: any warning is an error
 	PYTHONPATH='$(CURDIR)' '$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
 	@echo 'build/site/docs/index.html'
 
-families:  ## Each kind of model from build to export; the largest recipes built whole
+families:  ## Each kind of model from build to export; the largest recipes built, each one trained
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -u -m pytest -v tests/test_families.py \
 	  tests/test_runner.py tests/test_configs.py \
-	  -k 'export or builds or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
+	  -k 'export or builds or teaches or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
 
 losses:  ## Each loss in all its variants traced for torch.compile
 	LOSSES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/losses -k one_graph

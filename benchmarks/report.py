@@ -174,9 +174,10 @@ def _step_times(report: Report) -> Grid:
 
 
 def _epoch_times(report: Report) -> Grid:
-    from benchmarks.epochs import STUDENT, VARIANTS
+    from benchmarks.epochs import ONLINE, READS, STUDENT, VARIANTS, VIEWS, WRITES
 
-    return _times(report, VARIANTS, [(name, STUDENT) for name in VARIANTS[1:]])
+    ratios = [(name, STUDENT) for name in VARIANTS[1:]]
+    return _times(report, (*VARIANTS, WRITES), [*ratios, (VIEWS, READS), (WRITES, ONLINE)])
 
 
 def _footprints(report: Report) -> list[Grid]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mmkd_plugin.annotations import check_arguments
-from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.foreign import errors_named, explained, is_of_a_part
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.words import did_you_mean, short
 
@@ -166,6 +166,8 @@ def constructed(kind: Callable, arguments: dict[str, Any], here: str, config: An
         except (TypeError, ValueError) as error:
             if isinstance(error, ValueError) and type(error) is not ValueError:
                 raise  # it has more to tell than its text
+            if is_of_a_part(error):
+                raise  # it is told of that part
             if str(error).partition(' ')[0] in arguments:  # it begins with the key
                 raise ValueError(f'{here}.{error}') from error
             raise ValueError(prefixed(here, error)) from error
@@ -178,13 +180,15 @@ def kind_of(given: Any, here: str) -> Callable:
         ValueError: If there is none of this name. The message names close ones.
     """
     kind = given
-    if isinstance(given, str) and given.strip():
-        with errors_named(here):
-            kind = MODELS.get(given)
-    if callable(kind):
-        return kind
     name = given.rpartition('.')[2] if isinstance(given, str) else ''
     hint = did_you_mean(name, MODELS.module_dict, 'mmkd_plugin.{}', cutoff=0.5, count=3)
+    if isinstance(given, str) and given.strip():
+        try:
+            kind = MODELS.get(given)
+        except Exception as error:  # the package that the scope names refuses to be imported
+            raise ValueError(f'{explained(error, here, None)}{hint}') from error
+    if callable(kind):
+        return kind
     raise ValueError(f'{here}: there is no {short(given)}{hint}')
 
 

@@ -21,6 +21,11 @@ def is_ours(error: BaseException) -> bool:
     return bool(frames) and frames[-1].f_globals.get('__name__', '').startswith('mmkd_plugin')
 
 
+def is_of_a_part(error: BaseException) -> bool:
+    """Whether a library raised an error while it built a part of a config."""
+    return not is_ours(error) and bool(_building(error))
+
+
 @contextmanager
 def errors_named(here: str, config: Any = None) -> Iterator[None]:
     """Turns the errors of other libraries into a ValueError that begins with a place in the config.
@@ -59,7 +64,7 @@ def explained(error: Exception, here: str, config: Any) -> str:
     Returns:
         str: One line that begins with the place.
     """
-    building = [f.f_locals for f in frames_of(error) if f.f_code.co_name == 'build_from_cfg']
+    building = _building(error)
     part = building[-1].get('cfg') if building else None
     if building and not isinstance(part, dict):
         return _not_a_part(part, building, here, config)
@@ -79,9 +84,14 @@ def explained(error: Exception, here: str, config: Any) -> str:
     _, _, unknown = str(error).partition('unexpected keyword argument ')
     if isinstance(error, TypeError) and unknown and inspect.isclass(made):
         unknown = unknown.strip('\'". ')
-        known = [key for base in made.__mro__ for key in _keys(base)]
+        known = ['_scope_', *(key for base in made.__mro__ for key in _keys(base))]
         return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
     return f'{place}: {name}: {first_line(error)}'
+
+
+def _building(error: BaseException) -> list[dict]:
+    """The local names of each build that an error comes from, the outermost first."""
+    return [f.f_locals for f in frames_of(error) if f.f_code.co_name == 'build_from_cfg']
 
 
 def _not_a_part(part: Any, building: list[dict], here: str, config: Any) -> str:

@@ -22,6 +22,7 @@ import pickle
 import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -285,6 +286,8 @@ def _safe_globals() -> tuple[Callable[..., Any], ...]:
         slice,
         set,
         bytearray,
+        complex,  # as the next one not allowed by torch 2.1 itself
+        Counter,  # milestones of MultiStepLR
         codecs.encode,  # how bytes are pickled
         argparse.Namespace,  # research code saves its arguments beside the weights
         np.ndarray,

@@ -51,10 +51,17 @@ def did_you_mean(
     Examples:
         >>> did_you_mean('los', ['loss', 'tap'])
         '; did you mean `loss`?'
+        >>> did_you_mean('TAP', ['loss', 'tap'])
+        '; did you mean `tap`?'
         >>> did_you_mean('schedule', ['loss', 'tap'])
         ''
     """
-    close = get_close_matches(name, list(known), n=count, cutoff=cutoff)
+    names = {one: one for one in known}
+    close = get_close_matches(name, names, n=count, cutoff=cutoff)
+    if not close:  # TAU is not close to tau
+        names = {one.lower(): one for one in names}
+        close = get_close_matches(name.lower(), names, n=count, cutoff=cutoff)
+    close = [names[one] for one in close]
     return f'; did you mean {" or ".join(map(form.format, close))}?' if close else ''
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from mmkd_plugin.cache_writing import Settings
 from tests.tools.tool_runs import load_tool
 
 
 def write_cache(cfg: Config, path: Path, **options: Any) -> str:
     """Writes the cache that a config wants; returns its path."""
     tool, cfg = load_tool('cache_teacher'), copy.deepcopy(cfg)
-    settings = dict(teacher=None, dtype='float16', top_k=None, scale=None, workers=0)
-    settings.update(verify=False, mirrored=None, views=None, channels=None)
-    args = argparse.Namespace(out=str(path), **{**settings, **options})
+    settings = Settings(str(path), workers=0)
+    args = argparse.Namespace(**{**vars(settings), **options}, teacher=None, verify=False)
     init_default_scope(cfg.default_scope)
-    tool.write_cache(cfg, tool.pick_teacher(cfg, args), args)
+    config = tool.pick_teacher(cfg, args)
+    given = {one.name: getattr(args, one.name) for one in fields(Settings)}
+    tool.write_cache(cfg, config, Settings(**given))
     return str(path)
 
 

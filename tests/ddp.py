@@ -18,6 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from tests.imports import import_all
 from tests.leaving import leave
 from tests.runs import Record, train
 
@@ -41,7 +42,7 @@ class Traffic(TorchDispatchMode, Hook):
     ) -> Any:
         if function.namespace == 'c10d':
             tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-            self.sent[-1][function._opname] += sum(x.nbytes for x in tensors)
+            self.sent[-1][function.overloadpacket.__name__] += sum(x.nbytes for x in tensors)
         return function(*args, **(kwargs or {}))
 
     def before_train_iter(self, *_: Any, **__: Any) -> None:
@@ -128,6 +129,7 @@ def _fork_twice(process: Callable[[int, int], None]) -> None:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
+    import_all()
     children = []
     for rank in (0, 1):
         child = os.fork()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from benchmarks.gains.training import Processes, RunError
 from tests.attacks.harness import call_tool
+from tests.imports import import_all
 from tests.tools.tool_runs import load_tool
 
 
@@ -19,9 +21,6 @@ class Started:
 
     def __init__(self, pid: int, stdout: IO[str]) -> None:
         self.pid, self.stdout, self.returncode = pid, stdout, None
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
@@ -34,6 +33,7 @@ class Forked(Processes):
         if self.stopped:
             raise RunError('stopped')
         tool, *arguments = command[command.index('ignore') + 1 :]
+        import_all()
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -57,6 +57,8 @@ def _run(tool: str, arguments: Sequence[str], env: dict[str, str], out: int) -> 
     except SystemExit as end:
         print(end.code)
         status = int(end.code is not None and end.code != 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 LAYERS = (
     (
         *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
-        *('pages', 'parts', 'prefixes'),
+        *('pages', 'parts', 'prefixes', 'digit_scenes'),
     ),
     ('__main__', 'annotations', 'foreign'),
     ('runner_errors',),
@@ -38,7 +38,7 @@ LAYERS = (
         'training_data',
         'visualization',
     ),
-    ('report',),
+    ('cache_writing', 'report'),
     ('training',),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError
@@ -36,6 +36,7 @@ from mmkd_plugin import losses, stack
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.paraphrasing import stage_config
 from tests.models.foundation.weights import stand_in
+from tests.narrow_models import narrow, shallow
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SHIPPED = sorted(
@@ -66,6 +67,28 @@ CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
         '^retinanet.*digit-scenes',
     )
 )
+#: Pairs of segmentors, by the data that they are trained on.
+SEGMENTORS = [
+    pair
+    for pair in PAIRS
+    if re.search('cityscapes|ade20k|voc12|camvid', pair) or pair == DIGITS_SEG
+]
+
+
+def trained() -> list[Path]:
+    """Recipes that the suite trains for a step; ``make families`` trains all.
+
+    There is one of each pair, and one of each method and place, for segmentors and for detectors.
+    """
+    every = [p for p in (*PAIR_OF, *ALONE) if not any(part in p.stem for part in LIKE_OTHERS)]
+    if os.environ.get('FAMILIES') == 'all':
+        return every
+    found = {}
+    for path in [p for p in (*ONE_OF_EACH, *ALONE) if p in every] + every:
+        found.setdefault((path.stem.partition('_')[0], PAIR_OF.get(path) in SEGMENTORS), path)
+    return sorted({*found.values(), *ONE_OF_EACH, *ALONE} & {*every})
+
+
 #: Folders of the models that are trained on small data sets, teachers and students.
 OWN_DATA = ('digit_scenes', 'camvid', 'bccd')
 #: What needs labels of positions, or compares one class of several at each.
@@ -202,54 +225,6 @@ def quick(model: Any) -> Any:
     return model
 
 
-#: What the widths of the parts behind a backbone are called.
-WIDTHS = (
-    'in_channels', 'out_channels', 'channels', 'feat_channels', 'point_feat_channels',
-    'fc_out_channels', 'conv_out_channels', 'c1_in_channels', 'c1_channels',
-)  # fmt: skip
-
-
-def narrow(model: Any) -> Any:
-    """Make a segmentor or a detector an eighth as wide; its modules keep their names."""
-    backbone, eighth = model.backbone, (lambda width: width // 8)
-    if 'MobileNetV2' in backbone.type:
-        backbone.widen_factor = 1 / 8
-        eighth = rounded_eighth
-    elif 'MobileNetV3' in backbone.type:  # it comes in one width
-        return model
-    elif 'ConvNeXt' in backbone.type:
-        backbone.arch = dict(depths=[3, 3, 27, 3], channels=[16, 32, 64, 128])
-    elif 'widen_factor' in backbone:
-        backbone.widen_factor /= 8
-    elif 'embed_dims' in backbone:
-        backbone.embed_dims //= 8
-    else:
-        if 'groups' in backbone:
-            backbone.groups //= 8
-        for key in ('base_channels', 'stem_channels'):
-            backbone[key] = backbone.get(key, 64) // 8  # a ResNet's own default
-    for part in model:
-        if part in ('neck', 'decode_head', 'auxiliary_head', 'bbox_head', 'rpn_head', 'roi_head'):
-            narrow_part(model[part], eighth)
-    return model
-
-
-def narrow_part(part: dict, eighth: Callable[[int], int]) -> None:
-    """The same for a neck or a head, and the parts in it."""
-    for key, value in part.items():
-        stages = [value] if isinstance(value, dict) else value
-        if isinstance(stages, list) and isinstance(stages[0], dict):  # a cascade has several
-            for stage in stages:
-                narrow_part(stage, eighth)
-        elif key in WIDTHS:
-            part[key] = [*map(eighth, value)] if isinstance(value, list) else eighth(value)
-
-
-def rounded_eighth(width: int) -> int:
-    """An eighth as MobileNetV2 rounds it: to a multiple of 8."""
-    return max(8, (width // 8 + 4) // 8 * 8)
-
-
 def fit_for_a_test(model: Any) -> Any:
     """A Distiller's config with student and teacher narrow, where they are stock models.
 
@@ -261,12 +236,6 @@ def fit_for_a_test(model: Any) -> Any:
         model.student = narrow(model.student)
     for teacher in stock_teachers(model):
         teacher.config = narrow(offline(copy.deepcopy(read(teacher.config).model)))
-    return model
-
-
-def shallow(model: Any) -> Any:
-    """Make a model with a Swin Transformer as deep as it has stages."""
-    model.backbone.depths = [1, 1, 1, 1]
     return model
 
 
@@ -446,10 +415,7 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize(
-    'path',
-    buildable(p for p in (*PAIR_OF, *ALONE) if not any(part in p.stem for part in LIKE_OTHERS)),
-)
+@pytest.mark.parametrize('path', buildable(trained()))
 def test_every_term_teaches_the_backbone(path: Path, counters: MessageHub) -> None:
     """One step in each phase of a recipe; two images have no angles between them, so three."""
     torch.manual_seed(0)

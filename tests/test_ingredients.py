@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmkd_plugin.building import build_module
 from tests import stock_models
 from tests.stock_models import build, cwd, distiller
 from tests.test_distiller import FEATURES, LOGITS, OVERHAUL, two_teachers
@@ -58,6 +59,17 @@ def term(**changes):
 def test_mistakes_in_a_term_are_named_at_build_time(distill, message):
     with pytest.raises(ValueError, match=message):
         distiller(stock_models.pspnet(), stock_models.pspnet(16), distill)
+
+
+def test_a_package_that_refuses_to_be_imported(tmp_path, monkeypatch):
+    (tmp_path / 'refusing').mkdir()
+    (tmp_path / 'refusing' / '__init__.py').write_text("raise AssertionError('too old')")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = (
+        r'^distill\.cwd\.loss: AssertionError: too old; did you mean mmkd_plugin\.ChannelWiseLoss'
+    )
+    with pytest.raises(ValueError, match=words):
+        build_module(dict(type='refusing.ChannelWiseDivergence'), 'distill.cwd.loss')
 
 
 def test_a_loss_that_no_decode_head_can_call():

@@ -41,12 +41,6 @@ SIZE, SMALL = 64, 32  # pixels; the second is that of RTMDet's pipeline for the 
 EPOCHS, SWITCH = 3, 2  # of which the last has the other pipeline
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch) -> None:
-    """Idle workers of a finished run are ended at once; torch gives each of them five seconds."""
-    monkeypatch.setattr(torch.utils.data._utils, 'MP_STATUS_CHECK_INTERVAL', 0.05)
-
-
 def shrunken(value: Any, size: int = SIZE) -> Any:
     """Settings for small images instead of those of 640 pixels, and for six of them."""
     if isinstance(value, dict):

@@ -452,7 +452,7 @@ def test_stopping_ends_what_the_command_started_too():
     assert process.stdout.readline() == 'started\n'
     environment.stop(process)
     assert process.poll() is not None
-    assert process.communicate(timeout=10) == ('', None)  # a survivor would say so now
+    assert process.communicate(timeout=120) == ('', None)  # a survivor would say so now
 
 
 @pytest.mark.parametrize(

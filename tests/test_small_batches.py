@@ -81,14 +81,19 @@ def test_another_size_and_half_precision(kind: str, data: Path) -> None:
     torch.testing.assert_close(assert_learns(half, losses), expected, rtol=0.05, atol=0.05)
 
 
-def test_frozen_stages_stay_as_they_are(data: Path) -> None:
-    student = stock_models.fcn(classes=3)
+@pytest.mark.parametrize(
+    ('kind', 'tap'),
+    [
+        ('fcn', 'backbone.layer4'),
+        pytest.param('retinanet', 'neck', marks=needs_ops),
+    ],
+)
+def test_frozen_stages_stay_as_they_are(kind: str, tap: str, data: Path) -> None:
+    student, teacher = (getattr(stock_models, kind)(width, classes=3) for width in (8, 16))
     student['backbone']['frozen_stages'] = 2
-    settings = models.distiller(
-        student,
-        models.online(stock_models.fcn(16, classes=3)),
-        dict(cwd=dict(tap='backbone.layer4', loss=cwd())),
-    )
+    connector = models.own('ConvConnector')
+    terms = dict(cwd=dict(tap=tap, loss=cwd(), connector=connector))
+    settings = models.distiller(student, models.online(teacher), terms)
     model = build(copy.deepcopy(settings)).train()
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

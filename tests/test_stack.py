@@ -111,6 +111,10 @@ def message_hub() -> MessageHub:
     return hub
 
 
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
 @pytest.mark.usefixtures('any_torch')
 @pytest.mark.parametrize('zipped', [True, False])
 def test_a_training_checkpoint_loads_safely(zipped, tmp_path):
@@ -120,6 +124,7 @@ def test_a_training_checkpoint_loads_safely(zipped, tmp_path):
         message_hub=message_hub().state_dict(),
         args=argparse.Namespace(lr=1),
         rest=[slice(2), {1}, b'abc', bytearray(b'x'), 2j, torch.Size([1]), torch.float16],
+        param_schedulers=[torch.optim.lr_scheduler.MultiStepLR(optimizer(), [3, 3]).state_dict()],
     )
     torch.save(saved, file, _use_new_zipfile_serialization=zipped)
     loaded = stack.safe_load(file)
@@ -131,6 +136,7 @@ def test_a_training_checkpoint_loads_safely(zipped, tmp_path):
     assert hub.get_info('array').tolist() == [0, 1, 2]
     assert loaded['args'].lr == 1
     assert loaded['rest'] == saved['rest']
+    assert loaded['param_schedulers'] == saved['param_schedulers']
     assert loaded['state_dict'].keys() == saved['state_dict'].keys()
     assert torch.equal(loaded['state_dict']['running_var'], torch.ones(3))
     assert loaded['state_dict']._metadata == saved['state_dict']._metadata

@@ -17,14 +17,16 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
-from mmkd_plugin import training_data
 from mmkd_plugin.training_data import (
     CheckedPipeline,
+    CheckTrainingData,
     DataError,
     Expected,
+    build_unlabelled,
     check_data,
     warn_of_kept_state,
 )
+from mmkd_plugin.training_data.watching import _build
 from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
 from tests.runs import assert_same, config, dataset_of, train
@@ -131,7 +133,7 @@ def loaded(scope: str, folder: Path, **changes: Any) -> Any:
         _randomness_cfg={},
     )
     with DefaultScope.overwrite_default_scope(scope):
-        return training_data._build(runner, dict(dataset=settings), 'train').dataset
+        return _build(runner, dict(dataset=settings), 'train').dataset
 
 
 @pytest.mark.parametrize(('spoil', 'message'), SEG.values(), ids=list(SEG))
@@ -343,7 +345,7 @@ def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):
 @pytest.mark.parametrize('samples', [0, 1.5, True, 'a'])
 def test_the_hook_refuses_a_number_of_samples(samples):
     with pytest.raises(ValueError, match='samples: expected a whole number above 0'):
-        training_data.CheckTrainingData(samples)
+        CheckTrainingData(samples)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +359,7 @@ def test_a_folder_without_images_is_named(file, message, tmp_path):
     config = dict(type='mmkd_plugin.ImageFolder', data_root=str(tmp_path), pipeline=[])
     config |= {} if file is None else dict(ann_file=file)
     with pytest.raises(DataError, match=message):
-        training_data._build_unlabelled(Unlabelled(config))
+        build_unlabelled(Unlabelled(config))
 
 
 def test_an_image_without_labels_that_cannot_be_read_is_named(tmp_path):
@@ -365,6 +367,6 @@ def test_an_image_without_labels_that_cannot_be_read_is_named(tmp_path):
     pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
     config = dict(type='mmkd_plugin.ImageFolder', data_root=str(tmp_path), pipeline=pipeline)
     with DefaultScope.overwrite_default_scope('mmseg'):
-        dataset = training_data._build_unlabelled(Unlabelled(config))
+        dataset = build_unlabelled(Unlabelled(config))
         with pytest.raises(DataError, match=r'bad\.png: the file cannot be read as an image'):
             check_data(dataset, THREE.without_labels(), key='unlabelled')

@@ -166,8 +166,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f'--device {args.device} cannot be used: {reason}') from error
     if args.images is not None:
         files_of(args.images)
-    (args.out / MARKER).unlink(missing_ok=True)  # of a run that was killed when all was there
     if args.out.is_dir() and any(args.out.iterdir()):
+        (args.out / MARKER).unlink(missing_ok=True)  # of a run that was killed when all was there
         raise UsageError(f'{args.out} exists already; nothing is overwritten, give a new --out')
     check_folder(args.out, '--out')
     for checkpoint in filter(None, (args.student, args.against)):

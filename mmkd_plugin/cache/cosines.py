@@ -65,6 +65,54 @@ def from_cosines(
     return tau * np.log(np.maximum(shares, np.float32(1e-30)))
 
 
+def apart(signed: np.ndarray) -> list[np.ndarray]:
+    """Takes the results of :func:`to_cosines` apart, into parts that compress better each alone.
+
+    Args:
+        signed (np.ndarray): ``(16, n)`` in uint8.
+
+    Returns:
+        list[np.ndarray]: In uint8: the first wave of all blocks; how many zeros are in front of
+        each other step, 255 of them as a byte of their own; and these steps.
+
+    Examples:
+        >>> import numpy as np
+        >>> steps = np.zeros((16, 2), np.uint8)
+        >>> steps[0], steps[3, 1] = 7, 2
+        >>> [part.tolist() for part in apart(steps)]
+        [[7, 7], [5], [2]]
+    """
+    others = signed[1:].ravel()
+    at = np.flatnonzero(others)
+    zeros = np.diff(at, prepend=-1) - 1
+    whole = zeros // 255
+    gaps = np.full(len(at) + int(whole.sum()), 255, np.uint8)
+    gaps[np.cumsum(whole + 1) - 1] = zeros % 255
+    return [signed[0], gaps, others[at]]
+
+
+def together(first: np.ndarray, gaps: np.ndarray, steps: np.ndarray, blocks: int) -> np.ndarray:
+    """Puts the results of :func:`apart` together again, ``(16, blocks)``.
+
+    Raises:
+        ValueError: If they do not fit together.
+
+    Examples:
+        >>> import numpy as np
+        >>> parts = (np.array(part, np.uint8) for part in ([7, 7], [5], [2]))
+        >>> int(together(*parts, 2)[3, 1])
+        2
+    """
+    if len(first) != blocks:
+        raise ValueError(f'{len(first)} blocks, and its maps have {blocks}')
+    others = np.zeros((BLOCK * BLOCK - 1) * blocks, np.uint8)
+    at = np.cumsum(gaps, dtype=np.int64)[gaps < 255] + np.arange(len(steps))
+    if len(at) and at[-1] >= len(others):
+        raise ValueError(f'a step at {at[-1]} of {len(others)}')
+    others[at] = steps
+    return np.concatenate([first, others]).reshape(BLOCK * BLOCK, -1)
+
+
 def count_blocks(channels: int, size: tuple[int, int]) -> int:
     """The number of blocks of maps ``(C, H, W)``."""
     return channels * int(np.prod([-(-side // BLOCK) for side in size]))

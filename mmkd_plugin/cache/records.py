@@ -6,12 +6,18 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mmkd_plugin.cache.cosines import BLOCK, count_blocks, from_cosines, to_cosines
+from mmkd_plugin.cache.cosines import (
+    BLOCK,
+    apart,
+    count_blocks,
+    from_cosines,
+    to_cosines,
+    together,
+)
 from mmkd_plugin.words import from_worker
 
 DIGEST = 16
@@ -157,31 +163,7 @@ def from_roots(steps: np.ndarray, lost: float, tau: float) -> np.ndarray:
     table = (np.arange(256, dtype=np.float32) / STEPS) ** 2
     table[0] = max(lost, 1e-30)  # its logarithm is finite
     scores = (tau * np.log(table)).astype(np.float32)
-    return np.ascontiguousarray(scores[steps].transpose(2, 0, 1))
-
-
-@cache
-def projection(channels: int, kept: int) -> np.ndarray:
-    """Returns a random projection of channels, the same on every machine.
-
-    Its rows are orthogonal. It keeps the lengths of vectors, and the angles and distances between
-    them, in the mean over random ones; the error falls with the root of ``kept``.
-
-    Args:
-        channels (int): Channels before.
-        kept (int): Channels after, fewer.
-
-    Returns:
-        np.ndarray: ``(kept, channels)``, float32.
-
-    Examples:
-        >>> projection(8, 2).shape
-        (2, 8)
-    """
-    draw = np.random.Generator(np.random.PCG64([channels, kept])).standard_normal((channels, kept))
-    rows, signs = np.linalg.qr(draw)
-    rows = rows * np.sign(np.diag(signs))  # LAPACKs choose the signs in their own ways
-    return (rows.T * np.sqrt(channels / kept)).astype(np.float32)
+    return scores.take(np.ascontiguousarray(steps.transpose(2, 0, 1)))
 
 
 # Records ------------------------------------------------------------------------------------------
@@ -214,6 +196,8 @@ def pack(
 ) -> bytes:
     """Writes a record as bytes: a checksum, then a compressed header and arrays.
 
+    Behind them are the parts of waves, each compressed by itself.
+
     Args:
         record (Record): The record.
         key (bytes): Key of the record in the store. The checksum covers it too.
@@ -228,17 +212,24 @@ def pack(
         bytes: The record.
     """
     header, arrays = dict(loaded=record.loaded, seen=record.seen, maps=[]), []
+    behind: list[bytes] = []
     if record.picture:
         header['picture'] = record.picture
     level = 3
     if dtype in OF_SCORES:
         dtype, level = 'uint8' if tau is None else OF_SCORES[dtype], THOROUGH
+    compress = libraries()[1].ZstdCompressor(level).compress
     for maps in record.maps:
         note: dict[str, Any] = dict(shape=maps.shape)
         if dtype in OF_SCORES.values():
             rounded = to_roots if dtype == 'roots' else to_cosines
             values, note['lost'] = rounded(maps, tau)
-            arrays.append(values)
+            if dtype == 'roots':
+                arrays.append(values)
+            else:
+                parts = [compress(part.tobytes()) for part in apart(values)]
+                note['parts'] = [len(part) for part in parts]
+                behind += parts
             header['maps'].append(dict(note, tau=tau, dtype=dtype))
             continue
         if top_k is not None:
@@ -254,7 +245,7 @@ def pack(
         header['maps'].append(dict(note, dtype=dtype))
     text = json.dumps(header).encode()
     body = b''.join([struct.pack('<I', len(text)), text, *(a.tobytes() for a in arrays)])
-    body = libraries()[1].ZstdCompressor(level).compress(body)
+    body = b''.join([compress(body), *behind])
     return digest(key, body) + body
 
 
@@ -276,10 +267,7 @@ def unpack(data: bytes, key: bytes) -> Record:
         raise CacheError('its checksum does not fit')
     zstd = libraries()[1]
     try:
-        size = zstd.frame_content_size(body)
-        if not 0 <= size <= LARGEST:
-            raise CacheError(f'it says that it has {size} bytes, {LARGEST} at most are read')
-        return _parsed(zstd.ZstdDecompressor().decompress(body))
+        return _parsed(_inflated(body), body)
     except CacheError:
         raise
     except _MALFORMED as error:
@@ -288,8 +276,17 @@ def unpack(data: bytes, key: bytes) -> Record:
         raise CacheError(f'it cannot be read ({error})') from error
 
 
-def _parsed(body: bytes) -> Record:
-    """The header and the arrays of a record."""
+def _inflated(data: bytes) -> bytes:
+    """The content of the first frame in bytes."""
+    zstd = libraries()[1]
+    size = zstd.frame_content_size(data)
+    if not 0 <= size <= LARGEST:
+        raise CacheError(f'it says that it has {size} bytes, {LARGEST} at most are read')
+    return zstd.ZstdDecompressor().decompress(data)
+
+
+def _parsed(body: bytes, whole: bytes) -> Record:
+    """The header and the arrays of a record, and the parts of waves at the end of the whole."""
     start = 4 + struct.unpack_from('<I', body)[0]
     header = json.loads(body[4:start])
 
@@ -298,6 +295,14 @@ def _parsed(body: bytes) -> Record:
         array = np.frombuffer(body, dtype, int(np.prod(shape)), start).reshape(shape)
         start += array.nbytes
         return array
+
+    behind = len(whole) - sum(sum(note.get('parts', ())) for note in header['maps'])
+
+    def take_part(size: int) -> np.ndarray:
+        nonlocal behind
+        part = whole[behind : behind + size]
+        behind += size
+        return np.frombuffer(_inflated(part), np.uint8)
 
     maps = []
     for note in header['maps']:
@@ -308,7 +313,13 @@ def _parsed(body: bytes) -> Record:
             maps.append(from_roots(take(np.uint8, *size, channels), note['lost'], note['tau']))
             continue
         if note['dtype'] == 'cosines':
-            waves = take(np.uint8, BLOCK * BLOCK, count_blocks(channels, size))
+            blocks = count_blocks(channels, size)
+            if BLOCK * BLOCK * blocks > LARGEST:
+                raise ValueError(f'maps of the shape {note["shape"]}')
+            if 'parts' in note:
+                waves = together(*map(take_part, note['parts']), blocks)
+            else:  # written by an earlier version
+                waves = take(np.uint8, BLOCK * BLOCK, blocks)
             maps.append(from_cosines(waves, note['lost'], note['tau'], channels, size))
             continue
         k = note.get('k')

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -29,6 +28,7 @@ from mmkd_plugin.cache.records import (
     to_uint8,
     unpack,
 )
+from mmkd_plugin.cache.sizes import PAGE
 from mmkd_plugin.saving import locked
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     'CacheWriter',
     'Record',
     'TeacherCache',
-    'check_space',
     'check_stored',
     'close',
     'differences',
@@ -56,7 +55,6 @@ __all__ = [
     'pack',
     'record_key',
     'record_names',
-    'stored_size',
     'to_float16',
     'to_uint8',
     'unpack',
@@ -73,8 +71,6 @@ FINISHED = b'finished'
 #: File that a writer locks, and those that may be there without a store.
 LOCK = '.lock'
 LOCKS = {LOCK, 'lock.mdb'}
-
-_PAGE = 4096
 
 
 def record_key(image: str, tap: str) -> bytes:
@@ -119,6 +115,7 @@ FINGERPRINT = dict(
     top_k='top-k',
     mirrored='mirrored images',
     channels='channels',
+    projection='projection of channels',
     tau='temperature',
 )
 
@@ -216,12 +213,11 @@ def _shown(key: str, value: Any) -> str:
 _opened: dict[str, tuple[int, Any]] = {}
 
 
-def _environment(path: str) -> Any:
-    lmdb, _ = libraries()
-    real = os.path.realpath(path)
+def _environment(path: str, real: str) -> Any:
     pid, environment = _opened.get(real, (0, None))
     if pid == os.getpid():
         return environment
+    lmdb, _ = libraries()
     if environment is not None:
         environment.close()
     if not Path(path, 'data.mdb').is_file():
@@ -242,7 +238,7 @@ def _remove_beginning(folder: Path) -> None:
     """Removes what is there of a store whose writer was killed before it held anything."""
     names = {path.name for path in folder.iterdir()} - {LOCK}
     data = folder / 'data.mdb'
-    empty = not data.exists() or data.stat().st_size in (0, _PAGE)  # it begins with two pages
+    empty = not data.exists() or data.stat().st_size in (0, PAGE)  # it begins with two pages
     if names and names <= {'data.mdb', 'lock.mdb'} and empty:
         for name in names:
             (folder / name).unlink()
@@ -287,10 +283,14 @@ class TeacherCache:
 
     def __init__(self, path: str) -> None:
         self.path = str(path)
+        self._real = os.path.realpath(self.path)  # once: it takes as long as reading a small record
         self._meta: dict[str, Any] | None = None
 
+    def _store(self) -> Any:
+        return _environment(self.path, self._real)
+
     def _get(self, key: bytes) -> bytes | None:
-        with _environment(self.path).begin() as transaction:
+        with self._store().begin() as transaction:
             return transaction.get(key)
 
     @property
@@ -323,7 +323,7 @@ class TeacherCache:
             CacheError: If the record does not exist or is damaged.
         """
         key = record_key(image, tap)
-        with _environment(self.path).begin(buffers=True) as transaction:
+        with self._store().begin(buffers=True) as transaction:
             data = transaction.get(key)
             if data is None:
                 raise CacheError(
@@ -357,12 +357,12 @@ class TeacherCache:
             list[str]: Some of these names.
         """
         names = record_names(self.meta)
-        return _without_records(_environment(self.path), images, names)
+        return _without_records(self._store(), images, names)
 
     def keys(self) -> Iterator[tuple[str, str]]:
         """Yields the names of image and tap of each record."""
         self.meta  # noqa: B018 - checks that it is a cache
-        with _environment(self.path).begin() as transaction:
+        with self._store().begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
                 if SEPARATOR.encode() in key:
                     image, _, tap = key.decode().partition(SEPARATOR)
@@ -495,6 +495,21 @@ class CacheWriter:
             views = max(self.views, there['views'])
             self._put({META: _write_meta({**there, 'views': views}), FINISHED: b'1'})
 
+    def noted(self, key: bytes) -> bytes | None:
+        """Returns what :meth:`describe` has written beside the records, or None."""
+        with self._environment.begin() as transaction:
+            return transaction.get(key)
+
+    def describe(self, meta: Mapping[str, Any], notes: Mapping[bytes, bytes]) -> None:
+        """Replaces the description of a cache that holds no records yet.
+
+        Args:
+            meta (Mapping[str, Any]): The metadata.
+            notes (Mapping[bytes, bytes]): What to write beside the records, by its key.
+        """
+        begun = meta if self.views is None else {**meta, 'views': 0}
+        self._put({META: _write_meta(begun), **notes})
+
     def reopen(self) -> None:
         """Marks the cache as not finished, so that it cannot be read."""
         with self._environment.begin(write=True) as transaction:
@@ -552,45 +567,3 @@ def check_stored(cache: TeacherCache, names: Sequence[str], owner: str) -> None:
             f'{owner}: {cache.path} holds no maps of {", ".join(lacking)}; it has: '
             f'{", ".join(there)}. Write a cache with this config: tools/cache_teacher.py'
         )
-
-
-# Sizes --------------------------------------------------------------------------------------------
-
-
-def stored_size(records: Mapping[str, bytes]) -> int:
-    """Estimates the bytes that the packed records of an image take in the store."""
-    return sum(map(_stored_size, records.values()))
-
-
-def _stored_size(data: bytes) -> int:
-    if len(data) < _PAGE // 2 - 128:  # several share a page, which is about half full
-        return 2 * (len(data) + 32)
-    return -(-(len(data) + 16) // _PAGE) * _PAGE + 64
-
-
-def check_space(path: str, needed: int, images: int, what: str = 'images') -> str:
-    """Checks that the disk has room for a cache.
-
-    Args:
-        path (str): Folder of the cache.
-        needed (int): Size of the cache, bytes.
-        images (int): Number of images.
-        what (str): What they are called. Defaults to ``'images'``.
-
-    Returns:
-        str: A line about the size and the free space.
-
-    Raises:
-        CacheError: If the disk does not have enough free space.
-    """
-    folder = Path(path).resolve()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    text = f'about {human_size(needed)} for {images} {what}; free disk space {human_size(free)}'
-    if needed > free:
-        raise CacheError(
-            f'{path}: not enough room: {text}. Take --dtype smallest, fewer taps, fewer --channels '
-            'or --views, a smaller --scale, or another disk'
-        )
-    return text

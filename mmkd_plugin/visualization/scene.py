@@ -272,8 +272,10 @@ def labels_of(sample: Any, kind: str) -> Labels | None:
     found = getattr(sample, f'{kind}_instances', None)
     if found is None or 'bboxes' not in found:
         return None
+    corners, labels = _corners(found.bboxes), found.labels.cpu().numpy()
     scores = found.scores.detach().float().cpu().numpy() if 'scores' in found else None
-    return Boxes(_corners(found.bboxes), found.labels.cpu().numpy(), scores)
+    drawable = np.isfinite(corners).all(1)  # a model that is hardly trained may predict infinity
+    return Boxes(corners[drawable], labels[drawable], None if scores is None else scores[drawable])
 
 
 def truth_of(sample: Any) -> Labels | None:

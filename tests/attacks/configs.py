@@ -92,7 +92,7 @@ VALUES: dict[str, list[Any]] = {
         Renamed('tapp'),
     ],
     f'{CWD}.student_tap': [5, None],
-    f'{CWD}.teacher': ['nobody', 5, None, [], ['teacher'], ''],
+    f'{CWD}.teacher': ['nobody', 5, None, [], ['nobody'], ''],
     f'{CWD}.schedule': [0, False, [], 'x', 5, 1.5, [1, 2], dict(strat=1), dict(begin=1)],
     f'{HINT}.schedule.start': ['a', None, 0.5, -1, NAN, INF, True, [0], 99, 10**15, {}],
     f'{HINT}.schedule.stop': ['a', 0.5, -1, NAN, INF, True, [0], 0, {}],
@@ -341,6 +341,7 @@ VALUES: dict[str, list[Any]] = {
 #: Changes that leave a valid config.
 VALID: dict[str, list[Any]] = {
     f'{CWD}.student_tap': ['decode_head.conv_seg'],
+    f'{CWD}.teacher': [['teacher']],  # a list of one
     'train_dataloader.batch_size': [DELETED, 3],
     'train_dataloader.num_workers': [DELETED],
     'train_dataloader.dataset.indices': [-9, 4],

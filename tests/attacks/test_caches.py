@@ -90,6 +90,18 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     'too few waves': lambda: packed(
         header(note=dict(dtype='cosines', lost=0.1, tau=1.0)), bytes(15)
     ),
+    'parts of text': lambda: packed(
+        header(note=dict(dtype='cosines', lost=0.1, tau=1.0, parts='abc')), b''
+    ),
+    'parts that are not there': lambda: packed(
+        header(note=dict(dtype='cosines', lost=0.1, tau=1.0, parts=[9, 9, 9])), b''
+    ),
+    'waves of many blocks': lambda: packed(
+        header(
+            note=dict(dtype='cosines', lost=0.1, tau=1.0, parts=[1, 1, 1], shape=[1, 2**20, 2**20])
+        ),
+        b'',
+    ),
     'a picture of text': lambda: packed(header(picture=['a']), DATA),
     'no loaded': lambda: packed(dict(seen=[4, 4], maps=[]), b''),
     'loaded is a number': lambda: packed(header(loaded=5), DATA),

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import memory, mmrazor, steps
-from tests.stock_models import cwd, pspnet
+from tests.runs import needs_ops
+from tests.stock_models import cwd, pspnet, retinanet
 
 CPU = torch.device('cpu')
 
 
-@pytest.fixture(scope='module')
-def pair(tmp_path_factory: pytest.TempPathFactory) -> steps.Pair:
-    """Two narrow models in place of a ResNet-101 and a ResNet-18."""
-    student, teacher = pspnet(8, 19), pspnet(16, 19)
-    for model in (student, teacher):
-        model['decode_head']['dropout_ratio'] = 0.1
+def narrow(name: str, student: dict, teacher: dict, tap: str, folder: Path) -> steps.Pair:
+    """One of the pairs with narrow models in place of ResNets of up to 101 layers."""
     model = dict(
         type='mmkd_plugin.Distiller',
         student=student,
         teacher=dict(config=teacher, checkpoint=None),
-        distill=dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd(tau=4, loss_weight=3))),
+        distill=dict(cwd=dict(tap=tap, loss=cwd(tau=4, loss_weight=3))),
     )
-    config = tmp_path_factory.mktemp('pair') / 'narrow.py'
-    config.write_text(f"default_scope = 'mmseg'\nmodel = {model!r}\n")
-    return replace(steps.PAIRS['pspnet'], config=str(config))
+    config = folder / 'narrow.py'
+    config.write_text(f'default_scope = {student["_scope_"]!r}\nmodel = {model!r}\n')
+    return replace(steps.PAIRS[name], config=str(config))
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory: pytest.TempPathFactory) -> steps.Pair:
+    models = pspnet(8, 19), pspnet(16, 19)
+    for model in models:
+        model['decode_head']['dropout_ratio'] = 0.1
+    return narrow('pspnet', *models, 'decode_head.conv_seg', tmp_path_factory.mktemp('pair'))
 
 
 @pytest.fixture(scope='module')
@@ -92,9 +98,10 @@ def test_mmrazors_teacher_computes_its_loss_without_a_graph(bench):
     assert losses['distill_loss'] > 0
 
 
-def test_a_detector_takes_steps_too():
-    pytest.importorskip('mmdet')
-    bench = steps.set_up(steps.PAIRS['retinanet'], CPU, quick=True)
+@needs_ops
+def test_a_detector_takes_steps_too(tmp_path):
+    pair = narrow('retinanet', retinanet(8, 80), retinanet(16, 80), 'neck', tmp_path)
+    bench = steps.set_up(pair, CPU, quick=True)
     assert len(bench.maps) == 5
     bench.step(steps.CACHED)
 

@@ -343,14 +343,24 @@ def test_a_transform_that_draws_otherwise_each_time_is_refused(data, teachers, t
         write_cache(cfg, tmp_path / 'cache', views=2)
 
 
-@pytest.mark.parametrize('dtype', ['compact', 'smallest'])
-def test_what_compact_costs_is_told(dtype, data, teachers, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ('dtype', 'mixed'), [('compact', 'random'), ('smallest', 'learnt')], ids=lambda one: one
+)
+def test_what_compact_costs_is_told(dtype, mixed, data, teachers, tmp_path, capsys):
     cfg = recipe('mmseg', data, teachers)
     cfg.model.distill.hint = dict(
         tap='decode_head.bottleneck', loss=dict(type='mmkd_plugin.HintLoss', loss_weight=1)
     )
-    path = write_cache(cfg, tmp_path / 'cache', views=1, dtype=dtype, channels=4)
+    how = dict(dtype=dtype, channels=4, projection=mixed)
+    path = write_cache(cfg, tmp_path / 'cache', views=1, **how)
     said = capsys.readouterr().out
+    before = TeacherCache(path).read('images/1.png', 'decode_head.bottleneck view 0')
+    assert write_cache(cfg, tmp_path / 'cache', views=2, **how) == path  # with the same mixtures
+    for view, equal in ((0, True), (1, False)):
+        after = TeacherCache(path).read('images/1.png', f'decode_head.bottleneck view {view}')
+        assert np.array_equal(before.maps[0], after.maps[0]) == equal
+    with pytest.raises(CacheError, match='channels there: 4, here: 3'):
+        write_cache(cfg, tmp_path / 'cache', views=2, dtype=dtype, channels=3, projection=mixed)
     assert 'decode_head.conv_seg: ' in said and '% of float16; probabilities off by 0.00' in said
     assert ' at most, divergence 0.00' in said
     assert '% of float16; distances between positions off by ' in said

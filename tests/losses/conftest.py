@@ -1,23 +1,17 @@
 import pytest
 import torch
 
+from tests.conftest import needs_one_graph
+
 pytest.register_assert_rewrite(
     'loss_contract', 'labelled', 'learning_contract', 'detection_contract'
 )
 
 
-#: Torch before 2.2 cannot do this on a CPU; losses run eagerly there.
-OLD_TORCH = torch.__version__.startswith(('2.0', '2.1.'))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items if OLD_TORCH else ():
-        name, arguments = item.name, getattr(item, 'callspec', None)
-        half = arguments is not None and arguments.params.get('dtype') is torch.float16
-        if 'one_graph' in name:
-            item.add_marker(pytest.mark.skip(reason='this torch compiles no loss in one graph'))
-        elif ('autocast' in name and half) or 'gradient_scaler' in name:
-            item.add_marker(pytest.mark.skip(reason='this torch has no float16 autocast on a CPU'))
+    for item in items:
+        if 'one_graph' in item.name:
+            item.add_marker(needs_one_graph)
 
 
 @pytest.fixture(autouse=True, scope='package')

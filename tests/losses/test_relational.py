@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from allocations import Allocations
-from loss_contract import LossContract, random_pair
+from loss_contract import LossContract, random_pair, value_and_grad
 from memory import saved_bytes
 from torch import nn
 
@@ -315,6 +315,16 @@ def test_angles_vertex_by_vertex(triples, monkeypatch):
     monkeypatch.setattr('mmkd_plugin.losses.numerics.relational.TRIPLES', triples)
     assert RKDAngleLoss()(student, teacher).item() == pytest.approx(expected)
     assert torch.autograd.gradcheck(RKDAngleLoss(), (student, teacher))
+
+
+@pytest.mark.parametrize('kind', BOTH)
+def test_many_points_are_compared_as_few_are(kind, monkeypatch):
+    student, teacher = (x.detach() for x in random_pair(((6, 3), (6, 4))))
+    student[1] = student[4]
+    student.requires_grad_()
+    few = value_and_grad(kind(), student, teacher)
+    monkeypatch.setattr(relational, 'FEW', 0)
+    torch.testing.assert_close(few, value_and_grad(kind(), student, teacher))
 
 
 def test_a_second_derivative_is_refused():

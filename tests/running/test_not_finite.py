@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmkd_plugin.training import replay
 from tests.fuzz import models
 from tests.runs import assert_same, config, needs_ops, save_weights
 from tests.stock_models import cwd
+from tests.tools.tool_runs import load_tool
 
 pytestmark = pytest.mark.usefixtures('own_globals')
 
@@ -84,7 +86,7 @@ def failed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder / 'work', fail(cfg, Break('backbone.conv2.weight', 3e38, 3))
 
 
-def test_a_step_is_kept_and_runs_again_bit_for_bit(failed, capsys):
+def test_a_step_is_kept_and_runs_again_bit_for_bit(failed, capsys, monkeypatch):
     work_dir, message = failed
     folder = work_dir / 'nan_3'
     assert message.endswith(f'To run this step again: tools/train.py --replay {folder}')
@@ -93,7 +95,8 @@ def test_a_step_is_kept_and_runs_again_bit_for_bit(failed, capsys):
         'report.txt',
         'step.pth',
     ]
-    replay(str(folder))
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--replay', str(folder)])
+    load_tool('train').main()
     said = capsys.readouterr().out
     assert 'All losses are the same, bit for bit.' in said
     assert re.search(

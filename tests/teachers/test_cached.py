@@ -359,7 +359,7 @@ def test_a_student_trains_without_a_teacher_in_memory(scope, scenes, checkpoints
     record = Record()
     runner = train(cfg, record)
     stop.set()
-    assert queue.get(timeout=60) >= 1
+    assert queue.get(timeout=600) >= 1
     reader.join()
     assert all(np.isfinite(losses['distill.term.loss']) for losses in record.losses)
     assert record.losses[0]['distill.term.loss'] > 0

@@ -135,3 +135,13 @@ def test_teachers_that_learn_come_after_the_others():
     copied = copy.deepcopy(model)
     assert copied.teachers['large'] is model.teachers['large']
     assert copied.teachers['own'] is copied.self_teachers['own'] is not model.teachers['own']
+
+
+@pytest.mark.parametrize('wrong', ['align_corner', 'ALIGN_CORNERS'])
+def test_an_argument_of_a_part_of_its_model_is_told_with_the_part(wrong):
+    model = stock_models.fcn()
+    model['decode_head'][wrong] = False
+    (config,) = teacher_configs(dict(config=model, checkpoint=None)).values()
+    message = rf'decode_head: FCNHead has no argument `{wrong}`; did you mean `align_corners`'
+    with pytest.raises(ValueError, match=rf"^teacher 'teacher'\.config\.{message}"):
+        build_teacher(config)

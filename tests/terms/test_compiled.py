@@ -14,6 +14,7 @@ from mmkd_plugin.taps import Taps
 from mmkd_plugin.terms.compiled import Compiled
 from mmkd_plugin.terms.term import Term
 from tests import stock_models
+from tests.conftest import needs_one_graph
 from tests.stock_models import batch, cwd, distiller
 
 NECK = Taps.parse('neck')
@@ -46,6 +47,7 @@ def pair(*shape):
     return torch.rand(*shape, requires_grad=True), torch.rand(*shape)
 
 
+@needs_one_graph
 def test_one_graph_for_the_levels_of_a_pyramid_and_all_scales(log):
     backend = Backend()
     call, loss = Compiled('distill.cwd', backend), ChannelWiseLoss()
@@ -57,6 +59,7 @@ def test_one_graph_for_the_levels_of_a_pyramid_and_all_scales(log):
     assert backend.graphs == 1 and backend.calls == 4 and not log.warnings
 
 
+@needs_one_graph
 @pytest.mark.skipif(which('g++') is None, reason='there is no compiler')
 @pytest.mark.parametrize('loss', [ChannelWiseLoss(), HintLoss()])
 def test_compiled_in_earnest(loss, log):
@@ -73,6 +76,7 @@ def test_compiled_in_earnest(loss, log):
     assert not log.warnings
 
 
+@needs_one_graph
 def test_where_it_cannot_be_compiled_it_runs_as_it_is(log):
     backend = Backend(works=False)
     call, loss = Compiled('distill.cwd', backend), ChannelWiseLoss()
@@ -95,6 +99,7 @@ def test_where_torch_compile_is_not_supported(log, monkeypatch):
     assert said.endswith('said: RuntimeError: torch.compile is not supported on Python 9')
 
 
+@needs_one_graph
 def test_what_is_wrong_with_the_maps_is_said_by_the_loss(log):
     backend = Backend()
     call, loss = Compiled('distill.cwd', backend), ChannelWiseLoss()
@@ -104,6 +109,7 @@ def test_what_is_wrong_with_the_maps_is_said_by_the_loss(log):
     assert backend.calls == 1 and not log.warnings
 
 
+@needs_one_graph
 def test_copies_compile_anew():
     call, loss = Compiled('distill.cwd', Backend()), ChannelWiseLoss()
     maps = pair(2, 3, 4, 4)
@@ -116,6 +122,7 @@ def test_copies_compile_anew():
 # Terms --------------------------------------------------------------------------------------------
 
 
+@needs_one_graph
 def test_a_term_compiles_in_training_only():
     term = Term('t', NECK, NECK, ChannelWiseLoss(), compile=True)
     backend = term.compiled.backend = Backend()
@@ -168,6 +175,7 @@ TWO = dict(
 )
 
 
+@needs_one_graph
 def test_a_compiled_run_gives_the_same_and_is_stored_the_same():
     compiled, plain = (
         distiller(stock_models.pspnet(), stock_models.pspnet(16), TWO, compile=value)

@@ -181,6 +181,7 @@ def test_gradients_are_not_stored(segmentation, tmp_path, monkeypatch, fails):
             '--dtype compact keeps each class that a loss can see; leave --top-k out',
         ),
         (['distilled.py', '--out', 'x', '--channels', '2'], '--channels 2: no map has more chann'),
+        (['distilled.py', '--out', 'x', '--projection', 'learnt'], 'add --channels N'),
         (['distilled.py', '--out', 'none', '--verify'], 'no teacher cache at none; write it with'),
         (
             ['distilled.py', '--out', 'cache', '--dtype', 'uint8'],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmkd_plugin import digit_scenes
 from tests.tools.tool_runs import load_tool
 
 pytest.importorskip('sklearn')
@@ -34,7 +35,7 @@ def make(out: str | Path, *args: str) -> int:
 def run(out: Path, *args: str) -> subprocess.CompletedProcess:
     """Run the tool as a user does; whatever goes wrong, nobody should see a traceback."""
     command = [sys.executable, str(TOOL), '--out', str(out), *args]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True)
     assert 'Traceback' not in result.stderr, result.stderr
     return result
 
@@ -114,20 +115,20 @@ class TestBytes:
 
 class TestOriginals:
     def test_no_digit_and_no_column_in_both_splits(self):
-        train, val = (set(tool.originals_of(split, 1797)) for split in tool.SPLITS)
+        train, val = (set(digit_scenes.originals_of(split, 1797)) for split in digit_scenes.SPLITS)
         assert not train & val
         assert train | val == set(range(1797))
-        assert tool.COLUMNS_OF['train'][1] <= tool.COLUMNS_OF['val'][0]
+        assert digit_scenes.COLUMNS_OF['train'][1] <= digit_scenes.COLUMNS_OF['val'][0]
 
     def test_every_class_in_both_splits(self):
         labels = tool.load_sources().labels
-        for split in tool.SPLITS:
-            assert set(labels[list(tool.originals_of(split, 1797))]) == set(range(10))
+        for split in digit_scenes.SPLITS:
+            assert set(labels[list(digit_scenes.originals_of(split, 1797))]) == set(range(10))
 
     def test_what_was_drawn_keeps_to_the_split(self, made):
         labels = tool.load_sources().labels
-        for split in tool.SPLITS:
-            allowed = tool.originals_of(split, 1797)
+        for split in digit_scenes.SPLITS:
+            allowed = digit_scenes.originals_of(split, 1797)
             for annotation in coco(made, split)['annotations']:
                 assert annotation['original'] in allowed
                 assert labels[annotation['original']] + 1 == annotation['category_id']
@@ -137,15 +138,15 @@ class TestOriginals:
         photo = np.stack([ramp] * 3, axis=-1)
         for seed in range(20):
             rng = np.random.default_rng(seed)
-            assert tool.draw_background((photo,), 'train', 64, rng).max() <= 0.7
-            assert tool.draw_background((photo,), 'val', 64, rng).min() >= 0.69
+            assert digit_scenes.draw_background((photo,), 'train', 64, rng).max() <= 0.7
+            assert digit_scenes.draw_background((photo,), 'val', 64, rng).min() >= 0.69
 
 
 class TestDrawing:
     def test_upright_digit_keeps_its_shape(self):
         digits = tool.load_sources().digits[:10]
         for digit in digits:
-            ink = tool.draw_digit(digit, 40, 0)
+            ink = digit_scenes.draw_digit(digit, 40, 0)
             assert ink.shape == (60, 60)
             middle = ink[10:50, 10:50].reshape(8, 5, 8, 5).mean((1, 3))
             assert np.corrcoef(middle.ravel(), digit.ravel())[0, 1] > 0.98
@@ -154,21 +155,23 @@ class TestDrawing:
     def test_rotation_turns_by_the_angle(self):
         digit = np.zeros((8, 8))
         digit[:, 3:5] = 1
-        assert np.allclose(tool.draw_digit(digit, 40, 90), tool.draw_digit(digit, 40, 0).T)
+        assert np.allclose(
+            digit_scenes.draw_digit(digit, 40, 90), digit_scenes.draw_digit(digit, 40, 0).T
+        )
 
     def test_ink_has_the_contrast_asked_for(self):
         for seed in range(50):
             behind = np.full((10, 3), seed / 50)
-            ink = tool.pick_ink(behind, np.random.default_rng(seed))
+            ink = digit_scenes.pick_ink(behind, np.random.default_rng(seed))
             assert 0 <= ink.min() <= ink.max() <= 1
-            assert abs(ink.mean() - behind.mean()) > 0.5 * tool.CONTRAST[0]
+            assert abs(ink.mean() - behind.mean()) > 0.5 * digit_scenes.CONTRAST[0]
 
     @pytest.mark.parametrize('size', [64, 128, 256])
     def test_number_and_visibility_of_digits(self, size):
         sources = tool.load_sources()
-        low, high = tool.DIGITS_PER_SCENE
+        low, high = digit_scenes.DIGITS_PER_SCENE
         for index in range(8):
-            scene = tool.compose_scene(sources, 'train', index, size, seed=0)
+            scene = digit_scenes.compose_scene(sources, 'train', index, size, seed=0)
             assert scene.image.shape == (size, size, 3)
             assert low <= len(scene.instances) <= high
             for instance in scene.instances:
@@ -180,7 +183,7 @@ class TestDrawing:
         sources = tool.load_sources()
         hidden = 0
         for index in range(12):
-            scene = tool.compose_scene(sources, 'train', index, 128, seed=0)
+            scene = digit_scenes.compose_scene(sources, 'train', index, 128, seed=0)
             boxes = [tool.bounding_box(i.mask) for i in scene.instances]
             hidden += sum(
                 a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3]
@@ -193,7 +196,7 @@ class TestDrawing:
 
 class TestMasks:
     def test_palette_and_values(self, made):
-        for split in tool.SPLITS:
+        for split in digit_scenes.SPLITS:
             for path in (made / 'ann_dir' / split).iterdir():
                 image = Image.open(path)
                 assert image.mode == 'P'
@@ -272,7 +275,7 @@ class TestExistingFolder:
         assert f'--out {copy}_train6_seed7' in result.stderr
 
     def test_other_settings(self, copy, monkeypatch, capsys):
-        monkeypatch.setattr(tool, 'MAX_ROTATION', 45.0)
+        monkeypatch.setattr(digit_scenes, 'MAX_ROTATION', 45.0)
         assert make(copy, *SMALL) == 2
         assert 'MAX_ROTATION is 20.0 there and 45.0 here' in capsys.readouterr().err
 

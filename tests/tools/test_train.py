@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from mmkd_plugin import training
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.cores import Cores
+from mmkd_plugin.running.locking import LOCK, alone_in
 from tests.runs import Touch, needs_ops
 from tests.tools.tool_runs import TOOLS, load_tool, run_tool
 
@@ -220,6 +222,23 @@ def test_norms_over_processes_on_a_cpu(monkeypatch):
     model = dict(type='A', head=dict(norm_cfg=norm))
     with pytest.raises(UsageError, match='SyncBN needs GPUs'):
         training.check_sync_bn(Config(dict(model=model, launcher='slurm')))
+
+
+def test_the_second_run_in_a_work_dir_is_told_and_writes_nothing(fails, segmentation, tmp_path):
+    ready, tell = os.pipe()
+    first = os.fork()
+    if first == 0:
+        with alone_in(tmp_path):
+            os.write(tell, b'.')
+            signal.pause()
+    os.read(ready, 1)
+    try:
+        message = fails('train', segmentation / 'student.py', '--work-dir', tmp_path)
+    finally:
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+    assert f'process {first} on ' in message and 'take another --work-dir' in message
+    assert [file.name for file in tmp_path.iterdir()] == [LOCK]
 
 
 def test_auto_scale_lr_without_a_batch_size(fails, segmentation):

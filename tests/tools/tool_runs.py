@@ -31,9 +31,11 @@ def load_tool(name: str) -> ModuleType:
 def run_tool(name: str, *args: object, cwd: Path) -> str:
     """Runs a tool in a fork of this process, which has the libraries; returns what it printed."""
 
+    main = load_tool(name).main
+
     def run() -> None:
         os.chdir(cwd)
-        call_tool(load_tool(name).main, name, args)
+        call_tool(main, name, args)
 
     with tempfile.TemporaryDirectory() as logs:
         ending = fork(run, Path(logs), limit=1200)

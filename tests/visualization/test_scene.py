@@ -7,10 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from mmkd_plugin.taps import Tap, as_list
 from mmkd_plugin.visualization import Boxes, Meta, Scene, Viewer, evenly
+from mmkd_plugin.visualization.scene import labels_of
 from tests import stock_models
 from tests.runs import assert_same, needs_ops
 from tests.visualization.scenes import item, scene_of
@@ -64,6 +65,14 @@ def test_ignored_boxes_are_kept_apart():
     crowd = InstanceData(bboxes=torch.tensor([[1.0, 2, 3, 4]]), labels=torch.tensor([0]))
     data['data_samples'].ignored_instances = crowd
     assert Scene.of(data, model.data_preprocessor).truth.ignored.tolist() == [[1, 2, 3, 4]]
+
+
+def test_boxes_without_an_end_are_left_out():
+    boxes = torch.tensor([[1.0, 2, 3, 4], [0, 0, torch.inf, 4], [torch.nan, 0, 1, 1]])
+    found = InstanceData(bboxes=boxes, labels=torch.arange(3), scores=torch.rand(3))
+    drawn = labels_of(BaseDataElement(pred_instances=found), 'pred')
+    assert (drawn.corners.tolist(), drawn.labels.tolist()) == ([[1, 2, 3, 4]], [0])
+    assert len(drawn.scores) == 1
 
 
 def test_maps_and_predictions_are_those_of_the_model(segmentor):

@@ -127,10 +127,12 @@ class KnownGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        found = []
+        found, kept = [], _graph_is_kept()
+        as_it_is = not kept and grad.device.type == 'cpu' and grad.item() == 1  # no need to wait
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes):
             if gradient is not None:
-                gradient = gradient * grad if _graph_is_kept() else gradient.mul_(grad)
+                if not as_it_is:
+                    gradient = gradient * grad if kept else gradient.mul_(grad)
                 gradient = gradient.to(dtype)
             found.append(gradient)
         return None, *found, *[None] * len(found)

@@ -45,7 +45,7 @@ def _compare_squares(
 ) -> Tensor:
     dtype, teacher = common_type(student, teacher), teacher.detach()
     with no_autocast(student.device.type):
-        if student.numel() <= FEW and not is_compiling():
+        if max(student.numel(), teacher.numel()) <= FEW and not is_compiling():
             return with_gradient(partial(_of_few, compare, teacher, dtype), student)
         squares, target = SquaredDistances.apply(student), squared_distances(teacher)
         return with_gradient(partial(compare, target=target), squares).to(dtype)
@@ -57,8 +57,9 @@ def _of_few(
     dtype: torch.dtype,
     student: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The value, and its gradient with respect to the points: no pieces, and wider copies of all."""
-    points, others = (centred(x, scratch(x, i, widest(x))) for i, x in enumerate((student, teacher)))
+    """The value, and its gradient with respect to the points, with wider copies of all points."""
+    pair, wide = (student, teacher), widest(student)
+    points, others = (centred(x, scratch(x, i, wide)) for i, x in enumerate(pair))
     squares, target = (without_rounding(x @ x.mT, x.shape[2]) for x in (points, others))
     value, slope = compare(squares, target)
     gradient = torch.bmm(laplacian(slope), points, out=scratch(points, 2))

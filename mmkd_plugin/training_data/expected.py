@@ -1,0 +1,76 @@
+"""Expected: what a model can learn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mmkd_plugin.distiller import Distiller
+from mmkd_plugin.taps.example import library_of
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a model can learn from.
+
+    Args:
+        classes (int, optional): Labels are whole numbers from 0 to below this. Defaults to None:
+            anything.
+        ignored (int, optional): A further label, of pixels that do not count. Defaults to None.
+        head (str): The module that says so. Defaults to nothing.
+        label_map (bool): Whether each image needs a label map. Defaults to False.
+    """
+
+    classes: int | None = None
+    ignored: int | None = None
+    head: str = ''
+    label_map: bool = False
+
+    @classmethod
+    def by(cls, model: nn.Module) -> Expected:
+        """What a segmentor or a detector, or the student of a Distiller, expects."""
+        learns = True
+        if isinstance(model, Distiller):
+            learns, model = model.task_weight > 0, model.student
+        library = library_of(model)
+        paths = ['decode_head'] if library == 'mmseg' else ['bbox_head', 'roi_head.bbox_head']
+        for path in paths if library else ():
+            head = _at(model, path)
+            head = head[-1] if isinstance(head, nn.ModuleList) and len(head) else head
+            classes = getattr(head, 'num_classes', None)
+            if not isinstance(classes, int):
+                continue
+            if library == 'mmdet':
+                return cls(classes, None, path)
+            if getattr(head, 'out_channels', None) == 1:  # one score, for the second of two classes
+                classes = max(classes, 2)
+            labelled = learns and hasattr(head, 'loss_decode')
+            return cls(classes, getattr(head, 'ignore_index', None), path, labelled)
+        return cls()
+
+    def without_labels(self) -> Expected:
+        """What it expects of images without labels."""
+        return Expected(head=self.head)
+
+    def wrong(self, labels: np.ndarray) -> list[int]:
+        """The ids among labels that the model does not know."""
+        if self.classes is None or not labels.size:
+            return []
+        found = (labels >= self.classes) | (labels < 0)
+        if self.ignored is not None:
+            found &= labels != self.ignored
+        return np.unique(labels[found]).tolist() if found.any() else []
+
+    def told(self) -> str:
+        """The labels that it knows, in words."""
+        ignored = '' if self.ignored is None else f', and ignore_index={self.ignored}'
+        return f'`{self.head}` knows 0 to {self.classes - 1} (num_classes={self.classes}{ignored})'
+
+
+def _at(module: Any, path: str) -> Any:
+    for part in path.split('.'):
+        module = getattr(module, part, None)
+    return module
