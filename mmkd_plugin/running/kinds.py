@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmkd_plugin.words import short
 
-
 #: Whole numbers from here on are more than torch takes.
 LARGEST = 2**63
 
