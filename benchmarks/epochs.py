@@ -36,13 +36,14 @@ from mmkd_plugin.cache_writing import Settings, Writing
 from mmkd_plugin.cli import read_config
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.terms.watch import LOOKS
 from mmkd_plugin.words import type_name
 
 READS, VIEWS, WRITES = 'student, views read', 'ours, cached views', 'a view written'
 VARIANTS = (STUDENT, ONLINE, READS, VIEWS)
 SCENES_TOOL = CONFIGS.parent / 'tools' / 'make_digit_scenes.py'
 #: Scenes in an epoch.
-SCENES, FEW_SCENES = 48, 8
+SCENES, FEW_SCENES = 48, 4
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,7 @@ SMALL = {
     'segmentation': Small('Semantic FPN R18 w32 → w16', _SCENES['segmentation']),
     'detection': Small('RetinaNet R18 w32 → w16', _SCENES['detection']),
     'pspnet': Small(
-        PAIRS['pspnet'].title, _SCENES['segmentation'], PAIRS['pspnet'].config, size=320, batch=2
-    ),
-    'retinanet': Small(
-        PAIRS['retinanet'].title, _SCENES['detection'], PAIRS['retinanet'].config, 256, batch=2
+        PAIRS['pspnet'].title, _SCENES['segmentation'], PAIRS['pspnet'].config, size=256, batch=2
     ),
 }
 
@@ -111,8 +109,7 @@ class Epochs:
         models (dict[str, BaseModel]): By variant; all have the same student.
         loaders (dict[str, DataLoader]): Their data. This process loads them.
         optimizer (OptimWrapper): That of the student.
-        more_views (Callable): Prepares to write one more view of each image, and returns what
-            writes it.
+        more_views (Callable): Prepares to write a view of each image, and returns what writes it.
     """
 
     models: dict[str, BaseModel]
@@ -179,10 +176,13 @@ def set_up(small: Small, device: torch.device, quick: bool = False) -> Iterator[
             }
             for model in models.values():
                 model.to(device).train()
+            for model in (models[ONLINE], models[VIEWS]):
+                for term in model.distill.values():
+                    term.watch.seen = LOOKS[-1] + 1  # most of a run lies behind the watched steps
             parameters = [p for p in student.parameters() if p.requires_grad]
             optimizer = OptimWrapper(torch.optim.SGD(parameters, lr=1e-5, momentum=0.9))
-            other, counts = Path(folder, 'written'), itertools.count(1)
-            yield Epochs(models, loaders, optimizer, lambda: writing(cfg, other, next(counts)))
+            others = (Path(folder, f'written-{number}') for number in itertools.count())
+            yield Epochs(models, loaders, optimizer, lambda: writing(cfg, next(others), 1))
 
 
 def measure(

@@ -56,7 +56,7 @@ def check_keys(here: str, config: Mapping, known: Collection[str]) -> None:
             key not in known and key != '_scope_'
         ):  # mmengine's, in what another library's config has
             usual = next((ours for ours in HABITS.get(key, ()) if ours in known), None)
-            hint = did_you_mean(str(key), known, cutoff=0.5)
+            hint = did_you_mean(str(key), (*known, 'type'), cutoff=0.5)
             hint = f'; did you mean `{usual}`?' if usual else hint
             raise ValueError(f'{here} has an unknown key `{key}`{hint} (known: {", ".join(known)})')
 

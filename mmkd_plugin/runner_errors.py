@@ -67,9 +67,9 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if type(before) is type(error):  # raised anew, with the hook in its text
-            error = before
+        before = error.__cause__ or error.__context__  # the fork hides it
+        if type(before) is type(error) and str(error).startswith(str(before)):
+            error = before  # raised anew, with the hook in its text
         key = None if is_ours(error) else _key_of(error)
         if key is None:
             raise

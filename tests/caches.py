@@ -19,7 +19,8 @@ def write_cache(cfg: Config, path: Path, **options: Any) -> str:
     """Writes the cache that a config wants; returns its path."""
     tool, cfg = load_tool('cache_teacher'), copy.deepcopy(cfg)
     settings = Settings(str(path), workers=0)
-    args = argparse.Namespace(**{**vars(settings), **options}, teacher=None, verify=False)
+    given = dict(vars(settings), teacher=None, verify=False) | options
+    args = argparse.Namespace(**given)
     init_default_scope(cfg.default_scope)
     config = tool.pick_teacher(cfg, args)
     given = {one.name: getattr(args, one.name) for one in fields(Settings)}

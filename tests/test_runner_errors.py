@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.optim import PolyLR
 from mmengine.runner import Runner
 from torch import nn
 
@@ -42,6 +44,20 @@ def build(**settings: object) -> None:
 def test_a_part_is_named(key, value, message, own_globals):
     with pytest.raises(ValueError, match=message):
         build(**{key: value})
+
+
+@pytest.mark.parametrize('hidden', [True, False])
+def test_a_schedule_that_fails_within_a_hook_is_named(hidden):
+    """The fork and its upstream raise such an error anew, with or without what it comes from."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    schedule = PolyLR(torch.optim.SGD([weight], lr=1.0), power='a', end=5)
+    cfg = Config(dict(param_scheduler=dict(type='PolyLR', power='a')))
+    message = r'^param_scheduler: TypeError: unsupported operand'
+    with pytest.raises(ValueError, match=message), runner_errors_named(cfg):
+        try:
+            schedule.step()
+        except TypeError as error:
+            raise TypeError(f'{error} in a hook') from (None if hidden else error)
 
 
 def test_errors_of_the_training_pass():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import is_main_process
-from mmengine.evaluator import DumpResults
+from mmengine.evaluator import DumpResults, Evaluator
+from mmengine.fileio import dump
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
@@ -83,9 +85,8 @@ def main() -> None:
         watch_test_data(runner)
         with runner_errors_named(cfg):
             if args.out is not None and is_pickle(args.out):
-                dump_predictions(runner, cfg, Path(args.out))
-            else:
-                runner.test()
+                dump_predictions(runner.test_evaluator, cfg, args.out)
+            runner.test()
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -171,18 +172,21 @@ def keep_label_maps(cfg: Config, folder: str) -> None:
         metric.output_dir, metric.keep_results = folder, True
 
 
-def dump_predictions(runner: Runner, cfg: Config, out: Path) -> None:
-    """Test, and keep the predictions in a file that is whole or not there."""
-    part = str(out.with_suffix(f'.tmp{out.suffix}'))
+def dump_predictions(evaluator: Evaluator, cfg: Config, out: str) -> None:
     if cfg.get('default_scope') == 'mmdet':  # its own class writes masks compactly
-        metric = METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=part))
+        metric = METRICS.build(dict(type='mmdet.DumpDetResults', out_file_path=out))
     else:
-        metric = DumpResults(out_file_path=part)
-    runner.test_evaluator.metrics.append(metric)
-    runner.test()
-    if is_main_process():
-        with replacing(out) as (beside,):
-            Path(part).replace(beside)
+        metric = DumpResults(out_file_path=out)
+    metric.compute_metrics = partial(keep_predictions, out=out)
+    evaluator.metrics.append(metric)
+
+
+def keep_predictions(predictions: list, out: str) -> dict:
+    """Write the file whole, which mmengine does not; return the numbers of a metric: none."""
+    with replacing(out) as (beside,):
+        dump(predictions, str(beside), 'pkl')
+    print_log(f'The predictions are in {out}.', logger='current')
+    return {}
 
 
 if __name__ == '__main__':

@@ -410,8 +410,11 @@ def check_drawn(cache: TeacherCache, cfg: Config) -> None:
         cfg (Config): The config of a run, not wired yet.
 
     Raises:
-        CacheError: If it draws others; with the first difference.
+        CacheError: If it draws others, with the first difference; or if it cannot draw.
     """
+    preprocessor = preprocessor_of(cfg)
+    if isinstance(preprocessor, Mapping) and 'type' not in preprocessor:
+        raise CacheError('student.data_preprocessor has no `type`')
     different = drawn_differences(cache.meta['drawn'], drawn_from(cfg))
     if different:
         raise CacheError(

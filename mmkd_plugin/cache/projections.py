@@ -44,8 +44,9 @@ def projection(channels: int, kept: int) -> np.ndarray:
 class Principal:
     """Learns the projection that keeps most of the spread of maps: their principal components.
 
-    Its rows are orthonormal. Of all projections to as many channels, it keeps the distances between
-    positions best, in the mean of their squares.
+    Its rows are orthogonal and of one length, with which the distances between positions stay the
+    same in the mean of their squares. Of all such projections, what is left out has the smallest
+    spread.
 
     Args:
         channels (int): Channels of the maps.
@@ -74,9 +75,11 @@ class Principal:
         """The projection to so many channels, ``(kept, C)`` in float32."""
         mean = self.sums / self.count
         spread = self.products / self.count - np.outer(mean, mean)
-        rows = np.linalg.eigh(spread)[1].T[::-1][:kept]
+        sizes, columns = np.linalg.eigh(spread)
+        rows = columns.T[::-1][:kept]
         largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)
-        return (rows * np.sign(largest)).astype(np.float32)
+        lost = sizes.sum() / max(sizes[::-1][:kept].sum(), np.finfo(float).tiny)
+        return (rows * np.sign(largest) * np.sqrt(lost)).astype(np.float32)
 
 
 def project(maps: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.assigners.heads import head_form
 from mmkd_plugin.assigners.rois import score_taps
-from mmkd_plugin.queries import decoder_watched, has_decoder
+from mmkd_plugin.queries import BEFORE_DECODER, decoder_watched, has_decoder
 from mmkd_plugin.taps import Maps, Tap, TapReader, as_list, places_of
 from mmkd_plugin.taps.classifiers import CLASS_SCORES
 from mmkd_plugin.taps.dry_run import DryRun, dry_run_student, read_once, trial_copy
@@ -164,7 +164,9 @@ def look_at_student(model: nn.Module, classes: Names | None, device: torch.devic
         except ValueError:  # a head that gives class scores in a form of its own
             run = dry_run_student(model, _levels_of(model, ran), device)
         look = _look(model, run, classes)
-        look = replace(look, queries=_query_form(trial_copy(model, device), device, 'loss'))
+        asked = trial_copy(model, device)
+        queries = _query_form(asked, device, lambda *given: asked(*given, mode='loss'))
+        look = replace(look, queries=queries)
         return _with_gradients(look, _learning(model, look, run, device))
 
 
@@ -191,7 +193,7 @@ def look_at_teacher(
             for heads in (whole, []) if whole else (whole,):  # one that cannot be called alone
                 run = _try_teacher(model, heads, device, like)
                 if run.problem is None:
-                    queries = _query_form(model, device, 'tensor')
+                    queries = _query_form(model, device, lambda *given: _to_decoder(model, *given))
                     return replace(_look(model, run, classes), queries=queries)
     finally:
         model.to(home)
@@ -271,14 +273,22 @@ def _look(model: nn.Module, run: DryRun, classes: Names | None) -> Look:
     )
 
 
+def _to_decoder(model: nn.Module, inputs: Tensor, samples: list | None) -> None:
+    """Runs a teacher up to its decoder, as the distillation will."""
+    heads = heads_of(model, [Tap.parse(BEFORE_DECODER)], 'the teacher')
+    dense_forward(model, inputs, samples, heads)
+
+
 @torch.no_grad()
-def _query_form(model: nn.Module, device: torch.device, mode: str) -> QueryForm | None:
+def _query_form(
+    model: nn.Module, device: torch.device, forward: Callable[[Tensor, list | None], object]
+) -> QueryForm | None:
     """What the decoder of a model can be asked with, None if it cannot be."""
     for side in EXAMPLE_SIZES if has_decoder(model) else ():
         inputs, samples = example_batch(model, device, side)
         try:
             with decoder_watched(model, 'the model', stop=True) as asked:
-                model(inputs, samples, mode=mode)
+                forward(inputs, samples)
             return QueryForm(asked.kind.form, asked.kind.classes, asked.kind.answers)
         except Exception:  # no such queries, or more of them than positions
             continue

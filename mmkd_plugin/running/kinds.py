@@ -43,13 +43,18 @@ def unlike(saved: Any, own: Any, here: str) -> Iterator[str]:
 
 
 def _alike(saved: Any, own: Any) -> bool:
-    if own is None or saved is None:
-        return isinstance(own if saved is None else saved, (bool, float, int, str, type(None)))
+    if own is None:
+        return isinstance(saved, (bool, float, int, str, type(None)))
+    if saved is None:  # not yet chosen, as torch says of some switches
+        return isinstance(own, (bool, str))
     if isinstance(own, (bool, str)) or isinstance(saved, (bool, str)):
         return type(own) is type(saved)
+    if isinstance(saved, Tensor):
+        count = own.numel() if isinstance(own, Tensor) else 1
+        same = isinstance(own, (Real, Tensor)) and saved.numel() == count
+        return same and bool(saved.isfinite().all())
     if isinstance(own, (Real, Tensor)):
-        numbers = isinstance(saved, (Real, Tensor))
-        return numbers and (isinstance(saved, Tensor) or math.isfinite(saved))
+        return isinstance(saved, Real) and math.isfinite(saved)
     return not isinstance(own, (list, tuple, Mapping))
 
 

@@ -102,6 +102,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], bool]] = {
     'message_hub.log_scalars': (_of(_is_history), True),
     'message_hub.runtime_info': (_is_mapping, True),
     'message_hub.resumed_keys': (_of(lambda x: type(x) is bool), True),
+    'state_dict': (_of(_is_tensor), False),
     'optimizer': (lambda x: isinstance(x, Mapping), False),
     'param_schedulers': (_are_schedulers, False),
     'ema_state_dict': (_of(_is_tensor), False),

@@ -89,11 +89,19 @@ def test_a_detector():
 
 
 @needs_ops
-def test_queries_of_mask_classifiers():
-    student, teacher = stock_models.mask2former(), stock_models.mask2former(queries=7)
+@pytest.mark.parametrize(
+    ('name', 'form'),
+    [
+        ('mask2former', '32 learnt numbers each, of Mask2Former'),
+        ('mask2former_segmentor', '32 learnt numbers each, of Mask2Former'),
+        ('maskformer_segmentor', '16 learnt numbers each, of MaskFormer'),
+    ],
+)
+def test_queries_of_mask_classifiers(name, form):
+    make = getattr(stock_models, name)
+    student, teacher = make(classes=4), make(classes=4, queries=7)
     ours, theirs = pair(student, teacher)
-    form = QueryForm('32 learnt numbers each, of Mask2Former', 4, 'masks')
-    assert ours.queries == theirs.queries == form
+    assert ours.queries == theirs.queries == QueryForm(form, 4, 'masks')
     choice = choose(ours, theirs, 'shared_masks')
     choice.term['loss']['points'] = 40
     model = distiller(student, teacher, {choice.method: choice.term}).train()

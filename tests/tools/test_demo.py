@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from rich.console import Console
 
-from benchmarks.gains.training import Processes
+from benchmarks.gains.training import Processes, RunError, make_digit_scenes
 from mmkd_plugin.cli import read_config
 from tests.forks import Forked
 from tests.tools.tool_runs import load_tool, save_random_weights
@@ -53,6 +53,8 @@ def folder(tmp_path_factory):
 
 def run(demo, folder, monkeypatch, seed=0, **settings):
     monkeypatch.setattr(Processes, 'start', Forked.start)  # trainings find the libraries imported
+    few = ['--train', '12', '--val', '4']  # in place of 700 scenes
+    monkeypatch.setattr(demo, 'make_digit_scenes', lambda: load_tool('make_digit_scenes').main(few))
     student = str(folder / 'student.py')
     task = demo.Task(
         student, student, str(folder / 'distilled.py'), 'mIoU', 'mIoU', 1, batch_size=2, **settings
@@ -78,6 +80,13 @@ def test_from_nothing_to_the_report_and_again(demo, folder, monkeypatch):
 
     with pytest.raises(demo.RunError, match='holds a run with other settings'):
         run(demo, folder, monkeypatch, seed=1)
+
+
+def test_data_that_cannot_be_made(monkeypatch, tmp_path):
+    (tmp_path / 'data').touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match='the data could not be made'):
+        make_digit_scenes()
 
 
 def test_with_a_teacher_that_is_trained(demo, folder, monkeypatch):

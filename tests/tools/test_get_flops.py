@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 from mmengine.model import BaseDataPreprocessor, BaseModel
 
+from tests.pages import ROOT, blocks_of
 from tests.runs import needs_ops
 from tests.tools.tool_runs import load_tool
 
@@ -23,15 +25,17 @@ def counts(printed: str) -> dict[str, list[str]]:
     return {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows}
 
 
-def test_student_and_teacher(call_tool, fails, segmentation: Path) -> None:
-    printed = call_tool(TOOL, segmentation / 'distilled.py', '--shape', 64, 96)
-    found = counts(printed)
-    assert 'Image of 64×96 pixels' in printed and list(found) == ['student', 'teacher']
-    kind, parameters, flops, ratio = found['teacher']
-    assert kind == 'EncoderDecoder' and ratio.split('×')[0] > '1.0'
-    assert all(text.endswith((' K', ' M')) for text in (parameters, flops))
-    alone = counts(call_tool(TOOL, segmentation / 'student.py', '--shape', 64, 96))
-    assert alone['model'] == found['student']
+def test_as_the_page_shows_it(call_tool) -> None:
+    page = ROOT / 'docs' / 'analysis.md'
+    command, shown, *_ = blocks_of(page)
+    printed = call_tool(TOOL, *shlex.split(command.text)[2:])
+    assert printed == shown.text
+    alone = 'mmkd::digit_scenes/fpn_r18-w16_1k_digit-scenes-128x128.py'
+    found = counts(call_tool(TOOL, alone, '--shape', 128, 128))
+    assert found['model'] == counts(printed)['student']
+
+
+def test_a_wrong_size(fails) -> None:
     assert '--shape takes one or two numbers' in fails(TOOL, 'x.py', '--shape', 0)
 
 
