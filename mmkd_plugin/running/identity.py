@@ -280,6 +280,9 @@ class SameRun(Hook):
                 changes = state.get('param_name', one.param_name)
                 if changes not in one.optimizer.param_groups[0]:
                     yield f'{here}.{number}.param_name is {told(changes)}'
+                for key in ('last_step', '_global_step'):
+                    if isinstance(state.get(key), int) and state[key] < 0:
+                        yield f'{here}.{number}.{key} is {state[key]}'
 
     def _other_parameters(self, old: int, new: int, saved: Any) -> str:
         then = saved.get('trained') if isinstance(saved, Mapping) else None
