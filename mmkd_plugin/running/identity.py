@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import CheckpointError
-from mmkd_plugin.running.kinds import unlike
+from mmkd_plugin.running.kinds import told, unlike
 from mmkd_plugin.words import short, some
 
 #: Where `meta` of a checkpoint has the identity of its run.
@@ -274,8 +274,15 @@ class SameRun(Hook):
             return
         for name in ours if isinstance(ours, Mapping) else ['']:
             states = saved.get(name, []) if name else saved
-            now = [one.state_dict() for one in (ours[name] if name else ours)]
-            yield from unlike(states, now, f'param_schedulers.{name}'.rstrip('.'))
+            schedulers, here = ours[name] if name else ours, f'param_schedulers.{name}'.rstrip('.')
+            yield from unlike(states, [one.state_dict() for one in schedulers], here)
+            for number, (state, one) in enumerate(zip(states, schedulers)):
+                changes = state.get('param_name', one.param_name)
+                if changes not in one.optimizer.param_groups[0]:
+                    yield f'{here}.{number}.param_name is {told(changes)}'
+                for key in ('last_step', '_global_step'):
+                    if isinstance(state.get(key), int) and state[key] < 0:
+                        yield f'{here}.{number}.{key} is {state[key]}'
 
     def _other_parameters(self, old: int, new: int, saved: Any) -> str:
         then = saved.get('trained') if isinstance(saved, Mapping) else None

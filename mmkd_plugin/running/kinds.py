@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mmkd_plugin.words import short
 
+#: Whole numbers from here on are more than torch takes.
+LARGEST = 2**63
+
 
 def unlike(saved: Any, own: Any, here: str) -> Iterator[str]:
     """What of a saved state is of another kind than that of a running object.
@@ -54,7 +57,8 @@ def _alike(saved: Any, own: Any) -> bool:
         same = isinstance(own, (Real, Tensor)) and saved.numel() == count
         return same and bool(saved.isfinite().all())
     if isinstance(own, (Real, Tensor)):
-        return isinstance(saved, Real) and math.isfinite(saved)
+        small = not isinstance(saved, int) or abs(saved) < LARGEST
+        return isinstance(saved, Real) and small and math.isfinite(saved)
     return not isinstance(own, (list, tuple, Mapping))
 
 

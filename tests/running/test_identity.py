@@ -244,6 +244,19 @@ def test_a_checkpoint_without_an_identity_goes_on(folder, tmp_path):
         start(cfg)
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'), [('_global_step', -1), ('last_step', -5), ('param_name', 'nothing')]
+)
+def test_schedules_that_no_run_can_have_saved(key, value, folder, tmp_path):
+    content = read_checkpoint(folder / 'whole/iter_2.pth')
+    content['param_schedulers'][0][key] = value
+    torch.save(content, tmp_path / 'iter_2.pth')
+    cfg = settings(folder, tmp_path, length=3)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
+    with pytest.raises(CheckpointError, match=rf'iter_2\.pth.*param_schedulers\.0\.{key} is '):
+        start(cfg)
+
+
 def test_lists_of_another_length_are_one_difference():
     old, new = [dict(type='A'), dict(type='B')], [dict(type='A')]
     assert [str(one) for one in differences(dict(x=old), dict(x=new))] == ['x: [A, B] → [A]']

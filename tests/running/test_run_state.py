@@ -85,6 +85,7 @@ def test_a_history_of_something_else() -> None:
         (True, 1, False),
         ('x', 1, False),
         (float('inf'), 1, False),
+        (2**70, 1, False),
         ([1], 1, False),
         (1, [1], False),
         (None, [1], False),
