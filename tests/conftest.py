@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -108,6 +109,12 @@ def exact_teachers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, 'best_for', lambda _: exact)
         yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def forks_of_one_thread() -> None:
+    """The threads that this process has do not live on in its forks, which would wait for them."""
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -1,5 +1,6 @@
 """Installing: what the package requires, the environment script, the Makefile. No network."""
 
+import ctypes
 import io
 import itertools
 import re
@@ -7,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import venv
 import zipfile
@@ -19,7 +21,7 @@ import setuptools
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from setup_env import console, environment, steps, wheels  # noqa: E402
+from setup_env import console, environment, joining, steps, wheels  # noqa: E402
 
 KEY = 'cp311-linux_x86_64-torch2.13.0+cpu-onedl_mmcv2.3.6'
 # Not MMRazor: its files are read, the package is never imported.
@@ -390,6 +392,59 @@ def test_killed_build_leaves_nothing_to_take_and_goes_on(site, tmp_path, monkeyp
     assert cache.find(key) is None and (source / 'compiled.o').exists()
     assert setup.build(key, state) == cache.find(key)
     assert not cache.work(key).exists()
+
+
+def make_source(folder: Path, count: int) -> Path:
+    """A source of mmcv with as many ops, each with a macro of the same name."""
+    ops = folder / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    (ops / 'cpu').mkdir(parents=True)
+    for number in range(count):
+        text = f'#define value() {number}\nextern "C" int op_{number}() {{ return value(); }}\n'
+        (ops / f'op_{number}.cpp').write_text(text)
+    (ops / 'cpu' / 'nms.cpp').write_text('static int same() { return 1; }\n')
+    (ops / 'cpu' / 'roi_align.cpp').write_text('static int same() { return 2; }\n')
+    return ops
+
+
+@pytest.mark.skipif(shutil.which('c++') is None, reason='there is no compiler')
+def test_joined_files_compile_to_the_same_ops(tmp_path):
+    ops = make_source(tmp_path, 23)
+    assert not joining.is_joined(tmp_path)
+    joining.join_sources(tmp_path)
+    assert joining.is_joined(tmp_path)
+    files = [*ops.glob('*.cpp'), *ops.glob('cpu/*.cpp')]
+    assert sorted(str(file.relative_to(ops)) for file in files) == [
+        'cpu/joined_0.cpp',
+        'cpu/roi_align.cpp',
+        'joined_0.cpp',
+        'joined_1.cpp',
+    ]
+    library = tmp_path / 'ops.so'
+    subprocess.run(['c++', '-shared', '-fPIC', '-o', library, *files], check=True)
+    found = ctypes.CDLL(str(library))
+    assert [getattr(found, f'op_{number}')() for number in range(23)] == list(range(23))
+
+
+def test_what_does_not_compile_joined_is_compiled_one_by_one(site, tmp_path, capsys):
+    setup = Recorder(mmcv_site(site, ops=False), wheels.WheelCache(tmp_path / 'cache'), 'required')
+    make_source(tmp_path / 'sdist' / 'onedl_mmcv-2.3.6', 2)
+    work, built = tmp_path / 'work', []
+
+    def build(command, log, **_):
+        if 'download' in command:
+            with tarfile.open(work / 'fetched' / 'onedl_mmcv-2.3.6.tar.gz', 'w:gz') as archive:
+                archive.add(tmp_path / 'sdist' / 'onedl_mmcv-2.3.6', 'onedl_mmcv-2.3.6')
+            return
+        built.append(joining.is_joined(work / 'source'))
+        if built[-1]:
+            raise console.StepError('the compiler ended', 'Look at the log')
+        make_wheel(work / 'out' / 'onedl_mmcv-2.3.6.whl')
+
+    setup.env.run = build
+    assert setup.compile('onedl-mmcv==2.3.6', work).name == 'onedl_mmcv-2.3.6.whl'
+    assert built == [True, False] and 'each file by itself' in capsys.readouterr().out
+    shutil.rmtree(work / 'source')  # stopped then; the next run does not try it again
+    assert setup.compile('onedl-mmcv==2.3.6', work) and built == [True, False, False]
 
 
 def test_missing_compiler_is_named(site, tmp_path, monkeypatch):

@@ -258,7 +258,7 @@ def bilinear(maps: np.ndarray, y: float, x: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize('scope', BOTH)
-@pytest.mark.parametrize('seen', [None, '96,96'])
+@pytest.mark.parametrize('seen', [None, (96, 96)])
 def test_augmented_maps_are_the_stored_ones_read_where_the_pixels_came_from(
     scope, seen, scenes, checkpoints, caches, tmp_path
 ):

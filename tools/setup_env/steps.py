@@ -19,6 +19,7 @@ from pathlib import Path
 
 from setup_env.console import NinjaProgress, Status, StepError, clock
 from setup_env.environment import ROOT, Environment, name_of, read_requirements, torch_requirement
+from setup_env.joining import is_joined, join_sources
 from setup_env.wheels import WheelCache, build_jobs, locked, wheel_key
 
 DEFAULT_TORCH = 'torch==2.13.0'
@@ -340,51 +341,80 @@ class Setup:
             return final
 
     def compile(self, pin: str, work: Path) -> Path:
-        """Compiles in ``work``; if it is stopped, what is compiled stays there."""
+        """Compiles in ``work``; if it is stopped, what is compiled stays there.
+
+        Without CUDA most of the time goes into torch's headers, so few large files are compiled. A
+        compiler that does not manage them gets the small ones.
+        """
+        source = work / 'source'
+        self.fetch_source(pin, work)
+        joined = is_joined(source)
+        try:
+            return self.build_wheel(work, 4 if joined else 20)
+        except StepError:
+            if not joined:
+                raise
+        print('      the joined files do not compile; now each file by itself', flush=True)
+        shutil.rmtree(source)
+        (work / 'apart').touch()
+        self.fetch_source(pin, work)
+        return self.build_wheel(work, 20)
+
+    def fetch_source(self, pin: str, work: Path) -> None:
+        """Unpacks mmcv's source in ``work``, unless it is there."""
         env, source = self.env, work / 'source'
-        pip = [str(env.python), '-I', '-u', '-m', 'pip']
-        if not source.exists():
-            fetched, unpacked = work / 'fetched', work / 'unpacked'
-            for folder in (fetched, unpacked):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-            env.run(
-                [
-                    *pip,
-                    'download',
-                    '--no-deps',
-                    '--no-build-isolation',
-                    '--no-binary',
-                    name_of(pin),
-                    '-d',
-                    str(fetched),
-                    pin,
-                ],
-                '5-mmcv-source',
-            )
-            with tarfile.open(next(fetched.glob('*.tar.gz'))) as archive:
-                safe = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
-                archive.extractall(unpacked, **safe)
-            next(unpacked.iterdir()).rename(source)
+        if source.exists():
+            return
+        fetched, unpacked = work / 'fetched', work / 'unpacked'
+        for folder in (fetched, unpacked):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        env.run(
+            [
+                *(str(env.python), '-I', '-u', '-m', 'pip', 'download'),
+                '--no-deps',
+                '--no-build-isolation',
+                '--no-binary',
+                name_of(pin),
+                '-d',
+                str(fetched),
+                pin,
+            ],
+            '5-mmcv-source',
+        )
+        with tarfile.open(next(fetched.glob('*.tar.gz'))) as archive:
+            safe = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
+            archive.extractall(unpacked, **safe)
+        found = next(unpacked.iterdir())
+        if not (work / 'apart').exists() and not self.with_cuda():
+            join_sources(found)
+        found.rename(source)
+
+    def build_wheel(self, work: Path, minutes: int) -> Path:
+        """Builds the wheel of the source in ``work``.
+
+        Args:
+            work (Path): The folder.
+            minutes (int): What it takes on two cores, for a message.
+        """
+        env, out = self.env, work / 'out'
         jobs = os.environ.get('MAX_JOBS') or str(build_jobs())
         print(
-            f'      building with {jobs} jobs, once per machine: about 20 minutes on two cores; '
-            'if stopped,\n      the next run goes on with what is compiled',
+            f'      building with {jobs} jobs, once per machine: about {minutes} minutes on two '
+            'cores; if stopped,\n      the next run goes on with what is compiled',
             flush=True,
         )
-        out = work / 'out'
         shutil.rmtree(out, ignore_errors=True)
         env.run(
             [
-                *pip,
-                'wheel',
+                *(str(env.python), '-I', '-u', '-m', 'pip', 'wheel'),
                 '-v',
                 '--no-build-isolation',
                 '--no-deps',
                 '--no-cache-dir',
                 '-w',
                 str(out),
-                str(source),
+                str(work / 'source'),
             ],
             '5-mmcv-build',
             show=NinjaProgress(),
