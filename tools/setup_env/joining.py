@@ -9,7 +9,11 @@ from pathlib import Path
 #: names as others and stay alone.
 FOLDERS = {
     'mmcv/ops/csrc/pytorch': (),
-    'mmcv/ops/csrc/pytorch/cpu': ('roi_align.cpp', 'roi_align_rotated.cpp'),
+    'mmcv/ops/csrc/pytorch/cpu': (
+        'roi_align.cpp',
+        'roi_align_rotated.cpp',
+        'rotated_feature_align.cpp',
+    ),
 }
 #: How many files become one, at most: each core gets some.
 TOGETHER = 20
