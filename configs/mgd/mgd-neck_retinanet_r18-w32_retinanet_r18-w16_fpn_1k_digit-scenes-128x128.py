@@ -4,7 +4,9 @@ model = dict(
     distill=dict(
         mgd=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.MaskedGenerationLoss', mask_ratio=0.65, loss_weight=2e-5),
+            loss=dict(
+                type='mmkd_plugin.MaskedGenerationLoss', mask_ratio=0.65, loss_weight=dict(auto=2.5)
+            ),
         ),
     ),
 )
