@@ -280,9 +280,7 @@ class SameRun(Hook):
                 changes = state.get('param_name', one.param_name)
                 if changes not in one.optimizer.param_groups[0]:
                     yield f'{here}.{number}.param_name is {told(changes)}'
-                for key in ('last_step', '_global_step'):
-                    if isinstance(state.get(key), int) and state[key] < 0:
-                        yield f'{here}.{number}.{key} is {state[key]}'
+                yield from _unfit_counts(state, f'{here}.{number}')
 
     def _other_parameters(self, old: int, new: int, saved: Any) -> str:
         then = saved.get('trained') if isinstance(saved, Mapping) else None
@@ -312,6 +310,16 @@ class SameRun(Hook):
                             f'{tuple(value.shape)} in it, and {tuple(parameter.shape)} is needed'
                         )
                         break
+
+
+def _unfit_counts(state: Mapping[str, Any], where: str) -> Iterator[str]:
+    steps, own = state.get('_global_step', 0), state.get('last_step', 0)
+    if isinstance(steps, int) and steps < 0:
+        yield f'{where}._global_step is {steps}'
+    elif isinstance(own, int):
+        begun = state.get('begin', 0) <= steps  # one that begins later counts -1 until then
+        if own < (0 if begun else -1):
+            yield f'{where}.last_step is {own}'
 
 
 def _is_file_of_a_teacher(key: str) -> bool:

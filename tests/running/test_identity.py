@@ -257,6 +257,30 @@ def test_schedules_that_no_run_can_have_saved(key, value, folder, tmp_path):
         start(cfg)
 
 
+def test_a_schedule_that_has_not_begun_goes_on(folder, tmp_path):
+    def later(cfg: Config) -> None:
+        cfg.param_scheduler = [
+            dict(type='LinearLR', start_factor=0.5, begin=0, end=3, by_epoch=False),
+            dict(type='CosineAnnealingLR', begin=3, end=5, by_epoch=False),
+        ]
+
+    cfg = settings(folder, tmp_path, length=2)
+    later(cfg)
+    start(cfg)
+    content = read_checkpoint(tmp_path / 'iter_2.pth')
+    assert [one['last_step'] for one in content['param_schedulers']] == [2, -1]
+    cfg = settings(folder, tmp_path, length=5)
+    later(cfg)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
+    runner = start(cfg)
+    assert runner.iter == 5 and [one.last_step for one in runner.param_schedulers] == [2, 1]
+
+    content['param_schedulers'][1]['last_step'] = -2
+    torch.save(content, tmp_path / 'iter_2.pth')
+    with pytest.raises(CheckpointError, match=r'param_schedulers\.1\.last_step is -2'):
+        start(cfg)
+
+
 def test_lists_of_another_length_are_one_difference():
     old, new = [dict(type='A'), dict(type='B')], [dict(type='A')]
     assert [str(one) for one in differences(dict(x=old), dict(x=new))] == ['x: [A, B] → [A]']
