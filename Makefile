@@ -74,8 +74,12 @@ attacks:  ## Mistakes in configs, changed checkpoints and hostile files: all, ea
 test-faults:  ## Every program killed at every file operation, and the 2,000 configs of fuzz
 	FAULTS=all FUZZ=2000 OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/faults tests/fuzz
 
-wheel:  ## Builds the wheel, and runs mmkd demo --quick from it in an environment of its own
-	WHEEL=all '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel
+# mim asks for packages that pin others of the environment, so it has a folder of its own.
+wheel:  ## Builds the wheel, and runs mmkd demo --quick and mim train from it in an environment of its own
+	'$(VENV)/bin/python' -m pip install -q --no-deps --upgrade --target build/mim-packages \
+	  openmim model-index ordered-set tabulate colorama pandas
+	WHEEL=all PYTHONPATH='$(CURDIR)/build/mim-packages' \
+	  '$(VENV)/bin/python' -m pytest -q -s tests/test_package.py -k wheel
 
 stacks:  ## Tests of the environment in VENV, and a row for it in docs/versions.md
 	'$(VENV)/bin/python' tools/stacks.py $(OPTIONS)
