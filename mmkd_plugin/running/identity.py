@@ -189,6 +189,10 @@ class SameRun(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint['meta'][IDENTITY] = self.identity
+        for state in _states_of(checkpoint.get('param_schedulers', [])):
+            # OneCycleLR keeps a function, which a safe load refuses; each run makes its own.
+            for key in [key for key, value in state.items() if callable(value)]:
+                del state[key]
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume:
@@ -280,7 +284,7 @@ class SameRun(Hook):
                 changes = state.get('param_name', one.param_name)
                 if changes not in one.optimizer.param_groups[0]:
                     yield f'{here}.{number}.param_name is {told(changes)}'
-                yield from _unfit_counts(state, f'{here}.{number}')
+                yield from _unfit_counts(state, one.state_dict(), f'{here}.{number}')
 
     def _other_parameters(self, old: int, new: int, saved: Any) -> str:
         then = saved.get('trained') if isinstance(saved, Mapping) else None
@@ -312,14 +316,17 @@ class SameRun(Hook):
                         break
 
 
-def _unfit_counts(state: Mapping[str, Any], where: str) -> Iterator[str]:
-    steps, own = state.get('_global_step', 0), state.get('last_step', 0)
-    if isinstance(steps, int) and steps < 0:
-        yield f'{where}._global_step is {steps}'
-    elif isinstance(own, int):
-        begun = state.get('begin', 0) <= steps  # one that begins later counts -1 until then
-        if own < (0 if begun else -1):
-            yield f'{where}.last_step is {own}'
+def _states_of(schedules: Any) -> list[dict[str, Any]]:
+    """The states of schedules, those of several optimizers one after the other."""
+    several = schedules.values() if isinstance(schedules, Mapping) else [schedules]
+    return [state for states in several for state in states]
+
+
+def _unfit_counts(state: Mapping[str, Any], fresh: Mapping[str, Any], where: str) -> Iterator[str]:
+    # `last_step` is -1 until a schedule begins, and until one that waits for a score gets it.
+    for key, least in (('_global_step', fresh.get('_global_step', 0)), ('last_step', -1)):
+        if isinstance(state.get(key), int) and state[key] < least:
+            yield f'{where}.{key} is {state[key]}'
 
 
 def _is_file_of_a_teacher(key: str) -> bool:

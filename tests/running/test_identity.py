@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -257,27 +258,52 @@ def test_schedules_that_no_run_can_have_saved(key, value, folder, tmp_path):
         start(cfg)
 
 
-def test_a_schedule_that_has_not_begun_goes_on(folder, tmp_path):
-    def later(cfg: Config) -> None:
-        cfg.param_scheduler = [
-            dict(type='LinearLR', start_factor=0.5, begin=0, end=3, by_epoch=False),
-            dict(type='CosineAnnealingLR', begin=3, end=5, by_epoch=False),
-        ]
+def by_iteration(kind: str, **settings: Any) -> dict[str, Any]:
+    return dict(type=kind, by_epoch=False, **settings)
 
-    cfg = settings(folder, tmp_path, length=2)
-    later(cfg)
-    start(cfg)
-    content = read_checkpoint(tmp_path / 'iter_2.pth')
-    assert [one['last_step'] for one in content['param_schedulers']] == [2, -1]
-    cfg = settings(folder, tmp_path, length=5)
-    later(cfg)
-    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
-    runner = start(cfg)
-    assert runner.iter == 5 and [one.last_step for one in runner.param_schedulers] == [2, 1]
 
-    content['param_schedulers'][1]['last_step'] = -2
+WARM_UP = by_iteration('LinearLR', start_factor=0.1, end=3)
+SCHEDULES = dict(
+    none=[],
+    begins_later=[WARM_UP, by_iteration('CosineAnnealingLR', begin=3, end=5)],
+    ends_early=[by_iteration('ConstantLR', factor=0.5, end=1)],
+    restarts=[by_iteration('CosineRestartLR', periods=[2, 3], restart_weights=[1, 0.5], eta_min=0)],
+    exponential=[by_iteration('ExponentialLR', gamma=0.9)],
+    milestones=[by_iteration('MultiStepLR', milestones=[1, 3])],
+    one_cycle=[by_iteration('OneCycleLR', eta_max=0.1, total_steps=5)],
+    poly=[WARM_UP, by_iteration('PolyLR', begin=3, end=5, eta_min=1e-4)],
+    steps=[by_iteration('StepLR', step_size=2)],
+    waits_for_a_score=[dict(type='ReduceOnPlateauLR', monitor='loss', rule='less')],
+    quadratic=[by_iteration('mmdet.QuadraticWarmupLR', end=4)],
+    momentum=[WARM_UP, by_iteration('CosineAnnealingMomentum', begin=3, T_max=3)],
+)
+
+
+@pytest.mark.parametrize('schedules', SCHEDULES.values(), ids=SCHEDULES)
+def test_any_schedule_goes_on_exactly(schedules, folder, tmp_path):
+    def run(name: str, of: Path | None = None) -> Runner:
+        cfg = settings(folder, tmp_path / name, length=5)
+        cfg.param_scheduler = copy.deepcopy(schedules)
+        cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=-1)
+        cfg.load_from, cfg.resume = of and str(of), of is not None
+        return start(cfg)
+
+    whole = run('at_once')
+    resumed = run('resumed', tmp_path / 'at_once/iter_2.pth')
+    assert resumed.iter == 5
+    values = resumed.model.state_dict()
+    assert all(torch.equal(value, values[name]) for name, value in whole.model.state_dict().items())
+    assert resumed.optim_wrapper.get_lr() == whole.optim_wrapper.get_lr()
+
+
+@pytest.mark.parametrize('key', ['last_step', '_global_step'])
+def test_a_count_below_that_of_a_schedule_that_waits(key, folder, tmp_path):
+    content = read_checkpoint(folder / 'whole/iter_2.pth')
+    content['param_schedulers'][0][key] = -2
     torch.save(content, tmp_path / 'iter_2.pth')
-    with pytest.raises(CheckpointError, match=r'param_schedulers\.1\.last_step is -2'):
+    cfg = settings(folder, tmp_path, length=3)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
+    with pytest.raises(CheckpointError, match=rf'param_schedulers\.0\.{key} is -2'):
         start(cfg)
 
 
