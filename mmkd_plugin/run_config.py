@@ -37,6 +37,8 @@ KNOWN = (
     'tta_model',
     'tta_pipeline',
 )
+#: Variables of stock configs, which a config that inherits them may no longer use.
+USUAL = ('train_pipeline', 'val_pipeline', 'test_pipeline')
 
 MISSES = object()
 
@@ -212,6 +214,8 @@ def _check_settings(cfg: Config) -> None:
             value = value.get(key, MISSES) if isinstance(value, dict) else MISSES
         if value is MISSES:
             continue
+        if path.endswith('interval') and isinstance(value, float) and value.is_integer():
+            value = int(value)  # stock configs have max_iters / 5
         below = low is not None and fits(value, float) and value < low
         if below or not fits(value, hint):
             limit = f' of {low} or more' if low is not None else ''
@@ -330,7 +334,7 @@ def places(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
 def _warn_of_unknown(cfg: Config) -> None:
     """Names the keys at the top that are close to a known one and that nothing reads."""
     for key, value in cfg.items():
-        hint = '' if key in KNOWN else did_you_mean(key, KNOWN, cutoff=CLOSE)
+        hint = '' if key in (*KNOWN, *USUAL) else did_you_mean(key, KNOWN, cutoff=CLOSE)
         if hint and not _is_used(value, {k: v for k, v in cfg.items() if k != key}):
             print_log(
                 f'The config has a key `{key}` that nothing reads{hint}',

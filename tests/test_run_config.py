@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.run_config import check_run
 from tests.stock_models import cwd
 
@@ -106,6 +109,38 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
 def test_mistakes_beside_the_model(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         check_run(Config({**run(tmp_path).to_dict(), **changes}))
+
+
+def stock_configs() -> list[str]:
+    """One config of each folder of both libraries, and what is unusual in others."""
+    found = [
+        'mmdet::v3det/dino-4scale_r50_8xb2_sample1e-3_v3det_36e.py',  # intervals of max_iters / 5
+        'mmseg::knet/knet-s3_swin-l_upernet_8xb2-adamw-80k_ade20k-640x640.py',  # an unused variable
+    ]
+    for library in ('mmdet', 'mmseg'):
+        root = Path(find_spec(library).origin).parent / '.mim/configs'
+        folders = [path for path in sorted(root.iterdir()) if path.name not in ('_base_', 'common')]
+        for files in (sorted(folder.glob('*.py')) for folder in folders):
+            found += [f'{library}::{files[-1].relative_to(root)}'] if files else []
+    return found
+
+
+def test_stock_configs_pass(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmkd_plugin.run_config.print_log', lambda text, **_: said.append(text))
+    checked = 0
+    for name in stock_configs():
+        try:
+            cfg = read_config(name)
+        except UsageError:
+            continue  # it needs a package that is not there, or a file that no wheel has
+        if {'model', 'train_dataloader', 'optim_wrapper'} <= cfg.keys() and cfg.optim_wrapper:
+            cfg.model = dict(copy.deepcopy(MODEL), student=cfg.model)
+            cfg.work_dir = str(tmp_path)
+            check_run(cfg)
+            assert not said, name
+            checked += 1
+    assert checked > 100
 
 
 def test_a_scope_that_a_config_registers_itself_passes(tmp_path):
