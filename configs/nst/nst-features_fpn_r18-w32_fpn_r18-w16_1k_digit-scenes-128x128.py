@@ -5,7 +5,9 @@ model = dict(
         nst=dict(
             tap='decode_head.conv_seg@input',
             loss=dict(
-                type='mmkd_plugin.NeuronSelectivityLoss', kernel='polynomial', loss_weight=50
+                type='mmkd_plugin.NeuronSelectivityLoss',
+                kernel='polynomial',
+                loss_weight=dict(auto=0.5),
             ),
         ),
     ),

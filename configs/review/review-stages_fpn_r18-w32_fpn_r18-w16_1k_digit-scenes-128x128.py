@@ -5,7 +5,7 @@ model = dict(
         review=dict(
             tap=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
             connector=dict(type='mmkd_plugin.ReviewFusion', mid_channels=64),
-            loss=dict(type='mmkd_plugin.ReviewLoss', loss_weight=1),
+            loss=dict(type='mmkd_plugin.ReviewLoss', loss_weight=dict(auto=2.5)),
         ),
     ),
 )

@@ -129,6 +129,7 @@ class NeuronSelectivityLoss(nn.Module):
 
     needs_same_channels: ClassVar[bool] = False
     needs_same_size: ClassVar[bool] = False
+    auto_share: ClassVar[float] = 0.5  # more does harm: docs/results.md, the trials
 
     def __init__(self, kernel: str = 'polynomial', loss_weight: Weight = 1.0) -> None:
         super().__init__()

@@ -88,6 +88,7 @@ class PairWiseLoss(nn.Module):
     """
 
     needs_same_channels: ClassVar[bool] = False
+    auto_share: ClassVar[float] = 0.5  # more gains less: docs/results.md, the trials
 
     def __init__(
         self,
