@@ -58,10 +58,10 @@ ONE_WEIGHT = [
     (SEG, line('decode_head.bottleneck', 'AttentionLoss', dict(auto=2)), 2),
     (SEG, line('decode_head.bottleneck', 'AttentionLoss'), 0.5),
     (SEG, line('decode_head.bottleneck', 'HintLoss'), 2.5),
-    (SEG, line('backbone.layer2', 'NeuronSelectivityLoss'), 2.5),
+    (SEG, line('backbone.layer2', 'NeuronSelectivityLoss'), 0.5),
     (SEG, line('backbone.layer4', 'ActivationBoundaryLoss'), 2.5),
     (SEG, line('decode_head.conv_seg', 'GradientAttentionLoss'), 2.5),
-    (DET, line('neck[1]', 'PairWiseLoss', pool=4), 2.5),
+    (DET, line('neck[1]', 'PairWiseLoss', pool=4), 0.5),
 ]
 
 
