@@ -130,7 +130,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             report_on(runner)
             with (
                 runner_errors_named(cfg),
-                file_named(cfg.get('load_from')),
+                file_named(cfg.get('load_from'), bool(cfg.get('resume'))),
                 steps_kept(runner),
             ):
                 runner.train()
@@ -185,8 +185,8 @@ def replay(folder: str) -> None:
 
 
 @contextmanager
-def file_named(path: str | None) -> Iterator[None]:
-    """Name the file that weights come from where only the weights are known."""
+def file_named(path: str | None, resumed: bool = False) -> Iterator[None]:
+    """Name the file that weights, or the state of a run, come from where only these are known."""
     try:
         yield
     except CheckpointError as error:
@@ -194,10 +194,19 @@ def file_named(path: str | None) -> Iterator[None]:
             raise
         raise CheckpointError(f'{path}: {error}') from error
     except Exception as error:
-        loading = any(frame.f_code.co_name == 'load_or_resume' for frame in frames_of(error))
-        if path is None or is_ours(error) or not loading:
+        if path is None or is_ours(error):
             raise
-        raise CheckpointError(f'{path} cannot be loaded: {first_line(error)}') from error
+        frames = list(frames_of(error))
+        names = {frame.f_code.co_name for frame in frames}
+        modules = {frame.f_globals.get('__name__', '') for frame in frames}
+        if 'load_or_resume' in names:
+            raise CheckpointError(f'{path} cannot be loaded: {first_line(error)}') from error
+        stepping = {'mmengine.optim.scheduler.param_scheduler'} & modules
+        if resumed and stepping and 'build_param_scheduler' not in names:
+            raise CheckpointError(
+                f'{path}: a schedule cannot go on from its state there: {first_line(error)}'
+            ) from error
+        raise
 
 
 def warn_of_busy_cores(before: Cores, after: Cores) -> None:

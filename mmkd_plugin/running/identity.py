@@ -116,10 +116,15 @@ def differences(old: Any, new: Any, key: str = '') -> Iterator[Difference]:
         if any(isinstance(one, (list, Mapping)) for one in (*old, *new)):
             for number, pair in enumerate(zip(old, new)):
                 yield from differences(*pair, f'{key}.{number}')
-        elif old != new:
+        elif _differ(old, new):
             yield Difference(key, _text(old), _text(new))
-    elif old != new and not key.endswith(LEFT_OUT):
+    elif _differ(old, new) and not key.endswith(LEFT_OUT):
         yield Difference(key, _text(old), _text(new))
+
+
+def _differ(old: Any, new: Any) -> bool:
+    """Whether two values are not equal; a tensor, which :func:`plain` never gives, is no value."""
+    return isinstance(old, Tensor) or isinstance(new, Tensor) or old != new
 
 
 def _text(value: Any) -> str:

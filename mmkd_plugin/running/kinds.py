@@ -53,8 +53,10 @@ def _alike(saved: Any, own: Any) -> bool:
     if isinstance(own, (bool, str)) or isinstance(saved, (bool, str)):
         return type(own) is type(saved)
     if isinstance(saved, Tensor):
-        count = own.numel() if isinstance(own, Tensor) else 1
-        same = isinstance(own, (Real, Tensor)) and saved.numel() == count
+        if isinstance(own, Tensor):
+            same = saved.numel() == own.numel()
+        else:  # a learning rate may be a tensor; one in a list is none that torch can use
+            same = isinstance(own, Real) and saved.ndim == 0
         return same and bool(saved.isfinite().all())
     if isinstance(own, (Real, Tensor)):
         small = not isinstance(saved, int) or abs(saved) < LARGEST

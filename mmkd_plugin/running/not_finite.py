@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mmkd_plugin.annotations import fits
 from mmkd_plugin.checkpoint import CheckpointError, read_data
+from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.running.batches import packed, unpacked
 from mmkd_plugin.running.identity import SameRun, plain
@@ -262,6 +263,12 @@ class Step:
                 return model._run_forward(data, mode='loss')
         except NotFiniteError as error:
             return error
+        except Exception as error:  # the step that was kept came as far as its losses
+            if is_ours(error):
+                raise
+            raise CheckpointError(
+                f'{self.folder} cannot be run again: {type(error).__name__}: {first_line(error)}'
+            ) from error
 
     def same(self, error: NotFiniteError) -> bool:
         """Whether a failure has the losses of this one, bit for bit."""
@@ -281,6 +288,7 @@ def _is_a_step(content: Any) -> bool:
         and content['version'] == VERSION
         and 'batch' in content
         and content['culprit'] in content['losses']
+        and min(content['key'], default=-1) >= 0
         and all(
             isinstance(value, Tensor)
             for key in ('losses', 'parameters', 'buffers')
