@@ -16,6 +16,7 @@ from mmkd_plugin.saving import write_text
 
 DOCS = Path(__file__).parents[1] / 'docs'
 MEMORY, SCALING = versus.RESULTS / 'memory-cpu.json', versus.RESULTS / 'scaling-cpu.json'
+EPOCHS = versus.RESULTS / 'epoch-cpu.json'
 #: All losses in one run, at sizes that are alike.
 MIDDLE = versus.RESULTS / 'one_run' / 'losses-cpu.json'
 
@@ -68,7 +69,8 @@ def tables() -> list[Grid]:
     both, one = (Report.load(file) for file in versus.FILES)
     found = [versus.ratios(one), versus.table([both, one])]
     later = {rounds.group for rounds in one.rounds}
-    return [*found, peaks(Report.load(MEMORY), later), *report.grids(Report.load(SCALING))]
+    found.append(peaks(Report.load(MEMORY), later))
+    return [*found, *report.grids(Report.load(EPOCHS)), *report.grids(Report.load(SCALING))]
 
 
 def peaks(found: Report, groups: set[str]) -> Grid:

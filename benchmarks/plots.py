@@ -71,6 +71,7 @@ def _steps(report: Report) -> plt.Figure:
     figure, panels = plt.subplots(
         1, len(report.rounds), figsize=(4.6 * len(report.rounds), 2.6), squeeze=False
     )
+    what = 'an epoch' if report.command == 'epoch' else 'a step'
     for axes, one in zip(panels[0], report.rounds):
         names = [name for name in one.seconds if one.ratio(name, 'student')]
         ratios = np.array([one.ratio(name, 'student') for name in names])
@@ -81,8 +82,8 @@ def _steps(report: Report) -> plt.Figure:
             axes.text(ratio[2] + 0.03, row, f'{ratio[0]:.2f}×', va='center', fontsize=9)
         axes.invert_yaxis()
         axes.set_xlim(0, ratios[:, 2].max() * 1.2)
-        axes.set_title(f'{one.group}, {one.case}', fontsize=10)
-        axes.set_xlabel("time of a step, times the plain student's")
+        axes.set_title(f'{one.group},\n{one.case}', fontsize=10)
+        axes.set_xlabel(f"time of {what}, times the plain student's")
         _open(axes)
     figure.tight_layout()
     return figure
