@@ -59,8 +59,8 @@ docs:  ## The pages as a site in build/site, with the notebooks run; -W: any war
 
 families:  ## Each kind of model from build to export; the largest recipes built, each one trained
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -u -m pytest -v tests/test_families.py \
-	  tests/test_runner.py tests/test_configs.py \
-	  -k 'export or builds or teaches or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
+	  tests/test_runner.py tests/test_configs.py tests/migrating/test_mmrazor.py \
+	  -k 'export or takes_a_step or builds or teaches or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
 
 losses:  ## Each loss in all its variants traced for torch.compile
 	LOSSES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/losses -k one_graph
