@@ -32,7 +32,7 @@ from tests import stock_models
 from tests.runs import assert_same, config, dataset_of, train
 from tests.stock_models import build, cwd, distiller
 
-THREE = Expected(3, 255, 'decode_head', label_map=True)
+THREE = Expected(3, 255, 'decode_head', label_map=True, pixels=True)
 TWO = Expected(2, None, 'bbox_head')
 
 
@@ -245,6 +245,20 @@ def test_settings_of_the_data_set(scope, changes, message, data):
     assert message in str(caught.value)
 
 
+def test_a_label_map_beside_boxes_has_classes_of_its_own(folder):
+    pixels(folder / 'masks/0.png', with_id(182))  # COCO's stuff, for HTC and Panoptic FPN
+    pipeline = dataset_of('mmdet')['pipeline']
+    pipeline[1] = dict(type='LoadAnnotations', with_bbox=True, with_seg=True)
+    changes = dict(pipeline=pipeline, data_prefix=dict(img='images/', seg='masks/'))
+    dataset = loaded('mmdet', folder, **changes)
+    dataset.seg_map_suffix = '.png'
+    assert 182 in dataset[0]['data_samples'].gt_sem_seg.sem_seg
+    check_data(dataset, TWO)
+    (folder / 'masks/0.png').write_bytes(b'')
+    with pytest.raises(DataError, match=r'masks/0\.png'):
+        check_data(dataset, TWO)
+
+
 def test_wrappers_are_looked_into(folder):
     (folder / 'masks/5.png').write_bytes(b'')
     part = dict(data_root=str(folder), **dataset_of('mmseg'))
@@ -287,12 +301,17 @@ def test_a_resumed_run_says_which_transforms_have_forgotten_images(data, log):
 
 def test_what_a_model_knows_is_read_from_its_head():
     segmentor, detector = stock_models.pspnet(), stock_models.faster_rcnn()
-    assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True)
+    assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True, True)
     assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
     assert Expected.by(torch.nn.ReLU()) == Expected()
+    of_words = build(detector)
+    of_words.language_model = (
+        torch.nn.Identity()
+    )  # GLIP, Grounding DINO: each image has its classes
+    assert Expected.by(of_words) == Expected()
     terms = dict(cwd=dict(tap='decode_head.conv_seg', loss=cwd()))
     model = distiller(segmentor, stock_models.pspnet(16), terms)
-    assert Expected.by(model) == Expected(5, 255, 'decode_head', True)
+    assert Expected.by(model) == Expected(5, 255, 'decode_head', True, True)
     model.task_weight = 0.0  # images without labels will do
     assert not Expected.by(model).label_map
     head = model.student.decode_head

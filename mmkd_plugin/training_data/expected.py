@@ -22,12 +22,15 @@ class Expected:
         ignored (int, optional): A further label, of pixels that do not count. Defaults to None.
         head (str): The module that says so. Defaults to nothing.
         label_map (bool): Whether each image needs a label map. Defaults to False.
+        pixels (bool): Whether the labels are those of pixels. Defaults to False: of boxes, and a
+            label map beside them has classes of its own.
     """
 
     classes: int | None = None
     ignored: int | None = None
     head: str = ''
     label_map: bool = False
+    pixels: bool = False
 
     @classmethod
     def by(cls, model: nn.Module) -> Expected:
@@ -36,6 +39,8 @@ class Expected:
         if isinstance(model, Distiller):
             learns, model = model.task_weight > 0, model.student
         library = library_of(model)
+        if hasattr(model, 'language_model'):
+            return cls()  # classes are words, and each image asks for its own
         paths = ['decode_head'] if library == 'mmseg' else ['bbox_head', 'roi_head.bbox_head']
         for path in paths if library else ():
             head = _at(model, path)
@@ -48,7 +53,7 @@ class Expected:
             if getattr(head, 'out_channels', None) == 1:  # one score, for the second of two classes
                 classes = max(classes, 2)
             labelled = learns and hasattr(head, 'loss_decode')
-            return cls(classes, getattr(head, 'ignore_index', None), path, labelled)
+            return cls(classes, getattr(head, 'ignore_index', None), path, labelled, pixels=True)
         return cls()
 
     def without_labels(self) -> Expected:

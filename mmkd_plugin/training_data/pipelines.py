@@ -88,7 +88,8 @@ class CheckedPipeline(Compose):
                     f'{where} has {_size(labels.shape)} pixels (width×height), and its image '
                     f'{about["img_path"]} has {_size(shape)}'
                 )
-            if all(type(t).__module__.partition('.')[0] in _STOCK for t in self.transforms):
+            stock = all(type(t).__module__.partition('.')[0] in _STOCK for t in self.transforms)
+            if stock and self.expected.pixels:
                 self._check_ids(labels, where)
 
     def check_packed(self, data: dict, about: dict) -> None:
