@@ -5,7 +5,9 @@ model = dict(
         nst=dict(
             tap='neck',
             loss=dict(
-                type='mmkd_plugin.NeuronSelectivityLoss', kernel='polynomial', loss_weight=50
+                type='mmkd_plugin.NeuronSelectivityLoss',
+                kernel='polynomial',
+                loss_weight=dict(auto=12.5),
             ),
         ),
     ),

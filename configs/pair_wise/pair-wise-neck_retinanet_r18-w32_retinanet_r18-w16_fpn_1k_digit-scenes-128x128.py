@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         pair_wise=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.PairWiseLoss', pool=2, loss_weight=10),
+            loss=dict(type='mmkd_plugin.PairWiseLoss', pool=2, loss_weight=dict(auto=0.5)),
         ),
     ),
 )

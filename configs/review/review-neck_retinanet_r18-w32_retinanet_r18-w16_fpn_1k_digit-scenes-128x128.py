@@ -5,7 +5,7 @@ model = dict(
         review=dict(
             tap='neck',
             connector=dict(type='mmkd_plugin.ReviewFusion', mid_channels=64),
-            loss=dict(type='mmkd_plugin.ReviewLoss', loss_weight=1),
+            loss=dict(type='mmkd_plugin.ReviewLoss', loss_weight=dict(auto=12.5)),
         ),
     ),
 )

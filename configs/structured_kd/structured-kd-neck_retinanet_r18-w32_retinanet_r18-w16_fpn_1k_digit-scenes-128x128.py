@@ -4,11 +4,13 @@ model = dict(
     distill=dict(
         pixel_wise=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=10),
+            loss=dict(
+                type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=dict(auto=2.5)
+            ),
         ),
         pair_wise=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.PairWiseLoss', pool=2, loss_weight=10),
+            loss=dict(type='mmkd_plugin.PairWiseLoss', pool=2, loss_weight=dict(auto=2.5)),
         ),
     ),
 )
