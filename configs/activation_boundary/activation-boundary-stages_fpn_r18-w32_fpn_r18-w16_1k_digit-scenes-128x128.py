@@ -1,7 +1,6 @@
 _base_ = '../_base_/pairs/fpn_r18-w32_fpn_r18-w16_1k_digit-scenes-128x128.py'
 
 model = dict(
-    task=dict(schedule=dict(start=125)),
     distill=dict(
         activation_boundary=dict(
             tap=[
@@ -16,7 +15,6 @@ model = dict(
                 margin=1,
                 loss_weight=[3.75e-6, 7.5e-6, 1.5e-5, 3e-5],  # for Adam, no larger than the task
             ),
-            schedule=dict(stop=125),
         ),
     ),
 )

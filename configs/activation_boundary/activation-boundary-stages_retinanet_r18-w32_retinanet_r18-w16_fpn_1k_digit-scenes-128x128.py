@@ -1,7 +1,6 @@
 _base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
 
 model = dict(
-    task=dict(schedule=dict(start=125)),
     distill=dict(
         activation_boundary=dict(
             tap=[
@@ -15,7 +14,6 @@ model = dict(
                 margin=1,
                 loss_weight=[0.00075, 0.0015, 0.003],
             ),
-            schedule=dict(stop=125),
         ),
     ),
 )

@@ -1,12 +1,10 @@
 _base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_digit-scenes-128x128.py'
 
 model = dict(
-    task=dict(schedule=dict(start=125)),
     distill=dict(
         fsp=dict(
             tap=['backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
             loss=dict(type='mmkd_plugin.FSPLoss', pool='max', loss_weight=50),
-            schedule=dict(stop=125),
         ),
     ),
 )
