@@ -127,6 +127,10 @@ def _differ(old: Any, new: Any) -> bool:
     return isinstance(old, Tensor) or isinstance(new, Tensor) or old != new
 
 
+def _any_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(_differ(old.get(key, _NOTHING), new.get(key, _NOTHING)) for key in {*old, *new})
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
         return f'[{some((str(v.get("type", "...")) for v in value if isinstance(v, Mapping)), 8)}]'
@@ -235,15 +239,15 @@ class SameRun(Hook):
             [(saved[key], ours[key]) for key in (one,) if isinstance(saved.get(one), Mapping)]
             for one in FINGERPRINTS
         )
-        if all(old == new for old, new in teachers):  # wherever their files lie
+        if not any(_any_differ(*pair) for pair in teachers):  # wherever their files lie
             found = [one for one in found if not _is_file_of_a_teacher(one.key)]
-        if configs and all(old == new for old, new in configs):
+        if configs and not any(_any_differ(*pair) for pair in configs):
             found = [one for one in found if not _is_config_of_a_teacher(one.key)]
-        if data and all(old == new for old, new in data):
+        if data and not any(_any_differ(*pair) for pair in data):
             found = [one for one in found if not _is_path_of_data(one.key)]
         for of, pairs in (('weights', teachers), ('config', configs)):
             for before, now in pairs:
-                for name in [n for n in now if n in before and before[n] != now[n]]:
+                for name in [n for n in now if n in before and _differ(before[n], now[n])]:
                     old, new = (str(value)[:8] for value in (before[name], now[name]))
                     found.append(Difference(f"{of} of teacher '{name}'", old, new))
         for before, now in data:

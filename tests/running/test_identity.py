@@ -233,6 +233,19 @@ def test_what_may_change_is_said_without_a_warning(folder, tmp_path):
     assert 'train_dataloader.batch_size: 2 → 3' in line and 'max_iters: 2 → 3' in line
 
 
+@pytest.mark.parametrize('path', ['data.images', 'teachers.teacher', 'configs_of_teachers.teacher'])
+def test_an_identity_with_a_tensor_in_it_is_another_run(path, folder, tmp_path):
+    content = read_checkpoint(folder / 'whole/iter_2.pth')
+    part, key = path.split('.')
+    assert key in content['meta']['mmkd_run'][part]
+    content['meta']['mmkd_run'][part][key] = torch.full((2, 2), torch.nan)
+    torch.save(content, tmp_path / 'iter_2.pth')
+    cfg = settings(folder, tmp_path, length=3)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
+    with pytest.raises(CheckpointError, match=key):
+        start(cfg)
+
+
 def test_a_checkpoint_without_an_identity_goes_on(folder, tmp_path):
     content = read_checkpoint(folder / 'whole/iter_2.pth')
     del content['meta']['mmkd_run']
