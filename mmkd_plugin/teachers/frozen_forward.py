@@ -259,8 +259,17 @@ class FrozenForward:
         asked = self._asked.precision != 'auto'
         if said and asked:
             raise ValueError(f"{self._owner} does not run with precision='{half}': {said}")
-        if asked or error <= HALF_ERROR:
+        if error <= HALF_ERROR:
             return ''
+        if asked:
+            changed = f'its maps change by {error:.0%}'
+            print_log(
+                f"{self._owner} has precision='{half}', and {changed}; leave it out for the best "
+                'one here',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return f'as the config says; {changed}'
         self.inference, _ = replace(self._asked, precision='fp32').on(device)
         return f'not in {half}: {said or f"its maps would change by {error:.0%}"}'
 
