@@ -341,9 +341,18 @@ def test_recipes_that_also_run_with_a_cached_teacher(tmp_path: Path):
 RECIPE = next(ROOT.glob('configs/activation_boundary/*-stages_fpn_*digit-scenes*.py'))
 
 
-def test_the_config_of_a_run():
+STAGES = """
+_base_ = {recipe!r}
+model = dict(task=dict(schedule=dict(start=125)),
+             distill=dict(activation_boundary=dict(schedule=dict(stop=125))))
+"""
+
+
+def test_the_config_of_a_run(tmp_path):
+    stages = tmp_path / 'stages.py'
+    stages.write_text(STAGES.format(recipe=str(RECIPE)))
     cfg = run_config(
-        RECIPE, seed=7, length=0.2, weight=3.0, teachers=[(Path('t.py'), Path('work/t.pth'))]
+        stages, seed=7, length=0.2, weight=3.0, teachers=[(Path('t.py'), Path('work/t.pth'))]
     )
     assert cfg.randomness.seed == 7 and cfg.train_cfg.max_iters == cfg.train_cfg.val_interval == 200
     assert [(one.begin, one.end) for one in cfg.param_scheduler] == [(0, 50), (50, 200)]

@@ -49,7 +49,8 @@ def compared(terms: dict[str, Any], model: nn.Module) -> list[tuple]:
     """Where terms compare a model, and by which loss, whatever they are called and weigh."""
     found = []
     for term in terms.values():
-        taps = term['tap'] if isinstance(term['tap'], list) else [term['tap']]
+        taps = term.get('tap', [])  # one through the teacher's head has others
+        taps = taps if isinstance(taps, list) else [taps]
         places = [str(place.path) for tap in taps for place in places_of(model, Tap.parse(tap))]
         loss = sorted((k, v) for k, v in term['loss'].items() if k != 'loss_weight')
         found.append((places, loss))
