@@ -201,7 +201,7 @@ def file_named(path: str | None, resumed: bool = False) -> Iterator[None]:
         modules = {frame.f_globals.get('__name__', '') for frame in frames}
         if 'load_or_resume' in names:
             raise CheckpointError(f'{path} cannot be loaded: {first_line(error)}') from error
-        stepping = {'mmengine.optim.scheduler.param_scheduler'} & modules
+        stepping = 'mmengine.optim.scheduler.param_scheduler' in modules
         if resumed and stepping and 'build_param_scheduler' not in names:
             raise CheckpointError(
                 f'{path}: a schedule cannot go on from its state there: {first_line(error)}'

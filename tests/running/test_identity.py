@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import PolyLR
 from mmengine.runner import Runner
 
 from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.identity import differences
 from mmkd_plugin.running.resuming import check_run_state, check_unfinished, use_seed
+from mmkd_plugin.training import file_named
 from tests.runs import config, make_data, save_weights
 from tests.stock_models import cwd, fcn
 
@@ -318,6 +320,22 @@ def test_a_count_below_that_of_a_schedule_that_waits(key, folder, tmp_path):
     cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
     with pytest.raises(CheckpointError, match=rf'param_schedulers\.0\.{key} is -2'):
         start(cfg)
+
+
+def test_a_schedule_that_cannot_go_on_names_the_file():
+    def go_on() -> None:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        schedule = PolyLR(optimizer, end=2)
+        schedule.load_state_dict(dict(end=9))  # beyond the length that it was built for
+        for _ in range(5):
+            optimizer.step()
+            schedule.step()
+
+    message = r'^x\.pth: a schedule cannot go on from its state'
+    with pytest.raises(CheckpointError, match=message), file_named('x.pth', resumed=True):
+        go_on()
+    with pytest.raises(ZeroDivisionError), file_named('x.pth'):
+        go_on()
 
 
 def test_lists_of_another_length_are_one_difference():

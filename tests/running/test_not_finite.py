@@ -147,6 +147,22 @@ def test_a_teacher_that_has_changed_is_told(failed, data):
     save_weights(models.segmentor(8), work_dir.parent / 't.pth')
 
 
+def test_a_step_that_cannot_run_again_is_told(failed):
+    folder = failed[0] / 'nan_3'
+    file, whole = folder / 'step.pth', torch.load(folder / 'step.pth', weights_only=False)
+    try:
+        torch.save({**whole, 'key': [*whole['key'][:-1], -1]}, file)
+        with pytest.raises(CheckpointError, match=r'step\.pth is damaged'):
+            replay(str(folder))
+        sample = {**whole['batch']['data_samples'][0], 'data': {}}
+        samples = [sample, *whole['batch']['data_samples'][1:]]
+        torch.save({**whole, 'batch': {**whole['batch'], 'data_samples': samples}}, file)
+        with pytest.raises(CheckpointError, match=rf'^{folder} cannot be run again: Attribute'):
+            replay(str(folder))
+    finally:
+        torch.save(whole, file)
+
+
 def test_a_folder_without_a_step_is_told(tmp_path):
     with pytest.raises(CheckpointError, match=r'--replay .*: no step was saved there'):
         replay(str(tmp_path))
