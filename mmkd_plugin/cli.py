@@ -20,7 +20,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +29,7 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.foreign import is_ours
+from mmkd_plugin.libraries import scope_problem
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
@@ -319,8 +320,8 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: The config with ``launcher`` and ``work_dir`` set.
 
     Raises:
-        UsageError: If there is no such config, see :func:`read_config`, or an argument cannot be
-            used.
+        UsageError: If there is no such config, see :func:`read_config`, its library cannot be
+            imported, or an argument cannot be used.
     """
     check_launched(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -328,6 +329,7 @@ def load_config(args: argparse.Namespace) -> Config:
         check_folder(args.work_dir, '--work-dir')
     cfg = read_config(args.config)
     apply_options(cfg, args.cfg_options)
+    check_scope(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -386,6 +388,25 @@ def _write_types(value: Any) -> None:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _write_types(inner)
+
+
+def check_scope(cfg: Config) -> None:
+    """Refuses a config whose library cannot be imported. This imports it, but not its models.
+
+    Args:
+        cfg (Config): A config with or without ``default_scope``.
+
+    Raises:
+        UsageError: If the library is not installed, or cannot be imported.
+    """
+    if problem := scope_problem(cfg):
+        raise UsageError(problem)
+
+
+def use_scope(cfg: Config) -> None:
+    """Makes the library of a config the one whose names are meant, see :func:`check_scope`."""
+    check_scope(cfg)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
+from mmkd_plugin.libraries import import_problem
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.words import as_written, did_you_mean, first_line, short
 
@@ -62,8 +63,10 @@ def explained(error: Exception, here: str, config: Any) -> str:
         config (Any): What was built, or None.
 
     Returns:
-        str: One line that begins with the place.
+        str: One line that begins with the place, or says which library cannot be imported.
     """
+    if problem := import_problem(error):
+        return problem
     building = _building(error)
     part = building[-1].get('cfg') if building else None
     if building and not isinstance(part, dict):

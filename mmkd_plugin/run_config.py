@@ -7,7 +7,6 @@ import keyword
 import logging
 import math
 from collections.abc import Iterator
-from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
@@ -21,6 +20,7 @@ from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
 from mmkd_plugin.ingredients import check_distill, check_student, task_of
+from mmkd_plugin.libraries import scope_problem
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -128,7 +128,8 @@ def check_run(cfg: Config) -> None:
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{path.removeprefix("model.")} is NaN')
     _check_settings(cfg)
-    _check_scope(cfg)
+    if problem := scope_problem(cfg):
+        raise ValueError(f"default_scope='{cfg.default_scope}': {problem}")
     _check_runner(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
@@ -253,16 +254,6 @@ def _check_settings(cfg: Config) -> None:
             raise ValueError(f'{key} has no `dataset`')
     _check_checkpoint_hook((cfg.get('default_hooks') or {}).get('checkpoint'))
     _check_auto_scale_lr(cfg.get('auto_scale_lr'))
-
-
-def _check_scope(cfg: Config) -> None:
-    """Refuses a `default_scope` of a library that is not there; all names would be unknown."""
-    scope = cfg.get('default_scope')
-    if scope is None or cfg.get('custom_imports'):  # which may register what they like
-        return
-    if not scope.isidentifier() or find_spec(scope) is None:
-        hint = did_you_mean(scope, ('mmseg', 'mmdet', 'mmengine'))
-        raise ValueError(f"default_scope='{scope}': no such library is installed{hint}")
 
 
 def _check_runner(cfg: Config) -> None:

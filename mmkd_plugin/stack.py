@@ -38,6 +38,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from mmkd_plugin.libraries import not_installed
 from mmkd_plugin.words import first_line
 
 __all__ = [
@@ -357,9 +358,9 @@ def shipped_config(name: str) -> Path:
     package, _, path = name.partition('::')
     if name.startswith(_RECIPES):
         package = __package__
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f'no package {package!r} is installed to look for {name} in')
+    if problem := not_installed(package):
+        raise FileNotFoundError(f'{name}: {problem}')
+    spec = importlib.util.find_spec(package)
     root = Path(next(iter(spec.submodule_search_locations)))
     shipped, in_clone = root / '.mim' / 'configs', root.parent / 'configs'
     return (in_clone if in_clone.is_dir() and not shipped.is_dir() else shipped) / path

@@ -16,6 +16,7 @@ LAYERS = (
         *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
         *('pages', 'parts', 'prefixes', 'digit_scenes'),
     ),
+    ('libraries',),
     ('__main__', 'annotations', 'foreign'),
     ('runner_errors',),
     ('building', 'checkpoint_errors', 'checkpoint_fit', 'losses', 'stack'),

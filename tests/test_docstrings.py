@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 
 import mmkd_plugin
 from mmkd_plugin.registry import HOOKS, METRICS, MODELS
+from tests.imports import import_all
 
 MODULES = [
     'mmkd_plugin',
@@ -25,7 +26,8 @@ def examples_of(module):
 @pytest.mark.parametrize('name', MODULES)
 def test_examples_run(name):
     module = importlib.import_module(name)
-    MMLogger.get_current_instance()  # one that an example makes would print into the example
+    MMLogger.get_current_instance()  # one that an example makes would print into the example,
+    import_all()  # and so would the libraries, when they are imported
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     failed = []
     for test in examples_of(module):

@@ -103,7 +103,7 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
             dict(model_wrapper_cfg=dict(type='MMFullyShardedDataParallel')),
             r"^model_wrapper_cfg\.type='MMFullyShardedDataParallel': a student cannot be saved",
         ),
-        (dict(default_scope='mmsegg'), r"^default_scope='mmsegg': no such .*mean `mmseg`\?"),
+        (dict(default_scope='mmsegg'), r"^default_scope='mmsegg': no library .*mean `mmseg`\?"),
     ],
 )
 def test_mistakes_beside_the_model(changes, message, tmp_path):

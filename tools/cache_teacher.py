@@ -24,7 +24,6 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
 from mmkd_plugin.cache.projections import KINDS
 from mmkd_plugin.cache.records import OF_SCORES
@@ -41,6 +40,7 @@ from mmkd_plugin.cli import (
     is_distilled,
     plain_errors,
     read_config,
+    use_scope,
 )
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.stack import safe_loading
@@ -125,7 +125,7 @@ def main() -> None:
         if not is_distilled(cfg):
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
         check_run(cfg)
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        use_scope(cfg)
         complete(cfg)
         config = pick_teacher(cfg, args)
         if args.verify:

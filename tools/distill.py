@@ -29,6 +29,7 @@ from mmkd_plugin.cli import (
     apply_options,
     check_folder,
     check_launched,
+    check_scope,
     is_distilled,
     is_first_process,
     load_config,
@@ -124,7 +125,8 @@ def config_file(student: Config, args: argparse.Namespace) -> Path:
 
 def chosen(student: Config, args: argparse.Namespace) -> str:
     """Looks at both models, chooses what to compare, and returns the config that says so."""
-    read_config(args.teacher)  # its mistakes come first
+    for config in (student, read_config(args.teacher)):  # the mistakes in them come first
+        check_scope(config)
     # Each process of a distributed run looks for itself, before it has its own accelerator.
     device = torch.device(get_device() if args.launcher == 'none' else 'cpu')
     with stages(3, shown_by_one(args.launcher)) as begin:

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_state, read_checkpoint, state_dict_of
@@ -33,6 +33,7 @@ from mmkd_plugin.cli import (
     plain_errors,
     read_config,
     stages,
+    use_scope,
     use_student,
 )
 from mmkd_plugin.saving import replacing
@@ -109,7 +110,7 @@ def student_of(config: str, checkpoint: str) -> nn.Module:
     """Build the student and load its weights, those that validation uses."""
     cfg = read_config(config)
     use_student(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    use_scope(cfg)
     model = MODELS.build(cfg.model)
     weights = state_dict_of(read_checkpoint(checkpoint), checkpoint)
     load_state(model, weights, checkpoint, name='student', lenient=None)

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_state, meta_of, read_checkpoint, state_dict_of
@@ -31,6 +31,7 @@ from mmkd_plugin.cli import (
     plain_errors,
     read_config,
     stages,
+    use_scope,
     use_student,
 )
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
@@ -114,7 +115,7 @@ def live_weights(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def build(cfg: Config) -> nn.Module:
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    use_scope(cfg)
     return MODELS.build(cfg.model)
 
 

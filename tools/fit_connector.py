@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that is not installed
 
-from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
 from mmkd_plugin.cli import (
@@ -29,6 +28,7 @@ from mmkd_plugin.cli import (
     plain_errors,
     progress_bar,
     read_config,
+    use_scope,
 )
 from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
 from mmkd_plugin.run_config import check_run
@@ -69,7 +69,7 @@ def main() -> None:
             raise UsageError(f'{args.config} distils nothing: its model is no Distiller')
         check_run(cfg)
         work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        use_scope(cfg)
         lines = measured_lines(cfg)
         files = files_of(lines, work_dir)
         for path in files:

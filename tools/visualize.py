@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from rich.console import Console
 from torch import nn
 
@@ -37,6 +37,7 @@ from mmkd_plugin.cli import (
     plain_errors,
     progress_bar,
     read_config,
+    use_scope,
     use_student,
 )
 from mmkd_plugin.saving import whole_folder
@@ -117,7 +118,7 @@ def main() -> None:
         check(args)
         cfg = read_config(args.config)
         apply_options(cfg, args.cfg_options)
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        use_scope(cfg)
         console = Console()
         with torch.device('cpu'):
             teachers = teachers_of(cfg, args, console)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.libraries import scope_problem
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.classes import Names, classes_of_config
 from mmkd_plugin.words import type_name
@@ -37,13 +38,15 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
         it is built. The model of a distilled run is its student.
 
     Raises:
-        ValueError: If the config has no model.
+        ValueError: If the config has no model, or its library cannot be imported.
         FileNotFoundError: If the file does not exist.
     """
     if isinstance(config, str):
         cfg = _read_config(config, name)
         if 'model' not in cfg:
             raise ValueError(f"teacher '{name}': {config} has no `model`")
+        if problem := scope_problem(cfg):
+            raise ValueError(f"teacher '{name}': {problem}")
         model, scope = cfg.model, cfg.get('default_scope')
         if cfg.get('data_preprocessor') is not None:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)

@@ -206,8 +206,14 @@ def test_missing_config_of_a_library():
 
 
 def test_a_library_that_is_missing_is_not_installed():
-    with pytest.raises(FileNotFoundError, match="no package 'mmyolo' is installed"):
+    with pytest.raises(FileNotFoundError, match=r'yolov5_s\.py: no library `mmyolo` is'):
         OnlineTeacher('mmyolo::yolov5/yolov5_s.py', None)
+
+
+def test_the_library_of_a_teacher_is_missing(tmp_path):
+    (tmp_path / 'yolo.py').write_text("default_scope = 'mmyolo'\nmodel = dict(type='YOLO')\n")
+    with pytest.raises(ValueError, match=r"^teacher 't': no library `mmyolo` is installed"):
+        OnlineTeacher(str(tmp_path / 'yolo.py'), None, name='t')
 
 
 def test_config_without_a_model(tmp_path):

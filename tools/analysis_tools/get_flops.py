@@ -28,6 +28,7 @@ from mmkd_plugin.cli import (
     UsageError,
     add_cfg_options,
     apply_options,
+    check_scope,
     is_distilled,
     plain_errors,
     read_config,
@@ -65,6 +66,7 @@ def main() -> None:
         size = (args.shape[0], args.shape[-1])
         cfg = read_config(args.config)
         apply_options(cfg, args.cfg_options)
+        check_scope(cfg)
         table = Table('model', 'class')
         for head in ('parameters', 'FLOPs', 'of the student'):
             table.add_column(head, justify='right')
