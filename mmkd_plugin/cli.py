@@ -29,7 +29,7 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.foreign import is_ours
-from mmkd_plugin.libraries import scope_problem
+from mmkd_plugin.libraries import import_reason, scope_problem
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
@@ -365,6 +365,8 @@ def read_config(name: str) -> Config:
         cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
+    except ImportError as error:
+        raise UsageError(f'{name} cannot be read: {import_reason(error)}') from error
     except Exception as error:  # a config is a program
         raise UsageError(f'{name} cannot be read: {first_line(error)}') from error
     for value in cfg.values():

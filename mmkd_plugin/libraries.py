@@ -56,7 +56,7 @@ def cannot_import(name: str) -> str:
     try:
         import_module(name)
     except Exception as error:  # whatever a library finds wrong with the others
-        return import_problem(error) or f'{name} cannot be imported: {_reason(error)}'
+        return import_problem(error) or f'{name} cannot be imported: {import_reason(error)}'
     return ''
 
 
@@ -79,25 +79,32 @@ def import_problem(error: BaseException) -> str:
     Args:
         error (BaseException): The error, or one that was raised from it.
     """
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
+    error = _first(error)
     for frame, _ in walk_tb(error.__traceback__):
         library = frame.f_globals.get('__name__', '').partition('.')[0]
         if frame.f_code.co_name == '<module>' and library not in ('__main__', __package__):
-            return f'{library} cannot be imported: {_reason(error)}'
+            return f'{library} cannot be imported: {import_reason(error)}'
     return ''
 
 
-def _reason(error: BaseException) -> str:
+def import_reason(error: BaseException) -> str:
+    """Why an import failed, and what to install.
+
+    Args:
+        error (BaseException): The error, or one that was raised from it.
+
+    Examples:
+        >>> import_reason(ModuleNotFoundError("No module named 'einops'", name='einops'))
+        'it needs `einops`, which is not installed'
+    """
+    error = _first(error)
     text = first_line(error)
     if getattr(error, 'name', None) == 'mmcv._ext':
         return f'it needs the compiled ops of mmcv, and this mmcv has none ({_HELP})'
+    if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
+        return not_installed(error.name)
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return (
-            not_installed(error.name)
-            if error.name in PACKAGES
-            else (f'it needs `{error.name}`, which is not installed')
-        )
+        return f'it needs `{error.name}`, which is not installed'
     if isinstance(error, ImportError) and re.search(r'mmcv\W_ext', text):
         return (
             f'the compiled ops of mmcv were built for another torch or CUDA than these ({text}); '
@@ -106,6 +113,13 @@ def _reason(error: BaseException) -> str:
     if 'is used but incompatible' in text:
         return f'{text.removeprefix("AssertionError: ")} Versions that go together: {_HELP}'
     return text
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that others were raised from, or while it was handled."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 def _is_installed(name: str) -> bool:

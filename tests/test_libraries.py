@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from mmkd_plugin import libraries
+from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.libraries import cannot_import, import_problem, not_installed, scope_problem
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.teachers.model import model_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TOO_NEW = 'MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.'
@@ -27,6 +30,7 @@ BROKEN = {
     f"raise ImportError('{OF_ANOTHER}')": 'the compiled ops of mmcv were built for another torch',
     'import mmsegm': 'it needs `mmsegm`, which is not installed',
     "raise RuntimeError('no')": 'RuntimeError: no',
+    'import mmpretrain': 'mmpretrain is not installed: pip install ',
     'import nothing_of_that_name.inner': 'it needs `nothing_of_that_name`, which is not installed',
 }
 
@@ -38,6 +42,9 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file.parent.mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, 'mmcv._ext', None)  # an mmcv without compiled ops
+    hidden = find_spec
+    monkeypatch.setattr(libraries, 'find_spec', lambda n: None if n == 'mmpretrain' else hidden(n))
+    monkeypatch.setitem(sys.modules, 'mmpretrain', None)
     yield file
     sys.modules.pop('mmbroken', None)
 
@@ -48,6 +55,16 @@ def test_why_a_library_cannot_be_imported(text: str, library: Path) -> None:
     problem = cannot_import('mmbroken')
     assert problem.startswith(f'mmbroken cannot be imported: {BROKEN[text]}')
     assert '\n' not in problem
+
+
+def test_a_config_that_imports_what_is_not_installed(library: Path, tmp_path: Path) -> None:
+    library.write_text('import mmpretrain')
+    config = tmp_path / 'student.py'
+    config.write_text("custom_imports = dict(imports=['mmbroken'])\nmodel = dict(type='X')\n")
+    with pytest.raises(UsageError, match=r'student\.py cannot be read: mmpretrain is not inst'):
+        read_config(str(config))
+    with pytest.raises(ValueError, match=r"^teacher 't': .*py cannot be read: mmpretrain is not"):
+        model_config(str(config), 't')
 
 
 def test_a_library_that_can_be_imported(library: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.foreign import errors_named
-from mmkd_plugin.libraries import scope_problem
+from mmkd_plugin.libraries import import_reason, scope_problem
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.classes import Names, classes_of_config
 from mmkd_plugin.words import type_name
@@ -144,10 +144,9 @@ def _read_config(path: str, name: str) -> Config:
     try:
         return Config.fromfile(file)
     except ImportError as error:
-        while isinstance(error.__context__, ImportError):  # mmengine says it again at each level
-            error = error.__context__
-        library = f'`{error.name}`, which is not installed' if error.name else f'({error})'
-        raise ValueError(f"teacher '{name}': {path} needs {library}") from error
+        raise ValueError(
+            f"teacher '{name}': {path} cannot be read: {import_reason(error)}"
+        ) from error
 
 
 def config_hash(config: str | dict, name: str) -> str:
