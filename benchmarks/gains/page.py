@@ -44,7 +44,7 @@ Nothing here is typed by hand.
 
 ## Rules
 
-These rules were fixed before the first counted run, but for the one change that they name.
+These rules were fixed before the first counted run, but for the two changes that they name.
 
 - **Pairs.** With a seed, the distilled student has the same initial weights and sees the same
   batches as the student alone. The gain is the difference of their scores. All seeds have the same
@@ -54,10 +54,12 @@ These rules were fixed before the first counted run, but for the one change that
   each term of the recipe gets ([automatic weights](distiller.md#weights-that-find-themselves);
   `auto:0.5` is short for `loss_weight=dict(auto=0.5)`).
   The trials have a seed of their own ({TRIAL_SEED}), which no result has. The best share is then
-  run with all seeds. Nothing else is tuned. The student alone keeps the settings of its config,
+  run with all seeds. If even the best trial ends below the student alone, the recipe's own weight
+  is run instead. Nothing else is tuned. The student alone keeps the settings of its config,
   from which the recipes inherit theirs. The range of shares was moved once, on 2026-11-29: it had
   been 0.1 to 2.5, and the first two methods (CWD on BCCD and on CamVid) were best at its end. They
-  got the new trial too.
+  got the new trial too. The recipe's own weight came in on 2026-11-30, after the trials of FRSKD in
+  detection, whose weights are tuned, and before its runs that count.
 - **Score.** The last checkpoint counts, scored on the test split if the data has one, else on the
   validation split. Then the trials have seen the images of the results, with another seed.
 - **Gain.** The mean of the paired differences, with its 95 % interval from Student's t over the

@@ -189,11 +189,39 @@ def few_labels(table: Table, records: Sequence[Record]) -> list[Run]:
 def best_weight(
     table: Table, method: str, records: Sequence[Record], budget: Budget
 ) -> float | str | None:
-    """The weight with the best validation score of a method's trials; None until all are done."""
+    """The weight with the best validation score of a method's trials; None until all are done.
+
+    It is the recipe's own if even the best trial ends below the student alone.
+    """
     if len(budget.trials) < 2:
         return budget.trials[0] if budget.trials else 'recipe'
     scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
-    return best_of(scores) if set(budget.trials) <= set(scores) else None
+    if not set(budget.trials) <= set(scores):
+        return None
+    alone = [
+        r.val_score
+        for r in records
+        if (r.method, r.purpose, r.length) == ('student', 'counted', table.data.length)
+    ]
+    return 'recipe' if is_below(scores, alone) else best_of(scores)
+
+
+def is_below(scores: Mapping[float | str, float | None], alone: Sequence[float | None]) -> bool:
+    """Whether even the best trial ends below the mean of the students alone.
+
+    Args:
+        scores (Mapping[float | str, float | None]): Validation scores of the trials, by weight.
+        alone (Sequence[float | None]): Validation scores of the students alone.
+
+    Examples:
+        >>> is_below({'auto:0.5': 5.8, 'auto:2.5': None}, [24.0, 25.0])
+        True
+        >>> is_below({'auto:0.5': 5.8, 'auto:2.5': 24.6}, [24.0, 25.0])
+        False
+    """
+    known = [score for score in alone if score is not None]
+    best = scores[best_of(scores)]
+    return bool(known) and (best is None or best < fmean(known))
 
 
 def best_of(scores: Mapping[float | str, float | None]) -> float | str:

@@ -102,8 +102,11 @@ def unknown_head(here: str, owner: str, heads: Mapping[str, nn.Module]) -> str:
 def reader_of(head: nn.Module) -> Reader | None:
     """Returns the reader for a head, None if it is of no known kind.
 
-    A subclass that assigns in its own way is of no known kind.
+    A subclass that assigns in its own way is of no known kind, nor is one of boxes that are no
+    upright rectangles.
     """
+    if getattr(getattr(head, 'bbox_coder', None), 'encode_size', 4) != 4:
+        return None
     bases = type(head).__mro__
     kinds = {base.__name__ for base in bases if base.__module__.startswith('mmdet.')}
     assigns = {

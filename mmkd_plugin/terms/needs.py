@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmkd_plugin.assigners import Sampled
+from mmkd_plugin.assigners.boxes import upright
 from mmkd_plugin.assigners.rois import labels_of
 from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import pad_boxes
@@ -64,12 +65,13 @@ def ground_truth_boxes(inputs: Tensor, data_samples: list) -> list[Tensor] | Non
 
     Returns:
         list[Tensor] | None: ``(n, 4)`` for each image: x1, y1, x2, y2 in pixels of the network's
-        input, ``(0, 4)`` for an image without objects. None if the batch has no boxes.
+        input, ``(0, 4)`` for an image without objects. Those around boxes of another kind, such as
+        the rotated ones of mmrotate. None if the batch has no boxes.
     """
     if 'gt_instances' not in data_samples[0]:
         return None
     boxes = [sample.gt_instances.bboxes for sample in data_samples]
-    return [getattr(x, 'tensor', x).to(inputs.device) for x in boxes]
+    return [upright(x).to(inputs.device) for x in boxes]
 
 
 def padded_boxes(inputs: Tensor, data_samples: list) -> Tensor | None:

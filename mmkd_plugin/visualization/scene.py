@@ -15,6 +15,7 @@ from matplotlib import colormaps
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
+from mmkd_plugin.assigners.boxes import upright
 from mmkd_plugin.explanations import Chosen, Explainer, Explanation, evaluating, explain
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, find_module
 from mmkd_plugin.taps.dry_run import DryRun, read_once
@@ -305,7 +306,7 @@ def _fitted(truth: Labels | None, shape: Sequence[int]) -> Labels | None:
 
 
 def _corners(boxes: Any) -> np.ndarray:
-    return getattr(boxes, 'tensor', boxes).detach().float().cpu().numpy().reshape(-1, 4)
+    return upright(boxes).detach().float().cpu().numpy().reshape(-1, 4)
 
 
 def _cpu(maps: Maps) -> Maps:

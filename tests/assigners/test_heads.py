@@ -217,3 +217,11 @@ def test_a_head_that_does_not_ask_its_assigner():
     )
     with pytest.raises(ValueError, match=words):
         distiller(student, config_of('retinanet'), dict(t=line))
+
+
+@needs_ops
+def test_a_head_of_rotated_boxes_is_of_no_known_kind() -> None:
+    head = stock_models.build(stock_models.retinanet()).bbox_head
+    assert heads.reader_of(head) is not None
+    head.bbox_coder.encode_size = 5  # as the coders of mmrotate say
+    assert heads.reader_of(head) is None

@@ -164,6 +164,22 @@ def test_results_settle_the_rest_of_the_plan():
     assert not any(run.method == 'longer' for run in plan(TABLE, done, Budget(longer=False)))
 
 
+def test_a_recipe_keeps_its_weight_if_no_trial_reaches_the_student():
+    alone = [record(seed=seed, score=31.0) for seed in (0, 1)]
+    weights = {
+        score: {run.weight for run in plan(TABLE, [*alone, *done], Budget()) if run.method == 'cwd'}
+        for score, done in (
+            (30.9, trials('cwd', 30.9, 5.0, None)),
+            (31.1, trials('cwd', 31.1, 5.0, 9.0)),
+        )
+    }
+    assert weights == {30.9: {*TRIALS, 'recipe'}, 31.1: set(TRIALS)}
+    counted = [record('cwd', seed, 40.0, 'recipe') for seed in (0, 1)]
+    counted += [record('cwd', seed, 20.0, TRIALS[0]) for seed in (0, 1)]
+    rows = lines_of(page.text([*alone, *trials('cwd', 30.9, 5.0, None), *counted]))
+    assert rows['cwd'][1] == 'recipe'
+
+
 def test_a_grid_has_no_trials():
     runs = plan(TABLE, [], Budget(weights=(0.1, 'auto')))
     assert {run.purpose for run in runs} == {'counted'}
