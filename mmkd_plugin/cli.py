@@ -78,7 +78,10 @@ def _is_told(message: str) -> bool:
 
 
 class Settings(DictAction):
-    """Reads ``KEY=VALUE`` pairs, and says in one line which of them is none."""
+    """Reads ``KEY=VALUE`` pairs, and says in one line which of them is none.
+
+    The spaces in a name of a file stay; mmengine removes them.
+    """
 
     def __call__(
         self,
@@ -97,6 +100,8 @@ class Settings(DictAction):
                 super().__call__(parser, namespace, [text], option_string)
             except (AssertionError, SyntaxError, ValueError) as error:
                 raise UsageError(f'{option_string} {key}: cannot read {value} ({error})') from error
+            if isinstance(getattr(namespace, self.dest)[key], str):
+                getattr(namespace, self.dest)[key] = value.strip().strip('\'"')
 
 
 def progress_bar(console: Console | None = None) -> Progress:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmkd_plugin.cli import UsageError, apply_options, check_file, check_folder, check_number
+from mmkd_plugin.cli import (
+    UsageError,
+    add_cfg_options,
+    apply_options,
+    check_file,
+    check_folder,
+    check_number,
+)
 from tests.tools.tool_runs import load_tool
 
 
@@ -263,3 +272,23 @@ def test_settings_reach_lists_and_new_keys() -> None:
     assert cfg.hooks[0].interval == 5 and cfg.model == dict(width=8, depth=3)
     with pytest.raises(UsageError, match=r'--cfg-options: `hooks\.4\.interval` cannot be set'):
         apply_options(cfg, {'hooks.4.interval': 5})
+
+
+@pytest.mark.parametrize(
+    ('typed', 'value'),
+    [
+        ("a=my folder/it's {1}", "my folder/it's {1}"),
+        ('a="my folder"', 'my folder'),
+        ('a=[my folder, b]', ['myfolder', 'b']),  # as mmengine reads lists
+        ('a= 5', 5),
+        ('a= True', True),
+        ('a=1, 2', [1, 2]),
+        ('a=', ''),
+    ],
+)
+def test_names_keep_their_spaces(typed: str, value: Any) -> None:
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    assert parser.parse_args(['--cfg-options', 'b=x y', typed]).cfg_options == dict(
+        b='x y', a=value
+    )
