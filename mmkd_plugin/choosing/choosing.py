@@ -158,6 +158,8 @@ def _offers(student: Look, teacher: Look) -> dict[str, dict[str, Any]]:
             offers[kind] = _taps(
                 *(_of_levels(root, side, whole) for side, whole in zip(sides, (ours, theirs)))
             )
+        if pairs and root == 'backbone':
+            offers['last stage'] = _taps(*(level.tap for level in pairs[-1]))
     if student.stacked and (pairs := matching_levels(student.stages, _stages(teacher))):
         offers['stages'] = _taps(*(_one_or_all([one.tap for one in side]) for side in zip(*pairs)))
     stages = list(zip(student.rois, teacher.rois))  # a single stage is like the first of several

@@ -71,6 +71,10 @@ METHODS: dict[str, dict[str, Method]] = {
         'at': Method(_loss('AttentionLoss'), AT),
         'cwd': Method(_loss('ChannelWiseLoss', tau=1), CWD),
     },
+    # the last of these maps, beside class scores
+    'last stage': {
+        'pkd': Method(_loss('PearsonLoss'), PKD),
+    },
     # stages of a backbone whose branches lie along the batch later
     'stages': {
         'pkd': Method(_loss('PearsonLoss'), PKD),
@@ -91,7 +95,7 @@ METHODS: dict[str, dict[str, Method]] = {
 #: What comes beside the first method of a kind, if the user names none: the first that fits. On
 #: each of the small data sets two terms together have the best row.
 BESIDE: dict[str, tuple[tuple[str, str], ...]] = {
-    'scores': (('neck', 'pkd'), ('other neck', 'pkd')),
+    'scores': (('neck', 'pkd'), ('other neck', 'pkd'), ('last stage', 'pkd')),
     'neck': (('head', 'bckd'),),
     'other neck': (('head', 'bckd'),),
 }
@@ -105,6 +109,7 @@ NAMES = {
     'queries': 'answers of both decoders to the same queries',
     'mask queries': 'answers of both decoders to the same queries',
     'backbone': 'maps of the backbone',
+    'last stage': 'the last stage of the backbone',
     'stages': 'stages of the backbone, before its branches',
     'head': 'scores and boxes of the head',
     'rois': "class scores of the student's RoIs",

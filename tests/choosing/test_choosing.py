@@ -152,7 +152,11 @@ CASES = {
 
 BESIDE = {
     'scores, and a neck': ((with_neck(), with_neck(64)), ['cwd', 'pkd']),
-    'scores, and no neck': ((segmentor(), segmentor()), ['cwd']),
+    'scores, and no neck': ((segmentor(), segmentor()), ['cwd', 'pkd']),
+    'scores, and a backbone that is frozen': (
+        (replace(segmentor(), backbone=levels('backbone', 4, 8, idle=(0, 1))), segmentor()),
+        ['cwd'],
+    ),
     'a neck, and heads of one form': ((one_stage(*PYRAMID), one_stage(*PYRAMID)), ['cwd', 'bckd']),
     'a neck of other channels': (
         (one_stage(*PYRAMID), one_stage(*PYRAMID, channels=96)),

@@ -171,17 +171,17 @@ def test_a_teacher_that_cannot_be_tried():
 
 
 PAIRS = {
-    'one family': ('pspnet', 'pspnet', 'scores'),
-    'two families': ('pspnet', 'segformer', 'scores'),
-    'a head of several stages': ('fcn', 'ocrnet', 'scores'),
+    'one family': ('pspnet', 'pspnet', 'scores', 'pkd'),
+    'two families': ('pspnet', 'segformer', 'scores', 'pkd'),
+    'a head of several stages': ('fcn', 'ocrnet', 'scores', 'pkd'),
     'other classes': ('fcn', 'segformer, 7 classes', 'features'),
     'detectors': ('retinanet', 'retinanet', 'other neck', 'bckd'),
     'detectors with centreness': ('fcos', 'fcos', 'other neck', 'bckd'),
     'those with anchors': ('atss', 'atss', 'other neck', 'bckd'),
     'detectors of two families': ('fcos', 'faster_rcnn', 'other neck'),
     'queries': ('detr', 'detr', 'other neck'),
-    'masks': ('mask2former', 'mask2former', 'scores'),
-    'points': ('pointrend', 'ocrnet', 'scores'),
+    'masks': ('mask2former', 'mask2former', 'scores', 'pkd'),
+    'points': ('pointrend', 'ocrnet', 'scores', 'pkd'),
 }
 
 

@@ -54,7 +54,10 @@ def test_a_run(distilled, segmentation):
         config=str(segmentation / 'teacher.py'), checkpoint=str(segmentation / 'teacher.pth')
     )
     loss = dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto')
-    assert cfg.model.distill == dict(cwd=dict(tap='class_scores', loss=loss))
+    beside = dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto')
+    assert cfg.model.distill == dict(
+        cwd=dict(tap='class_scores', loss=loss), pkd=dict(tap='backbone[3]', loss=beside)
+    )
     assert cfg.train_cfg.max_iters == 4  # the settings of the command line are not in it
 
 
