@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -190,7 +191,7 @@ class FrozenForward:
         """Chooses the options and tries them on a made-up image."""
         device = inputs.device
         self.inference, why = self._asked.on(device)
-        exact = self._maps(inputs, data_samples, self.taps, EXACT)
+        inputs, data_samples, exact = self._of_two(inputs, data_samples)
 
         def gap(inference: Inference) -> float:
             return distance(self._maps(inputs, data_samples, self.taps, inference), exact)
@@ -210,6 +211,20 @@ class FrozenForward:
         elif not self.inference.channels_last and also[:1] == ['channels_last']:
             del also[0]  # fp32 after all, which gains nothing from it here
         self.how = ', '.join(filter(None, [f'in {self.inference.precision} ({why})', *also]))
+
+    def _of_two(
+        self, inputs: Tensor, data_samples: list | None
+    ) -> tuple[Tensor, list | None, dict[Tap, Maps]]:
+        """A batch of two images, if the model takes one, and its exact maps.
+
+        With a single image, maps of any layout can be reshaped.
+        """
+        twice = torch.cat([inputs, inputs.flip(-1)])
+        samples = data_samples and [*data_samples, *copy.deepcopy(data_samples)]
+        try:
+            return twice, samples, self._maps(twice, samples, self.taps, EXACT)
+        except Exception:  # a model may raise anything
+            return inputs, data_samples, self._maps(inputs, data_samples, self.taps, EXACT)
 
     def _fuse(self, gap: Callable[[], float], inputs: Tensor, data_samples: list | None) -> str:
         """Fuses batch norms into convolutions and describes the result."""

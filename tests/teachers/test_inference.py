@@ -556,3 +556,30 @@ def test_a_layout_that_fails_is_given_up_before_training(monkeypatch, flags, pre
     teacher = OnlineTeacher(config, None, name='t', inference=dict(channels_last=True))
     with pytest.raises(ValueError, match="teacher 't' does not run with channels_last=True: Runt"):
         prepare(teacher, teacher.model.data_preprocessor, [tap])
+
+
+def test_a_layout_is_tried_on_two_images():
+    config = stock_models.pspnet()  # DMNet reshapes maps in a way that works for one image alone
+    config['decode_head'].update(type='DMHead', filter_sizes=(1, 3), fusion=True)
+    del config['decode_head']['pool_scales']
+    teacher = OnlineTeacher(config, None)
+    tap = Tap.parse('decode_head.conv_seg')
+    prepare(teacher, teacher.model.data_preprocessor, [tap])
+    assert 'not channels_last: RuntimeError: view size is not compatible' in teacher.work()
+    assert len(teacher.read(images(), None, [tap])[tap]) == 2
+
+
+class Lonely(Ordered):
+    """It takes one image at a time."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if len(inputs) > 1:
+            raise RuntimeError('one image, please')
+        return self.end(self.conv(inputs))
+
+
+def test_a_teacher_of_single_images_is_tried_on_one():
+    MODELS.register_module(module=Lonely, force=True)
+    teacher, tap = OnlineTeacher(dict(type='mmkd_plugin.Lonely'), None), Tap.parse('end')
+    prepare(teacher, teacher.model.data_preprocessor, [tap])
+    assert teacher.read(images()[:1], None, [tap])[tap].shape == (1, 4, 64, 96)
