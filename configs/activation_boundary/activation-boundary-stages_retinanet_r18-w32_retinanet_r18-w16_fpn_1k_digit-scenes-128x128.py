@@ -12,7 +12,7 @@ model = dict(
             loss=dict(
                 type='mmkd_plugin.ActivationBoundaryLoss',
                 margin=1,
-                loss_weight=[0.00075, 0.0015, 0.003],
+                loss_weight=dict(auto=0.5),
             ),
         ),
     ),

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         class_correlation=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.ClassCorrelationLoss', tau=1, loss_weight=1),
+            loss=dict(type='mmkd_plugin.ClassCorrelationLoss', tau=1, loss_weight=dict(auto=2.5)),
         ),
     ),
 )

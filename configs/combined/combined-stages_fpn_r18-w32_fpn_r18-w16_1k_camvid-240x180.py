@@ -5,15 +5,15 @@ model = dict(
     distill=dict(
         cwd=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=dict(auto=12.5)),
         ),
         pearson=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight=dict(auto=12.5)),
         ),
         stages=dict(
             tap=['backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
-            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight=dict(auto=12.5)),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         cross_image=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.CrossImageLoss', tau=0.1, loss_weight=1),
+            loss=dict(type='mmkd_plugin.CrossImageLoss', tau=0.1, loss_weight=dict(auto=12.5)),
         ),
     ),
 )

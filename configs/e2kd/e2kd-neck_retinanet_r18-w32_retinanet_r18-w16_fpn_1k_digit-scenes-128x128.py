@@ -4,12 +4,14 @@ model = dict(
     distill=dict(
         logits=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=1),
+            loss=dict(
+                type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=dict(auto=0.5)
+            ),
         ),
         explain=dict(
             tap='neck',
             explainer=dict(type='mmkd_plugin.GradCAM', scores='bbox_head.retina_cls'),
-            loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=1),
+            loss=dict(type='mmkd_plugin.ExplanationLoss', loss_weight=dict(auto=0.5)),
         ),
     ),
 )

@@ -6,7 +6,7 @@ model = dict(
             tap='neck',
             connector=dict(type='mmkd_plugin.Translator'),
             teacher_connector=dict(type='mmkd_plugin.Paraphraser'),
-            loss=dict(type='mmkd_plugin.FactorTransferLoss', loss_weight=500),
+            loss=dict(type='mmkd_plugin.FactorTransferLoss', loss_weight=dict(auto=0.5)),
         ),
     ),
 )

@@ -5,7 +5,10 @@ model = dict(
         fbkd=dict(
             tap='neck',
             loss=dict(
-                type='mmkd_plugin.AttentionGuidedLoss', reduction=2, pool=2, loss_weight='auto'
+                type='mmkd_plugin.AttentionGuidedLoss',
+                reduction=2,
+                pool=2,
+                loss_weight=dict(auto=2.5),
             ),
         ),
     ),

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         fsp=dict(
             tap=['backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
-            loss=dict(type='mmkd_plugin.FSPLoss', pool='max', loss_weight=50),
+            loss=dict(type='mmkd_plugin.FSPLoss', pool='max', loss_weight=dict(auto=0.5)),
         ),
     ),
 )

@@ -5,7 +5,9 @@ model = dict(
         local_similarity=dict(
             tap='neck',
             loss=dict(
-                type='mmkd_plugin.LocalSimilarityLoss', similarity='distance', loss_weight=3e-7
+                type='mmkd_plugin.LocalSimilarityLoss',
+                similarity='distance',
+                loss_weight=dict(auto=0.5),
             ),
         ),
     ),

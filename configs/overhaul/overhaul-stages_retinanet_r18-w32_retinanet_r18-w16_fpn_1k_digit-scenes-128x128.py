@@ -11,7 +11,7 @@ model = dict(
             connector=dict(type='mmkd_plugin.ConvConnector', bias=False, norm=True),
             loss=dict(
                 type='mmkd_plugin.OverhaulLoss',
-                loss_weight=[2.5e-5, 5e-5, 1e-4],
+                loss_weight=dict(auto=12.5),
             ),
         ),
     ),

@@ -5,7 +5,7 @@ model = dict(
     distill=dict(
         soft_target=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.SoftTargetLoss', tau=4, loss_weight=0.9),
+            loss=dict(type='mmkd_plugin.SoftTargetLoss', tau=4, loss_weight=dict(auto=2.5)),
         ),
     ),
 )
