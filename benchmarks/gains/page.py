@@ -54,12 +54,12 @@ These rules were fixed before the first counted run, but for the two changes tha
   each term of the recipe gets ([automatic weights](distiller.md#weights-that-find-themselves);
   `auto:0.5` is short for `loss_weight=dict(auto=0.5)`).
   The trials have a seed of their own ({TRIAL_SEED}), which no result has. The best share is then
-  run with all seeds. If even the best trial ends below the student alone, the recipe's own weight
-  is run instead. Nothing else is tuned. The student alone keeps the settings of its config,
-  from which the recipes inherit theirs. The range of shares was moved once, on 2026-11-29: it had
+  run with all seeds. If all end below the student alone, the recipe's own weight gets a trial, too.
+  Nothing else is tuned. The student alone keeps the settings of its config, from which the recipes
+  inherit theirs. The range of shares was moved once, on 2026-11-29: it had
   been 0.1 to 2.5, and the first two methods (CWD on BCCD and on CamVid) were best at its end. They
-  got the new trial too. The recipe's own weight came in on 2026-11-30, after the trials of FRSKD in
-  detection, whose weights are tuned, and before its runs that count.
+  got the new trial too. The trial of the recipe's own weight came in on 2026-11-30, when all trials
+  of FRSKD and RKD had ended below the student in detection; both got it.
 - **Score.** The last checkpoint counts, scored on the test split if the data has one, else on the
   validation split. Then the trials have seen the images of the results, with another seed.
 - **Gain.** The mean of the paired differences, with its 95 % interval from Student's t over the

@@ -141,8 +141,7 @@ def plan(table: Table, records: Sequence[Record], budget: Budget) -> list[Run]:
         weights[method] = (best_weight(table, method, mine, budget),)
         runs += [
             Run(table, method, TRIAL_SEED, weight, length, 'trial')
-            for weight in budget.trials
-            if len(budget.trials) > 1
+            for weight in tried_weights(table, method, mine, budget)
         ]
     counted = [
         Run(table, method, seed, weight, length)
@@ -191,19 +190,37 @@ def best_weight(
 ) -> float | str | None:
     """The weight with the best validation score of a method's trials; None until all are done.
 
-    It is the recipe's own if even the best trial ends below the student alone.
+    The recipe's own weight gets a trial, too, if all others end below the student alone.
     """
     if len(budget.trials) < 2:
         return budget.trials[0] if budget.trials else 'recipe'
     scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
-    if not set(budget.trials) <= set(scores):
-        return None
+    done = set(tried_weights(table, method, records, budget)) <= set(scores)
+    return best_of(scores) if done else None
+
+
+def tried_weights(
+    table: Table, method: str, records: Sequence[Record], budget: Budget
+) -> tuple[float | str, ...]:
+    """The weights of a method that are tried, as far as results settle them.
+
+    Args:
+        table (Table): The table.
+        method (str): The method.
+        records (Sequence[Record]): The finished runs of the table.
+        budget (Budget): How much is run.
+    """
+    if len(budget.trials) < 2:
+        return ()
+    scores = {r.weight: r.val_score for r in records if _is_trial(table, method, r)}
     alone = [
         r.val_score
         for r in records
         if (r.method, r.purpose, r.length) == ('student', 'counted', table.data.length)
     ]
-    return 'recipe' if is_below(scores, alone) else best_of(scores)
+    first = {weight: score for weight, score in scores.items() if weight in budget.trials}
+    another = set(budget.trials) <= set(first) and is_below(first, alone)
+    return (*budget.trials, 'recipe') if another else tuple(budget.trials)
 
 
 def is_below(scores: Mapping[float | str, float | None], alone: Sequence[float | None]) -> bool:
@@ -236,12 +253,12 @@ def best_of(scores: Mapping[float | str, float | None]) -> float | str:
         >>> best_of({'auto:0.1': 41.0, 'auto:0.5': 42.5, 'auto:2.5': None})
         'auto:0.5'
     """
-    size = {weight: _size(weight) for weight in scores}
+    size = {weight: _size(weight) for weight in scores if weight != 'recipe'}
     middle = fmean(size.values())
 
     def rank(weight: float | str) -> tuple[float, float]:
         score = scores[weight]
-        return (-math.inf if score is None else score, -abs(size[weight] - middle))
+        return (-math.inf if score is None else score, -abs(size.get(weight, math.inf) - middle))
 
     return max(scores, key=rank)
 

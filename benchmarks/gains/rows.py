@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
-from benchmarks.gains.plan import ALONE, TRIALS, best_of, is_below, longer_factor
+from benchmarks.gains.plan import ALONE, TRIALS, best_of, longer_factor
 from benchmarks.gains.records import Record
 from benchmarks.gains.split import share_of
 from benchmarks.gains.tables import DATA
@@ -137,15 +137,11 @@ def weights_of(records: Sequence[Record], method: str) -> list[float | str]:
 
 
 def tuned_weight(records: Sequence[Record], method: str) -> float | str:
-    """The weight that the trials chose; without all trials the recipe's own, or the first.
-
-    If even the best trial ends below the student alone, it is the recipe's own, too.
-    """
+    """The weight that the trials chose; without all trials the recipe's own, or the first."""
     counted = weights_of(records, method)
     trials = [r for r in records if r.method == method and r.purpose == 'trial']
     scores = {r.weight: r.val_score for r in trials}
-    alone = [r.val_score for r in records if (r.method, r.purpose) == ('student', 'counted')]
-    if set(TRIALS) <= set(scores) and best_of(scores) in counted and not is_below(scores, alone):
+    if set(TRIALS) <= set(scores) and best_of(scores) in counted:
         return best_of(scores)
     return 'recipe' if 'recipe' in counted else counted[0]
 

@@ -59,10 +59,11 @@ def trials(tables: Sequence[Sequence[Record]]) -> list[str]:
             base = fmean(alone)
             gap = teacher[-1] - base
             shares.append([_of_gap(scores[t], base, gap) for t in TRIALS])
-            cells = ['diverged' if scores[t] is None else number(scores[t]) for t in TRIALS]
+            cells = [_cell(scores[t]) for t in TRIALS]
+            own = f', its own {_cell(scores["recipe"])}' if 'recipe' in scores else ''
             lines.append(
-                f'| {title_of(records[0])} | {method} | {number(base)} | {" | ".join(cells)} '
-                f'| {number(teacher[-1])} |'
+                f'| {title_of(records[0])} | {method}{own} | {number(base)} '
+                f'| {" | ".join(cells)} | {number(teacher[-1])} |'
             )
     if not lines:
         return []
@@ -76,10 +77,14 @@ def trials(tables: Sequence[Sequence[Record]]) -> list[str]:
         f'The validation scores of the trials, each with one seed that no result has; the student '
         f'alone is the mean of its seeds. On the mean of {count} methods the trials close, of the '
         f'gap between student and teacher on this split, {", ".join(means)}. A run that diverged '
-        f'counts as nothing gained.'
+        f'counts as nothing gained. "its own" is the trial of the weight in the recipe.'
     )
     head = ('table', 'method', 'student alone', *(f'`{t}`' for t in TRIALS), 'teacher')
     return [_section('The trials', words, head, lines)]
+
+
+def _cell(score: float | None) -> str:
+    return 'diverged' if score is None else number(score)
 
 
 def _of_gap(score: float | None, alone: float, gap: float) -> float:

@@ -185,6 +185,7 @@ class RelationalLoss(nn.Module):
     """The common part of the two losses: their arguments, and the choice of the samples."""
 
     needs_same_channels: ClassVar[bool] = False
+    auto_share: ClassVar[float] = 0.5  # more does harm: docs/results.md, the trials
     #: The formula: takes the points of student and teacher, and returns a scalar.
     gap: ClassVar[Callable[[Tensor, Tensor], Tensor]]
 

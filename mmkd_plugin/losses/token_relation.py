@@ -131,6 +131,7 @@ class TokenRelationLoss(nn.Module):
     """
 
     needs_same_size: ClassVar[bool] = True
+    auto_share: ClassVar[float] = 0.5  # more does harm: docs/results.md, the trials
 
     def __init__(self, tau: float = 0.07, queue: int = 8192, loss_weight: Weight = 1.0) -> None:
         super().__init__()

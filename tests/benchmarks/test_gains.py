@@ -164,20 +164,26 @@ def test_results_settle_the_rest_of_the_plan():
     assert not any(run.method == 'longer' for run in plan(TABLE, done, Budget(longer=False)))
 
 
-def test_a_recipe_keeps_its_weight_if_no_trial_reaches_the_student():
+def test_a_recipe_gets_a_trial_if_no_other_reaches_the_student():
     alone = [record(seed=seed, score=31.0) for seed in (0, 1)]
-    weights = {
-        score: {run.weight for run in plan(TABLE, [*alone, *done], Budget()) if run.method == 'cwd'}
-        for score, done in (
-            (30.9, trials('cwd', 30.9, 5.0, None)),
-            (31.1, trials('cwd', 31.1, 5.0, 9.0)),
-        )
-    }
-    assert weights == {30.9: {*TRIALS, 'recipe'}, 31.1: set(TRIALS)}
-    counted = [record('cwd', seed, 40.0, 'recipe') for seed in (0, 1)]
-    counted += [record('cwd', seed, 20.0, TRIALS[0]) for seed in (0, 1)]
-    rows = lines_of(page.text([*alone, *trials('cwd', 30.9, 5.0, None), *counted]))
-    assert rows['cwd'][1] == 'recipe'
+    low = [*alone, *trials('cwd', 30.9, 5.0, None)]
+
+    def weights(done: list) -> dict[str, set]:
+        runs = [run for run in plan(TABLE, done, Budget()) if run.method == 'cwd']
+        return {
+            purpose: {run.weight for run in runs if run.purpose == purpose}
+            for purpose in ('trial', 'counted')
+        }
+
+    assert weights([*alone, *trials('cwd', 31.1, 5.0, 9.0)]) == dict(
+        trial=set(TRIALS), counted={TRIALS[0]}
+    )
+    assert weights(low) == dict(trial={*TRIALS, 'recipe'}, counted={None})
+    for score, best in ((30.8, TRIALS[0]), (30.95, 'recipe')):
+        own = record('cwd', TRIAL_SEED, score, 'recipe', purpose='trial')
+        assert weights([*low, own])['counted'] == {best}
+        counted = [record('cwd', seed, 40.0, w) for seed in (0, 1) for w in ('recipe', TRIALS[0])]
+        assert lines_of(page.text([*low, own, *counted]))['cwd'][1] == best
 
 
 def test_a_grid_has_no_trials():
@@ -471,6 +477,10 @@ def test_the_trials_of_all_methods_are_shown():
     assert '## The trials' not in page.text([r for r in done if r.purpose == 'counted'])
     text = ' '.join(page.text([*done, *trials('nst', 41.0, 21.0, None)]).split())
     assert '| cwd | 31.00 | 30.00 | 33.00 | 36.00 | 51.00 |' in text
+    own = record('nst', TRIAL_SEED, 25.0, 'recipe', purpose='trial')
+    assert '| nst, its own 25.00 | 31.00 | 41.00 |' in page.text(
+        [*done, *trials('nst', 41.0, 21.0, None), own]
+    )
     assert '| nst | 31.00 | 41.00 | 21.00 | diverged | 51.00 |' in text
     assert (  # of the gap of 20: -5 and 50, 10 and -50 %, 25 % and nothing
         f'On the mean of 2 methods the trials close, of the gap between student and teacher on '
