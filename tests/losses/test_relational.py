@@ -15,6 +15,7 @@ from torch import nn
 from mmkd_plugin.losses import RKDAngleLoss, RKDDistanceLoss
 from mmkd_plugin.losses.numerics import relational
 from mmkd_plugin.losses.relational import RelationalLoss
+from mmkd_plugin.losses.traits import LossTraits
 from tests.leaving import leave
 
 BOTH = (RKDDistanceLoss, RKDAngleLoss)
@@ -416,3 +417,8 @@ def test_maps_of_other_sizes_cannot_be_gathered(processes):
             'gather=True: the embeddings of the processes have different lengths: [3, 4]; give all '
             "of them maps of one size, or set embed='pool'"
         )
+
+
+@pytest.mark.parametrize('loss', [RKDDistanceLoss, RKDAngleLoss])
+def test_auto_means_a_small_share(loss):
+    assert LossTraits.of(loss()).auto_share == 0.5

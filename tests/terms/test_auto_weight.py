@@ -62,8 +62,6 @@ ONE_WEIGHT = [
     (SEG, line('backbone.layer4', 'ActivationBoundaryLoss'), 2.5),
     (SEG, line('decode_head.conv_seg', 'GradientAttentionLoss'), 2.5),
     (DET, line('neck[1]', 'PairWiseLoss', pool=4), 0.5),
-    (SEG, line('decode_head.bottleneck', 'RKDDistanceLoss'), 0.5),
-    (SEG, line('decode_head.bottleneck', 'RKDAngleLoss'), 0.5),
     (SEG, line('decode_head.bottleneck', 'TokenRelationLoss'), 0.5),
 ]
 
