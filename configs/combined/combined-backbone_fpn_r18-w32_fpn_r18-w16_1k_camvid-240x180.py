@@ -5,11 +5,11 @@ model = dict(
     distill=dict(
         cwd=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=dict(auto=2.5)),
         ),
         pearson=dict(
             tap='backbone',
-            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight=dict(auto=2.5)),
         ),
     ),
 )

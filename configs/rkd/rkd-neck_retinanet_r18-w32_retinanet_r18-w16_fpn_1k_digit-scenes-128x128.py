@@ -5,12 +5,20 @@ model = dict(
         distance=dict(
             tap='neck',
             loss=dict(
-                type='mmkd_plugin.RKDDistanceLoss', embed='pool', gather=True, loss_weight=25
+                type='mmkd_plugin.RKDDistanceLoss',
+                embed='pool',
+                gather=True,
+                loss_weight=dict(auto=0.5),
             ),
         ),
         angle=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.RKDAngleLoss', embed='pool', gather=True, loss_weight=50),
+            loss=dict(
+                type='mmkd_plugin.RKDAngleLoss',
+                embed='pool',
+                gather=True,
+                loss_weight=dict(auto=0.5),
+            ),
         ),
     ),
 )
