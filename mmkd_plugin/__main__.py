@@ -12,9 +12,7 @@ import textwrap
 from pathlib import Path
 from types import ModuleType
 
-from mmkd_plugin.libraries import not_installed
 from mmkd_plugin.version import __version__
-from mmkd_plugin.words import did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -50,11 +48,15 @@ def main() -> None:
     elif name == '--version':
         print(f'mmkd {__version__}')
     elif name in COMMANDS:
+        from mmkd_plugin.libraries import not_installed  # only now: `mmkd --help` needs none of it
+
         problem = not_installed('mmengine') or not_installed('mmcv')
         if problem:
             raise SystemExit(f'mmkd: error: {problem}')
         run(tool(name), [f'mmkd {name}', *arguments])
     else:
+        from mmkd_plugin.words import did_you_mean
+
         hint = did_you_mean(name, COMMANDS) or '; `mmkd --help` lists them'
         raise SystemExit(f'mmkd: error: there is no command {name}{hint}')
 

@@ -63,10 +63,10 @@ def explained(error: Exception, here: str, config: Any) -> str:
         config (Any): What was built, or None.
 
     Returns:
-        str: One line that begins with the place, or says which library cannot be imported.
+        str: One line that begins with the place.
     """
     if problem := import_problem(error):
-        return problem
+        return f'{here}: {problem}'
     building = _building(error)
     part = building[-1].get('cfg') if building else None
     if building and not isinstance(part, dict):

@@ -67,7 +67,10 @@ def scope_problem(cfg: Config) -> str:
         cfg (Config): A config. With ``custom_imports`` its scope may be its own.
     """
     scope = cfg.get('default_scope')
-    return cannot_import(scope) if isinstance(scope, str) and not cfg.get('custom_imports') else ''
+    if not isinstance(scope, str) or cfg.get('custom_imports'):
+        return ''
+    problem = cannot_import(scope)
+    return problem and f"default_scope='{scope}': {problem}"
 
 
 def import_problem(error: BaseException) -> str:

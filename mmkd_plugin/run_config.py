@@ -129,7 +129,7 @@ def check_run(cfg: Config) -> None:
             raise ValueError(f'{path.removeprefix("model.")} is NaN')
     _check_settings(cfg)
     if problem := scope_problem(cfg):
-        raise ValueError(f"default_scope='{cfg.default_scope}': {problem}")
+        raise ValueError(problem)
     _check_runner(cfg)
     _warn_of_unknown(cfg)
     lengths = _lengths(cfg.get('train_cfg'))

@@ -66,7 +66,7 @@ def test_a_package_that_refuses_to_be_imported(tmp_path, monkeypatch):
     (tmp_path / 'refusing' / '__init__.py').write_text("raise AssertionError('too old')")
     monkeypatch.syspath_prepend(tmp_path)
     words = (
-        r'^distill\.cwd\.loss: AssertionError: too old; did you mean mmkd_plugin\.ChannelWiseLoss'
+        r'^distill\.cwd\.loss: refusing cannot be imported: .*: too old; did you mean mmkd_plugin'
     )
     with pytest.raises(ValueError, match=words):
         build_module(dict(type='refusing.ChannelWiseDivergence'), 'distill.cwd.loss')

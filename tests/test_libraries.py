@@ -117,7 +117,9 @@ def test_an_import_in_the_middle_of_a_build(library: Path) -> None:
 
     try:
         with (
-            pytest.raises(ValueError, match=f'^mmbroken cannot be imported: {TOO_NEW[:20]}'),
+            pytest.raises(
+                ValueError, match=f'^student: mmbroken cannot be imported: {TOO_NEW[:20]}'
+            ),
             errors_named('student', dict(type='mmkd_plugin.NeedsBroken')),
         ):
             MODELS.build(dict(type='mmkd_plugin.NeedsBroken'))
@@ -139,7 +141,11 @@ def test_other_errors_are_no_matter_of_imports() -> None:
 @pytest.mark.parametrize(
     ('shadowed', 'command', 'words'),
     [
-        ('mmdet', 'train', f'train: error: mmdet cannot be imported: {TOO_NEW} Versions'),
+        (
+            'mmdet',
+            'train',
+            f"train: error: default_scope='mmdet': mmdet cannot be imported: {TOO_NEW} Versions",
+        ),
         ('mmcv', 'train', 'mmkd: error: mmcv is not installed: pip install '),
         ('mmengine', 'distill', 'mmkd: error: mmengine is not installed: pip install '),
     ],

@@ -212,7 +212,9 @@ def test_a_library_that_is_missing_is_not_installed():
 
 def test_the_library_of_a_teacher_is_missing(tmp_path):
     (tmp_path / 'yolo.py').write_text("default_scope = 'mmyolo'\nmodel = dict(type='YOLO')\n")
-    with pytest.raises(ValueError, match=r"^teacher 't': no library `mmyolo` is installed"):
+    with pytest.raises(
+        ValueError, match=r"^teacher 't': default_scope='mmyolo': no library `mmyolo` is"
+    ):
         OnlineTeacher(str(tmp_path / 'yolo.py'), None, name='t')
 
 

@@ -130,7 +130,7 @@ def test_no_paraphraser_to_train(fails, segmentation, tmp_path):
 def test_configs_that_do_not_exist(fails, tmp_path, segmentation):
     assert 'there is student.py' in fails('train', segmentation / 'studnet.py')
     assert 'psanet_r50-d8' in fails('train', 'mmseg::psanet/psanet_r50-d8_4xb2-80k_cityscapes.py')
-    assert "'mmnothing'" in fails('train', 'mmnothing::a/b.py')
+    assert '`mmnothing`' in fails('train', 'mmnothing::a/b.py')
     assert 'does not exist' in fails('train', tmp_path / 'no' / 'config.py')
     (tmp_path / 'config.py').write_text("_base_ = 'gone.py'")
     message = fails('train', tmp_path / 'config.py')
