@@ -74,7 +74,8 @@ These rules were fixed before the first counted run, but for the two changes tha
   multiplied by the measured ratio of step times, rounded up to one of
   {', '.join(f'{f:g}' for f in LONGER)} (up to 1.05 it is the student as it is). The time of a step
   is that of the whole run divided by its iterations; on a CPU it is processor time of one thread,
-  because other programs share the machine. The last column compares the two students.
+  because other programs share the machine. Runs of several machines are compared in multiples of
+  a step of the teacher, which each machine trains first. The last column compares the two students.
 - A run whose loss is no longer finite has no score. A method with such a run gets the verdict
   *diverged*.
 

@@ -273,11 +273,12 @@ def time_ratio(
 ) -> float | None:
     """Time of an iteration, in multiples of the student's alone; None until all runs are done.
 
-    It is the median over the seeds, which were run at different times, of method and student each.
+    It is the median over the seeds of method and student each, which ran at different times and on
+    different machines, see :func:`on_one_machine`.
     """
     if weight is None:
         return None
-    steps = []
+    steps, records = [], on_one_machine(records)
     for name, of in ((method, weight), ('student', None)):
         runs = [Run(table, name, seed, of, table.data.length) for seed in range(table.data.seeds)]
         found = [find(run, records) for run in runs]
@@ -288,6 +289,26 @@ def time_ratio(
             return None if name == 'student' else 1.0  # it diverged with every seed
         steps.append(median(times))
     return steps[0] / steps[1]
+
+
+def on_one_machine(records: Sequence[Record]) -> list[Record]:
+    """Times of iterations as the first machine would have taken them.
+
+    Each machine trains the teacher before anything else that needs it, so the last teacher above a
+    record says how fast its machine was.
+
+    Args:
+        records (Sequence[Record]): Those of a table, in the order in which they were finished.
+    """
+    first = last = None
+    found = []
+    for record in records:
+        if (record.method, record.seed) == ('teacher', 0) and record.step_seconds:
+            last = record.step_seconds
+            first = first or last
+        scale = first / last if last else 1.0
+        found.append(replace(record, step_seconds=record.step_seconds * scale))
+    return found
 
 
 def longer_factor(ratio: float) -> float:

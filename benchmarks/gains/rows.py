@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from benchmarks.gains.intervals import Interval, mean_interval, ratio_interval
-from benchmarks.gains.plan import ALONE, TRIALS, best_of, longer_factor
+from benchmarks.gains.plan import ALONE, TRIALS, best_of, longer_factor, on_one_machine
 from benchmarks.gains.records import Record
 from benchmarks.gains.split import share_of
 from benchmarks.gains.tables import DATA
@@ -53,19 +53,28 @@ class Row:
 def groups(records: Sequence[Record], few_labels: bool = False) -> list[list[Record]]:
     """The runs of each table, in the order of the data sets; repeated runs count once.
 
+    Their times are those of one machine.
+
     Args:
         records (Sequence[Record]): All finished runs.
         few_labels (bool): Whether runs with a part of the labels are among them. Defaults to False.
     """
     order = {data.name: number for number, data in enumerate(DATA)}
-    found: dict[tuple, dict[tuple, Record]] = {}
+    found: dict[tuple, list[Record]] = {}
     for record in records:
         if share_of(record.purpose) is not None and not few_labels:
             continue
         table = (order.get(record.data, len(order)), record.data, record.task, record.student)
-        run = (record.method, record.purpose, record.weight, record.seed, record.length)
-        found.setdefault(table, {}).setdefault(run, record)
-    return [list(runs.values()) for _, runs in sorted(found.items(), key=lambda item: item[0])]
+        found.setdefault(table, []).append(record)
+    return [_once(on_one_machine(found[table])) for table in sorted(found)]
+
+
+def _once(records: Sequence[Record]) -> list[Record]:
+    """Leaves repeated runs out."""
+    runs: dict[tuple, Record] = {}
+    for r in records:
+        runs.setdefault((r.method, r.purpose, r.weight, r.seed, r.length), r)
+    return list(runs.values())
 
 
 def title_of(record: Record) -> str:

@@ -25,7 +25,9 @@ from benchmarks.gains.plan import (
     estimate,
     longer_factor,
     needs,
+    on_one_machine,
     plan,
+    time_ratio,
 )
 from benchmarks.gains.running import Place, settle, teacher_file
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
@@ -184,6 +186,17 @@ def test_a_recipe_gets_a_trial_if_no_other_reaches_the_student():
         assert weights([*low, own])['counted'] == {best}
         counted = [record('cwd', seed, 40.0, w) for seed in (0, 1) for w in ('recipe', TRIALS[0])]
         assert lines_of(page.text([*low, own, *counted]))['cwd'][1] == best
+
+
+def test_times_of_several_machines_are_those_of_the_first():
+    slow = [record('teacher', step_seconds=0.4), record(step_seconds=0.2)]
+    fast = [record('teacher', step_seconds=0.1), record('cwd', 0, 40.0, 'auto', step_seconds=0.08)]
+    times = [one.step_seconds for one in on_one_machine([*slow, *fast])]
+    assert times == pytest.approx([0.4, 0.2, 0.4, 0.32])
+    assert lines_of(page.text([*slow, *fast]))['cwd'][7] == '1.60×'
+    table = replace(TABLE, data=replace(TABLE.data, seeds=1))
+    assert time_ratio(table, 'cwd', 'auto', [*slow, *fast]) == pytest.approx(1.6)
+    assert on_one_machine(fast[1:]) == fast[1:]
 
 
 def test_a_grid_has_no_trials():
