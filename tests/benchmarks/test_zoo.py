@@ -187,6 +187,7 @@ def test_limits_and_other_ends(tmp_path):
     todo = [(name, SIBLING) for name in configs]
     attempts(todo, load_tool('distill'), Limits(0.01, 10_000), 1, tmp_path / 'logs', note)
     beyond, missing = (ended[name] for name in configs)
-    assert beyond.outcome == NOT_OURS and beyond.reason == 'took more than 0.01 s'
+    assert beyond.reason == 'took more than 0.01 s'  # wherever that was
+    assert beyond.outcome == (NOT_OURS if beyond.stage == 'alone' else FAILS)
     assert missing.outcome == NOT_OURS
     assert len(list((tmp_path / 'logs').iterdir())) == 2
