@@ -69,7 +69,8 @@ def scope_problem(cfg: Config) -> str:
     scope = cfg.get('default_scope')
     if not isinstance(scope, str) or cfg.get('custom_imports'):
         return ''
-    problem = cannot_import(scope)
+    needs_mmcv = scope != 'mmengine'  # the libraries import it late
+    problem = (needs_mmcv and not_installed('mmcv')) or cannot_import(scope)
     return problem and f"default_scope='{scope}': {problem}"
 
 
@@ -120,9 +121,10 @@ def import_reason(error: BaseException) -> str:
 
 def _first(error: BaseException) -> BaseException:
     """The error that others were raised from, or while it was handled."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
+    met = [error]
+    while (before := met[-1].__cause__ or met[-1].__context__) not in (None, *met):
+        met.append(before)  # one that was raised from itself ends the way
+    return met[-1]
 
 
 def _is_installed(name: str) -> bool:

@@ -353,14 +353,16 @@ def shipped_config(name: str) -> Path:
         Path: The file; it need not exist.
 
     Raises:
-        FileNotFoundError: If no such package is installed.
+        FileNotFoundError: If no such package is installed, or it is a module without configs.
     """
     package, _, path = name.partition('::')
     if name.startswith(_RECIPES):
         package = __package__
     if problem := not_installed(package):
         raise FileNotFoundError(f'{name}: {problem}')
-    spec = importlib.util.find_spec(package)
-    root = Path(next(iter(spec.submodule_search_locations)))
+    folders = importlib.util.find_spec(package).submodule_search_locations
+    if not folders:
+        raise FileNotFoundError(f'{name}: `{package}` is a single module and has no configs')
+    root = Path(next(iter(folders)))
     shipped, in_clone = root / '.mim' / 'configs', root.parent / 'configs'
     return (in_clone if in_clone.is_dir() and not shipped.is_dir() else shipped) / path

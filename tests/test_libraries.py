@@ -10,12 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmkd_plugin import libraries
 from mmkd_plugin.cli import UsageError, read_config
 from mmkd_plugin.foreign import errors_named
-from mmkd_plugin.libraries import cannot_import, import_problem, not_installed, scope_problem
+from mmkd_plugin.libraries import (
+    cannot_import,
+    import_problem,
+    import_reason,
+    not_installed,
+    scope_problem,
+)
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.teachers.model import model_config
 
@@ -127,6 +134,12 @@ def test_an_import_in_the_middle_of_a_build(library: Path) -> None:
         MODELS.module_dict.pop('NeedsBroken')
 
 
+def test_an_error_that_was_raised_from_itself() -> None:
+    error = RuntimeError('no')
+    error.__cause__ = error
+    assert import_problem(error) == '' and import_reason(error) == 'RuntimeError: no'
+
+
 def test_other_errors_are_no_matter_of_imports() -> None:
     try:
         raise KeyError('width')
@@ -147,6 +160,16 @@ def test_other_errors_are_no_matter_of_imports() -> None:
             f"train: error: default_scope='mmdet': mmdet cannot be imported: {TOO_NEW} Versions",
         ),
         ('mmcv', 'train', 'mmkd: error: mmcv is not installed: pip install '),
+        (
+            'mmcv',
+            'tools/train.py',
+            "train.py: error: default_scope='mmdet': mmcv is not installed: ",
+        ),
+        (
+            'mmcv',
+            'tools/export_student.py',
+            "error: default_scope='mmdet': mmcv is not installed: ",
+        ),
         ('mmengine', 'distill', 'mmkd: error: mmengine is not installed: pip install '),
     ],
 )
@@ -154,7 +177,7 @@ def test_as_a_user_sees_it(shadowed: str, command: str, words: str, tmp_path: Pa
     library = tmp_path / 'path' / shadowed / '__init__.py'
     library.parent.mkdir(parents=True)
     library.write_text(f"assert False, '{TOO_NEW}'")
-    if words.startswith('mmkd'):  # hidden from the search, as if it had never been installed
+    if 'is not installed' in words:  # hidden from the search, as if it had never been installed
         (tmp_path / 'path' / 'sitecustomize.py').write_text(
             'from importlib.machinery import PathFinder\n'
             'find = PathFinder.find_spec\n'
@@ -164,8 +187,11 @@ def test_as_a_user_sees_it(shadowed: str, command: str, words: str, tmp_path: Pa
         )
     config = tmp_path / 'student.py'
     config.write_text("default_scope = 'mmdet'\nmodel = dict(type='RetinaNet')\n")
+    torch.save(dict(state_dict={'conv.weight': torch.zeros(1)}), tmp_path / 'x.pth')
+    program = [str(ROOT / command)] if command.endswith('.py') else ['-m', 'mmkd_plugin', command]
+    files = ['x.pth', 'out.pth'] if 'export' in command else []
     done = subprocess.run(
-        [sys.executable, '-m', 'mmkd_plugin', command, str(config)],
+        [sys.executable, *program, str(config), *files],
         cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': f'{tmp_path / "path"}{os.pathsep}{ROOT}'},
         capture_output=True,

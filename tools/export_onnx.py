@@ -36,6 +36,7 @@ from mmkd_plugin.cli import (
     use_scope,
     use_student,
 )
+from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
 from mmkd_plugin.teachers.classes import classes_of_checkpoint
@@ -111,7 +112,8 @@ def student_of(config: str, checkpoint: str) -> nn.Module:
     cfg = read_config(config)
     use_student(cfg)
     use_scope(cfg)
-    model = MODELS.build(cfg.model)
+    with errors_named('model', cfg.model):
+        model = MODELS.build(cfg.model)
     weights = state_dict_of(read_checkpoint(checkpoint), checkpoint)
     load_state(model, weights, checkpoint, name='student', lenient=None)
     return model.eval()

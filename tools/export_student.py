@@ -34,6 +34,7 @@ from mmkd_plugin.cli import (
     use_scope,
     use_student,
 )
+from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
@@ -116,7 +117,8 @@ def live_weights(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
 
 def build(cfg: Config) -> nn.Module:
     use_scope(cfg)
-    return MODELS.build(cfg.model)
+    with errors_named('model', cfg.model):
+        return MODELS.build(cfg.model)
 
 
 def strip(cfg: Config) -> None:

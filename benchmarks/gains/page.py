@@ -75,7 +75,8 @@ These rules were fixed before the first counted run, but for the two changes tha
   {', '.join(f'{f:g}' for f in LONGER)} (up to 1.05 it is the student as it is). The time of a step
   is that of the whole run divided by its iterations; on a CPU it is processor time of one thread,
   because other programs share the machine. Runs of several machines are compared in multiples of
-  a step of the teacher, which each machine trains first. The last column compares the two students.
+  a step of the teacher, which each machine trains first. That is rough: programs that share a core
+  slow each other. The last column compares the two students.
 - A run whose loss is no longer finite has no score. A method with such a run gets the verdict
   *diverged*.
 
@@ -163,7 +164,8 @@ def section(records: Sequence[Record], folder: str) -> str:
         facts.append(f'Teacher: {", ".join(map(number, teacher))}.')
     hours = sum(r.step_seconds * r.iterations for r in records) / 3600
     facts.append(
-        f'{len(records)} runs, {hours:.1f} hours of {" and ".join(devices(records))} in sum.'
+        f'{len(records)} runs, {hours:.1f} hours of {" and ".join(devices(records))} in sum, '
+        'at the speed of the first machine.'
     )
     days = sorted({r.date for r in records})
     versions = sorted({r.version for r in records})

@@ -244,7 +244,8 @@ def is_below(scores: Mapping[float | str, float | None], alone: Sequence[float |
 def best_of(scores: Mapping[float | str, float | None]) -> float | str:
     """The weight with the best score of its trial.
 
-    Among equals it is the one in the middle. A trial that diverged is the worst.
+    Among equals it is the one in the middle, and never the recipe's own. A trial that diverged is
+    the worst.
 
     Args:
         scores (Mapping[float | str, float | None]): Validation scores by weight.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -26,8 +25,7 @@ Switch = bool | str
 #: batch norms are folded, and if it computes in half precision.
 FOLDED_ERROR, HALF_ERROR = 1e-4, 5e-2
 
-#: Convolutions of exactly these types are folded, with batch norms that have one of these forwards.
-CONVS = (nn.Conv2d, wrappers.Conv2d)
+#: Forwards of batch norms that are folded into convolutions.
 NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 #: Smallest number of modules in a part that is compiled: a stage is, a single layer is not.
@@ -208,9 +206,12 @@ def foldable(
         calls[norm] += 1
         links.update((conv, norm) for conv, output in made if output is args[0])
 
+    from mmcv.cnn.bricks.wrappers import Conv2d  # only now: the tools say if there is no mmcv
+
     handles = []
     for module in model.modules():
-        if type(module) in CONVS and not module._forward_hooks and not module._forward_pre_hooks:
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if type(module) in (nn.Conv2d, Conv2d) and not hooked:
             handles.append(module.register_forward_hook(after))
         elif _computes_a_norm(module):
             handles.append(module.register_forward_pre_hook(before))

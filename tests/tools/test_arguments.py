@@ -87,6 +87,7 @@ TYPED = {
     'train S/teacher.pth': 'teacher.pth is no config: it must end with .py',
     'train mmseg::nowhere.py': 'no config at mmseg::nowhere.py',
     'train nolib::x.py': 'nolib::x.py: no library `nolib` is installed',
+    'train math::x.py': 'math::x.py: `math` is a single module and has no configs',
     'train S/student.py --cfg-options default_scope=mmsge': '`mmsge` is installed; did you mean',
     'train S/student.py --launcher x': "argument --launcher: invalid choice: 'x'",
     'train S/student.py --local-rank x': "invalid int value: 'x'",
