@@ -19,7 +19,7 @@ from benchmarks.gains.plan import Run, find, needs
 from benchmarks.gains.records import Record
 from benchmarks.gains.settings import digest, run_config, test_split
 from benchmarks.gains.split import share_of
-from benchmarks.gains.tables import ROOT, SCORES, Table
+from benchmarks.gains.tables import ROOT, SCORES, TASKS, Table
 from benchmarks.gains.training import (
     TOOLS,
     Processes,
@@ -255,9 +255,18 @@ def test(folder: Path, checkpoint: Path, cfg: Config, split: str, place: Place) 
     code, last, _ = follow(command, log, lambda *_: None, place.environment, place.processes)
     if code:
         raise RunError(f'the end of {log}:\n  ' + '\n  '.join(last))
-    metric = SCORES['detection' if cfg.default_scope == 'mmdet' else 'segmentation'].metric
     newest = max(out.glob('*/*.json'))
-    return json.loads(newest.read_text())[metric]
+    return read_score(json.loads(newest.read_text()), TASKS[cfg.default_scope])
+
+
+def read_score(found: dict[str, float], task: str) -> float:
+    """The score among the metrics of an evaluation.
+
+    A detector that finds nothing scores 0: mmdet's metric then returns nothing at all.
+    """
+    if task == 'detection' and not any(key.startswith('coco/') for key in found):
+        return 0.0
+    return found[SCORES[task].metric]
 
 
 def name_of(config: Path) -> str:

@@ -29,7 +29,7 @@ from benchmarks.gains.plan import (
     plan,
     time_ratio,
 )
-from benchmarks.gains.running import Place, settle, teacher_file
+from benchmarks.gains.running import Place, read_score, settle, teacher_file
 from benchmarks.gains.settings import digest, run_config, set_weight, test_split
 from benchmarks.gains.tables import DATA, ROOT, Data, Table, find_tables
 from mmkd_plugin.cli import UsageError, read_config
@@ -417,6 +417,14 @@ def test_the_weight_of_a_run(weight, before, after):
     loss = ConfigDict(type='mmkd_plugin.ChannelWiseLoss', **before)
     set_weight(loss, weight)
     assert loss.loss_weight == after
+
+
+def test_a_detector_that_finds_nothing_scores_nothing():
+    found = {'coco/bbox_mAP': 0.21, 'coco/bbox_mAP_50': 0.4, 'data_time': 0.1}
+    assert read_score(found, 'detection') == 0.21
+    assert read_score({'data_time': 0.1, 'time': 0.2}, 'detection') == 0
+    with pytest.raises(KeyError, match='mIoU'):  # a segmentor always has a score
+        read_score({'time': 0.2}, 'segmentation')
 
 
 def test_the_lines_of_finished_runs(tmp_path: Path):
