@@ -18,8 +18,8 @@ def narrow(model: Any) -> Any:
     if 'MobileNetV2' in backbone.type:
         backbone.widen_factor = 1 / 8
         eighth = rounded_eighth
-    elif 'MobileNetV3' in backbone.type:  # it comes in one width
-        return model
+    elif backbone.type in ('MobileNetV3', 'HRNet', 'PIDNet', 'DDRNet'):
+        return model  # these come in one width, or with heads that repeat those of the branches
     elif 'ConvNeXt' in backbone.type:
         backbone.arch = dict(depths=[3, 3, 27, 3], channels=[16, 32, 64, 128])
     elif 'widen_factor' in backbone:
