@@ -52,10 +52,8 @@ OWN_DATA = ('digit_scenes', 'camvid', 'bccd')
 ONLY_ONE = [p for p in SHIPPED if p not in (*PAIR_OF, *ALONE) and p.parent.name not in OWN_DATA]
 #: Pairs whose whole models take long to build: ``make families`` builds them.
 LARGE = ('x101', 'swin', 'convnext', 'rtmdet', 'yolox', 'deeplabv3plus', 'mit-b0_8xb2')
-#: Of these, pairs that differ from others in size alone.
-LIKE_OTHERS = ('x101-32x4d_atss', 'x101-64x4d_fcos', 'mit-b0_8xb2', 'deeplabv3plus')
 if os.environ.get('FAMILIES') == 'all':
-    LARGE = LIKE_OTHERS = ()
+    LARGE = ()
 ONE_OF_EACH = list({pair: path for path, pair in reversed(PAIR_OF.items())}.values())
 #: One recipe of each pair; what is true of the pair is tested with it alone.
 SAMPLES = [path for path in ONE_OF_EACH if not any(part in path.stem for part in LARGE)]
@@ -82,13 +80,13 @@ def trained() -> list[Path]:
 
     There is one of each pair, and one of each method and place, for segmentors and for detectors.
     """
-    every = [p for p in (*PAIR_OF, *ALONE, *ONLY_ONE) if not any(x in p.stem for x in LIKE_OTHERS)]
+    every = [*PAIR_OF, *ALONE, *ONLY_ONE]
     if os.environ.get('FAMILIES') == 'all':
         return every
     found = {}
-    for path in [p for p in (*ONE_OF_EACH, *ALONE) if p in every] + every:
+    for path in [*ONE_OF_EACH, *ALONE, *every]:
         found.setdefault((path.stem.partition('_')[0], PAIR_OF.get(path) in SEGMENTORS), path)
-    return sorted({*found.values(), *ONE_OF_EACH, *ALONE, *ONLY_ONE} & {*every})
+    return sorted({*found.values(), *ONE_OF_EACH, *ALONE, *ONLY_ONE})
 
 
 #: What needs labels of positions, or compares one class of several at each.
