@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmkd_plugin.running.hook import make_resumable
 from tests.stock_models import build
 
 try:
@@ -162,9 +163,11 @@ def validated(cfg: Config, data: Path) -> Config:
     return cfg
 
 
-def train(cfg: Config, *hooks: Hook) -> Runner:
-    """Runs a config in this process."""
+def train(cfg: Config, *hooks: Hook, resumable: bool = False) -> Runner:
+    """Runs a config in this process, with the random state kept as ``tools/train.py`` keeps it."""
     runner = Runner.from_cfg(cfg)
+    if resumable:
+        make_resumable(runner)
     for hook in hooks:
         runner.register_hook(hook)
     runner.train()

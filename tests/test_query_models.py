@@ -12,8 +12,8 @@ from mmengine.registry import DefaultScope
 
 from mmkd_plugin import Distiller
 from tests import stock_models
-from tests.runs import needs_ops
-from tests.stock_models import batch, build, cwd, distiller
+from tests.runs import assert_same, needs_ops
+from tests.stock_models import batch, build, cwd, distiller, has_gradient
 
 pytestmark = needs_ops
 
@@ -210,10 +210,6 @@ def test_queries_are_asked_as_if_they_were_the_models_own(name, counters, monkey
     build(ASKED[name]()).load_state_dict(model.state_dict(), strict=True)
 
 
-def has_gradient(parameter):
-    return parameter.grad is not None and bool(parameter.grad.any())
-
-
 @pytest.mark.parametrize(
     ('student', 'teacher'),
     [('two stages', 'dino'), ('dino', 'two stages'), ('dab', 'dino'), ('deformable', 'refined')],
@@ -313,6 +309,20 @@ def test_masks_are_asked_as_if_the_queries_were_the_models_own(name, counters):
     assert not any('query_' in key for key in learning), 'its queries learn from the task alone'
     assert all(p.grad is None for p in frozen.parameters())
     build(MASKED[name]()).load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize('name', MASKED)
+def test_masks_teach_the_student_and_leave_the_teacher(name):
+    model, frozen = asked_for_masks(name, name)
+    inputs, samples = batch(model)
+    before = copy.deepcopy(frozen.state_dict())
+    optimizer, values = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3)), []
+    for _ in range(5):  # the points of the iteration are the same: their seed is its number
+        losses = model(inputs, copy.deepcopy(samples), mode='loss')
+        values.append(losses['distill.kd.loss'].item())
+        optimizer.update_params(losses['distill.kd.loss'])
+    assert values[-1] < 0.9 * values[0]
+    assert_same(dict(frozen.state_dict()), dict(before))
 
 
 def test_masks_that_find_their_weight_under_mixed_precision_and_draw_points_again(counters):

@@ -1,6 +1,6 @@
 """Small real models for the tests: the stock classes, a few channels wide."""
 
-from tests.stock_models.building import batch, build, calls_of, cwd, distiller
+from tests.stock_models.building import batch, build, calls_of, cwd, distiller, has_gradient
 from tests.stock_models.detectors import (
     atss,
     cascade_rcnn,
@@ -61,6 +61,7 @@ __all__ = [
     'fcn',
     'fcos',
     'gfl',
+    'has_gradient',
     'ld',
     'mask2former',
     'mask2former_segmentor',

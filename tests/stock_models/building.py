@@ -56,6 +56,11 @@ def calls_of(module: nn.Module) -> list[tuple[tuple, dict]]:
     return calls
 
 
+def has_gradient(parameter: Tensor) -> bool:
+    """Whether backward has reached a parameter with more than zeros."""
+    return parameter.grad is not None and bool(parameter.grad.any())
+
+
 def cwd(**kwargs: Any) -> dict:
     """A channel-wise loss, for terms whose loss does not matter."""
     return dict(type='mmkd_plugin.ChannelWiseLoss', **kwargs)

@@ -15,7 +15,7 @@ from mmkd_plugin.taps.example import example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
 from tests import stock_models
 from tests.runs import needs_ops
-from tests.stock_models import batch, build, cwd, distiller
+from tests.stock_models import batch, build, cwd, distiller, has_gradient
 
 CPU = torch.device('cpu')
 NAMED = Tap.parse('class_scores')
@@ -208,6 +208,34 @@ def test_they_teach_and_learn_with_an_automatic_weight(student, teacher):
 
 
 @needs_ops
+@pytest.mark.parametrize('name', ['ddrnet', 'pidnet'])
+def test_one_name_for_the_features_of_models_that_give_others_in_training(name):
+    make = getattr(stock_models, name)
+    terms = dict(
+        features=dict(tap='class_scores@input', loss=dict(type='mmkd_plugin.PearsonLoss')),
+        scores=dict(tap='class_scores', loss=cwd()),
+    )
+    model = distiller(make(8), make(16), terms).train()
+    losses = model(*batch(model), mode='loss')
+    for term in terms:
+        losses[f'distill.{term}.loss'].backward(retain_graph=True)
+        reached = [has_gradient(p) for p in model.student.backbone.parameters()]
+        assert any(reached), term
+        model.zero_grad()
+
+
+def test_auxiliary_heads_teach_auxiliary_heads_by_one_name():
+    model = distiller(
+        with_auxiliary_heads(),
+        with_auxiliary_heads(),
+        dict(cwd=dict(tap='auxiliary_head@class_scores', loss=cwd())),
+    ).train()
+    model(*batch(model), mode='loss')['distill.cwd.loss'].backward()
+    for head in model.student.auxiliary_head:
+        assert has_gradient(head.conv_seg.weight)
+    assert not has_gradient(model.student.decode_head.conv_seg.weight)
+
+
 def test_a_head_that_takes_more_than_features_teaches(tmp_path):
     teacher = model_of('san')
     torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'san.pth')

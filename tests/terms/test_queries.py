@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -251,17 +252,25 @@ def test_classes_in_another_order():
 
 
 @pytest.mark.usefixtures('own_globals')
-def test_a_resumed_run_is_the_run_that_never_ended(data, tmp_path):
-    teacher = stock_models.dab_detr(16, classes=2)
+@pytest.mark.parametrize('kind', ['boxes', 'masks'])
+def test_a_resumed_run_is_the_run_that_never_ended(kind, data, tmp_path):
+    if kind == 'boxes':
+        loss, make = LOSS, partial(stock_models.dab_detr, classes=2)
+    else:
+        loss = dict(type='mmkd_plugin.SharedMasksLoss', points=40)
+        make = partial(stock_models.mask2former_segmentor, classes=3)
+    student, teacher = make(), make(queries=7)
     model = dict(
-        _scope_='mmdet',
+        _scope_=student['_scope_'],
         type='mmkd_plugin.Distiller',
-        student=stock_models.dab_detr(classes=2),
+        student=student,
         teacher=dict(config=teacher, checkpoint=save_weights(teacher, tmp_path / 'teacher.pth')),
-        distill=dict(kd=dict(queries=dict(random=5), loss=LOSS)),
+        distill=dict(kd=dict(queries=dict(random=5), loss=loss)),
     )
     first, second = Record(), Record()
-    train(config(model, data, tmp_path / 'whole', 4, save_every=2), first)
+    train(config(model, data, tmp_path / 'whole', 4, save_every=2), first, resumable=True)
     half = str(tmp_path / 'whole' / 'iter_2.pth')
-    train(config(model, data, tmp_path / 'rest', 4, load_from=half, resume=True), second)
+    rest = config(model, data, tmp_path / 'rest', 4, load_from=half, resume=True)
+    train(rest, second, resumable=True)
     assert_same(second.losses, first.losses[2:])
+    assert second.losses[0]['distill.kd.loss'] > 0
