@@ -145,6 +145,12 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
     choice = choose(ours, theirs, args.method)
     if is_first_process(args.launcher):
         print_log(f'Compares {choice.why}.', logger='current')
+        if not choice.measured:
+            print_log(
+                'The gain of this choice is not measured: docs/choosing.md has pairs of other '
+                'kinds. Train the student alone too, and compare.',
+                logger='current',
+            )
     return config_text(
         found_from(args.student),
         found_from(args.teacher),

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mmkd_plugin.choosing.looking import Level, Look, ScoreMap
-from mmkd_plugin.choosing.methods import BESIDE, METHODS, NAMES
+from mmkd_plugin.choosing.methods import BESIDE, MEASURED, METHODS, NAMES
 from mmkd_plugin.teachers.classes import Names, order_between
 from mmkd_plugin.words import did_you_mean
 
@@ -44,6 +44,11 @@ class Choice(NamedTuple):
     def terms(self) -> dict[str, dict[str, Any]]:
         """All terms, by their names."""
         return {self.method: self.term, **self.beside}
+
+    @property
+    def measured(self) -> bool:
+        """Whether docs/choosing.md has the gain of such a term."""
+        return (self.kind, self.method) in MEASURED
 
 
 def check_method(name: str | None) -> None:

@@ -100,6 +100,12 @@ BESIDE: dict[str, tuple[tuple[str, str], ...]] = {
     'other neck': (('head', 'bckd'),),
 }
 
+#: Kinds and methods whose gain docs/choosing.md has.
+MEASURED = {
+    ('scores', 'cwd'), ('scores', 'pixel_wise'), ('features', 'cwd'), ('other neck', 'pkd'),
+    ('other neck', 'cwd'), ('other neck', 'at'), ('head', 'bckd'),
+}  # fmt: skip
+
 #: What each kind of pair is called when it is told.
 NAMES = {
     'scores': 'class scores before upsampling',

@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks.gains.tables import ROOT
 from mmkd_plugin.choosing import METHODS, Choice, choose, look_at_student, look_at_teacher
+from mmkd_plugin.choosing.methods import MEASURED
 from mmkd_plugin.cli import read_config
 from mmkd_plugin.taps import Tap, places_of
 from tests.runs import HAS_OPS
@@ -72,6 +73,7 @@ def test_the_choice_is_that_of_the_tables(task):
         pytest.skip('mmcv has no compiled ops')
     rows = recipes(task)
     taken, student = choice(next(iter(rows.values())))
+    assert taken.measured
     ours = compared(taken.terms, student)
     (method,) = (name for name, cfg in rows.items() if compared(cfg.model.distill, student) == ours)
 
@@ -83,3 +85,15 @@ def test_the_choice_is_that_of_the_tables(task):
         if {term['loss']['type'] for term in cfg.model.distill.values()} <= known:
             better = [gain_of(other, section) > gain_of(method, section) for section in every]
             assert not all(better), f'{other} is better on each data set'
+
+
+def test_what_counts_as_measured_has_a_row():
+    """A row of the page has the loss of each method that counts as measured, at the same place."""
+    places = {'scores': 'logits', 'features': 'features', 'other neck': 'neck', 'head': 'head'}
+    text = (ROOT / 'docs' / 'choosing.md').read_text(encoding='utf-8')
+    names = {name for name, _, _ in ROW.findall(text)} | {name for name, _ in UNCLEAR.findall(text)}
+    for kind, method in MEASURED:
+        loss = METHODS[kind][method].loss['type']
+        files = (ROOT / 'configs').glob(f'*/*-{places[kind]}_*digit-scenes*.py')
+        known = {file.name.partition('_')[0] for file in files if loss in file.read_text()}
+        assert known & names, (kind, method)
