@@ -144,13 +144,7 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
         theirs = look_at_teacher(teacher, names, device, model.data_preprocessor)
     choice = choose(ours, theirs, args.method)
     if is_first_process(args.launcher):
-        print_log(f'Compares {choice.why}.', logger='current')
-        if not choice.measured:
-            print_log(
-                'The gain of this choice is not measured: docs/choosing.md has pairs of other '
-                'kinds. Train the student alone too, and compare.',
-                logger='current',
-            )
+        print_log(choice.said, logger='current')
     return config_text(
         found_from(args.student),
         found_from(args.teacher),

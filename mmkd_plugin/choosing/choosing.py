@@ -50,6 +50,16 @@ class Choice(NamedTuple):
         """Whether docs/choosing.md has the gain of such a term."""
         return (self.kind, self.method) in MEASURED
 
+    @property
+    def said(self) -> str:
+        """What is compared and why, as the tool says it and the config notes it."""
+        if self.measured:
+            return f'Compares {self.why}.'
+        return (
+            f'Compares {self.why}. The gain of this choice is not measured: docs/choosing.md has '
+            'pairs of other kinds. Train the student alone too, and compare.'
+        )
+
 
 def check_method(name: str | None) -> None:
     """Refuses a name that no method has.

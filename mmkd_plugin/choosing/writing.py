@@ -47,9 +47,7 @@ def config_text(student: str, teacher: str, checkpoint: str, choice: Choice) -> 
         "loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=1, loss_weight='auto'))))"
     """
     return TEMPLATE.format(
-        why=textwrap.fill(
-            f'Compares {choice.why}.', 100, initial_indent='# ', subsequent_indent='# '
-        ),
+        why=textwrap.fill(choice.said, 100, initial_indent='# ', subsequent_indent='# '),
         student=student,
         config=teacher,
         checkpoint=checkpoint,

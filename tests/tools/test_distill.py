@@ -137,10 +137,9 @@ def test_other_classes_and_another_family(dry, segmentation, data, tmp_path):
     assert "tap='class_scores@input'" in text
 
 
-def test_a_choice_that_no_table_has_says_so(call_tool, triple, tmp_path):
-    words = (*triple, '--work-dir', tmp_path / 'dry', '--dry-run')
-    assert 'is not measured' not in call_tool('distill', *words)
-    assert 'is not measured' in call_tool('distill', *words, '--method', 'at')
+def test_a_choice_that_no_table_has_says_so(dry, triple):
+    assert 'is not measured' not in ' '.join(dry(*triple).split('\n# '))
+    assert 'is not measured' in ' '.join(dry(*triple, '--method', 'at').split('\n# '))
 
 
 @needs_ops
