@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'versions.md'
 START, END = '<!-- tools/stacks.py -->', '<!-- end -->'
-HEAD = ['stack', 'Python', 'torch', 'libraries', 'tests', 'passed', 'skipped', 'failed']
+HEAD = ['stack', 'Python', 'torch', 'libraries', 'tests', 'passed', 'skipped', 'failed', 'last run']
 
 #: Runs in the environment, and prints what it has as JSON.
 PROBE = """
@@ -83,7 +84,8 @@ def row(found: dict, tests: list[str], counted: dict[str, int]) -> list[str]:
     what = ', '.join(test.removeprefix('tests/') for test in tests)
     failed = counted.get('failed', 0) + counted.get('error', 0)
     numbers = [counted.get('passed', 0), counted.get('skipped', 0), failed]
-    return [stack, found['python'], found['torch'], libraries, what, *map(str, numbers)]
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return [stack, found['python'], found['torch'], libraries, what, *map(str, numbers), today]
 
 
 def merged(text: str, new: list[list[str]]) -> str:
@@ -93,7 +95,7 @@ def merged(text: str, new: list[list[str]]) -> str:
     lines = [line for line in block.splitlines() if line.startswith('|')][2:]
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     rows = {tuple(one[:5]): one for one in [*rows, *new]}
-    table = [HEAD, ['---'] * 5 + ['--:'] * 3, *(rows[key] for key in sorted(rows))]
+    table = [HEAD, ['---'] * 5 + ['--:'] * 3 + ['---'], *(rows[key] for key in sorted(rows))]
     lines = [f'| {" | ".join(one)} |' for one in table]
     return '\n'.join([before + START, '', *lines, '', END + after])
 
