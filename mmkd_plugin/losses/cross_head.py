@@ -60,7 +60,7 @@ class CrossHeadLoss(nn.Module):
 
     Classes: ``cls * sum of lw * abs(p_T - p_S)^beta * BCE(S, p_T) / n_pos`` over places and
     classes, with p the sigmoid of a score and lw the weights of the labels. Boxes, weighted by w,
-    the teacher's highest probability at a place: for distributions (GFL)
+    the teacher's highest probability at a place, 0 where lw is: for distributions (GFL)
     ``box * sum of w * KL / (4 * sum of w)``, both over all levels; for others
     ``box * sum of w * (1 - GIoU) / n_pos`` of the decoded boxes, or ``-log(IoU)``. Heads with a
     centerness (ATSS) add ``centerness * sum over positives of BCE(S, p_T) / n_pos``. The term has
@@ -169,6 +169,7 @@ class CrossHeadLoss(nn.Module):
         places = assigned.labels[index].shape[1]
         with full_precision(*level.scores) as scores, full_precision(*level.boxes) as boxes:
             sure = rows(scores[1], places).amax(2).sigmoid()
+            sure = sure * (assigned.weights[index] != 0)  # boxes of ignored places count nothing
             weights = assigned.weights[index].to(sure.dtype) / divisor.to(sure.dtype)
             rest = self.cls * scores_apart(*scores, places, weights, self.beta)
             if level.centerness is not None:

@@ -44,8 +44,9 @@ class TestCrossHeadLoss(DetectionContract):
             entropy = -(p_t * np.log(p_s) + (1 - p_t) * np.log(1 - p_s))
             scores += weights[n, place] * (abs(p_t - p_s) ** beta * entropy).sum() / N_POS
             sides = [x[at].reshape(4, -1) for x in maps]
-            apart += p_t.max() * self.gap(priors[n, place], *sides)
-            total += p_t.max()
+            sure = p_t.max() if weights[n, place] else 0  # the authors leave out ignored places
+            apart += sure * self.gap(priors[n, place], *sides)
+            total += sure
         return cls * scores + box * self.per_box(apart, total)
 
     @staticmethod
@@ -139,12 +140,19 @@ def test_boxes_are_decoded_as_those_of_the_teacher():
     assert asked == [True, True] and STRIDE
 
 
-def test_places_that_the_student_ignores_cost_no_classes():
-    scores, boxes = maps(3, 20)
-    found = assigned_for([scores])
-    found = found._replace(weights=[torch.zeros_like(x) for x in found.weights])
-    loss = CrossHeadLoss(box=0)([scores, boxes], maps(3, 20, seed=1), found)
-    assert loss.item() == 0
+@pytest.mark.parametrize('kind', ['bins', 'decoded'])
+def test_places_that_the_student_ignores_cost_nothing(kind):
+    ours, theirs = (maps(3, 32 if kind == 'bins' else 4, seed=seed) for seed in (0, 1))
+    found = assigned_for([ours[0]])
+    none = found._replace(weights=[torch.zeros_like(x) for x in found.weights])
+    assert CrossHeadLoss(kind)(ours, theirs, none).item() == 0
+    # what stands at an ignored place is no matter, and neither is how many there are
+    before = CrossHeadLoss(kind)(ours, theirs, found)
+    (ignored,) = (x == 0 for x in found.weights)
+    assert ignored.any() and not ignored.all()
+    for one in (*ours, *theirs):
+        one.view(*one.shape[:2], -1).transpose(1, 2)[ignored] += 3
+    torch.testing.assert_close(CrossHeadLoss(kind)(ours, theirs, found), before)
 
 
 def test_a_teacher_that_sees_nothing_has_no_say_about_boxes():
