@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         af_dcd=dict(
             tap='decode_head.bottleneck',
-            loss=dict(type='mmkd_plugin.DenseContrastLoss', fd=2e-6, ctr=5e-3, loss_weight=1),
+            loss=dict(type='mmkd_plugin.DenseContrastLoss', fd=1e-6, ctr=5e-3, loss_weight=1),
         ),
         pixel_wise=dict(
             tap='decode_head.conv_seg',
