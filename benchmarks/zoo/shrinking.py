@@ -61,6 +61,8 @@ LISTS_OF_LAYERS = ('depths', 'num_layers', 'num_blocks', 'stage_blocks', 'layers
 SIZES = ('img_size', 'image_size', 'crop_size', 'size', 'random_size_range')
 #: Keys that name files to download.
 FILES = ('init_cfg', 'pretrained', 'pretrained_cfg', 'load_from')
+#: A file without weights: SAN initialises itself from a file, and fails without one.
+NOTHING = 'nothing://'
 
 
 def shrunken(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
@@ -157,6 +159,11 @@ class Shrinking:
         shrunk = {key: self.of_key(key, value) for key, value in config.items() if key not in FILES}
         if kind == 'STDCNet':
             shrunk['num_convs'] = max(shrunk.get('num_convs', 2), 2)  # it wants more than one
+        if kind == 'MultimodalEncoderDecoder':
+            shrunk['pretrained'] = NOTHING
+        if kind == 'CLIPTextEncoder':  # which finds its classes by the name of a data set
+            names = [f'class {i}' for i in range(max(self.classes.values()))]
+            shrunk |= dict(dataset_name=None, vocabulary=names, templates=['a {}.'])
         if kind in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             shrunk['type'] = 'BN'
         if kind.endswith(('DataPreProcessor', 'DataPreprocessor')):
@@ -181,6 +188,8 @@ class Shrinking:
             return self.of_weights(value)
         if key in SIZES:
             return _numbers(value, lambda _: self.side)
+        if key == 'size_divisor' and isinstance(value, int):
+            return min(value, self.side)
         if key in COUNTS and isinstance(value, int):
             return min(value, COUNTS[key])
         if self.rung.width > 1:
