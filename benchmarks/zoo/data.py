@@ -24,6 +24,8 @@ META = dict(
 
 #: Weights are smaller; memory that nobody has written may be anything.
 HUGE = 1e4
+#: Parameters that only a file of weights writes: zeros, as memory often is, make the embedding NaN.
+UNWRITTEN = '.text_projection', '.positional_embedding'
 
 
 @DATASETS.register_module()
@@ -126,14 +128,16 @@ def load_nothing(filename: str, map_location: Any = None) -> dict[str, Any]:
 def tame(model: nn.Module) -> None:
     """Gives weights to the parameters that a model leaves as memory that it finds.
 
-    The branches of TridentNet are such: they expect a file of weights, which we leave out.
+    The branches of TridentNet are such, and the text encoder of SAN: they expect a file of weights,
+    which we leave out.
 
     Args:
         model (nn.Module): The model, initialised.
     """
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() and not parameter.abs().max() < HUGE:  # NaN is not, either
+        for name, parameter in model.named_parameters():
+            wild = parameter.numel() and not parameter.abs().max() < HUGE  # NaN is not, either
+            if wild or f'.{name}'.endswith(UNWRITTEN):
                 parameter.normal_(std=0.02)
 
 

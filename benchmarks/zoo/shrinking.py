@@ -33,10 +33,12 @@ class Rung(NamedTuple):
     side: int | None
 
 
-#: Tried in this order: a model whose widths are written in its code trains on the second one.
+#: Tried in this order: a model whose widths are written in its code trains on the second one, one
+#: that pools with a large window on the third.
 RUNGS = (
     Rung('small', 8, True, 128),
     Rung('shallow', 1, True, 128),
+    Rung('large images', 1, True, 512),
     Rung('whole', 1, False, None),
 )
 
