@@ -42,8 +42,8 @@ make zoo OPTIONS='--per-family 1 --sibling'     # with a larger sibling as the t
 
 #: What is said of those that do not train alone.
 ELSEWHERE = """\
-Here, on a CPU without a network. Operations that are made for GPUs alone ("for device cpu not found")
-need one; others need a further library, or weights of a language model that are downloaded.
+Here, on a CPU without a network. Some need a GPU for an operation ("for device cpu not found"),
+others a further library, or weights of a language model that are downloaded.
 """
 
 

@@ -208,7 +208,7 @@ SOME = [
     record('mmseg::a/1.py', WORKS),
     record('mmseg::a/2.py', WORKS, tried='mmseg::a/1.py'),
     record('mmseg::b/1.py', FAILS, 'ValueError: x|y'),
-    record('mmseg::b/2.py', TRAINS, 'has no loss_cls', compared='neck: CWD; and head: BCKD'),
+    record('mmseg::e/1.py', TRAINS, 'has no loss_cls', compared='neck: CWD; and head: BCKD'),
     record('mmdet::c/1.py', NOT_OURS, 'needs mmpretrain'),
     record('mmdet::d/1.py', 'no model', 'has no model'),
 ]
@@ -231,7 +231,7 @@ def test_the_page():
     assert '4 train alone, **3 of these work (75.0 %)**' in text
     assert '2 of them predict; 1 do not predict alone either' in text
     assert '| mmseg/a | 2 | 2 | 2 | class scores |' in text
-    assert '| mmseg/b | 2 | 2 | 1 | neck, and head |' in text
+    assert '| mmseg/e | 1 | 1 | 1 | neck, and head |' in text
     assert '| ValueError: x\\|y | 1 | `mmseg::b/1.py` |' in text
     assert text.index('has no loss_cls') > text.index('does not predict alone\n')
     assert text.index('needs mmpretrain') > text.index('What does not train alone')
@@ -284,10 +284,12 @@ ONE, OTHER = (
 )
 
 
+SWEPT = '--results', 'zoo.jsonl', '--logs', 'logs', '--only'
+
+
 def sweep(folder: Path, *options: str) -> str:
-    """Runs the tool over two configs in a fork; returns what it printed."""
-    arguments = '--results', 'zoo.jsonl', '--logs', 'logs', '--only', ONE, OTHER
-    return run_tool('zoo_sweep', *arguments, *options, cwd=folder)
+    """Runs the tool over some configs in a fork; returns what it printed."""
+    return run_tool('zoo_sweep', *SWEPT, *options, cwd=folder)
 
 
 def test_a_sweep_goes_on(tmp_path):
@@ -297,17 +299,18 @@ def test_a_sweep_goes_on(tmp_path):
         ONE, WORKS, teacher=TEACHERS['mmseg'], model=configs.candidate(ONE).model, seconds=77.5
     )
     records.write(file, [noted])
-    assert '2 different models; 1 to try, for 1 configs' in sweep(tmp_path)
+    assert '2 different models; 1 to try, for 1 configs' in sweep(tmp_path, ONE, OTHER)
     first, second = records.read(file).values()
     assert first == noted and second.config == OTHER and second.outcome == WORKS
     assert [one.name for one in (tmp_path / 'logs').iterdir()] == [log_of(OTHER)]
 
     before = file.read_bytes()
-    assert '0 to try' in sweep(tmp_path) and file.read_bytes() == before
+    assert '0 to try' in sweep(tmp_path, ONE, OTHER) and file.read_bytes() == before
 
-    assert '2 to try' in sweep(tmp_path, '--again', WORKS)
-    first, _ = records.read(file).values()
-    assert first.seconds != noted.seconds and first.compared != noted.compared
+    assert '1 to try' in sweep(tmp_path, ONE, '--again', WORKS)
+    again, other = records.read(file).values()
+    assert other == second and again.outcome == WORKS
+    assert again.seconds != noted.seconds and again.compared != noted.compared
 
 
 def log_of(config: str) -> str:
@@ -315,8 +318,9 @@ def log_of(config: str) -> str:
     return config.replace('::', '_').replace('/', '_').removesuffix('.py') + '.log'
 
 
-@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_sweep_goes_on(how, tmp_path):
+def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
+    (tmp_path / 'temporary').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
     reading, writing = os.pipe()
     sys.stdout.flush()
     import_all()
@@ -327,17 +331,16 @@ def test_a_killed_sweep_goes_on(how, tmp_path):
         try:
             sys.stdout = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
             os.chdir(tmp_path)
-            arguments = '--results', 'zoo.jsonl', '--logs', 'logs', '--only', ONE, OTHER
-            call_tool(load_tool('zoo_sweep').main, 'zoo_sweep', arguments)
+            call_tool(load_tool('zoo_sweep').main, 'zoo_sweep', [*SWEPT, ONE, OTHER])
         finally:
             os._exit(1)
     os.close(writing)
     with os.fdopen(reading) as told:
         assert any('[1/2' in line for line in told)  # one outcome is kept
-        os.kill(child, how)
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     (kept,) = records.read(tmp_path / 'zoo.jsonl').values()
-    assert '1 to try, for 1 configs' in sweep(tmp_path)
+    assert '1 to try, for 1 configs' in sweep(tmp_path, ONE, OTHER)
     found = records.read(tmp_path / 'zoo.jsonl')
     assert found[kept.config, kept.teacher] == kept
     assert {one.config: one.outcome for one in found.values()} == {ONE: WORKS, OTHER: WORKS}
