@@ -130,9 +130,7 @@ def test_dry_run_stops_after_the_plan_and_writes_nothing(triple, segmentation, t
     texts = [' '.join(column).split() for column in zip(*rows, strict=True)]
     term, student, teacher, connector, loss, on = map(' '.join, texts)
     assert term == 'cwd pkd'
-    assert student == (
-        'decode_head.conv_seg 3 channels, stride 8 backbone[3] 64 channels, stride 8'
-    )
+    assert student == 'class_scores 3 channels, stride 8 backbone[3] 64 channels, stride 8'
     assert teacher == student  # both have eight channels in their first stage
     assert 'ChannelWiseLoss' in loss and 'tau=4' in loss and 'PearsonLoss' in loss
     assert connector == 'none none' and on
@@ -271,7 +269,8 @@ def test_a_larger_data_set_does_not_delay_the_first_iteration(data, triple, tmp_
         read[count] = images_read_before_the_first_iteration(
             tmp_path / f'run on {count}', folder, triple
         )
-    assert read == {20: 8 + 2, 500: 8 + 2}  # those that are looked at, and a batch
+    looked_at, first_batch = 8 + 1, 2  # images for training, and one for validation
+    assert read == dict.fromkeys((20, 500), looked_at + first_batch)
 
 
 def test_mistakes(fails, triple, segmentation, tmp_path):
