@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -34,7 +35,7 @@ from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken
 from mmkd_plugin.choosing.choosing import Choice
 from mmkd_plugin.choosing.writing import config_text
 from mmkd_plugin.cli import UsageError
-from tests.attacks.harness import call_tool
+from tests.attacks.harness import call_tool, fork
 from tests.imports import import_all
 from tests.pages import ROOT
 from tests.runs import needs_ops
@@ -292,6 +293,7 @@ def sweep(folder: Path, *options: str) -> str:
     return run_tool('zoo_sweep', *SWEPT, *options, cwd=folder)
 
 
+@needs_ops
 def test_a_sweep_goes_on(tmp_path):
     """What has an outcome is not tried again, unless it is asked for."""
     file = tmp_path / 'zoo.jsonl'
@@ -318,27 +320,24 @@ def log_of(config: str) -> str:
     return config.replace('::', '_').replace('/', '_').removesuffix('.py') + '.log'
 
 
+class DiesAtTheFirstOutcome(io.StringIO):
+    """Output of a sweep over two models that ends it at once when the first one is told."""
+
+    def write(self, text: str) -> int:
+        if '[1/2' in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().write(text)
+
+
+@needs_ops
 def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
-    (tmp_path / 'temporary').mkdir()
-    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'temporary'))
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    import_all()
-    child = os.fork()
-    if child == 0:
-        os.dup2(writing, 1)
-        os.close(reading)
-        try:
-            sys.stdout = open(1, 'w', buffering=1, closefd=False)  # noqa: SIM115
-            os.chdir(tmp_path)
-            call_tool(load_tool('zoo_sweep').main, 'zoo_sweep', [*SWEPT, ONE, OTHER])
-        finally:
-            os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        assert any('[1/2' in line for line in told)  # one outcome is kept
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    def run() -> None:
+        sys.stdout = DiesAtTheFirstOutcome()
+        arguments = [*SWEPT, ONE, OTHER, '--jobs', '2']  # the other one is being tried
+        call_tool(load_tool('zoo_sweep').main, 'zoo_sweep', arguments)
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    assert fork(run, tmp_path).status == -signal.SIGKILL
     (kept,) = records.read(tmp_path / 'zoo.jsonl').values()
     assert '1 to try, for 1 configs' in sweep(tmp_path, ONE, OTHER)
     found = records.read(tmp_path / 'zoo.jsonl')
