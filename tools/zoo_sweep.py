@@ -26,7 +26,7 @@ import torch
 from mmengine.registry import MODELS
 
 from benchmarks.zoo import configs, page, records
-from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TEACHERS, WORKS, Outcome
+from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TEACHERS, TRAINS, WORKS, Outcome
 from benchmarks.zoo.processes import Limits, attempts
 from mmkd_plugin.cli import UsageError, check_file, check_folder, check_number, plain_errors
 from mmkd_plugin.stack import prepare
@@ -61,10 +61,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--again',
         nargs='+',
-        choices=[WORKS, FAILS, NOT_OURS],
+        choices=[WORKS, TRAINS, FAILS, NOT_OURS],
         default=[],
         metavar='OUTCOME',
-        help='try those again that came out so: works, fails, "not ours"',
+        help='try those again that came out so: works, trains, fails, "not ours"',
     )
     parser.add_argument('--jobs', type=int, default=1, help='processes at a time; default: 1')
     parser.add_argument('--seconds', type=float, default=120, help='limit of each; default: 120')

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
 
 from benchmarks.zoo.configs import without_paths
-from benchmarks.zoo.data import tame  # which registers what the configs name, too
+from benchmarks.zoo.data import predict, tame  # which registers what the configs name, too
 from benchmarks.zoo.shrinking import RUNGS, Rung, classes_of, shrunken, side_of
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
@@ -31,7 +32,9 @@ TEACHERS = {
 #: The teacher of a config that is the config itself, shrunken less where that can be built.
 SIBLING = 'sibling'
 
-WORKS, FAILS, NOT_OURS = 'works', 'fails', 'not ours'
+WORKS, TRAINS, FAILS, NOT_OURS = 'works', 'trains', 'fails', 'not ours'
+#: Those of configs that train alone.
+TRAIN_ALONE = WORKS, TRAINS, FAILS
 
 #: Hooks that change the data set of a config, which our images replace.
 OF_THE_DATA = 'PipelineSwitchHook', 'YOLOXModeSwitchHook'
@@ -45,8 +48,11 @@ class Outcome:
     """What came out of an attempt.
 
     Args:
-        outcome (str): ``'works'``, ``'fails'``, or ``'not ours'`` if the student alone fails, too.
-        stage (str): Where it ended: ``'alone'``, ``'distill'`` or ``'load'``. Defaults to nothing.
+        outcome (str): ``'works'``; ``'trains'`` if all works but the prediction, which the student
+            alone does not manage either; ``'fails'``; or ``'not ours'`` if the student alone does
+            not train.
+        stage (str): Where it ended: ``'alone'``, ``'predict'``, ``'distill'`` or ``'load'``.
+            Defaults to nothing.
         reason (str): Why. Defaults to nothing.
         rung (str): How far the model was shrunken. Defaults to nothing.
         compared (str): What is compared, in the words of the tool. Defaults to nothing.
@@ -82,6 +88,23 @@ class Work:
         return self.config.partition('::')[0]
 
 
+@dataclass
+class Alone:
+    """A student that has trained without a teacher.
+
+    Args:
+        settings (dict[str, Any]): Its config.
+        rung (Rung): How far it is shrunken.
+        keys (set[str]): Those of its state.
+        reason (str): Why it does not predict. Defaults to nothing: it does.
+    """
+
+    settings: dict[str, Any]
+    rung: Rung
+    keys: set[str]
+    reason: str = ''
+
+
 def attempt(work: Work, distill: ModuleType) -> Outcome:
     """Trains a student for a step, alone and distilled, and loads the checkpoint again.
 
@@ -92,34 +115,47 @@ def attempt(work: Work, distill: ModuleType) -> Outcome:
     Returns:
         Outcome: What came out of it.
     """
+    student = first_alone(work)
+    if isinstance(student, Outcome):
+        return student
+    rung = student.rung.name
+    work.told(f'distill, {rung}')
+    try:
+        with quick():
+            compared = distilled(student, work, distill)
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return Outcome(FAILS, 'distill', reason_of(error), rung)
+    work.told(f'load, {rung}')
+    try:
+        loaded(student.settings, work.folder / 'run' / 'iter_1.pth', student.keys)
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(FAILS, 'load', reason_of(error), rung, compared)
+    if student.reason:
+        return Outcome(TRAINS, 'predict', student.reason, rung, compared)
+    return Outcome(WORKS, '', '', rung, compared)
+
+
+def first_alone(work: Work) -> Alone | Outcome:
+    """The student as small as it trains and predicts; or only trains; or why it does not train."""
+    trained, failed = None, None
     for rung in RUNGS:
-        work.told(f'alone, {rung.name}')
+        work.told(f'{"predict" if trained else "alone"}, {rung.name}')
         try:
             settings = settings_of(read_config(work.config), work.library, rung)
             with quick():
-                keys = alone(settings, work.folder / 'alone')
-            break
+                student = alone(settings, rung, work.folder / 'alone')
         except Exception as error:  # a model may raise anything
             traceback.print_exc()
-            error_alone = error
+            failed = Outcome(NOT_OURS, 'alone', reason_of(error), rung.name)
             if is_missing(error):
-                return Outcome(NOT_OURS, 'alone', reason_of(error), rung.name)
-    else:
-        return Outcome(NOT_OURS, 'alone', reason_of(error_alone), rung.name)
-    work.told('distill')
-    try:
-        with quick():
-            compared = distilled(settings, work, rung, distill)
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        return Outcome(FAILS, 'distill', reason_of(error), rung.name)
-    work.told('load')
-    try:
-        loaded(settings, work.folder / 'run' / 'iter_1.pth', keys)
-    except Exception as error:
-        traceback.print_exc()
-        return Outcome(FAILS, 'load', reason_of(error), rung.name, compared)
-    return Outcome(WORKS, '', '', rung.name, compared)
+                break
+            continue
+        if not student.reason:
+            return student
+        trained = trained or student
+    return trained or failed
 
 
 def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
@@ -154,7 +190,6 @@ def settings_of(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
         custom_hooks=[
             *(one for one in whole.get('custom_hooks') or () if one['type'] not in OF_THE_DATA),
             dict(type='Tame'),
-            dict(type='PredictAtTheEnd'),
         ],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
         log_level='WARNING',
@@ -190,22 +225,36 @@ def _optimizer(wrapper: dict[str, Any] | None) -> dict[str, Any]:
     return wrapper
 
 
-def alone(settings: dict[str, Any], folder: Path) -> set[str]:
-    """A step of the student alone, with the runner of mmengine; returns the keys of its state."""
+def alone(settings: dict[str, Any], rung: Rung, folder: Path) -> Alone:
+    """A step of the student alone, with the runner of mmengine, and a prediction."""
     hooks = dict(checkpoint=None)
     cfg = Config(dict(settings, work_dir=str(folder), experiment_name='alone', default_hooks=hooks))
     torch.manual_seed(0)
-    return set(Runner.from_cfg(cfg).train().state_dict())
+    runner = Runner.from_cfg(cfg)
+    keys = set(runner.train().state_dict())
+    try:
+        predict(runner)
+    except Exception as error:
+        traceback.print_exc()
+        return Alone(settings, rung, keys, reason_of(error))
+    return Alone(settings, rung, keys)
 
 
-def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleType) -> str:
-    """A step with ``tools/distill.py``; returns what is compared."""
+def distilled(one: Alone, work: Work, distill: ModuleType) -> str:
+    """A step with ``tools/distill.py``; returns what is compared.
+
+    Args:
+        one (Alone): The student; if it predicts alone, it has to predict here, too.
+        work (Work): What to do.
+        distill (ModuleType): The tool.
+    """
     folder = work.folder
     student, teacher, checkpoint = (
         folder / name for name in ('student.py', 'teacher.py', 'teacher.pth')
     )
-    write_config(student, dict(settings, experiment_name='distilled'))
-    for model in teachers_of(settings, work, rung):
+    hooks = one.settings['custom_hooks'] + [dict(type='PredictAtTheEnd')] * (not one.reason)
+    write_config(student, dict(one.settings, custom_hooks=hooks, experiment_name='distilled'))
+    for model in teachers_of(one.settings, work, one.rung):
         write_config(teacher, dict(default_scope=work.library, model=model))
         try:
             save_weights(teacher, checkpoint)
@@ -220,8 +269,19 @@ def distilled(settings: dict[str, Any], work: Work, rung: Rung, distill: ModuleT
         distill.main()
     finally:
         sys.argv = before
-    text = (folder / 'run' / 'student_distilled.py').read_text(encoding='utf-8')
-    return text.split('\n')[0].removeprefix('# Compares ').rstrip('.')
+    return compared_in((folder / 'run' / 'student_distilled.py').read_text(encoding='utf-8'))
+
+
+def compared_in(text: str) -> str:
+    """What is compared, in the words of the comment above a config that the tool has written.
+
+    Examples:
+        >>> compared_in("# Compares levels of the neck: the\\n# distribution.\\n_base_ = []")
+        'levels of the neck: the distribution'
+    """
+    lines = takewhile(lambda line: line.startswith('#'), text.splitlines())
+    said = ' '.join(line.removeprefix('#').strip() for line in lines)
+    return said.removeprefix('Compares ').rstrip('.')
 
 
 def teachers_of(settings: dict[str, Any], work: Work, rung: Rung) -> Iterator[dict[str, Any]]:

@@ -7,15 +7,25 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from benchmarks.zoo.shrinking import NOTHING
+
 #: Meta information that pipelines of the libraries give to an image.
-META = dict(scale_factor=(1.0, 1.0), flip=False, flip_direction=None, img_path='made_up.png')
+META = dict(
+    scale_factor=(1.0, 1.0),
+    flip=False,
+    flip_direction=None,
+    img_path='made_up.png',
+    border=(0.0, 0.0, 0.0, 0.0),  # that CenterNet's test pipeline adds
+)
 
 #: Weights are smaller; memory that nobody has written may be anything.
 HUGE = 1e4
+#: Parameters that only a file of weights writes: zeros, as memory often is, make the embedding NaN.
+UNWRITTEN = '.text_projection', '.positional_embedding'
 
 
 @DATASETS.register_module()
@@ -109,17 +119,25 @@ class MadeUpImages(Dataset):
         return sample
 
 
+@CheckpointLoader.register_scheme(prefixes=NOTHING)
+def load_nothing(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """The weights in a file that has none."""
+    return {}
+
+
 def tame(model: nn.Module) -> None:
     """Gives weights to the parameters that a model leaves as memory that it finds.
 
-    The branches of TridentNet are such: they expect a file of weights, which we leave out.
+    The branches of TridentNet are such, and the text encoder of SAN: they expect a file of weights,
+    which we leave out.
 
     Args:
         model (nn.Module): The model, initialised.
     """
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() and not parameter.abs().max() < HUGE:  # NaN is not, either
+        for name, parameter in model.named_parameters():
+            wild = parameter.numel() and not parameter.abs().max() < HUGE  # NaN is not, either
+            if wild or f'.{name}'.endswith(UNWRITTEN):
                 parameter.normal_(std=0.02)
 
 
@@ -136,11 +154,23 @@ class PredictAtTheEnd(Hook):
     """Predicts the first image of the training data after training, as a validation does."""
 
     def after_train(self, runner: Runner) -> None:
-        batch = next(iter(runner.train_dataloader))
-        batch = {key: values[:1] for key, values in batch.items()}
-        runner.model.eval()
-        with torch.no_grad():
-            predicted = runner.model.val_step(batch)
-        runner.model.train()
-        if len(predicted) != 1:
-            raise RuntimeError(f'one image gave {len(predicted)} predictions')
+        predict(runner)
+
+
+def predict(runner: Runner) -> None:
+    """Predicts the first image of the training data.
+
+    Args:
+        runner (Runner): One that has trained.
+
+    Raises:
+        RuntimeError: If there is not one prediction; what the model raises is passed on.
+    """
+    batch = next(iter(runner.train_dataloader))
+    batch = {key: values[:1] for key, values in batch.items()}
+    runner.model.eval()
+    with torch.no_grad():
+        predicted = runner.model.val_step(batch)
+    runner.model.train()
+    if len(predicted) != 1:
+        raise RuntimeError(f'one image gave {len(predicted)} predictions')

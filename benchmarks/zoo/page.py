@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, WORKS
+from benchmarks.zoo.attempt import FAILS, NOT_OURS, SIBLING, TRAIN_ALONE, TRAINS, WORKS
 from benchmarks.zoo.configs import family_of
 from benchmarks.zoo.records import Record
 from mmkd_plugin.saving import write_text
@@ -20,13 +21,13 @@ INTRO = """# The whole zoo
 tries the configs that mmsegmentation and mmdetection ship, each as a student:
 
 1. The model is made small by the names of its keys: channels, layers, queries, classes, images.
-2. It trains for a step alone, on made-up images on a CPU, with its own optimizer and hooks. If it
-   does not train with less shrinking either, the config is **not ours**.
+2. It trains for a step alone, on made-up images on a CPU, with its own optimizer and hooks, and
+   predicts an image. If it does not train with less shrinking either, the config is **not ours**.
 3. `tools/distill.py` distils it for a step. The teacher has random weights: a small PSPNet for
    segmentors, a small RetinaNet for detectors; with `--sibling` the same model with twice the
    channels, or with as many where that cannot be built.
-4. The student predicts an image, and its checkpoint is loaded into the stock model: no key may be
-   missing, none may be left over.
+4. The student predicts an image, unless it does not predict alone either. Its checkpoint is loaded
+   into the stock model: no key may be missing, none may be left over.
 
 Configs whose small models are the same, such as other schedules of one model, are tried once and
 count each.
@@ -37,6 +38,12 @@ make zoo OPTIONS='--per-family 1'               # one model of each folder
 make zoo OPTIONS='--only "mmdet::detr/*" --again fails'
 make zoo OPTIONS='--per-family 1 --sibling'     # with a larger sibling as the teacher
 ```
+"""
+
+#: What is said of those that do not train alone.
+ELSEWHERE = """\
+Here, on a CPU without a network. Some need a GPU for an operation ("for device cpu not found"),
+others a further library, or weights of a language model that are downloaded.
 """
 
 
@@ -58,8 +65,8 @@ def text_of(records: Sequence[Record], shipped: int) -> str:
         records (Sequence[Record]): All outcomes.
         shipped (int): How many configs there are.
     """
-    tried = [one for one in records if one.outcome in (WORKS, FAILS, NOT_OURS)]
-    shared = [one for one in tried if one.teacher != SIBLING]
+    tried = [one for one in records if one.outcome in (*TRAIN_ALONE, NOT_OURS)]
+    shared = with_shared_teacher(tried)
     siblings = [one for one in tried if one.teacher == SIBLING]
     seen = len({one.config for one in records})
     parts = [INTRO, f'{seen} of {shipped} configs have been looked at.', '']
@@ -68,7 +75,9 @@ def text_of(records: Sequence[Record], shipped: int) -> str:
         parts += _counts(siblings, 'a larger sibling as the teacher')
     parts += ['', '## By folder', '', *_families(shared)]
     parts += ['', '## What fails', '', *_reasons(tried, FAILS)]
-    parts += ['', '## What does not train alone', '', *_reasons(shared, NOT_OURS)]
+    parts += ['', '## What trains, but does not predict alone', '']
+    parts += _reasons(shared, TRAINS)
+    parts += ['', '## What does not train alone', '', ELSEWHERE, *_reasons(shared, NOT_OURS)]
     others = [one for one in records if one not in tried]
     if others:
         parts += ['', '## Left out', '', 'No segmentors or detectors that train:', '']
@@ -76,16 +85,52 @@ def text_of(records: Sequence[Record], shipped: int) -> str:
     return '\n'.join(parts) + '\n'
 
 
-def _counts(records: Sequence[Record], teacher: str) -> list[str]:
-    """How many there are, in a sentence."""
+class Counts(NamedTuple):
+    """How many configs get how far.
+
+    Args:
+        alone (int): Train alone.
+        distilled (int): Of these, train distilled, too; their checkpoints load.
+        predict (int): Of these, predict.
+    """
+
+    alone: int
+    distilled: int
+    predict: int
+
+
+def counts_of(records: Sequence[Record]) -> Counts:
+    """Counts outcomes.
+
+    Args:
+        records (Sequence[Record]): Those with one kind of teacher.
+    """
     outcomes = Counter(one.outcome for one in records)
-    ours = outcomes[WORKS] + outcomes[FAILS]
-    share = f' ({100 * outcomes[WORKS] / ours:.1f} %)' if ours else ''
+    works = outcomes[WORKS]
+    return Counts(sum(outcomes[one] for one in TRAIN_ALONE), works + outcomes[TRAINS], works)
+
+
+def with_shared_teacher(records: Sequence[Record]) -> list[Record]:
+    """The outcomes with the teacher that all students of a library share.
+
+    Args:
+        records (Sequence[Record]): All outcomes.
+    """
+    return [one for one in records if one.teacher != SIBLING]
+
+
+def _counts(records: Sequence[Record], teacher: str) -> list[str]:
+    """How many there are, in a few sentences."""
+    counts = counts_of(records)
+    share = f' ({100 * counts.distilled / counts.alone:.1f} %)' if counts.alone else ''
     models = len({one.tried for one in records})
-    return [
+    lines = [
         f'With {teacher}: {len(records)} configs of {models} different models were tried,',
-        f'{ours} train alone, **{outcomes[WORKS]} of these work{share}**.',
+        f'{counts.alone} train alone, **{counts.distilled} of these work{share}**.',
     ]
+    if rest := counts.distilled - counts.predict:
+        lines.append(f'{counts.predict} of them predict; {rest} do not predict alone either.')
+    return lines
 
 
 def _families(records: Sequence[Record]) -> list[str]:
@@ -95,18 +140,16 @@ def _families(records: Sequence[Record]) -> list[str]:
         together[family_of(one.config)].append(one)
     rows = []
     for name, mine in sorted(together.items()):
-        outcomes = Counter(one.outcome for one in mine)
-        kinds = Counter(one.compared.partition(':')[0] for one in mine if one.outcome == WORKS)
-        rows.append(
-            (
-                name,
-                len(mine),
-                outcomes[WORKS] + outcomes[FAILS],
-                outcomes[WORKS],
-                kinds.most_common(1)[0][0] if kinds else '',
-            )
-        )
+        counts = counts_of(mine)
+        kinds = Counter(_kinds(one.compared) for one in mine if one.compared)
+        most = kinds.most_common(1)[0][0] if kinds else ''
+        rows.append((name, len(mine), counts.alone, counts.distilled, most))
     return _table(('folder', 'configs', 'train alone', 'work', 'compares'), rows)
+
+
+def _kinds(compared: str) -> str:
+    """What is compared, without how."""
+    return ', and '.join(term.partition(':')[0] for term in compared.split('; and '))
 
 
 def _reasons(records: Sequence[Record], outcome: str) -> list[str]:

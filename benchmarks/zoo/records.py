@@ -18,8 +18,9 @@ class Record:
     Args:
         config (str): The student, such as ``'mmseg::fcn/....py'``.
         teacher (str): Its teacher, or ``'sibling'``.
-        outcome (str): ``'works'``, ``'fails'``, ``'not ours'`` if the student alone fails, too, or
-            ``'no model'`` if it is no segmentor and no detector that trains.
+        outcome (str): ``'works'``; ``'trains'`` if all works but the prediction, which the student
+            alone does not manage either; ``'fails'``; ``'not ours'`` if the student alone does not
+            train; or ``'no model'`` if it is no segmentor and no detector that trains.
         stage (str): Where it ended.
         reason (str): Why.
         rung (str): How far the model was shrunken.

@@ -33,10 +33,12 @@ class Rung(NamedTuple):
     side: int | None
 
 
-#: Tried in this order: a model whose widths are written in its code trains on the second one.
+#: Tried in this order: a model whose widths are written in its code trains on the second one, one
+#: that pools with a large window on the third.
 RUNGS = (
     Rung('small', 8, True, 128),
     Rung('shallow', 1, True, 128),
+    Rung('large images', 1, True, 512),
     Rung('whole', 1, False, None),
 )
 
@@ -61,6 +63,8 @@ LISTS_OF_LAYERS = ('depths', 'num_layers', 'num_blocks', 'stage_blocks', 'layers
 SIZES = ('img_size', 'image_size', 'crop_size', 'size', 'random_size_range')
 #: Keys that name files to download.
 FILES = ('init_cfg', 'pretrained', 'pretrained_cfg', 'load_from')
+#: A file without weights: SAN initialises itself from a file, and fails without one.
+NOTHING = 'nothing://'
 
 
 def shrunken(cfg: Config, library: str, rung: Rung) -> dict[str, Any]:
@@ -157,6 +161,11 @@ class Shrinking:
         shrunk = {key: self.of_key(key, value) for key, value in config.items() if key not in FILES}
         if kind == 'STDCNet':
             shrunk['num_convs'] = max(shrunk.get('num_convs', 2), 2)  # it wants more than one
+        if kind == 'MultimodalEncoderDecoder':
+            shrunk['pretrained'] = NOTHING
+        if kind == 'CLIPTextEncoder':  # which finds its classes by the name of a data set
+            names = [f'class {i}' for i in range(max(self.classes.values()))]
+            shrunk |= dict(dataset_name=None, vocabulary=names, templates=['a {}.'])
         if kind in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
             shrunk['type'] = 'BN'
         if kind.endswith(('DataPreProcessor', 'DataPreprocessor')):
@@ -181,6 +190,8 @@ class Shrinking:
             return self.of_weights(value)
         if key in SIZES:
             return _numbers(value, lambda _: self.side)
+        if key == 'size_divisor' and isinstance(value, int):
+            return min(value, self.side)
         if key in COUNTS and isinstance(value, int):
             return min(value, COUNTS[key])
         if self.rung.width > 1:

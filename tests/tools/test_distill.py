@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import init_default_scope
 
 from mmkd_plugin.checkpoint import read_checkpoint, state_dict_of
 from mmkd_plugin.cli import read_config
 from mmkd_plugin.registry import MODELS
+from tests.attacks.harness import call_tool as call
+from tests.attacks.harness import fork
 from tests.runs import needs_ops
 from tests.tools.conftest import SEGMENTOR
-from tests.tools.tool_runs import save_random_weights, start_tool
+from tests.tools.tool_runs import load_tool, run_tool, save_random_weights, start_tool
 
 TWO = '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_begin=100'
 
@@ -116,6 +119,30 @@ def dry(call_tool: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
     return call
 
 
+def test_dry_run_stops_after_the_plan_and_writes_nothing(triple, segmentation, tmp_path):
+    before = written_in(segmentation)
+    out = run_tool('distill', *triple, '--dry-run', cwd=tmp_path)
+    assert written_in(segmentation) == before and written_in(tmp_path) == {}
+    plan, config = out[: out.index('# Compares')], out[out.index('# Compares') :]
+    rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in plan.splitlines()]
+    rows = [row for row in rows if row]
+    assert [row[0] for row in rows if row[0]] == ['cwd', 'pkd']
+    texts = [' '.join(column).split() for column in zip(*rows, strict=True)]
+    term, student, teacher, connector, loss, on = map(' '.join, texts)
+    assert term == 'cwd pkd'
+    assert student == 'class_scores 3 channels, stride 8 backbone[3] 64 channels, stride 8'
+    assert teacher == student  # both have eight channels in their first stage
+    assert 'ChannelWiseLoss' in loss and 'tau=4' in loss and 'PearsonLoss' in loss
+    assert connector == 'none none' and on
+    assert 'stops after decode_head.conv_seg' in plan  # the work of the teacher
+    assert '_base_ = [' in config and 'Iter(train)' not in out
+
+
+def written_in(folder: Path) -> dict[Path, int]:
+    """All files and folders in a folder, and when they were changed."""
+    return {one: one.stat().st_mtime_ns for one in folder.rglob('*')}
+
+
 def test_dry_run_shows_the_config(dry, triple):
     text = dry(*triple)
     assert "tap='class_scores'" in text and text.rstrip().endswith('))))')
@@ -151,6 +178,104 @@ def test_a_detector(dry, detection):
 def test_the_settings_of_the_student_count(dry, triple):
     options = '--cfg-options', 'model.student.decode_head.num_classes=2'
     assert 'because the classes differ' in dry(*triple, *options)
+
+
+OWN_MODEL = """
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import nn
+
+
+@MODELS.register_module(force=True)
+class OwnSegmentor(BaseModel):
+    def __init__(self, data_preprocessor=None):
+        super().__init__(data_preprocessor)
+        self.encoder = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.classifier = nn.Conv2d(8, 3, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.classifier(self.encoder(inputs))
+"""
+OWN_CONFIG = """
+custom_imports = dict(imports=['own_segmentor'])
+default_scope = 'mmseg'
+model = dict(type='OwnSegmentor')
+"""
+
+
+def test_a_pair_with_nothing_in_common(fails, triple, tmp_path, monkeypatch):
+    (tmp_path / 'own_segmentor.py').write_text(OWN_MODEL)
+    (tmp_path / 'own.py').write_text(OWN_CONFIG)
+    monkeypatch.syspath_prepend(tmp_path)
+    save_random_weights(tmp_path / 'own.py', tmp_path / 'own.pth')
+    names = [tmp_path / name for name in ('own.py', 'own.pth')]
+    message = fails('distill', triple[0], *names, '--work-dir', tmp_path / 'run')
+    for said in (
+        'nothing to compare was found',
+        "the student has class scores at 'class_scores'",
+        'the teacher has no maps that were recognised',
+        'write the config by hand, with `student_tap` and `teacher_tap`',
+        'docs/taps.md',
+    ):
+        assert said in message, message
+    assert not (tmp_path / 'run').exists()
+
+
+PURE_PYTHON = """
+from mmengine.config import read_base
+
+with read_base():
+    from .student import *
+"""
+
+
+def test_a_pure_python_config_is_refused_with_what_to_write(fails, triple, segmentation, tmp_path):
+    student = tmp_path / 'pure.py'
+    (tmp_path / 'student.py').write_text("model = dict(type='EncoderDecoder')")
+    student.write_text(PURE_PYTHON)
+    message = fails('distill', student, *triple[1:], '--work-dir', tmp_path / 'run')
+    assert f'{student} is a pure-Python config' in message
+    assert '`with read_base():` and `from .student import *`' in message
+    assert 'tools/train.py' in message and not (tmp_path / 'run').exists()
+
+
+def images_read_before_the_first_iteration(folder: Path, data: Path, triple: list[Path]) -> int:
+    """How many images a run of the command has read when its first iteration is over."""
+
+    def told(self: LoadImageFromFile, results: dict) -> dict | None:
+        print(READ)
+        return load(self, results)
+
+    def run() -> None:
+        LoadImageFromFile.transform = told
+        words = *triple, '--cfg-options', f'data_root={data}'
+        options = [f'{key}.dataset.data_root={data}' for key in LOADERS]
+        call(load_tool('distill').main, 'distill', [*words, *options, *TWO[1:]])
+
+    load = LoadImageFromFile.transform
+    ending = fork(run, folder)
+    assert ending.status == 0, ending.log[-4000:]
+    assert ending.steps == 2
+    return ending.log[: ending.log.index('Iter(train) [1/2]')].count(READ)
+
+
+READ = '<<an image>>'
+LOADERS = 'train_dataloader', 'val_dataloader', 'test_dataloader'
+
+
+def test_a_larger_data_set_does_not_delay_the_first_iteration(data, triple, tmp_path):
+    read = {}
+    for count in (20, 500):
+        folder = tmp_path / f'{count} images'
+        for part in ('images', 'masks'):
+            (folder / part).mkdir(parents=True)
+            for number in range(count):
+                (folder / part / f'{number}.png').hardlink_to(data / part / f'{number % 6}.png')
+        read[count] = images_read_before_the_first_iteration(
+            tmp_path / f'run on {count}', folder, triple
+        )
+    looked_at, first_batch = 8 + 1, 2  # images for training, and one for validation
+    assert read == dict.fromkeys((20, 500), looked_at + first_batch)
 
 
 def test_mistakes(fails, triple, segmentation, tmp_path):
