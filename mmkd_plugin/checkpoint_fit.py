@@ -87,6 +87,8 @@ def load_fitting(model: nn.Module, state_dict: OrderedDict[str, Tensor]) -> Fit:
             else:
                 file, own = (re.sub(r'torch\.Size', '', match[k]) for k in ('file', 'model'))
                 mismatched.append(f'{match["key"]}: {file} in the file, {own} in the model')
+    except IndexError as error:  # torch before 2.2, on an empty tensor for a single number
+        errors.append(f'a tensor has no values ({error})')
     finally:
         handle.remove()
 

@@ -278,10 +278,11 @@ class SelfTeacher(nn.Module, Teacher):
 
     def work(self) -> str:
         """Describes the network and its cost in training, in a line of the plan."""
+        counted = any(cost.endswith(' G') for cost in self.costs)
+        image = f' (multiply-adds for an image of {self._size}×{self._size})' if counted else ''
         return (
             f"self-teacher '{self.name}' on '{self.tap}' of the student, trained along and gone at "
-            f'inference: {"; ".join(self.costs)} (multiply-adds for an image of '
-            f'{self._size}×{self._size})'
+            f'inference: {"; ".join(self.costs)}{image}'
         )
 
 
@@ -320,6 +321,7 @@ def _costs(model: nn.Module, counter: FlopCounterMode) -> list[str]:
     """Returns a text on the parameters and multiply-adds of each part of a model."""
     # The counter names a module by the class of the model and the path. A part whose methods are
     # called, instead of the module itself, has no entry. So the innermost entries are added up.
+    # Before torch 2.4 there are no entries but that of the whole: then no part has a number.
     counted = {
         name.partition('.')[2]: sum(flops.values())
         for name, flops in counter.get_flop_counts().items()
@@ -327,14 +329,13 @@ def _costs(model: nn.Module, counter: FlopCounterMode) -> list[str]:
     inner = {
         path: flops
         for path, flops in counted.items()
-        if not any(other.startswith(f'{path}.') for other in counted)
+        if path and not any(other.startswith(f'{path}.') for other in counted)
     }
     texts = []
     for name, part in model.named_children():
         millions = sum(p.numel() for p in part.parameters()) / 1e6
         if millions:
             giga = sum(f for path, f in inner.items() if f'{path}.'.startswith(f'{name}.')) / 2e9
-            texts.append(
-                f'{name} ({type(part).__name__}) {millions:.2f} M parameters, {giga:.3f} G'
-            )
+            work = f', {giga:.3f} G' if inner else ''
+            texts.append(f'{name} ({type(part).__name__}) {millions:.2f} M parameters{work}')
     return texts

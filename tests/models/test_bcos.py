@@ -26,6 +26,7 @@ from mmkd_plugin.models.bcos import (
     patch_norms,
     widened,
 )
+from tests.conftest import OLD_TORCH
 
 CONV = dict(type='mmkd_plugin.BcosConv2d', b=2)
 NORM = dict(type='mmkd_plugin.BcosBatchNorm2d')
@@ -539,9 +540,11 @@ def test_it_can_be_traced_and_exported(training):
     with torch.no_grad():
         expected = copy.deepcopy(model)(x)
         traced = torch.jit.trace(copy.deepcopy(model), x, check_trace=False)
+        torch.testing.assert_close(traced(x), expected)
+        if OLD_TORCH:  # it exports nothing with a context manager inside
+            return
         exported = torch.export.export(copy.deepcopy(model), (x,)).module()
-        for other in (traced, exported):
-            torch.testing.assert_close(other(x), expected)
+        torch.testing.assert_close(exported(x), expected)
 
 
 def test_all_combinations_of_groups_and_dilation_have_one_norm():

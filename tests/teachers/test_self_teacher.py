@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmkd_plugin.checkpoint import distillation_state
 from mmkd_plugin.losses.overhaul import margin_from_norm
 from tests import stock_models
+from tests.conftest import OLD_TORCH
 from tests.runs import needs_ops
 from tests.stock_models import batch, build, calls_of, distiller
 
@@ -327,7 +328,10 @@ def test_the_plan_says_what_it_costs(caplog):
     assert "self-teacher 'self_teacher' on 'backbone' of the student" in text
     neck = own(model).neck
     millions = sum(p.numel() for p in neck.parameters()) / 1e6
-    assert f'neck (BiFPNSelfTeacher) {millions:.2f} M parameters, ' in text
+    assert f'neck (BiFPNSelfTeacher) {millions:.2f} M parameters' in text
+    if OLD_TORCH:  # it counts no part of a model alone
+        assert ' G' not in text
+        return
     inputs = [torch.rand(1, 8 * 2**i, 32 // 2**i, 32 // 2**i) for i in range(4)]
     with FlopCounterMode(display=False) as counter:
         neck.eval()(inputs)

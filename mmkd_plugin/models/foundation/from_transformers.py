@@ -74,7 +74,7 @@ def load(path: str, blocks: Sequence[int], config: None = None) -> Encoder:
     vision = _vision_config(described, folder)
     weights = read_weights(folder)
     stages = hasattr(vision, 'depths')
-    model = _model(vision, weights, folder, stages)
+    model = _model(vision, weights, folder, stages, _saved_by(described))
     kind = _Stages if stages else _Levels if hasattr(vision, 'fpn_hidden_size') else _Tokens
     made = kind(model, vision, blocks)
     made.normalised_by(*_normalisation(folder))
@@ -126,6 +126,7 @@ def _vision_config(described: dict[str, Any], folder: Path) -> Any:
         own = 'auto_map' in described
         raise ValueError(
             f'{folder}: transformers {library.__version__} has no model {kind!r}'
+            + _saved_by(described)
             + did_you_mean(str(kind), known, "'{}'")
             + (', and code that lies with weights is never run' if own else '')
         )
@@ -140,7 +141,19 @@ def _vision_config(described: dict[str, Any], folder: Path) -> Any:
     return config
 
 
-def _model(config: Any, weights: dict[str, Tensor], folder: Path, stages: bool) -> nn.Module:
+def _saved_by(described: dict[str, Any]) -> str:
+    """A half sentence on the version that saved weights, if it is newer than the library."""
+    library, *_ = _library()
+    version = str(described.get('transformers_version', ''))
+    saved, ours = (re.findall(r'\d+', x)[:2] for x in (version, library.__version__))
+    if [*map(int, saved)] <= [*map(int, ours)]:
+        return ''
+    return f' (transformers {version} saved the weights: install that, or a newer one)'
+
+
+def _model(
+    config: Any, weights: dict[str, Tensor], folder: Path, stages: bool, saved_by: str
+) -> nn.Module:
     _, _, models = _library()
     mapping = models.MODEL_FOR_BACKBONE_MAPPING if stages else models.MODEL_MAPPING
     if type(config) not in mapping:
@@ -163,11 +176,12 @@ def _model(config: Any, weights: dict[str, Tensor], folder: Path, stages: bool) 
     own = {key: value.shape for key, value in model.state_dict().items()}
     inside = parts(own, weights) if missing else []
     if inside and inside[0].whole and inside[0].prefix:
-        return _model(config, behind(weights, inside[0].prefix), folder, stages)
+        return _model(config, behind(weights, inside[0].prefix), folder, stages, saved_by)
     if missing:
         raise ValueError(
             f'{folder}: its weights are not those of the {kind.__name__} that its config.json '
-            f'describes; {len(missing)} are missing: {some(missing, limit=3)}'
+            f'describes{saved_by}; {len(missing)} are missing: '
+            f'{some(missing, limit=3)}'
         )
     return model.float().eval()
 

@@ -52,7 +52,8 @@ def test_maps_are_the_tokens_of_a_plain_call(kind, extra, root, images):
     more = dict(interpolate_pos_encoding=True) if kind == 'siglip' else {}
     expected = plain(kind)(pixel_values=images, output_hidden_states=True, **more)
     norm = {'dinov2': 'layernorm', 'dinov3': 'norm', 'siglip': 'post_layernorm'}[kind]
-    blocks = [getattr(plain(kind), norm)(x) for x in expected.hidden_states[1:]]
+    inner = getattr(plain(kind), 'vision_model', plain(kind))  # of SigLIP in older transformers
+    blocks = [getattr(inner, norm)(x) for x in expected.hidden_states[1:]]
     torch.testing.assert_close(blocks[-1], expected.last_hidden_state)
     for found, block in zip(maps, blocks, strict=True):
         grid = block[:, extra:].transpose(1, 2).reshape(2, 32, 4, 6)
@@ -298,6 +299,9 @@ def test_what_cannot_be_loaded_is_said_in_one_line(root, tmp_path, monkeypatch):
     ):
         (bare / 'config.json').write_text(json.dumps(dict(model_type=kind)))
         fails(ValueError, match, bare)
+    newer = dict(model_type='dinov9', transformers_version='99.1.0.dev0')
+    (bare / 'config.json').write_text(json.dumps(newer))
+    fails(ValueError, r"'dinov9' \(transformers 99\.1\.0\.dev0 saved the weights: install", bare)
     (bare / 'config.json').write_text('[]')
     fails(ValueError, 'holds a list', bare)
 
