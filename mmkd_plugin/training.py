@@ -142,7 +142,8 @@ def replay(folder: str) -> None:
     """Runs a step again whose loss was not finite, and says what went wrong first.
 
     Args:
-        folder (str): Folder of the step: ``nan_<iteration>`` in a work dir.
+        folder (str): Folder of the step: ``nan_<iteration>`` in a work dir; or the file in it of
+            one process of several.
 
     Raises:
         CheckpointError: If there is no step, or the model or a teacher is another one.
@@ -150,7 +151,7 @@ def replay(folder: str) -> None:
     """
     step = Step(folder)
     cfg = read_config(str(step.config))
-    cfg.work_dir, cfg.launcher = str(Path(folder, 'replay')), 'none'
+    cfg.work_dir, cfg.launcher = str(step.folder / 'replay'), 'none'
     cfg.resume, cfg.load_from = False, None
     with classes_of_the_student(classes_of_config(cfg)):
         runner = build_runner(cfg)
