@@ -129,6 +129,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             make_resumable(runner, args.allow_changes)
             report_on(runner)
             with (
+                lost_process_named(),
                 runner_errors_named(cfg),
                 file_named(cfg.get('load_from'), bool(cfg.get('resume'))),
                 steps_kept(runner),
@@ -183,6 +184,23 @@ def replay(folder: str) -> None:
         print(f'Weights are not finite already: {some(weights, 5)}')
     term = next((one.name for one in outcome.findings if not one.finite), culprit)
     print(f'First: {first[0] if first else f"{term}; the modules before it give finite values"}')
+
+
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """Say in plain words that another process of a run has ended, and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = getattr(torch.distributed, 'DistError', ())  # of torch 2.2 and later
+        if is_ours(error) or not (isinstance(error, kinds) or 'gloo/transport' in str(error)):
+            raise
+        raise ConnectionError(
+            'another process of this run has ended or cannot be reached. What it says of it stands '
+            'above; one that the system has killed says nothing, and then its memory was full '
+            'more often than not. Go on with --resume in all processes '
+            f'({type(error).__name__}: {first_line(error)})'
+        ) from error
 
 
 @contextmanager

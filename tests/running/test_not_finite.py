@@ -194,7 +194,7 @@ def test_a_gradient_that_is_not_finite_ends_a_run_that_clips(data, tmp_path):
     cfg.optim_wrapper.clip_grad = dict(max_norm=35.0, error_if_nonfinite=True)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(BreakGradient('backbone.conv2.weight', 2))
-    with pytest.raises(ValueError, match='^optim_wrapper: .*non-finite'), runner_errors_named(cfg):
+    with pytest.raises(ValueError, match=r'^optim_wrapper: .*non-finite'), runner_errors_named(cfg):
         runner.train()
     assert runner.iter == 2
     assert all(value.isfinite().all() for value in runner.model.parameters())
