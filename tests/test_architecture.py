@@ -17,7 +17,7 @@ LAYERS = (
         *('pages', 'parts', 'prefixes', 'digit_scenes'),
     ),
     ('libraries',),
-    ('__main__', 'annotations', 'foreign'),
+    ('__main__', 'annotations', 'foreign', 'suspects'),
     ('runner_errors',),
     ('building', 'checkpoint_errors', 'checkpoint_fit', 'losses', 'stack'),
     ('assigners',),
