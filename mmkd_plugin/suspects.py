@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
 
+from mmengine.registry import Registry
+
 from mmkd_plugin.annotations import expected, fits, hints_of
+from mmkd_plugin.registry import MODELS
 from mmkd_plugin.words import short, some
 
 #: What is no argument of the class.
@@ -49,6 +52,44 @@ def told_of_arguments(kind: Any, arguments: Mapping[str, Any], error: str) -> st
     return f'; look at its arguments: {each}, expected those of another kind or size'
 
 
+def told_of_parts(config: Any, scope: str | None = None, here: str = '') -> str:
+    """What looks wrong in a model that was built and cannot run, part by part.
+
+    Args:
+        config (Any): The dict of the model.
+        scope (str, optional): The library in which names of classes are looked up. Defaults to
+            None: the one of now.
+        here (str): Where it lies, for messages. Defaults to ``''``.
+
+    Returns:
+        str: A clause that begins with ``'; '``, empty if nothing looks wrong.
+    """
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        odd = [
+            f'`{path}.{key}` is {short(value)}, expected {wanted}'
+            for path, part in _parts_of(config, here)
+            if inspect.isclass(kind := _class_of(part, registry))
+            for key, value, wanted in _odd(kind, part)
+        ]
+    return f'; {some(odd, 3, "; ")}' if odd else ''
+
+
+def _parts_of(config: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(config, Mapping):
+        if 'type' in config:
+            yield path, config
+        for key, value in config.items():
+            yield from _parts_of(value, f'{path}.{key}'.lstrip('.'))
+    elif isinstance(config, (list, tuple)):
+        for number, value in enumerate(config):
+            yield from _parts_of(value, f'{path}[{number}]')
+
+
+def _class_of(part: Mapping[str, Any], registry: Registry) -> Any:
+    kind = part['type']
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
 def _odd(kind: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """The arguments that look wrong: the key, the value, and what is expected."""
     hints, defaults = _signature(kind)
@@ -83,6 +124,8 @@ def _unlike(value: Any, default: Any) -> str | None:
         return None if default in (None, _NOTHING) else 'a value'
     if isinstance(default, bool):
         return None if isinstance(value, bool) else 'True or False'
+    if isinstance(value, str) and isinstance(default, Real):
+        return f'a number, such as {short(default)}'
     if isinstance(value, str):
         return None if value.strip() and value.isprintable() else 'a text that is not empty'
     if isinstance(value, Real):

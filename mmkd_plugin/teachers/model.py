@@ -143,8 +143,9 @@ def without_pretraining(model: dict) -> dict:
 def _read_config(path: str, name: str) -> Config:
     file = stack.shipped_config(path) if '::' in path else Path(path)
     if not file.is_file():
+        here = path if path.isprintable() else repr(path)
         raise FileNotFoundError(
-            f"teacher '{name}': no config at {path}{nearest_names(file, ['.py'])}. Expected a path "
+            f"teacher '{name}': no config at {here}{nearest_names(file, ['.py'])}. Expected a path "
             "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
         )
     try:

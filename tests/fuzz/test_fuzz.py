@@ -30,7 +30,7 @@ from mmkd_plugin.taps import as_list
 from mmkd_plugin.unlabelled.images import join
 from mmkd_plugin.unlabelled.pipelines import complete
 from tests.fuzz import models
-from tests.fuzz.mutations import Mutation, is_foreign, makes_sense, mutated
+from tests.fuzz.mutations import Mutation, makes_sense, mutated
 from tests.runs import config, needs_ops
 
 #: Distillers that need nothing, and those that read files.
@@ -58,7 +58,7 @@ SEED = int(os.environ.get('FUZZ_SEED', '0'))
 EXPECTED = (
     *('must ', 'expected', 'needs', 'take ', 'takes ', 'add ', 'such as', 'did you mean', 'known:'),
     *('one of ', 'contains:', 'are: ', 'leave ', 'cannot be ', 'missing', 'should ', 'write '),
-    *('name one ', 'has to be ', 'Write ', '=dict(', ': a path'),
+    *('name one ', 'name each ', 'has to be ', 'Write ', '=dict(', ': a path', '; in ', 'Expected'),
 )
 
 
@@ -129,10 +129,7 @@ def fault_of(change: Mutation, data: Path) -> str | None:
     """What is wrong with how a changed config ends, None if it ends well."""
     told = None
     try:
-        made = built(change.config, data)
-        if is_foreign(change.path):
-            return None
-        losses = step(*made)
+        losses = step(*built(change.config, data))
     except (FloatingPointError, OSError, ValueError) as error:
         told = str(error)
         if not is_ours(error):
