@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from torch import Tensor, nn
 
+from benchmarks.cases import cases
 from mmkd_plugin.losses.numerics.memory import ClassMemory
 from tests import ddp, stock_models
 from tests.fuzz import models
@@ -175,6 +178,38 @@ def test_as_one_with_twice_the_batch(kind: str, wrapper: str, data: Path, tmp_pa
             torch.testing.assert_close(
                 grad, alone, msg=lambda text, n=name: f'{n}: {text}', **close
             )
+
+
+def half(value: Any, places: slice, count: int) -> Any:
+    """Some samples of what a loss gets: maps, labels, boxes; what has no samples stays."""
+    if isinstance(value, list):
+        return [half(one, places, count) for one in value]
+    sampled = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+    return value[places] if sampled else value
+
+
+def test_the_page_names_each_loss_that_is_of_a_process() -> None:
+    """A process has a part of the batch; DDP takes the mean over them."""
+    found = set()
+    for case in cases(quick=True):
+        # Heads are compared above, and the terms of queries have a matched pair for each image.
+        if case.where in ('queries', 'masks') or 'assigned' in (case.others or ''):
+            continue
+        case = replace(case, shapes=[(4, *shape[1:]) for shape in case.shapes])
+        loss, given = case.ours(), case.inputs()
+        inputs = [given.student, given.teacher, *given.others]
+        with torch.no_grad():
+            one, *two = (
+                loss(*(half(x, places, 4) for x in inputs)).item()
+                for places in (slice(None), slice(2), slice(2, 4))
+            )
+        if one != pytest.approx(sum(two) / 2, rel=1e-4):
+            found.add(case.loss)
+    page = (Path(__file__).parents[1] / 'docs/distiller.md').read_text()
+    table = page.partition('### What is of each process')[2].partition('ATSS, GFL')[0]
+    not_measured = {'ProtocolLoss', 'BoxDistributionLoss', 'CrossHeadLoss'}
+    not_measured |= {'SharedQueriesLoss', 'SharedMasksLoss'}
+    assert set(re.findall(r'`(\w+Loss)`', table)) == found | not_measured
 
 
 def test_a_memory_takes_the_rows_of_both(tmp_path: Path) -> None:
