@@ -189,7 +189,11 @@ def kind_of(given: Any, here: str) -> Callable:
             raise ValueError(f'{explained(error, here, None)}{hint}') from error
     if callable(kind):
         return kind
-    raise ValueError(f'{here}: there is no {short(given)}{hint}')
+    if not name.strip():
+        raise ValueError(f'{here}.type must be the name of a class, got {short(given)}')
+    raise ValueError(
+        f'{here}: there is no {short(given)}{hint or "; expected the name of a class"}'
+    )
 
 
 def is_own(kind: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.building import check_compile, named_arguments
 from mmkd_plugin.diagnosis import findings, shown_to, told_of
-from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.foreign import errors_named, is_ours
 from mmkd_plugin.health import NotFiniteError, first_unusable
 from mmkd_plugin.ingredients import build_student, build_teachers, build_terms, task_of
 from mmkd_plugin.parts import STEP
@@ -28,6 +28,7 @@ from mmkd_plugin.student_state import (
     put_student_in_front,
     take_student_from_front,
 )
+from mmkd_plugin.suspects import told_of_parts
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
 from mmkd_plugin.taps.class_scores import ClassScores, are_independent
 from mmkd_plugin.taps.dry_run import DryRun, maps_near
@@ -51,6 +52,7 @@ from mmkd_plugin.terms.term import Term
 from mmkd_plugin.terms.without_labels import UnlabelledStep, carry_unlabelled, together
 from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.views import View
+from mmkd_plugin.words import first_line
 
 #: What a config without one of the required keys is told.
 MISSING = dict(
@@ -214,6 +216,9 @@ class Distiller(NamedAsStudent):
         if self._unlabelled_step is not None:
             text += f'\n{self._unlabelled_step}'
         self.plan = text
+        scope = config and config.get('_scope_')
+        failed = forward.run.problem is not None
+        self._untried = told_of_parts(config, scope, 'student') if failed else None
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -330,7 +335,8 @@ class Distiller(NamedAsStudent):
             if term.queries is not None
         }
         views = [term.student_view for term in active]
-        with STEP.part('student'):
+        named = self._failures_named() if self._untried is not None else nullcontext()
+        with STEP.part('student'), named:
             seen = self._run_student(
                 self.student,
                 batch.inputs,
@@ -362,6 +368,20 @@ class Distiller(NamedAsStudent):
                 findings(losses, active, seen.shown, lessons),
             )
         return losses
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Puts an error of a student that could not be tried at its start into one line."""
+        try:
+            yield
+        except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as e:
+            if is_ours(e) or isinstance(e, torch.cuda.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f'the student cannot run, as its trial on a made-up image has shown: '
+                f'{first_line(e)}{self._untried}'
+            ) from e
+        self._untried = None
 
     def _learn_without_labels(
         self,

@@ -11,7 +11,8 @@ from typing import Any
 
 from mmkd_plugin.libraries import import_problem
 from mmkd_plugin.registry import MODELS
-from mmkd_plugin.words import as_written, did_you_mean, first_line, short
+from mmkd_plugin.suspects import told_of_arguments
+from mmkd_plugin.words import as_written, did_you_mean, first_line, short, some
 
 
 def is_ours(error: BaseException) -> bool:
@@ -76,12 +77,14 @@ def explained(error: Exception, here: str, config: Any) -> str:
     path = _path_of(part, config)
     place = f'{here}{path}' if path is not None else f'{here}: {as_written(part.get("type"))}'
     kind = part.get('type')
-    if isinstance(error, KeyError) and 'is not in the' in str(error):
-        return f'{place}: there is no {short(kind)}{_similar(kind, building[-1].get("registry"))}'
-    if 'type' not in part:
-        return f'{place} has no `type`'
-    if not kind or not (isinstance(kind, str) or callable(kind)):
+    blank = isinstance(kind, str) and not (kind.strip() and kind.isprintable())
+    if blank or ('type' in part and not isinstance(kind, str) and not callable(kind)):
         return f'{place}.type must be the name of a class, got {short(kind)}'
+    if isinstance(error, KeyError) and 'is not in the' in str(error):
+        similar = _similar(kind, building[-1].get('registry'))
+        return f'{place}: there is no {short(kind)}{similar or "; expected the name of a class"}'
+    if 'type' not in part:
+        return f"{place} has no `type`: expected dict(type='...')"
     made = building[-1].get('obj_cls')
     name = getattr(made, '__name__', short(kind))
     _, _, unknown = str(error).partition('unexpected keyword argument ')
@@ -89,7 +92,9 @@ def explained(error: Exception, here: str, config: Any) -> str:
         unknown = unknown.strip('\'". ')
         known = ['_scope_', *(key for base in made.__mro__ for key in _keys(base))]
         return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
-    return f'{place}: {name}: {first_line(error)}'
+    said = first_line(error)
+    of_torch = frames_of(error)[-1].f_globals.get('__name__', '').startswith('torch.')
+    return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if of_torch else said)}'
 
 
 def _building(error: BaseException) -> list[dict]:
@@ -100,11 +105,29 @@ def _building(error: BaseException) -> list[dict]:
 def _not_a_part(part: Any, building: list[dict], here: str, config: Any) -> str:
     """What is said of something that stands where the dict of a part should."""
     outer = next((b['cfg'] for b in reversed(building) if isinstance(b.get('cfg'), dict)), config)
-    key = None
-    if isinstance(outer, dict):
-        key = next((f'.{name}' for name, value in outer.items() if value is part), '')
-        key = f'{_path_of(outer, config) or ""}{key}'
-    return f'{here}{key or ""}: expected dict(type=...), got {short(part)}'
+    outer = outer if isinstance(outer, dict) else {}
+    key = next((f'.{name}' for name, value in outer.items() if value is part), None)
+    path, at = _path_of(outer, config) or '', ''
+    if key is None:  # one of a list, or what a class passed on
+        found = [*_places_of(part, config)]
+        if len(found) == 1:
+            path = found[0]
+        elif found:
+            at = f', which stands at {some(found, 8)}'
+    return f'{here}{path}{key or ""}: expected dict(type=...), got {short(part)}{at}'
+
+
+def _places_of(value: Any, config: Any, path: str = '') -> Iterator[str]:
+    """Where a value that is no dict lies in a config."""
+    inner: list[tuple[str, Any]] = []
+    if isinstance(config, dict):
+        inner = [(f'{path}.{key}', one) for key, one in config.items()]
+    elif isinstance(config, (list, tuple)):
+        inner = [(f'{path}[{number}]', one) for number, one in enumerate(config)]
+    for where, one in inner:
+        if type(one) is type(value) and one == value:
+            yield where
+        yield from _places_of(value, one, where)
 
 
 def _similar(name: Any, registry: Any) -> str:

@@ -54,6 +54,10 @@ class NotFiniteError(FloatingPointError):
         return type(self)(text, self.culprit, self.losses, self.findings)
 
 
+class BrokenWeightsError(FloatingPointError):
+    """Weights that are not finite, which are not worth a checkpoint."""
+
+
 def first_unusable(losses: Mapping[str, Any]) -> str | None:
     """The first entry that is NaN, infinite, or so large that its gradient is soon infinite.
 

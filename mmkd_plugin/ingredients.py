@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmkd_plugin.annotations import fits
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.losses.numerics.checks import weight
@@ -73,6 +74,19 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
     std = getattr(student.data_preprocessor, 'std', None)
     if isinstance(std, Tensor) and not bool((std > 0).all()):
         raise ValueError('student.data_preprocessor.std must be above 0 in all channels')
+    preprocessor = student.data_preprocessor
+    size = getattr(preprocessor, 'size', None)
+    if type(preprocessor).__name__ == 'SegDataPreProcessor':
+        given = [one for one in ('size', 'size_divisor') if getattr(preprocessor, one) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                'student.data_preprocessor needs one of `size` and `size_divisor`, and has '
+                f'{" and ".join(given) or "none"}'
+            )
+    if size is not None and not (fits(size, tuple[int, ...]) and len(size) == 2):
+        raise ValueError(
+            f'student.data_preprocessor.size must be a height and a width, got {short(size)}'
+        )
     check_head_losses(student)
     return student
 

@@ -6,6 +6,7 @@ import inspect
 import keyword
 import logging
 import math
+import re
 from collections.abc import Iterator
 from numbers import Real
 from typing import Any
@@ -104,6 +105,9 @@ PARAMWISE = (
     'bypass_duplicate',
 )
 
+#: Where a model subtracts from its images, and divides them.
+MEANS = re.compile(r'data_preprocessor\.(mean|std)\b')
+
 #: How close a key has to be to a known one to be taken for a misspelt one.
 CLOSE = 0.85
 
@@ -126,7 +130,14 @@ def check_run(cfg: Config) -> None:
         if keyword.iskeyword(key):
             raise ValueError(f"{path}: '{key}' is a word of Python; take another name")
         if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f'{path.removeprefix("model.")} is NaN')
+            raise ValueError(f'{path.removeprefix("model.")} must not be NaN')
+        if isinstance(value, float) and math.isinf(value) and MEANS.search(path):
+            raise ValueError(f'{path.removeprefix("model.")} must be finite, got {value}')
+        if key == '_scope_' and not (isinstance(value, str) and value.isidentifier()):
+            raise ValueError(
+                f"{path.removeprefix('model.')} must be the name of a library, such as 'mmseg', "
+                f'got {short(value)}'
+            )
     _check_settings(cfg)
     if problem := scope_problem(cfg):
         raise ValueError(problem)

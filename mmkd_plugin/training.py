@@ -129,6 +129,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             make_resumable(runner, args.allow_changes)
             report_on(runner)
             with (
+                lost_process_named(),
                 runner_errors_named(cfg),
                 file_named(cfg.get('load_from'), bool(cfg.get('resume'))),
                 steps_kept(runner),
@@ -142,7 +143,8 @@ def replay(folder: str) -> None:
     """Runs a step again whose loss was not finite, and says what went wrong first.
 
     Args:
-        folder (str): Folder of the step: ``nan_<iteration>`` in a work dir.
+        folder (str): Folder of the step: ``nan_<iteration>`` in a work dir; or the file in it of
+            one process of several.
 
     Raises:
         CheckpointError: If there is no step, or the model or a teacher is another one.
@@ -150,7 +152,7 @@ def replay(folder: str) -> None:
     """
     step = Step(folder)
     cfg = read_config(str(step.config))
-    cfg.work_dir, cfg.launcher = str(Path(folder, 'replay')), 'none'
+    cfg.work_dir, cfg.launcher = str(step.folder / 'replay'), 'none'
     cfg.resume, cfg.load_from = False, None
     with classes_of_the_student(classes_of_config(cfg)):
         runner = build_runner(cfg)
@@ -182,6 +184,23 @@ def replay(folder: str) -> None:
         print(f'Weights are not finite already: {some(weights, 5)}')
     term = next((one.name for one in outcome.findings if not one.finite), culprit)
     print(f'First: {first[0] if first else f"{term}; the modules before it give finite values"}')
+
+
+@contextmanager
+def lost_process_named() -> Iterator[None]:
+    """Say in plain words that another process of a run has ended, and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = getattr(torch.distributed, 'DistError', ())  # of torch 2.2 and later
+        if is_ours(error) or not (isinstance(error, kinds) or 'gloo/transport' in str(error)):
+            raise
+        raise ConnectionError(
+            'another process of this run has ended or cannot be reached. What it says of it stands '
+            'above; one that the system has killed says nothing, and then its memory was full '
+            'more often than not. Go on with --resume in all processes '
+            f'({type(error).__name__}: {first_line(error)})'
+        ) from error
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def in_two_processes(work: Callable[[int, Config], None], cfg: Config) -> None:
         torch.set_num_threads(1)
         work(rank, Config(settings))
 
-    _fork_twice(process)
+    assert _fork_twice(process) == [0, 0], 'the output above says why'
 
 
 def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
@@ -115,17 +115,40 @@ def forked(work: Callable[[int], Any], folder: Path) -> list[Any]:
     """
 
     def process(rank: int, port: int) -> None:
-        torch.distributed.init_process_group(
-            'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
-        )
+        meet(rank, port)
         torch.save(work(rank), folder / f'fork{rank}.pt')
 
-    _fork_twice(process)
+    assert _fork_twice(process) == [0, 0], 'the output above says why'
     return [torch.load(folder / f'fork{rank}.pt', weights_only=True) for rank in (0, 1)]
 
 
-def _fork_twice(process: Callable[[int, int], None]) -> None:
-    """Calls ``process(rank, port)`` in two forks, which make a group at that port."""
+def endings(work: Callable[[int], Any]) -> list[int]:
+    """Calls ``work(rank)`` as :func:`forked` does; returns how each process ended.
+
+    Args:
+        work (Callable): What each process does.
+    """
+
+    def process(rank: int, port: int) -> None:
+        meet(rank, port)
+        work(rank)
+
+    return _fork_twice(process)
+
+
+def meet(rank: int, port: int) -> None:
+    """Makes this process one of a group of two."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+    )
+
+
+def _fork_twice(process: Callable[[int, int], None]) -> list[int]:
+    """Calls ``process(rank, port)`` in two forks, which make a group at that port.
+
+    Returns:
+        list[int]: 0 for each that ended well, 1 for an error, or a signal as a negative number.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -143,5 +166,4 @@ def _fork_twice(process: Callable[[int, int], None]) -> None:
             finally:
                 os._exit(1)
         children.append(child)
-    for status in [os.waitpid(child, 0)[1] for child in children]:
-        assert status == 0, 'the output above says why'
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

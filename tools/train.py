@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         '--replay',
         metavar='DIR',
         help='run a step again whose loss was not finite, and say what went wrong first; DIR is '
-        'nan_<iteration> in the work dir',
+        'nan_<iteration> in the work dir, or the file in it of one process of several',
     )
     add_training_arguments(parser)
     args = parser.parse_args()

@@ -414,7 +414,7 @@ def check_drawn(cache: TeacherCache, cfg: Config) -> None:
     """
     preprocessor = preprocessor_of(cfg)
     if isinstance(preprocessor, Mapping) and 'type' not in preprocessor:
-        raise CacheError('student.data_preprocessor has no `type`')
+        raise CacheError("student.data_preprocessor has no `type`: expected dict(type='...')")
     different = drawn_differences(cache.meta['drawn'], drawn_from(cfg))
     if different:
         raise CacheError(

@@ -17,17 +17,19 @@ MODULES = (
     'mmdet.structures',
     'mmdet.structures.bbox',
     'mmdet.structures.mask',
+    'mmkd_plugin.cache.geometry',
 )
 
 #: Key of a dict that stands for an object: the name of its class.
 KIND = '<object>'
 
-#: Attributes with which an object of mmdet is made anew, in their order, by its class.
+#: Attributes with which an object of mmdet or of ours is made anew, in their order, by its class.
 OBJECTS = dict(
     HorizontalBoxes=('tensor',),
     RotatedBoxes=('tensor',),
     BitmapMasks=('masks', 'height', 'width'),
     PolygonMasks=('masks', 'height', 'width'),
+    Geometry=('matrix', 'loaded', 'packed', 'window'),
 )
 
 

@@ -10,12 +10,13 @@ from mmkd_plugin.running.accumulating import KeepGradients
 from mmkd_plugin.running.augmenting import KeepAugments
 from mmkd_plugin.running.checkpointing import save_whole
 from mmkd_plugin.running.identity import SameRun
+from mmkd_plugin.running.not_finite import check_weights
 from mmkd_plugin.running.randomness import SeedIterations, seed_batches
 
 
 @HOOKS.register_module()
 class SafeCheckpoints(Hook):
-    """Makes every CheckpointHook of a run save whole files.
+    """Makes every CheckpointHook of a run save whole files, and no weights that are not finite.
 
     ``tools/train.py`` adds it to each run. For other programs it is a line of ``custom_hooks``.
 
@@ -29,6 +30,7 @@ class SafeCheckpoints(Hook):
         gradients = [hook for hook in runner.hooks if isinstance(hook, KeepGradients)]
 
         def collect() -> None:
+            check_weights(runner)
             for hook in gradients:
                 hook.collect(runner)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from mmkd_plugin.annotations import fits
 from mmkd_plugin.checkpoint import CheckpointError, read_data
 from mmkd_plugin.foreign import is_ours
-from mmkd_plugin.health import NotFiniteError
+from mmkd_plugin.health import BrokenWeightsError, NotFiniteError
 from mmkd_plugin.running.batches import packed, unpacked
 from mmkd_plugin.running.identity import SameRun, plain
 from mmkd_plugin.running.randomness import ITERATION, seed_with
@@ -103,7 +103,8 @@ class KeepStep(Hook):
             error (NotFiniteError): How it failed.
 
         Returns:
-            Path | None: The folder, None if it cannot be written.
+            Path | None: What ``--replay`` takes: the folder; in another process than the first its
+            file there. None if it cannot be written.
         """
         folder, rank = Path(runner.work_dir, FOLDER.format(runner.iter)), get_rank()
         model = _unwrapped(runner.model)
@@ -127,8 +128,7 @@ class KeepStep(Hook):
             _remove_others(Path(runner.work_dir), folder)
             text = f'{error}\n\n' + ''.join(f'{one}\n' for one in error.findings)
             write_text(folder / file_of(rank, REPORT), text)
-            if get_world_size() == 1 or not (folder / CONFIG).exists():
-                write_text(folder / CONFIG, runner.cfg.pretty_text)
+            write_text(folder / file_of(rank, CONFIG), runner.cfg.pretty_text)
             with replacing(folder / file_of(rank)) as (beside,), beside.open('wb') as file:
                 torch.save(content, file)
         except Exception as problem:  # whatever it is, the error of the loss counts more
@@ -138,7 +138,7 @@ class KeepStep(Hook):
                 level=logging.WARNING,
             )
             return None
-        return folder
+        return folder / file_of(rank) if rank else folder
 
 
 @contextmanager
@@ -153,12 +153,14 @@ def steps_kept(runner: Runner) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        folder = keep.save(runner, error)
-        if folder is None:
-            raise
-        raise error.with_text(
-            f'{error}. To run this step again: tools/train.py --replay {folder}'
-        ) from error
+        broken = bad_weights({'the model': _unwrapped(runner.model)})
+        earlier = (
+            f'. Weights were not finite before this step: {some(broken, 3)}. The gradient of an '
+            'earlier one broke them; optim_wrapper.clip_grad.error_if_nonfinite=True stops there'
+        )
+        text, kept = f'{error}{earlier if broken else ""}', keep.save(runner, error)
+        again = '' if kept is None else f'. To run this step again: tools/train.py --replay {kept}'
+        raise error.with_text(f'{text}{again}') from error
 
 
 def _teachers(runner: Runner) -> dict[str, str | None]:
@@ -172,9 +174,9 @@ def _teachers(runner: Runner) -> dict[str, str | None]:
 def _remove_others(work_dir: Path, folder: Path) -> None:
     """Keeps one step of a run."""
     for other in work_dir.glob(FOLDER.format('*')):
-        ours = other.name[4:].isdigit() and (other / CONFIG).is_file() and not other.is_symlink()
-        if other != folder and ours:
-            shutil.rmtree(other)
+        named = other.name[4:].isdigit() and not other.is_symlink()
+        if other != folder and named and [*other.glob('config*.py')]:
+            shutil.rmtree(other, ignore_errors=True)  # another process may be faster
 
 
 # Running it again ---------------------------------------------------------------------------------
@@ -184,20 +186,25 @@ class Step:
     """A step that was saved.
 
     Args:
-        folder (str | Path): Its folder.
-        rank (int): The process. Defaults to 0.
+        path (str | Path): Its folder, for the first process whose step is there; or the file of a
+            process.
+
+    Attributes:
+        folder (Path): The folder.
+        config (Path): The file with the config of the run.
 
     Raises:
         CheckpointError: If there is none, or it is damaged.
     """
 
-    def __init__(self, folder: str | Path, rank: int | None = None) -> None:
-        self.folder = Path(folder)
-        files = sorted(self.folder.glob('step*.pth'))
-        file = files[0] if rank is None and files else self.folder / file_of(rank or 0)
-        if not file.is_file() or not (self.folder / CONFIG).is_file():
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self.folder = path.parent if path.is_file() else path
+        file = path if path.is_file() else min(path.glob('step*.pth'), default=path / STEP)
+        self.config = file.with_name(file.stem.replace('step', 'config', 1) + '.py')
+        if not file.is_file() or not self.config.is_file():
             raise CheckpointError(
-                f'--replay {folder}: no step was saved there; it takes a folder nan_<iteration> in '
+                f'--replay {path}: no step was saved there; it takes a folder nan_<iteration> in '
                 'the work dir of a run that ended with a loss that is not finite'
             )
         self.content = read_data(str(file))
@@ -206,11 +213,6 @@ class Step:
         with _damage_named(file):
             self.batch = unpacked(self.content['batch'])
             self.extra = unpacked(self.content['extra'])
-
-    @property
-    def config(self) -> Path:
-        """The file with the config of the run."""
-        return self.folder / CONFIG
 
     def put_into(self, runner: Runner) -> None:
         """Brings a runner to the beginning of the step.
@@ -364,17 +366,40 @@ def first_not_finite(models: Mapping[str, nn.Module]) -> Iterator[list[str]]:
             handle.remove()
 
 
-def bad_weights(models: Mapping[str, nn.Module]) -> list[str]:
-    """The parameters of models that are not finite, as text."""
+def bad_weights(models: Mapping[str, nn.Module], trained: bool = False) -> list[str]:
+    """The parameters of models that are not finite, as text; those alone that are trained."""
     return [
         f'`{name}` of {of}'
         for of, model in models.items()
         for name, value in model.named_parameters()
-        if not _finite(value)
+        if (value.requires_grad or not trained) and not _finite(value)
     ]
 
 
+def check_weights(runner: Runner) -> None:
+    """Refuses to save weights that are not finite: what was saved before is better.
+
+    A gradient that is not finite breaks them after a loss that is, so that nobody has noticed yet.
+
+    Args:
+        runner (Runner): A runner; all of its processes call this.
+
+    Raises:
+        BrokenWeightsError: If a weight that is trained is not finite.
+    """
+    found = bad_weights({'the model': _unwrapped(runner.model)}, trained=True)
+    found = [name for names in all_gather_object(found) for name in names]  # FSDP has parts
+    if found:
+        raise BrokenWeightsError(
+            f'weights are not finite after iteration {runner.iter}: {some(dict.fromkeys(found), 3)}'
+            '. No checkpoint is saved, and those before it stay: lower the learning rate or '
+            '`loss_weight` and go on with --resume; '
+            'optim_wrapper.clip_grad.error_if_nonfinite=True stops at the gradient that breaks them'
+        )
+
+
 def _finite(value: Tensor) -> bool:
+    value = value.to_local() if hasattr(value, 'to_local') else value  # a part of it, of FSDP
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 

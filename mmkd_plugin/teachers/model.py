@@ -20,6 +20,7 @@ from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.libraries import import_reason, scope_problem
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.taps.example import library_of
 from mmkd_plugin.teachers.classes import Names, classes_of_config
 from mmkd_plugin.words import type_name
 
@@ -83,6 +84,11 @@ def build_model(config: str | dict, name: str) -> nn.Module:
         built = MODELS.build(without_its_teacher(model, name))
     if not hasattr(built, 'data_preprocessor'):
         raise ValueError(f"teacher '{name}': {type(built).__name__} is not an mmengine BaseModel")
+    if not model.get('data_preprocessor') and library_of(built) in ('mmseg', 'mmdet'):
+        raise ValueError(
+            f"teacher '{name}'.config has no `data_preprocessor`: add "
+            "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"
+        )
     return built
 
 
@@ -137,8 +143,9 @@ def without_pretraining(model: dict) -> dict:
 def _read_config(path: str, name: str) -> Config:
     file = stack.shipped_config(path) if '::' in path else Path(path)
     if not file.is_file():
+        here = path if path.isprintable() else repr(path)
         raise FileNotFoundError(
-            f"teacher '{name}': no config at {path}{nearest_names(file, ['.py'])}. Expected a path "
+            f"teacher '{name}': no config at {here}{nearest_names(file, ['.py'])}. Expected a path "
             "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
         )
     try:

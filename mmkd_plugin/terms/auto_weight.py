@@ -51,7 +51,7 @@ def auto_share(value: Any, here: str, default: float = AUTO_SHARE) -> float | No
     share = value['auto']
     if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= LARGEST_SHARE:
         raise ValueError(
-            f'{here}.auto is the share of the task loss, a number above 0 and at most '
+            f'{here}.auto must be the share of the task loss, a number above 0 and at most '
             f'{LARGEST_SHARE:g}, got {short(share)}'
         )
     return float(share)

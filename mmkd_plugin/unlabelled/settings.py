@@ -41,13 +41,14 @@ class PseudoLabels:
         here = 'unlabelled.pseudo_labels'
         if config is None:
             return None
+        key = f'{here}.threshold' if isinstance(config, dict) else here
         if not isinstance(config, dict):
             config = dict(threshold=config)
         check_keys(here, config, ('threshold', 'loss_weight', 'teacher'))
         threshold = config.get('threshold')
         if not fits(threshold, float) or not 0 <= threshold < 1:
             raise ValueError(
-                f'{here} must be the least confidence of a label, a number from 0 to below 1, '
+                f'{key} must be the least confidence of a label, a number from 0 to below 1, '
                 f'such as 0.9, got {short(threshold)}'
             )
         try:

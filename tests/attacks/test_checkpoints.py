@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -17,6 +18,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmkd_plugin.cache.records import digest, libraries, unpack
+from mmkd_plugin.cache.store import CacheError
 from mmkd_plugin.checkpoint import CheckpointError, load_weights, read_checkpoint
 from mmkd_plugin.stack import safe_loading
 from tests.attacks.harness import fork
@@ -228,18 +231,56 @@ def test_cut_and_changed(suffix: str, tmp_path: Path) -> None:
     assert not faults
 
 
+GB = 2**30
+ZEROS = bytes(2**20)
+
+
+def deflated(file: Path) -> None:
+    """A file like those of ``torch.save`` whose pickle is a GB of zeros."""
+    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as out:
+        out.writestr('x/version', '3')
+        with out.open('x/data.pkl', 'w') as stream:
+            for _ in range(GB // len(ZEROS)):
+                stream.write(ZEROS)
+
+
+def frame(said: int) -> bytes:
+    """A frame of zstandard with a GB of zeros, which says another size."""
+    packer = libraries()[1].ZstdCompressor().compressobj(size=GB)
+    parts = [packer.compress(ZEROS) for _ in range(GB // len(ZEROS))]
+    body, size = b''.join(parts) + packer.flush(), struct.pack('<I', GB)
+    assert body[:12].count(size) == 1
+    return body.replace(size, struct.pack('<I', said), 1)
+
+
+def record(body: bytes) -> bytes:
+    """A record of a cache with the right checksum."""
+    return digest(b'x', body) + body
+
+
 def test_a_reader_keeps_its_memory(tmp_path: Path) -> None:
     """All bombs, read in one process that may take no more than a GB beyond what it has."""
     import resource
 
+    deflated(tmp_path / 'deflated.pth')
+    frames = [record(frame(said)) for said in (GB + 1, 1000)]
+    assert sum(map(len, frames)) < 2**20 and (tmp_path / 'deflated.pth').stat().st_size < 2**23
+
     def read_all() -> None:
         used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+        resource.setrlimit(resource.RLIMIT_AS, (used + GB, used + GB))
+        with pytest.raises(MemoryError):
+            bytes(GB)  # else the rest would prove nothing
         for name, bomb in bombs().items():
             file = tmp_path / f'{name}.pth'
             torch.save(bomb(tmp_path / 'canary'), file)
             with pytest.raises(CheckpointError), safe_loading():
                 read_checkpoint(file)
+        with pytest.raises(CheckpointError, match=r'deflated\.pth is compressed'):
+            read_checkpoint(tmp_path / 'deflated.pth')
+        for one in frames:
+            with pytest.raises(CacheError, match=r'it says that it has|it cannot be read'):
+                unpack(one, b'x')
 
     ending = fork(read_all, tmp_path)
     assert ending.status == 0, ending.log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -37,6 +38,8 @@ TYPED: dict[str, list[str]] = {
     ],
     'a teacher connector': ['train', '{factors}'],
     'a foundation model': ['train', '{foundation}'],
+    'a foundation model of transformers': ['train', '{transformers}'],
+    'a part of a model of transformers': ['train', '{parts}'],
     'a step': ['train', '--replay', '{step}'],
     'a test': ['test', '{config}', '{bad}'],
     'an export': ['export_student', '{config}', '{bad}', 'out.pth'],
@@ -81,7 +84,20 @@ def files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         teacher_connector=models.own('Paraphraser', checkpoint=str(bad)),
         loss=models.own('FactorTransferLoss'),
     )
-    foundation = models.own('FoundationModel', source='efficientnet_lite', path=str(bad))
+    foundation = dict(
+        foundation=models.own('FoundationModel', source='efficientnet_lite', path=str(bad)),
+        transformers=models.own('FoundationModel', source='transformers', path=str(root / 'whole')),
+        parts=models.own('FoundationModel', source='transformers', path=str(root / 'parts')),
+    )
+    for name, file in dict(whole='pytorch_model.bin', parts='one.bin').items():
+        (root / name).mkdir()
+        said = dict(model_type='dinov2', hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+        (root / name / 'config.json').write_text(json.dumps(said))
+        said = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        (root / name / 'preprocessor_config.json').write_text(json.dumps(said))
+        (root / name / file).write_bytes(bad.read_bytes())
+    index = root / 'parts/pytorch_model.bin.index.json'
+    index.write_text(json.dumps(dict(weight_map=dict(x='one.bin'))))
     hint = dict(
         student_tap='backbone.conv2',
         teacher_tap='maps',
@@ -92,11 +108,10 @@ def files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         config={},
         plain={'model': run['model']['student']},
         factors={'model.distill': dict(ft=factors)},
-        foundation={
-            'model.teacher': dict(config=foundation, checkpoint=None),
-            'model.distill': dict(hint=hint),
-        },
     )
+    for name, one in foundation.items():
+        teacher = dict(config=one, checkpoint=None)
+        configs[name] = {'model.teacher': teacher, 'model.distill': dict(hint=hint)}
     found = dict(good=good, bad=bad, work=root / 'work', step=root / 'step')
     for name, changes in configs.items():
         found[name] = written(changed(run, changes), root / f'{name}.py')
@@ -106,6 +121,8 @@ def files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 @pytest.mark.parametrize('name', [*TYPED][::EVERY])
 def test_no_code_runs(name: str, files: dict[str, Path], tmp_path: Path) -> None:
+    if 'of transformers' in name:
+        pytest.importorskip('transformers', reason='it is an option of the user')
     if name == 'a foundation model':
         pytest.importorskip('efficientnet_lite_pytorch', reason='EfficientNet-Lite is an option')
     if name == 'an export as ONNX':

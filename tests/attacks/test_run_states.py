@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 import random
 import sys
@@ -71,29 +72,51 @@ def step(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     return kept, torch.load(kept / 'step.pth', weights_only=False)
 
 
-def places(content: Any, path: tuple = (), deepest: int = 4) -> Iterator[tuple]:
-    """The places in nested dicts and lists; of those that are alike a few."""
+class Attribute(str):
+    """An attribute of an object, in a path."""
+
+
+def inside(content: Any) -> list[tuple[Any, Any]]:
+    """What a container or an object holds, by its keys, places and attributes."""
+    items = [*content.items()] if isinstance(content, dict) else []
+    items = [*enumerate(content)] if isinstance(content, (list, tuple)) else items
+    kept = {} if torch.is_tensor(content) else getattr(content, '__dict__', {})
+    return items + [(Attribute(key), value) for key, value in kept.items()]
+
+
+def places(content: Any, path: tuple = (), deepest: float = math.inf) -> Iterator[tuple]:
+    """The places in what a file holds; with a limit of depth, of those that are alike a few."""
     if path:
         yield path
     if len(path) == deepest:
         return
-    items = content.items() if isinstance(content, dict) else ()
-    items = enumerate(content) if isinstance(content, list) else items
-    tensors = isinstance(content, dict) and all(map(torch.is_tensor, content.values()))
-    for key, inner in itertools.islice(items, 2 if tensors else 12):
+    items = inside(content)
+    if deepest < math.inf:
+        tensors = isinstance(content, dict) and all(map(torch.is_tensor, content.values()))
+        items = [one for one in items if not isinstance(one[0], Attribute)]
+        items = items[: 2 if tensors else 12]
+    for key, inner in items:
         yield from places(inner, (*path, key), deepest)
 
 
 def put(content: Any, path: tuple, value: Any) -> Any:
     """A copy with another value in a place."""
+    key = path[0]
+    inner = getattr(content, key) if isinstance(key, Attribute) else content[key]
+    inner = put(inner, path[1:], value) if len(path) > 1 else value
+    if isinstance(content, tuple):
+        return (*content[:key], inner, *content[key + 1 :])
     content = copy.copy(content)
-    content[path[0]] = put(content[path[0]], path[1:], value) if len(path) > 1 else value
+    if isinstance(key, Attribute):
+        setattr(content, key, inner)
+    else:
+        content[key] = inner
     return content
 
 
 def tried(content: Any) -> list[tuple[tuple, Any]]:
     """The changes that are tried."""
-    every = [*itertools.product(places(content), WRONG)]
+    every = [*itertools.product(places(content, deepest=4), WRONG)]
     random.Random(0).shuffle(every)
     return every[::EVERY]
 
@@ -138,9 +161,13 @@ def test_a_step_with_something_else_in_one_place(step: tuple, tmp_path: Path) ->
 
 
 def test_code_in_all_places_of_a_checkpoint(run: tuple, tmp_path: Path) -> None:
+    """Also where connectors, memories and the history of a run lie."""
     file, canary = tmp_path / 'x.pth', tmp_path / 'canary'
-    kinds = itertools.cycle(bombs().values())
-    for path, bomb in zip(places(run[1]), kinds):
+    kinds, every = itertools.cycle(bombs().values()), [*places(run[1])]
+    beside = ('state_dict', Attribute('_metadata'), '', 'mmkd', 'state')
+    assert any(path[:5] == beside and len(path) > 5 for path in every)
+    assert ('message_hub', 'log_scalars', 'train/loss', Attribute('_log_history')) in every
+    for path, bomb in zip(every, kinds):
         torch.save(put(run[1], path, bomb(canary)), file)
         with pytest.raises(CheckpointError):
             read_checkpoint(file)

@@ -164,8 +164,11 @@ def training(root: Path, data: Path) -> Case:
     return Case(folder, run, run, lambda: trained(folder), lambda: newest(folder), NOT_READ)
 
 
-def training_in_two_processes(root: Path, data: Path) -> Case:
-    """A run in two processes, which are killed together."""
+def in_two_processes(root: Path, data: Path) -> tuple[Path, Callable[..., int]]:
+    """A work dir, and what each of two processes does that train there.
+
+    It takes the rank, and configs of more hooks.
+    """
     settings, folder = dict(everything(data, root), report=False), root / 'work'
     distributed = dict(ddp.DISTRIBUTED, work_dir=str(folder), experiment_name='two')
     typed = argparse.Namespace(
@@ -173,9 +176,18 @@ def training_in_two_processes(root: Path, data: Path) -> Case:
     )
     (root / 'results').mkdir()
 
-    def work(rank: int) -> int:
-        train(Config({**copy.deepcopy(settings), **distributed}), typed, Cores.now())
+    def work(rank: int, *hooks: dict) -> int:
+        cfg = Config({**copy.deepcopy(settings), **distributed})
+        cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
+        train(cfg, typed, Cores.now())
         return rank
+
+    return folder, work
+
+
+def training_in_two_processes(root: Path, data: Path) -> Case:
+    """A run in two processes, which are killed together."""
+    folder, work = in_two_processes(root, data)
 
     def run() -> None:
         ddp.forked(work, root / 'results')

@@ -14,11 +14,15 @@ from mmengine.config import Config
 from mmengine.optim import PolyLR
 from mmengine.runner import Runner
 
+from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.identity import differences
 from mmkd_plugin.running.resuming import check_run_state, check_unfinished, use_seed
 from mmkd_plugin.training import file_named
+from tests.caches import write_cache
+from tests.fuzz import models
+from tests.models.foundation.weights import plain, stand_in
 from tests.runs import config, make_data, save_weights
 from tests.stock_models import cwd, fcn
 
@@ -170,6 +174,117 @@ def test_another_run_is_refused_key_by_key(change, message, folder, tmp_path):
     text = str(info.value)
     assert message in text and '\n' not in text
     assert 'by --allow-changes;' in text and 'load_from=' in text
+
+
+def other_cache(cfg: Config, data: Path, folder: Path) -> None:
+    """The same teacher with other weights, of the same names and shapes."""
+    cfg.model = models.with_a_cache(data, folder / 'other')
+
+
+def other_precision(cfg: Config, data: Path, folder: Path) -> None:
+    """The same maps, stored with fewer bits."""
+    teacher = models.online(models.segmentor(8))
+    other = models.distiller(models.segmentor(4), teacher, cfg.model.distill.to_dict())
+    run = config(other, data, folder / 'run', 1, augment=True)
+    cfg.model.teacher.path = write_cache(run, folder / 'smaller', dtype='uint8')
+
+
+def other_weights(cfg: Config, data: Path, folder: Path) -> None:
+    """Other weights of a foundation model, in the place of those that it had."""
+    file = Path(cfg.model.teacher.config.path, 'pytorch_model.bin')
+    changed = {key: value + 0.1 for key, value in torch.load(file, weights_only=True).items()}
+    torch.save(changed, file)
+
+
+def with_a_cache(data: Path, folder: Path) -> dict:
+    torch.manual_seed(0)
+    return models.with_a_cache(data, folder / 'first')
+
+
+def with_a_foundation_model(data: Path, folder: Path) -> dict:
+    model = models.with_a_foundation_model()
+    shutil.copytree(model['teacher']['config']['path'], folder / 'weights')
+    model['teacher']['config']['path'] = str(folder / 'weights')
+    weights = plain('dinov2').state_dict()
+    (folder / 'weights/model.safetensors').unlink()
+    torch.save(weights, folder / 'weights/pytorch_model.bin')
+    return model
+
+
+def with_a_self_teacher(data: Path, folder: Path) -> dict:
+    return models.with_a_self_teacher()
+
+
+def with_two_taps(data: Path, folder: Path) -> dict:
+    tap = 'backbone.conv2'
+    term = dict(student_tap=tap, teacher_tap=tap, loss=models.own('AttentionLoss'))
+    teacher = models.online(models.segmentor(8))
+    teacher['checkpoint'] = save_weights(models.segmentor(8), folder / 't.pth')
+    return models.distiller(models.segmentor(4), teacher, dict(attention=term))
+
+
+def on(key: str, value: Any) -> Callable[..., Any]:
+    return lambda cfg, *_: cfg.merge_from_dict({key: value})
+
+
+#: Models, what is changed in them, and what is said of it.
+OTHER_TEACHERS: dict[str, tuple[Callable[..., dict], Callable[..., Any], str]] = {
+    'cache': (with_a_cache, other_cache, "weights of teacher 'stored': "),
+    'precision of a cache': (with_a_cache, other_precision, "config of teacher 'stored': "),
+    'weights in place': (with_a_foundation_model, other_weights, "weights of teacher 'teacher': "),
+    'foundation model': (
+        with_a_foundation_model,
+        lambda cfg, *_: cfg.model.teacher.config.update(path=stand_in('transformers', 'dinov3-x')),
+        "weights of teacher 'teacher': ",
+    ),
+    'blocks': (
+        with_a_foundation_model,
+        on('model.teacher.config.blocks', [1, -1]),
+        'model.teacher.config.blocks: [0, -1] → [1, -1]',
+    ),
+    'weight of a self-teacher': (
+        with_a_self_teacher,
+        on('model.teacher.loss_weight', 1.0),
+        'model.teacher.loss_weight: 0.5 → 1.0',
+    ),
+    'head of a self-teacher': (
+        with_a_self_teacher,
+        on('model.teacher.head.dropout_ratio', 0.1),
+        'model.teacher.head.dropout_ratio: 0.0 → 0.1',
+    ),
+    'tap of the teacher': (
+        with_two_taps,
+        on('model.distill.attention.teacher_tap', 'backbone.norm2'),
+        "model.distill.attention.teacher_tap: 'backbone.conv2' → 'backbone.norm2'",
+    ),
+}
+
+
+@pytest.mark.parametrize(('make', 'change', 'message'), OTHER_TEACHERS.values(), ids=OTHER_TEACHERS)
+def test_another_teacher_is_refused(make, change, message, data, tmp_path):
+    first = config(make(data, tmp_path), data, tmp_path / 'work', 2, augment=True)
+    second = copy.deepcopy(first)
+    second.load_from, second.resume = str(tmp_path / 'work/iter_2.pth'), True
+    second.train_cfg.max_iters = 3
+    again = copy.deepcopy(second)
+    for cfg in (first, again):  # the second is the same run
+        wire(cfg)
+        start(cfg)
+    change(second, data, tmp_path)
+    wire(second)
+    with pytest.raises(CheckpointError, match='this run is not the run of ') as info:
+        start(second)
+    text = str(info.value)
+    assert message in text and 'by --allow-changes;' in text, text
+
+
+def test_a_larger_self_teacher_cannot_go_on(data, tmp_path):
+    cfg = config(models.with_a_self_teacher(), data, tmp_path, 2)
+    start(copy.deepcopy(cfg))
+    cfg.merge_from_dict({'model.teacher.neck.depth': 2, 'load_from': str(tmp_path / 'iter_2.pth')})
+    cfg.resume = True
+    with pytest.raises(CheckpointError, match=r'cannot go on.*model\.teacher\.neck\.depth: 1 → 2'):
+        start(cfg)
 
 
 def test_another_run_that_is_meant_goes_on(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -15,13 +16,17 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.cli import UsageError
-from mmkd_plugin.health import NotFiniteError
+from mmkd_plugin.health import BrokenWeightsError, NotFiniteError
+from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.batches import packed, unpacked
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.not_finite import Step, steps_kept
+from mmkd_plugin.running.resuming import newest_checkpoint
 from mmkd_plugin.training import replay
+from tests.ddp import DISTRIBUTED, forked
 from tests.fuzz import models
 from tests.runs import assert_same, config, needs_ops, save_weights
 from tests.stock_models import cwd
@@ -41,6 +46,18 @@ class Break(Hook):
             with torch.no_grad():
                 weight = dict(runner.model.named_parameters())[self.key]
                 weight.flatten()[0] = self.value
+
+
+class BreakGradient(Hook):
+    """Lets a weight get a gradient of NaN in an iteration, of a loss that is finite."""
+
+    def __init__(self, key: str, at: int) -> None:
+        self.key, self.at = key, at
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == self.at:
+            weight = dict(runner.model.named_parameters())[self.key]
+            handle = weight.register_hook(lambda grad: (handle.remove(), grad * math.nan)[1])
 
 
 def settings(data: Path, folder: Path) -> Config:
@@ -115,6 +132,86 @@ def test_a_step_of_a_detector(data, tmp_path, capsys):
     assert 'All losses are the same, bit for bit.' in said
     assert 'Weights are not finite already: `backbone.conv2.weight` of the student' in said
     assert "First: 'backbone.conv2' of the student (Conv2d): its output (2, 8, " in said
+
+
+TEACHERS = dict(
+    cached=models.with_a_cache,
+    cached_views=lambda data, folder: models.with_a_cache(data, folder, views=2),
+    own=lambda *_: models.with_a_self_teacher(),
+    foundation=lambda *_: models.with_a_foundation_model(),
+)
+
+
+@pytest.mark.parametrize('make', TEACHERS.values(), ids=TEACHERS)
+def test_a_step_with_any_teacher(make, data, tmp_path, capsys):
+    cfg = config(make(data, tmp_path), data, tmp_path / 'work', 3, augment=True)
+    wire(cfg)
+    message = fail(cfg, Break('backbone.conv2.weight', 3e38, 2))
+    replay(message.split('--replay ')[1])
+    said = capsys.readouterr().out
+    assert 'All losses are the same, bit for bit.' in said
+    assert "First: 'backbone.conv2' of the student (Conv2d): " in said
+
+
+def test_each_process_keeps_its_step(data, tmp_path, capsys):
+    """Both have a loss that is not finite; then the second alone has."""
+    cfg = settings(data, tmp_path)
+    folder = tmp_path / 'work/nan_2'
+    files = folder, folder / 'step_1.pth'
+
+    def work(rank: int) -> str:
+        distributed = Config(dict(cfg.to_dict(), **DISTRIBUTED))
+        return fail(distributed, Break('module.backbone.conv2.weight', 3e38, 2))
+
+    for message, file in zip(forked(work, tmp_path), files, strict=True):
+        assert message.endswith(f'To run this step again: tools/train.py --replay {file}')
+    names = {one.name for one in folder.iterdir() if one.is_file()}
+    assert names == {
+        *('config.py', 'report.txt', 'step.pth', 'config_1.py', 'report_1.txt', 'step_1.pth')
+    }
+    steps = [Step(file) for file in files]
+    assert [one.content['rank'] for one in steps] == [0, 1]
+    assert [one.content['processes'] for one in steps] == [2, 2]
+    assert not torch.equal(*(torch.stack(one.batch['inputs']) for one in steps))
+    for file in files:
+        replay(str(file))
+        assert 'All losses are the same, bit for bit.' in capsys.readouterr().out
+    (folder / 'step.pth').unlink()
+    assert Step(folder).content['rank'] == 1
+
+
+def test_a_gradient_that_is_not_finite_is_told_at_the_next_step(data, tmp_path):
+    """The loss of its own step is finite."""
+    message = fail(settings(data, tmp_path), BreakGradient('backbone.conv2.weight', 2))
+    assert 'at iteration 3' in message
+    assert (
+        '. Weights were not finite before this step: `backbone.conv2.weight` of the mo' in message
+    )
+
+
+def test_a_gradient_that_is_not_finite_ends_a_run_that_clips(data, tmp_path):
+    cfg = settings(data, tmp_path)
+    cfg.optim_wrapper.clip_grad = dict(max_norm=35.0, error_if_nonfinite=True)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(BreakGradient('backbone.conv2.weight', 2))
+    with pytest.raises(ValueError, match=r'^optim_wrapper: .*non-finite'), runner_errors_named(cfg):
+        runner.train()
+    assert runner.iter == 2
+    assert all(value.isfinite().all() for value in runner.model.parameters())
+
+
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
+    """The checkpoint before them stays, although the run keeps one."""
+    cfg = settings(data, tmp_path)
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
+    runner = Runner.from_cfg(cfg)
+    make_resumable(runner)
+    runner.register_hook(BreakGradient('backbone.conv2.weight', 2))
+    told = r'^weights are not finite after iteration 2: `backbone\.conv2\.weight` of the model'
+    with pytest.raises(BrokenWeightsError, match=told):
+        runner.train()
+    assert [one.name for one in (tmp_path / 'work').glob('*.pth')] == ['iter_2.pth']
+    assert newest_checkpoint(tmp_path / 'work').path == str(tmp_path / 'work/iter_2.pth')
 
 
 def test_a_run_keeps_one_step(failed, data):

@@ -219,7 +219,7 @@ class DeafLoss(nn.Module):
         (
             line('decode_head.conv_seg', 'ChannelWiseLoss', dict(auto=-1)),
             {},
-            '^distill.t.loss.loss_weight.auto is the share .* above 0 and at most 1000, got -1',
+            '^distill.t.loss.loss_weight.auto must be .* above 0 and at most 1000, got -1',
         ),
         (
             line('decode_head.conv_seg', 'ChannelWiseLoss', dict(share=1)),

@@ -183,7 +183,7 @@ def _numbers(blocks: Sequence[int]) -> list[int]:
 
 
 def _loader(source: str) -> Callable[[str, list[int], Any], Encoder]:
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         hint = did_you_mean(str(source), SOURCES, "'{}'", cutoff=0.5)
         raise ValueError(
             f'source must be one of {", ".join(map(repr, SOURCES))}, got {short(source)}{hint}'
