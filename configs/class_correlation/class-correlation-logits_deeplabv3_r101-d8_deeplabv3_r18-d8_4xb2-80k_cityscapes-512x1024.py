@@ -6,5 +6,9 @@ model = dict(
             tap='decode_head.conv_seg',
             loss=dict(type='mmkd_plugin.ClassCorrelationLoss', tau=1, loss_weight=1),
         ),
+        auxiliary=dict(
+            tap='auxiliary_head.conv_seg',
+            loss=dict(type='mmkd_plugin.ClassCorrelationLoss', tau=1, loss_weight=0.4),
+        ),
     ),
 )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.hint import hint
-from mmkd_plugin.losses.masked_generation import checked_ratio, kept
+from mmkd_plugin.losses.masked_generation import kept
 from mmkd_plugin.losses.numerics.autograd import keeping_gradients, keeps_its_gradient
 from mmkd_plugin.losses.numerics.checks import (
     check_shapes,
     loss_weights,
+    share_below_one,
     temperature,
     weight,
     whole_number,
@@ -161,7 +162,7 @@ class DenseContrastLoss(nn.Module):
                 whole_number(name, value)
         self.groups, self.patch, self.pool = groups, tuple(patch), pool
         self.tau = temperature('tau', tau)
-        self.mask_ratio = checked_ratio(mask_ratio)
+        self.mask_ratio = share_below_one('mask_ratio', mask_ratio)
         self.fd, self.ctr = weight('fd', fd), weight('ctr', ctr)
         self.loss_weight = loss_weights(loss_weight)
         self.generators = nn.ModuleList()

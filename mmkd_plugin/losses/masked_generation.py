@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from mmkd_plugin.losses.hint import hint
 from mmkd_plugin.losses.numerics.autograd import keeping_gradients
-from mmkd_plugin.losses.numerics.checks import check_shapes, finite_number, loss_weights, one_of
+from mmkd_plugin.losses.numerics.checks import (
+    check_shapes,
+    loss_weights,
+    one_of,
+    share_below_one,
+)
 from mmkd_plugin.losses.numerics.drawing import fresh_seed, uniform
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.own_modules import check_set_up, generator, run
@@ -61,13 +66,6 @@ def kept(
     batch, channels, height, width = x.shape
     shape = (batch, 1, height, width) if mask == 'position' else (batch, channels, 1, 1)
     return (uniform(seed, shape, stream) >= mask_ratio).to(x.dtype)
-
-
-def checked_ratio(value: float) -> float:
-    """Return ``mask_ratio`` if it leaves something to see, else raise."""
-    if not 0 <= finite_number('mask_ratio', value) < 1:
-        raise ValueError(f'mask_ratio must be at least 0 and below 1, got {value!r}')
-    return value
 
 
 @MODELS.register_module()
@@ -125,7 +123,7 @@ class MaskedGenerationLoss(nn.Module):
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
-        self.mask_ratio = checked_ratio(mask_ratio)
+        self.mask_ratio = share_below_one('mask_ratio', mask_ratio)
         self.mask = one_of('mask', mask, MASKS)
         self.loss_weight = loss_weights(loss_weight)
         self.generators = nn.ModuleList()

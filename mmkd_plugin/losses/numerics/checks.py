@@ -207,6 +207,18 @@ def positive_number(name: str, value: float) -> float:
     return value
 
 
+def share_below_one(name: str, value: float) -> float:
+    """Return ``value`` if it is a number from 0 on and below 1, else raise naming the argument.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite, or out of this range.
+    """
+    if not 0 <= finite_number(name, value) < 1:
+        raise ValueError(f'{name} must be at least 0 and below 1, got {value!r}')
+    return value
+
+
 def temperature(name: str, value: float) -> float:
     """Return ``value`` if it is a temperature at which float32 tells logits apart.
 
