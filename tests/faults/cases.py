@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
+from PIL import Image
 from rich.console import Console
 
-from benchmarks.gains import records
+from benchmarks.gains import records, tables
 from benchmarks.gains import training as gains_training
 from benchmarks.gains.plan import Run, find
 from benchmarks.gains.running import Place, perform
@@ -35,6 +38,7 @@ from tests.forks import Forked
 from tests.fuzz import models
 from tests.runs import config, save_weights, validated
 from tests.stock_models import build, cwd
+from tests.tools import test_demo, test_from_mmrazor, test_reproduce
 from tests.tools.conftest import SEGMENTOR
 from tests.tools.dataset_converters import test_bccd, test_camvid
 from tests.tools.dataset_converters.conftest import contents
@@ -304,6 +308,25 @@ def from_mmrazor(root: Path, data: Path) -> Case:
     return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
 
 
+def mmrazor_config(root: Path, data: Path) -> Case:
+    """A config of MMRazor as one of ours."""
+    for name, depth in dict(student=18, teacher=34).items():
+        (root / f'{name}.py').write_text(SEGMENTOR.format(root=str(data), depth=depth))
+    (root / 'razor.py').write_text(test_from_mmrazor.THEIRS)
+    folder, main = root / 'made', load_tool('from_mmrazor').main
+    out = folder / 'ours.py'
+
+    def run() -> None:
+        os.chdir(root)
+        call_tool(main, 'from_mmrazor', ['razor.py', out])
+
+    def check() -> int:
+        assert not out.exists() or out.read_text().rstrip().endswith(')')
+        return int(out.exists())
+
+    return Case(folder, run, run, lambda: contents(folder), check, refused=out.exists)
+
+
 def with_a_teacher_connector(root: Path, data: Path, teacher: str, connector: str) -> dict:
     """Settings of a run whose one term converts the teacher's maps."""
     model = models.of_a_segmentor()
@@ -506,6 +529,68 @@ def reproduce(root: Path, data: Path) -> Case:
         return dict(score=line.score, val_score=line.val_score, iterations=line.iterations)
 
     return Case(folder, run, run, outcome, lambda: len(records.read(folder / 'runs.jsonl')), OUTPUT)
+
+
+def whole_reproduce(root: Path, data: Path) -> Case:
+    """A whole table: a teacher, a student, trials of a weight on it, runs, and the page."""
+    folder, main = root / 'work', load_tool('reproduce').main
+    table = test_reproduce.tiny_table(root, data)
+    lines = folder / 'runs.jsonl'
+    typed = ['--results', lines, '--work-dir', folder / 'runs', '--jobs', 1, '--no-longer']
+
+    def run() -> None:
+        os.chdir(root)
+        gains_training.Processes.start = Forked.start
+        tables.CONFIGS, tables.DATA = table
+        folder.mkdir(exist_ok=True)
+        call_tool(main, 'reproduce', [*typed, '--weights', 'recipe', 50])
+
+    def outcome() -> dict[str, Any]:
+        found = [(one.method, one.weight, one.score, one.val_score) for one in records.read(lines)]
+        assert len(found) == len({one[:2] for one in found}) and (folder / 'results.md').is_file()
+        return dict(sorted=sorted(found, key=str))
+
+    def check() -> int:
+        return len(records.read(lines)) if lines.exists() else 0
+
+    return Case(folder, run, run, outcome, check, (*OUTPUT, '.json', '.py'))
+
+
+def whole_demo(root: Path, data: Path) -> Case:
+    """All of the demo: data, three trainings, scores, and the picture."""
+    tool, folder = load_tool('demo'), root / 'work'
+    (root / 'student.py').write_text(test_demo.STUDENT.format(root=test_demo.ROOT))
+    (root / 'distilled.py').write_text(test_demo.DISTILLED.format(folder=root))
+    student, distilled = str(root / 'student.py'), str(root / 'distilled.py')
+    task = tool.Task(student, student, distilled, 'mIoU', 'mIoU', 1, batch_size=2)
+    few = ['--train', '12', '--val', '4']
+
+    def run() -> None:
+        os.chdir(root)
+        gains_training.Processes.start = Forked.start
+        tool.make_digit_scenes = lambda: load_tool('make_digit_scenes').main(few)
+        tool.run_demo('segmentation', task, folder, 0, Console(quiet=True))
+
+    def picture() -> int:
+        file = folder / 'report.png'
+        if file.exists():
+            with Image.open(file) as found:
+                found.load()
+        return int(file.exists())
+
+    def check() -> int:
+        return len([*folder.glob('*/done.json')]) + picture()
+
+    def outcome() -> dict[str, Any]:
+        assert picture() == 1
+        lasts = {one.name: one / 'done.json' for one in folder.iterdir() if one.is_dir()}
+        lasts = {name: json.loads(file.read_text()) for name, file in sorted(lasts.items())}
+        return {
+            name: dict(read_checkpoint(one['checkpoint'])['state_dict'])
+            for name, one in lasts.items()
+        }
+
+    return Case(folder, run, run, outcome, check, (*OUTPUT, '.json', '.py'))
 
 
 def demo(root: Path, data: Path) -> Case:

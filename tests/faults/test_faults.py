@@ -33,6 +33,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], Case], int]] = {
     'export as safetensors': (lambda *to: cases.export(*to, '.safetensors'), 1),
     'export as ONNX': (cases.onnx, 1),
     'MMRazor': (cases.from_mmrazor, 1),
+    "MMRazor's config": (cases.mmrazor_config, 1),
     'fit_connector': (cases.fit_connector, 1),
     'report': (cases.report, 1),
     'visualize': (cases.visualize, 1),
@@ -42,16 +43,21 @@ CASES: dict[str, tuple[Callable[[Path, Path], Case], int]] = {
     'DigitScenes': (cases.digit_scenes, 1),
     'reproduce': (cases.reproduce, 0),  # these two train several times
     'demo': (cases.demo, 0),
+    'all of reproduce': (cases.whole_reproduce, 0),  # and these many times
+    'all of the demo': (cases.whole_demo, 0),
 }
 
+#: How many states of a program are tried at most, where each takes minutes.
+AT_MOST = {'all of reproduce': 6, 'all of the demo': 6}
 
 #: States of each program: a number, 'all', or '' for those above.
 ASKED = os.environ.get('FAULTS', '')
 
 
-def some_of(states: Sequence[State], count: int) -> list[State]:
+def some_of(states: Sequence[State], count: int, at_most: int | None = None) -> list[State]:
     """The states that are tried: a few of them, or all."""
     count = len(states) if ASKED == 'all' else min(int(ASKED or count), len(states))
+    count = min(count, at_most or count)
     chosen = random.Random(0).sample(range(len(states)), count)
     return [states[number] for number in sorted(chosen)]
 
@@ -66,7 +72,7 @@ def test_killed_anywhere(name: str, data: Path, tmp_path: Path) -> None:
     assert run.ending.status == 0, run.ending.log
     assert not not_flushed(run.operations)
     expected, far, faults = case.outcome(), 0, []
-    for state in some_of(run.states, count):
+    for state in some_of(run.states, count, AT_MOST.get(name)):
         run.restore(state, case.folder)
         before, far = far, case.check()
         assert far >= before, f'{state.label}: something good is gone'

@@ -43,18 +43,23 @@ default_scope = 'mmseg'
 @pytest.fixture
 def tiny(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with configs of a tiny table, where the tool is at work."""
-    configs = tmp_path / 'configs'
+    configs, data_sets = tiny_table(tmp_path, data)
+    monkeypatch.setattr(tables, 'CONFIGS', configs)
+    monkeypatch.setattr(tables, 'DATA', data_sets)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tiny_table(root: Path, data: Path) -> tuple[Path, tuple[tables.Data, ...]]:
+    """Writes configs of a teacher, a student and a recipe; gives their folder and the data set."""
+    configs = root / 'configs'
     for folder in ('tiny', 'ft'):
         (configs / folder).mkdir(parents=True)
     for name, depth in (('student', 18), ('teacher', 34)):
         text = SEGMENTOR.format(root=str(data), depth=depth) + HELD_OUT
         (configs / 'tiny' / f'{name}_tiny.py').write_text(text)
     (configs / 'ft' / 'ft-logits_teacher_student_tiny.py').write_text(RECIPE.format(weight=500))
-    data_set = tables.Data('tiny', 'Tiny', '*_tiny.py', seeds=1)
-    monkeypatch.setattr(tables, 'CONFIGS', configs)
-    monkeypatch.setattr(tables, 'DATA', (data_set,))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return configs, (tables.Data('tiny', 'Tiny', '*_tiny.py', seeds=1),)
 
 
 ARGUMENTS = ('--results', 'runs.jsonl', '--jobs', '2', '--no-longer')
