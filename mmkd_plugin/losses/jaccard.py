@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -16,15 +17,22 @@ from mmkd_plugin.losses.numerics.checks import (
     loss_weights,
     one_of,
     positive_number,
+    true_or_false,
     weight,
 )
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass, through_sums
 from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.resizing import at_image_size
+from mmkd_plugin.losses.numerics.targets import is_target, target_classes
 from mmkd_plugin.registry import MODELS
 
 SCOPES = ('batch', 'image')
+TARGETS = ('teacher', 'labels')
+
+#: A logit so far below the others that its softmax is 0 in every type; float16 holds it.
+IMPOSSIBLE = -1e4
 
 
 def _in_pieces(
@@ -105,6 +113,26 @@ def ratio(
     return (missed / (tp + missed + smooth)).sum() / max(missed.numel(), 1)
 
 
+def labels_as_logits(
+    student: Tensor, dtype: torch.dtype, labels: Tensor, ignore_index: int | None
+) -> tuple[Tensor, Tensor]:
+    """Logits of a teacher that is certain of the labels.
+
+    Args:
+        student (Tensor): Logits of the student, (N, C, H, W); only their form is read.
+        dtype (torch.dtype): Type of the logits.
+        labels (Tensor): Integers, (N, h, w), resized by nearest.
+        ignore_index (int, optional): Label that does not count, as those that are no class.
+
+    Returns:
+        tuple[Tensor, Tensor]: The logits, (N, C, H, W), and where the labels count: booleans,
+        (N, H, W).
+    """
+    classes, kept = target_classes(student, labels, -1 if ignore_index is None else ignore_index)
+    logits = torch.zeros_like(student, dtype=dtype, requires_grad=False)
+    return logits.masked_fill_(~is_target(student, classes), IMPOSSIBLE), kept[:, 0]
+
+
 @MODELS.register_module()
 class JaccardLoss(nn.Module):
     """Match the classes by the metric itself, the intersection over union of soft labels (JDT).
@@ -112,6 +140,8 @@ class JaccardLoss(nn.Module):
     With ``p`` and ``q`` the softmaxes of student and teacher, each class has
     ``tp = (sum p + sum q - sum abs(p - q)) / 2``, ``fp = sum p - tp`` and ``fn = sum q - tp``; the
     loss is ``1 - (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)``, mean over all classes.
+    With ``target='labels'`` q is 1 for the class of the label and 0 for the others: the authors
+    add this half to that of the teacher.
 
     Jaccard Metric Losses: Optimizing the Jaccard Index with Soft Labels, NeurIPS 2023.
 
@@ -127,20 +157,25 @@ class JaccardLoss(nn.Module):
             ``'image'``. Defaults to ``'batch'``.
         ignore_index (int, optional): Label of the positions to leave out; ``forward`` then needs
             ``labels``. Defaults to None, every position counts.
+        target (str): Whether q is of the ``'teacher'`` or of the ``'labels'``, which ``forward``
+            then needs; those that are no class are left out too. Defaults to ``'teacher'``.
+        upsample (bool): Whether logits are first resized to the size of the images, bilinearly, as
+            the authors' are; ``forward`` then needs ``image_size``. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. The authors use
-            half of 0.75, beside half of 0.25 on the pixel-wise loss with ``tau=1``. Defaults to
-            1.0.
+            half of 0.75 on each target, beside half of 0.25 on the cross-entropy with the labels
+            and on the pixel-wise loss with ``tau=1``. Defaults to 1.0.
 
     Shape:
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
-        - teacher: the same shapes as the student.
+        - teacher: the same shapes as the student; with ``target='labels'`` it is not read.
         - labels: (N, h, w), integers; resized by nearest to each map of another size.
+        - image_size: height and width of the padded images.
         - output: a scalar. Maps with a single channel always cost 0.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If one is out of range or, in ``forward``, if shapes differ or labels that
-            ``ignore_index`` needs are missing.
+        ValueError: If one is out of range or, in ``forward``, if shapes differ, or labels or an
+            image size that it needs are missing.
 
     Examples:
         >>> import torch
@@ -154,8 +189,6 @@ class JaccardLoss(nn.Module):
         (torch.Size([]), torch.Size([2, 19, 8, 16]))
     """
 
-    needs_same_channels: ClassVar[bool] = True
-    needs_same_size: ClassVar[bool] = True
     compares_probabilities: ClassVar[bool] = True
 
     def __init__(
@@ -165,6 +198,8 @@ class JaccardLoss(nn.Module):
         smooth: float = 1.0,
         scope: str = 'batch',
         ignore_index: int | None = None,
+        target: str = 'teacher',
+        upsample: bool = False,
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
@@ -174,12 +209,26 @@ class JaccardLoss(nn.Module):
         self.smooth = positive_number('smooth', smooth)
         self.scope = one_of('scope', scope, SCOPES)
         self.ignore_index = index_or_none('ignore_index', ignore_index)
+        self.target = one_of('target', target, TARGETS)
+        self.upsample = true_or_false('upsample', upsample)
         self.loss_weight = loss_weights(loss_weight)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
-        return () if self.ignore_index is None else ('labels',)
+        """What ``forward`` needs besides the maps: labels, if it compares or ignores some."""
+        plain = self.ignore_index is None and self.target == 'teacher'
+        labels = () if plain else ('labels',)
+        return (*labels, 'image_size') if self.upsample else labels
+
+    @property
+    def needs_same_channels(self) -> bool:
+        """Whether both models must have as many classes: not if the teacher is not read."""
+        return self.target == 'teacher'
+
+    @property
+    def needs_same_size(self) -> bool:
+        """Whether the maps of both models must have one size before they are upsampled."""
+        return self.target == 'teacher' and not self.upsample
 
     def teaches_nothing(
         self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
@@ -187,21 +236,36 @@ class JaccardLoss(nn.Module):
         """Why the loss is always 0, if it is: a softmax over a single class is always 1."""
         return None if channels > 1 else 'the softmax over a single class is always 1'
 
-    def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student: Maps,
+        teacher: Maps,
+        labels: Tensor | None = None,
+        image_size: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
+        if self.upsample:
+            student, teacher = at_image_size(student, teacher, image_size)
         compare = partial(
-            jaccard,
-            alpha=self.alpha,
-            beta=self.beta,
-            smooth=self.smooth,
-            scope=self.scope,
-            labels=labels,
-            ignore_index=self.ignore_index,
+            jaccard, alpha=self.alpha, beta=self.beta, smooth=self.smooth, scope=self.scope
         )
-        return sum_over_maps(compare, student, teacher, self.loss_weight)
+
+        def with_teacher(student: Tensor, teacher: Tensor) -> Tensor:
+            return compare(student, teacher, labels=labels, ignore_index=self.ignore_index)
+
+        def with_labels(student: Tensor, teacher: Tensor) -> Tensor:
+            check_shapes(student, teacher, same_channels=False, same_size=False)
+            if labels is None:
+                raise ValueError("target='labels' needs `labels`; give them")
+            certain, kept = labels_as_logits(student, teacher.dtype, labels, self.ignore_index)
+            return compare(student, certain, labels=kept.long(), ignore_index=0)
+
+        one = with_teacher if self.target == 'teacher' else with_labels
+        return sum_over_maps(one, student, teacher, self.loss_weight)
 
     def extra_repr(self) -> str:
         return (
             f'alpha={self.alpha}, beta={self.beta}, smooth={self.smooth}, scope={self.scope}, '
-            f'ignore_index={self.ignore_index}, loss_weight={self.loss_weight}'
+            f'ignore_index={self.ignore_index}, target={self.target}, upsample={self.upsample}, '
+            f'loss_weight={self.loss_weight}'
         )

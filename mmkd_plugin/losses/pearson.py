@@ -6,7 +6,6 @@ import math
 from functools import partial
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkd_plugin.losses.hint import hint
@@ -15,6 +14,7 @@ from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.one_pass import by_autograd, one_pass
 from mmkd_plugin.losses.numerics.precision import full_precision, no_autocast
+from mmkd_plugin.losses.numerics.resizing import resized
 from mmkd_plugin.losses.numerics.standard import standardised
 from mmkd_plugin.registry import MODELS
 
@@ -37,9 +37,9 @@ def pearson(student: Tensor, teacher: Tensor, resize: str = 'student') -> Tensor
     with no_autocast(student.device.type):
         s, t = student, teacher.detach()
         if resize == 'student':
-            s = resized(s, t)
+            s = resized(s, t.shape[2:])
         else:
-            t = resized(t, s)
+            t = resized(t, s.shape[2:])
         return gap_of_patterns(s, t)
 
 
@@ -57,17 +57,6 @@ def gap_of_patterns(student: Tensor, teacher: Tensor) -> Tensor:
     """See :func:`pearson`; both maps have the same shape."""
     with full_precision(student, teacher) as pair:
         return hint(*(standardised(x, (0, 2, 3), EPS) for x in pair)) / 2
-
-
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """A map in the size of another, bilinear; in float32 or wider if it changes."""
-    size = like.shape[2:]
-    if x.shape[2:] == size:
-        return x
-    if not len(x):  # F.interpolate takes no empty batch
-        return x.new_zeros(0, x.shape[1], *size) + x.sum()
-    x = x if x.dtype.itemsize >= 4 else x.float()
-    return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
 @MODELS.register_module()

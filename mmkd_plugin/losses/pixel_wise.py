@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from mmkd_plugin.losses.numerics.checks import (
 from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
+from mmkd_plugin.losses.numerics.resizing import at_image_size
 from mmkd_plugin.losses.soft_target import check_standardize, no_classes, yes_or_no_divergence
 from mmkd_plugin.registry import MODELS
 
@@ -87,6 +89,8 @@ class PixelWiseLoss(nn.Module):
             added up. Defaults to False.
         standardize (bool): Whether logits are first brought to mean 0 and deviation 1 at each
             position, see :class:`~mmkd_plugin.losses.SoftTargetLoss`. Defaults to False.
+        upsample (bool): Whether logits are first resized to the size of the images, bilinearly;
+            ``forward`` then needs ``image_size``. Defaults to False.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 1 on
             this form; CWD's comparison uses 10 on a sum that is also divided by C. Defaults to 1.0.
 
@@ -94,6 +98,7 @@ class PixelWiseLoss(nn.Module):
         - student: (N, C, H, W), or a sequence of such maps (the losses are added up).
         - teacher: the same shapes as the student.
         - labels: (N, h, w), integers; resized by nearest to each map of another size.
+        - image_size: height and width of the padded images.
         - output: a scalar. Maps with a single channel always cost 0, unless ``sigmoid``.
 
     Raises:
@@ -115,7 +120,6 @@ class PixelWiseLoss(nn.Module):
     """
 
     needs_same_channels: ClassVar[bool] = True
-    needs_same_size: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -123,6 +127,7 @@ class PixelWiseLoss(nn.Module):
         ignore_index: int | None = None,
         sigmoid: bool = False,
         standardize: bool = False,
+        upsample: bool = False,
         loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__()
@@ -130,6 +135,7 @@ class PixelWiseLoss(nn.Module):
         self.ignore_index = index_or_none('ignore_index', ignore_index)
         self.sigmoid = true_or_false('sigmoid', sigmoid)
         self.standardize = check_standardize(standardize, sigmoid)
+        self.upsample = true_or_false('upsample', upsample)
         self.loss_weight = loss_weights(loss_weight)
 
     @property
@@ -140,7 +146,13 @@ class PixelWiseLoss(nn.Module):
     @property
     def needs(self) -> tuple[str, ...]:
         """What ``forward`` needs besides the maps: labels, if there is something to ignore."""
-        return () if self.ignore_index is None else ('labels',)
+        labels = () if self.ignore_index is None else ('labels',)
+        return (*labels, 'image_size') if self.upsample else labels
+
+    @property
+    def needs_same_size(self) -> bool:
+        """Whether the maps of both models must have one size before they are upsampled."""
+        return not self.upsample
 
     def teaches_nothing(
         self, channels: int, size: tuple[int, ...] | None = None, images: int | None = None
@@ -148,8 +160,16 @@ class PixelWiseLoss(nn.Module):
         """Why the loss is always 0, if it is: a softmax over a single class is always 1."""
         return no_classes(channels, self.sigmoid, self.standardize)
 
-    def forward(self, student: Maps, teacher: Maps, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student: Maps,
+        teacher: Maps,
+        labels: Tensor | None = None,
+        image_size: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return the weighted loss of a map, or of a sequence of maps."""
+        if self.upsample:
+            student, teacher = at_image_size(student, teacher, image_size)
         compare = partial(
             pixel_wise,
             tau=self.tau,
@@ -163,5 +183,6 @@ class PixelWiseLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f'tau={self.tau}, ignore_index={self.ignore_index}, sigmoid={self.sigmoid}, '
-            f'standardize={self.standardize}, loss_weight={self.loss_weight}'
+            f'standardize={self.standardize}, upsample={self.upsample}, '
+            f'loss_weight={self.loss_weight}'
         )

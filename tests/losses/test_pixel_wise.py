@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from loss_contract import LossContract, alike, random_pair, value_and_grad
 
 from mmkd_plugin.losses import PixelWiseLoss
@@ -139,6 +140,32 @@ def test_labels_are_checked(labels):
     for wrong in (labels.double(), labels > 0):
         with pytest.raises(TypeError, match=f'labels must be integers, got {wrong.dtype}'):
             loss(student, teacher, wrong)
+
+
+def test_at_the_size_of_the_images():
+    student, teacher = random_pair((SHAPE, (2, 3, 2, 5)))
+    labels = torch.randint(0, 3, (2, 9, 13), generator=torch.Generator().manual_seed(0))
+    loss = PixelWiseLoss(ignore_index=2, upsample=True)
+    assert loss.needs == ('labels', 'image_size') and not loss.needs_same_size
+    large = [
+        F.interpolate(x, (9, 13), mode='bilinear', align_corners=False) for x in (student, teacher)
+    ]
+    expected = mean_kl(*(x.detach().numpy() for x in large), 1.0, labels.numpy(), 2)
+
+    def call(s, t):
+        return loss(s, t, labels, (9, 13))
+
+    value, grad = value_and_grad(call, student, teacher)
+    assert value.item() == pytest.approx(expected, rel=1e-9) and grad.shape == SHAPE
+    assert torch.autograd.gradcheck(call, (student, teacher))
+    half = call(student.half(), teacher.half())
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(expected, rel=1e-2)
+    assert PixelWiseLoss(upsample=True).needs == ('image_size',)
+    with pytest.raises(ValueError, match='upsample=True needs `image_size`'):
+        PixelWiseLoss(upsample=True)(student, teacher)
+    empty = torch.zeros(0, *SHAPE[1:], requires_grad=True)
+    PixelWiseLoss(upsample=True)(empty, empty, image_size=(9, 13)).backward()
+    assert empty.grad.shape == empty.shape
 
 
 def test_pixel_wise_loss_wants_maps():
