@@ -80,7 +80,8 @@ def inside(content: Any) -> list[tuple[Any, Any]]:
     """What a container or an object holds, by its keys, places and attributes."""
     items = [*content.items()] if isinstance(content, dict) else []
     items = [*enumerate(content)] if isinstance(content, (list, tuple)) else items
-    kept = {} if torch.is_tensor(content) else getattr(content, '__dict__', {})
+    kept = {} if torch.is_tensor(content) else dict(getattr(content, '__dict__', {}))
+    kept.pop('statistics_methods', None)  # of a history, which writes its own whatever is there
     return items + [(Attribute(key), value) for key, value in kept.items()]
 
 
