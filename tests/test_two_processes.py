@@ -83,6 +83,30 @@ KINDS: dict[str, Callable[[], dict]] = {
     'FCOS': lambda: assigned(stock_models.fcos, ['bbox_head[0]', 'bbox_head[1]']),
     'GFL': lambda: assigned(stock_models.gfl, 'bbox_head'),
     'RTMDet': lambda: assigned(rtmdet, 'bbox_head'),
+    # Losses with layers of their own, which DDP averages too; nothing is drawn here. That of FBKD
+    # is left out: the root of a sum over the batch is another one for each half of it.
+    'a generator': lambda: of_a_segmentor(
+        mgd=term(TAP, models.own('MaskedGenerationLoss', mask_ratio=0.0)),
+    ),
+    'a contrast': lambda: of_a_segmentor(
+        af_dcd=term(
+            TAP,
+            models.own(
+                'DenseContrastLoss', groups=4, patch=(2, 2), pool=2, mask_ratio=0.0, fd=1, ctr=1
+            ),
+        ),
+    ),
+    'levels fused': lambda: of_a_segmentor(
+        review=term(
+            ['backbone.conv1', TAP],
+            models.own('ReviewLoss'),
+            connector=models.own('ReviewFusion', mid_channels=4),
+        ),
+    ),
+    'contexts': lambda: of_a_detector(
+        dict(loss_weight=0),
+        fgd=term('neck', models.own('FocalGlobalLoss', alpha=1.0, beta=1.0, gamma=1.0, lam=1e-3)),
+    ),
     # RetinaNet divides its own losses by the boxes in the images of each process.
     'detector': lambda: of_a_detector(
         dict(loss_weight=0),
@@ -105,6 +129,9 @@ def distiller(model: dict) -> nn.Module:
     for module in built.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
+    for parameter in built.distill.parameters():
+        if not parameter.any():  # layers before one that starts with zeros have no gradient
+            nn.init.normal_(parameter)
     return built
 
 
@@ -133,7 +160,7 @@ WRAPPERS = dict(
 )
 
 NORMAL = dict(rtol=None, atol=None)
-DETECTORS = {'ATSS', 'FCOS', 'GFL', 'RTMDet', 'detector'}
+DETECTORS = {'ATSS', 'FCOS', 'GFL', 'RTMDet', 'contexts', 'detector'}
 CASES = [pytest.param(n, 'ddp', marks=needs_ops if n in DETECTORS else ()) for n in KINDS]
 
 
@@ -166,6 +193,9 @@ def test_as_one_with_twice_the_batch(kind: str, wrapper: str, data: Path, tmp_pa
 
     one = distiller(model)
     expected = steps(one, one, batches(slice(None)))
+    own = {name for name, _ in one.named_parameters() if name.startswith('distill.')}
+    learning = {name for name, grad in expected['grads'].items() if grad.any()}
+    assert learning and own <= learning  # connectors, and layers of losses
     results = ddp.forked(work, tmp_path)
     # FCOS divides by a sum of targets, which are float32 as the boxes are.
     close = dict(rtol=1e-4, atol=1e-5) if kind in ('FCOS', 'RTMDet') else NORMAL
@@ -173,6 +203,7 @@ def test_as_one_with_twice_the_batch(kind: str, wrapper: str, data: Path, tmp_pa
     torch.testing.assert_close(value, expected['value'], **close)
     for found in results:
         assert found['weights'].keys() == expected['weights'].keys()
+        assert learning <= found['grads'].keys()
         for name, grad in found['grads'].items():
             alone = expected['grads'].get(name, torch.zeros_like(grad))
             torch.testing.assert_close(
