@@ -20,6 +20,7 @@ import importlib.util
 import os
 import pickle
 import struct
+import threading
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter
@@ -101,14 +102,20 @@ def _correct_package_names() -> None:
 _RECIPES = 'mmkd::'
 _stock_base_path = Config._get_cfg_path
 _stock_from_file = Config.fromfile
+# OpenMMLab's mmengine reloads pkg_resources while it looks for the library of a base.
+_one_at_a_time = threading.RLock()
 
 
 @wraps(_stock_from_file)
 def _from_file(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
-    """Stands in for ``Config.fromfile``: it takes the name of a recipe of this package, too."""
+    """Stands in for ``Config.fromfile``: it takes the name of a recipe of this package, too.
+
+    Several threads may call it.
+    """
     if str(filename).startswith(_RECIPES):
         filename = shipped_config(str(filename))
-    return _stock_from_file(filename, *args, **kwargs)
+    with _one_at_a_time:
+        return _stock_from_file(filename, *args, **kwargs)
 
 
 def _base_path(path: str, filename: str) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def test_a_base_can_be_a_recipe_of_this_package(tmp_path):
     assert found.again.dataset == recipe.train_dataloader.dataset
     found.pop('again')
     assert found.to_dict() == recipe.to_dict()  # no part gets a scope of its own
+
+
+def test_several_threads_read_configs(tmp_path):
+    stack.prepare()
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = ['mmseg::_base_/default_runtime.py']")
+    with ThreadPoolExecutor(4) as pool:
+        read = [*pool.map(lambda _: Config.fromfile(config), range(12))]
+    assert all(cfg.default_scope == 'mmseg' for cfg in read)
 
 
 def test_a_recipe_that_does_not_exist_is_named(tmp_path):
