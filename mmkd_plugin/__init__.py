@@ -21,7 +21,14 @@ if python_problem():
 _PUBLIC = {
     'cache.store': ['TeacherCache'],
     'cache.wiring': ['wire'],
-    'connectors': ['ConvConnector', 'PHISNormalizer', 'Paraphraser', 'ReviewFusion', 'Translator'],
+    'connectors': [
+        'ChannelNormalizer',
+        'ConvConnector',
+        'PHISNormalizer',
+        'Paraphraser',
+        'ReviewFusion',
+        'Translator',
+    ],
     'distiller': ['Distiller'],
     'explanations': ['BcosWeights', 'Explainer', 'GradCAM', 'GradientAttention'],
     'losses': [

@@ -199,7 +199,7 @@ def offline(cfg: Any) -> Any:
                         one['size'] = (SIZE, SIZE)
             elif key == 'type' and value == 'SyncBN':
                 cfg[key] = 'BN'
-            elif key == 'teacher_connector' and 'PHIS' in value['type']:
+            elif key == 'teacher_connector' and 'Normalizer' in value['type']:
                 del cfg[key]  # there is no file, and nothing is random about it
             elif key == 'teacher_connector':
                 value['checkpoint'] = None  # tools/train.py names the file

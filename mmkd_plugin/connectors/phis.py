@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
+from mmkd_plugin.connectors.normalizing import MeasuredNormalizer
 from mmkd_plugin.registry import MODELS
 
 
-class Seen(NamedTuple):
-    """The moments of the channels over some positions, in float64.
-
-    Args:
-        count (int): Number of positions.
-        origin (Tensor): A vector near the mean, (C, 1), that is taken off each position first.
-        sums (Tensor): The sum over positions, (C,).
-        products (Tensor): The sum of the products of each two channels, (C, C).
-    """
-
-    count: int
-    origin: Tensor
-    sums: Tensor
-    products: Tensor
-
-
 @MODELS.register_module()
-class PHISNormalizer(nn.Module):
+class PHISNormalizer(MeasuredNormalizer):
     """Brings all channels of a teacher to mean 0 and variance 1 by one rotation and one scale.
 
     ``y = (x - mean) W^T`` at each position, with ``W = H U^T / sqrt(mean eigenvalue)``: U holds the
@@ -67,105 +48,19 @@ class PHISNormalizer(nn.Module):
     """
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.in_channels = self.out_channels = in_channels
-        self.register_buffer('mean', torch.zeros(in_channels))
-        self.register_buffer('weight', torch.zeros(in_channels, in_channels))
-        self._seen: Seen | None = None
-        self._fitted = False
+        super().__init__(in_channels, torch.zeros(in_channels, in_channels))
 
-    def fit(self, maps: Iterable[Tensor]) -> PHISNormalizer:
-        """Measures mean and covariance of the channels over some maps.
-
-        Args:
-            maps (Iterable[Tensor]): Maps of the teacher, ``(N, in_channels, H, W)`` each.
-
-        Returns:
-            PHISNormalizer: This module.
-
-        Raises:
-            ValueError: If there are fewer than two positions in all, all are alike, or a value is
-                not finite.
-        """
-        for x in maps:
-            self.observe(x)
-        self.conclude()
-        return self
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Adds the positions of a map to what is measured, in float64.
-
-        Args:
-            x (Tensor): Map of the teacher, ``(N, in_channels, H, W)``.
-        """
-        x = x.cpu() if widest(x) == torch.float32 else x
-        rows = x.transpose(0, 1).flatten(1).double()
-        if self._seen is None:
-            # digits are kept where the mean is large
-            origin = rows.mean(1, keepdim=True) if rows.numel() else rows.new_zeros(len(rows), 1)
-            self._seen = Seen(0, origin, torch.zeros_like(origin[:, 0]), torch.zeros(()))
-        seen, rows = self._seen, rows - self._seen.origin
-        self._seen = Seen(
-            seen.count + rows.shape[1],
-            seen.origin,
-            seen.sums + rows.sum(1),
-            seen.products + rows @ rows.mT,
-        )
-
-    @torch.no_grad()
-    def conclude(self) -> None:
-        """Computes the rotation and the scale from all maps since the last time.
-
-        Raises:
-            ValueError: If there are fewer than two positions in all, all are alike, or a value is
-                not finite.
-        """
-        seen, self._seen = self._seen, None
-        count = 0 if seen is None else seen.count
-        if count < 2:
-            raise ValueError(
-                f'PHISNormalizer needs two positions or more to be fitted, got {count}'
-            )
-        covariance = (seen.products - torch.outer(seen.sums, seen.sums) / count) / (count - 1)
-        if not covariance.isfinite().all():
-            raise ValueError('PHISNormalizer was to be fitted on maps that are not finite')
+    def weight_of(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """The rotation over the scale, (C, C)."""
         values, vectors = torch.linalg.eigh(covariance.cpu())
         scale = values.clamp(min=0).mean().sqrt()
         if not scale > 0:
-            raise ValueError(
-                'PHISNormalizer needs maps that vary to be fitted: all positions are alike'
-            )
-        self.mean.copy_(seen.origin[:, 0] + seen.sums / count)
-        self.weight.copy_(even_rotation(self.in_channels) @ vectors.mT / scale)
+            return torch.zeros_like(vectors)
+        return even_rotation(self.in_channels) @ vectors.mT / scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises a map.
-
-        Args:
-            x (Tensor): Map of the teacher, ``(N, in_channels, H, W)``.
-
-        Returns:
-            Tensor: The same shape, in float32 or wider.
-
-        Raises:
-            ValueError: If it was not fitted, nor weights loaded.
-        """
-        if not self._fitted:  # asked until it is: each time waits for the device
-            self._fitted = bool(self.weight.any())
-        if not self._fitted:
-            raise ValueError(
-                'this PHISNormalizer is not fitted: run tools/fit_connector.py, or call fit(maps)'
-            )
-        with no_autocast(x.device.type):
-            dtype = common_type(x, x)
-            mean, weight = self.mean.to(dtype), self.weight.to(dtype)
-            centred = x.to(dtype) - mean[:, None, None]
-            return (weight @ centred.flatten(2)).unflatten(2, x.shape[2:])
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return str(self.in_channels)
+    def weighted(self, weight: Tensor, centred: Tensor) -> Tensor:
+        """Rotates the channels of (N, C, L)."""
+        return weight @ centred
 
 
 def even_rotation(order: int) -> Tensor:

@@ -45,46 +45,6 @@ def test_distances_keep_their_ratios():
     torch.testing.assert_close(a / b, (a / b).mean().expand_as(a))
 
 
-def test_its_state_is_stored():
-    x = torch.randn(3, 8, 5, 4)
-    first, second = PHISNormalizer(8).fit([x]), PHISNormalizer(8)
-    assert sorted(first.state_dict()) == ['mean', 'weight'] and not list(first.parameters())
-    with pytest.raises(ValueError, match='this PHISNormalizer is not fitted'):
-        second(x)
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(first(x), second(x))
-    with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(first(x), second(x)) and first(x.bfloat16()).dtype == torch.float32
-
-
-def test_a_fitted_one_does_not_wait_for_the_device():
-    """On the meta device there are no values to wait for."""
-    x = torch.randn(3, 8, 5, 4)
-    normalizer = PHISNormalizer(8).fit([x])
-    normalizer(x)
-    assert normalizer.to('meta')(x.to('meta')).shape == x.shape
-
-
-def test_too_little_to_measure():
-    with pytest.raises(ValueError, match='needs two positions or more to be fitted, got 1'):
-        PHISNormalizer(4).fit([torch.ones(1, 4, 1, 1)])
-    with pytest.raises(ValueError, match='needs two positions or more to be fitted, got 0'):
-        PHISNormalizer(4).fit([])
-    with pytest.raises(ValueError, match='all positions are alike'):
-        PHISNormalizer(4).fit([torch.ones(2, 4, 3, 3)])
-
-
-def test_what_is_not_finite():
-    with pytest.raises(ValueError, match='maps that are not finite'):
-        PHISNormalizer(4).fit([torch.full((1, 4, 2, 2), torch.inf)])
-
-
-def test_a_second_fit_starts_anew():
-    x, y = torch.randn(2, 3, 8, 5, 4).unbind()
-    normalizer = PHISNormalizer(8).fit([y]).fit([x])
-    assert torch.equal(normalizer.weight, PHISNormalizer(8).fit([x]).weight)
-
-
 def test_maps_of_a_large_mean_keep_their_digits():
     """In pieces and in half precision: the moments are those of the values in float64."""
     x = (torch.randn(6, 8, 5, 4) + 1000).half()

@@ -119,17 +119,18 @@ def test_mistakes(config, fails, tmp_path, options, words):
 def test_a_detector_has_a_connector_for_each_level(detection, call_tool, tmp_path):
     pytest.importorskip('mmcv.ops')
     text = (detection / 'distilled.py').read_text()
-    connector = "teacher_connector=dict(type='mmkd_plugin.PHISNormalizer', checkpoint='a/b.pth')"
-    (detection / 'phis.py').write_text(text.replace("tap='neck'", f"tap='neck', {connector}"))
+    connector = "teacher_connector=dict(type='mmkd_plugin.ChannelNormalizer', checkpoint='a/b.pth')"
+    (detection / 'normalised.py').write_text(text.replace("tap='neck'", f"tap='neck', {connector}"))
     said = call_tool(
         'fit_connector',
-        detection / 'phis.py',
+        detection / 'normalised.py',
         '--cfg-options',
         f'model.distill.cwd.teacher_connector.checkpoint={tmp_path}/a/b.pth',
     )
     assert f'{tmp_path}/a/b.pth: cwd; train' in said
     state = read_checkpoint(tmp_path / 'a/b.pth')['state_dict']
     assert {key.split('.')[1] for key in state} == {'0', '1', '2', '3', '4'}
+    assert all(value.dim() == 1 and value.any() for value in state.values())
 
 
 def test_a_file_is_needed():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 
@@ -96,6 +97,32 @@ def test_two_teachers_count_the_same_once_they_are_measured(data: Path, tmp_path
     record = Record()
     train(cfg, record)
     assert all({f'distill.{kind}.loss' for kind in kinds} < set(logs) for logs in record.losses)
+
+
+def test_a_head_for_each_block_is_one_head_on_both(tmp_path: Path) -> None:
+    """A linear head on the concatenated blocks, as in LightlyTrain, at the teacher's grid."""
+    model = stock_models.distiller(
+        stock_models.fcn(classes=len(SEG_CLASSES)),
+        foundation('dinov3', tmp_path, blocks=[-2, -1]),
+        dict(
+            hint=dict(
+                student_tap=['backbone[3]', 'backbone[3]'],
+                teacher_tap=['maps[0]', 'maps[1]'],
+                loss=dict(type='mmkd_plugin.HintLoss', loss_weight=0.5),
+            )
+        ),
+    ).eval()
+    hint = model.distill.hint
+    shape = torch.Size((2, 32, 3, 4))
+    student = torch.randn(2, hint.connectors[0].weight.shape[1], 6, 8)
+    blocks = [torch.randn(shape), torch.randn(shape)]
+    value = hint([student] * 2, blocks)
+    weight, bias = (
+        torch.cat([getattr(one, name) for one in hint.connectors]) for name in ('weight', 'bias')
+    )
+    head = F.conv2d(F.interpolate(student, shape[2:], mode='bilinear'), weight, bias)
+    torch.testing.assert_close(value, F.mse_loss(head, torch.cat(blocks, 1)))
+    assert len(weight) == 64 and not torch.equal(weight[:32], weight[32:])
 
 
 def test_a_backbone_that_learnt_without_the_task_is_loaded_by_a_plain_training(
