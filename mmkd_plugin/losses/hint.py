@@ -75,10 +75,10 @@ class HintLoss(nn.Module):
     so at the neck, with a share of 0.5.
 
     Args:
-        region (float, optional): The share, at least 0 and below 1; ``forward`` then needs
-            ``assigned`` and ``padded_boxes``. Defaults to None: every position counts.
         loss_weight (float | list[float]): Factor on the loss, or one for each map. CIRKD uses 10,
             RepDistiller 100, LD 2 with ``region=0.5``. Defaults to 1.0.
+        region (float, optional): The share, at least 0 and below 1; ``forward`` then needs
+            ``assigned`` and ``padded_boxes``. Defaults to None: every position counts.
 
     Shape:
         - student: (N, C, H, W) or (N, C), or a sequence of such maps (the losses are added up).
@@ -109,7 +109,7 @@ class HintLoss(nn.Module):
     needs_same_channels: ClassVar[bool] = True
     needs_same_size: ClassVar[bool] = True
 
-    def __init__(self, region: float | None = None, loss_weight: Weight = 1.0) -> None:
+    def __init__(self, loss_weight: Weight = 1.0, region: float | None = None) -> None:
         super().__init__()
         self.region = None if region is None else share_below_one('region', region)
         self.loss_weight = loss_weights(loss_weight)
