@@ -102,8 +102,14 @@ def _correct_package_names() -> None:
 _RECIPES = 'mmkd::'
 _stock_base_path = Config._get_cfg_path
 _stock_from_file = Config.fromfile
-# OpenMMLab's mmengine reloads pkg_resources while it looks for the library of a base.
+# OpenMMLab's mmengine reloads pkg_resources while it looks for the library of a base. A process
+# that is forked meanwhile would wait for ever, so a fork waits.
 _one_at_a_time = threading.RLock()
+os.register_at_fork(
+    before=_one_at_a_time.acquire,
+    after_in_parent=_one_at_a_time.release,
+    after_in_child=_one_at_a_time.release,
+)
 
 
 @wraps(_stock_from_file)

@@ -6,8 +6,11 @@ import argparse
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +72,29 @@ def test_several_threads_read_configs(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         read = [*pool.map(lambda _: Config.fromfile(config), range(12))]
     assert all(cfg.default_scope == 'mmseg' for cfg in read)
+
+
+def test_a_process_that_is_forked_while_a_thread_reads_a_config_reads_one_too(tmp_path):
+    stack.prepare()
+    config, slow, begun, end = (
+        tmp_path / name for name in ('config.py', 'slow.py', 'begun', 'end')
+    )
+    config.write_text("_base_ = ['mmseg::_base_/default_runtime.py']")
+    slow.write_text(
+        f'import pathlib\nimport time\npathlib.Path({str(begun)!r}).touch()\n'
+        f'while not pathlib.Path({str(end)!r}).exists():\n    time.sleep(0.01)\n'
+    )
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(Config.fromfile, slow)
+        while not begun.exists():
+            time.sleep(0.01)
+        threading.Timer(0.2, end.touch).start()
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # ends a process that waits for ever
+            os._exit(0 if Config.fromfile(config).default_scope == 'mmseg' else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        read.result()
 
 
 def test_a_recipe_that_does_not_exist_is_named(tmp_path):
