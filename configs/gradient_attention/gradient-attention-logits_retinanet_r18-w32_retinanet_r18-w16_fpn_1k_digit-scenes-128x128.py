@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         gradient_attention=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.GradientAttentionLoss', loss_weight=20),
+            loss=dict(type='mmkd_plugin.GradientAttentionLoss', loss_weight=dict(auto=0.5)),
         ),
     ),
 )
