@@ -88,8 +88,9 @@ def lines_of(records: Sequence[Record], method: str) -> list[Line]:
 
 
 def methods_of(records: Sequence[Record]) -> list[str]:
-    """The recipes with images without labels that were run."""
-    return sorted({r.method for r in records if share_of(r.purpose)} - {'student'})
+    """The recipes with images without labels that have a result; trials are none."""
+    counted = {r.method for r in records if share_of(r.purpose) and not is_trial(r.purpose)}
+    return sorted(counted - {'student'})
 
 
 def section(records: Sequence[Record], folder: str = 'images/') -> str:
@@ -118,7 +119,7 @@ def _table(records: Sequence[Record], method: str, folder: str) -> str:
         facts.append(f'With all labels the student alone has {fmean(full):.2f}.')
     if teacher:
         facts.append(f'The teacher has {teacher[-1]:.2f}.')
-    facts.append(f'Weight: {", ".join(chosen) or "not chosen yet"}.')
+    facts.append(f'Weight: {", ".join(chosen)}.')
     rows = []
     for line in lines_of(records, method):
         reached = (
