@@ -57,10 +57,10 @@ docs:  ## The pages as a site in build/site, with the notebooks run; -W: any war
 	PYTHONPATH='$(CURDIR)' '$(VENV)/bin/python' -m sphinx -q -W --keep-going -D nb_execution_mode=force -c docs . build/site
 	@echo 'build/site/docs/index.html'
 
-families:  ## The largest recipes built whole, and each recipe trained for a step
+families:  ## The largest recipes built whole, and more models compiled and stepped
 	FAMILIES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -u -m pytest -v \
 	  tests/test_runner.py tests/test_configs.py tests/migrating/test_mmrazor.py \
-	  -k 'takes_a_step or builds or teaches or narrow_models or x101 or deeplabv3plus or 8xb2 or compiled_runner'
+	  -k 'takes_a_step or builds or narrow_models or compiled_runner'
 
 losses:  ## Each loss in all its variants traced for torch.compile
 	LOSSES=all OMP_NUM_THREADS=1 '$(VENV)/bin/python' -m pytest -q tests/losses -k one_graph

@@ -67,28 +67,6 @@ CITYSCAPES, DIGITS_SEG, COCO, DIGITS_DET = (
         '^retinanet.*digit-scenes',
     )
 )
-#: Pairs of segmentors, by the data that they are trained on.
-SEGMENTORS = [
-    pair
-    for pair in PAIRS
-    if re.search('cityscapes|ade20k|voc12|camvid', pair) or pair == DIGITS_SEG
-]
-
-
-def trained() -> list[Path]:
-    """Recipes that the suite trains for a step; ``make families`` trains all.
-
-    There is one of each pair, and one of each method and place, for segmentors and for detectors.
-    """
-    every = [*PAIR_OF, *ALONE, *ONLY_ONE]
-    if os.environ.get('FAMILIES') == 'all':
-        return every
-    found = {}
-    for path in [*ONE_OF_EACH, *ALONE, *every]:
-        found.setdefault((path.stem.partition('_')[0], PAIR_OF.get(path) in SEGMENTORS), path)
-    return sorted({*found.values(), *ONE_OF_EACH, *ALONE, *ONLY_ONE})
-
-
 #: What needs labels of positions, or compares one class of several at each.
 SEGMENTATION_ONLY = (
     'DecoupledLoss',
@@ -430,7 +408,7 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize('path', buildable(trained()))
+@pytest.mark.parametrize('path', buildable([*PAIR_OF, *ALONE, *ONLY_ONE]))
 def test_every_term_teaches_the_backbone(path: Path, counters: MessageHub) -> None:
     """One step in each phase of a recipe; two images have no angles between them, so three."""
     torch.manual_seed(0)
