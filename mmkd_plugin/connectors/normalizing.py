@@ -13,7 +13,8 @@ from mmkd_plugin.registry import MODELS
 
 Normalizer = TypeVar('Normalizer', bound='MeasuredNormalizer')
 
-#: The least deviation of a channel, as a share of the largest size of one: below it is rounding.
+#: The least deviation of a channel, as a share of the largest mean or deviation of all: what is
+#: below it is rounding.
 LEAST = 1e-9
 
 
@@ -34,7 +35,7 @@ class Seen(NamedTuple):
 
 
 class MeasuredNormalizer(nn.Module):
-    """What has the same for all normalisers: they are measured in one pass, and then fixed.
+    """What all normalisers have in common: they are measured in one pass, and then fixed.
 
     A subclass says by :meth:`weight_of` and :meth:`weighted` what it makes of the moments.
 
@@ -55,8 +56,8 @@ class MeasuredNormalizer(nn.Module):
         """What the centred channels are multiplied by.
 
         Args:
-            mean (Tensor): Their means, float64 (C,).
-            covariance (Tensor): Their covariance, float64 (C, C), finite.
+            mean (Tensor): Mean of each channel before it is taken off, float64 (C,).
+            covariance (Tensor): Covariance of the channels, float64 (C, C), finite.
 
         Returns:
             Tensor: The weight; zeros if all positions are alike.

@@ -65,6 +65,10 @@ def classes_in_config(config: str | dict, name: str) -> Names | None:
     return classes_of_config(_read_config(config, name)) if isinstance(config, str) else None
 
 
+#: What prepares the images of a library's models.
+PREPROCESSORS = dict(mmseg='SegDataPreProcessor', mmdet='DetDataPreprocessor')
+
+
 def build_model(config: str | dict, name: str) -> nn.Module:
     """Builds the model of a teacher.
 
@@ -76,7 +80,8 @@ def build_model(config: str | dict, name: str) -> nn.Module:
         nn.Module: The model, with its initial weights.
 
     Raises:
-        ValueError: If the config has no model, or the model is not an mmengine ``BaseModel``.
+        ValueError: If the config has no model, the model is not an mmengine ``BaseModel``, or one
+            of a library does not say how its images are normalised.
         FileNotFoundError: If the file does not exist.
     """
     model, scope = model_config(config, name)
@@ -84,10 +89,11 @@ def build_model(config: str | dict, name: str) -> nn.Module:
         built = MODELS.build(without_its_teacher(model, name))
     if not hasattr(built, 'data_preprocessor'):
         raise ValueError(f"teacher '{name}': {type(built).__name__} is not an mmengine BaseModel")
-    if not model.get('data_preprocessor') and library_of(built) in ('mmseg', 'mmdet'):
+    kind = PREPROCESSORS.get(library_of(built))
+    if kind and not model.get('data_preprocessor'):
         raise ValueError(
             f"teacher '{name}'.config has no `data_preprocessor`: add "
-            "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"
+            f"data_preprocessor=dict(type='{kind}', mean=..., std=..., ...)"
         )
     return built
 

@@ -16,6 +16,7 @@ from mmkd_plugin.teachers import Batch, Lesson, OnlineTeacher, Preview, Teacher,
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher, teacher_configs
 from mmkd_plugin.views import View
 from tests import stock_models
+from tests.runs import needs_ops
 from tests.stock_models import batch, cwd, distiller
 
 
@@ -119,6 +120,21 @@ def test_without_a_type_it_runs_beside_the_student():
 def test_mistakes(teacher, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         teacher_configs(teacher)
+
+
+@pytest.mark.parametrize(
+    ('make', 'kind'),
+    [
+        (stock_models.fcn, 'SegDataPreProcessor'),
+        pytest.param(stock_models.retinanet, 'DetDataPreprocessor', marks=needs_ops),
+    ],
+)
+def test_a_teacher_that_does_not_say_how_images_are_normalised(make, kind):
+    teacher = make(16)
+    del teacher['data_preprocessor']
+    told = rf"^teacher 'teacher'\.config has no `data_preprocessor`: .*type='{kind}', mean="
+    with pytest.raises(ValueError, match=told):
+        distiller(make(), teacher, dict(cwd=dict(tap='backbone[3]', loss=cwd())))
 
 
 def test_teachers_that_learn_come_after_the_others():
