@@ -18,7 +18,7 @@ model = dict(
         ),
         logits=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=1),
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, upsample=True, loss_weight=1),
             schedule=schedule,
         ),
     ),

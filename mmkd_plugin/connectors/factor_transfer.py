@@ -29,7 +29,7 @@ class Paraphraser(nn.Module):
 
     Args:
         in_channels (int): Channels of the teacher's map.
-        ratio (float): Channels of the factor as a part of ``in_channels``, rounded down and at
+        ratio (float): Channels of the factor as a part of ``in_channels``, rounded and at
             least 1. Defaults to 0.5.
 
     Shape:
@@ -61,7 +61,7 @@ class Paraphraser(nn.Module):
     @property
     def out_channels(self) -> int:
         """Channels of the factor."""
-        return max(1, int(self.in_channels * self.ratio))
+        return max(1, round(self.in_channels * self.ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes a map.

@@ -87,7 +87,7 @@ def test_widths():
 
 @pytest.mark.parametrize(
     ('in_channels', 'ratio', 'expected'),
-    [(64, 0.5, 32), (7, 0.5, 3), (1, 0.5, 1), (3, 0.1, 1), (4, 1, 4), (4, 1.5, 6)],
+    [(64, 0.5, 32), (7, 0.5, 4), (100, 0.29, 29), (1, 0.5, 1), (3, 0.1, 1), (4, 1, 4), (4, 1.5, 6)],
 )
 def test_width_of_the_factor(in_channels, ratio, expected):
     paraphraser = Paraphraser(in_channels, ratio)

@@ -5,6 +5,7 @@ A subclass names the loss and gives the formula once more, in float64 numpy and 
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import inspect
@@ -88,6 +89,7 @@ class LossContract:
         identical_is_zero: Whether a student equal to its teacher costs nothing.
         zeros_cost_nothing: Whether two all-zero maps do.
         float16_at_1e4: Whether gradients at inputs of 1e4 fit into float16.
+        least: How small all numbers may be; below, the gradient may be out of the range of float32.
         base: What its class inherits from.
         has_fast_form: Whether something else than the formula runs in eager code.
         saved_maps: How many maps in float32 it may save on top of the inputs; a part of one is left
@@ -102,6 +104,7 @@ class LossContract:
     identical_is_zero: ClassVar[bool] = True
     zeros_cost_nothing: ClassVar[bool] = True
     float16_at_1e4: ClassVar[bool] = True
+    least: ClassVar[float] = 0
     base: ClassVar[type] = nn.Module
     has_fast_form: ClassVar[bool] = True
     saved_maps: ClassVar[float] = 1.25
@@ -232,6 +235,19 @@ class LossContract:
                 assert value.isfinite() and grad.isfinite().all()
                 if zero == 'both' and self.zeros_cost_nothing:
                     assert value.item() == 0 and grad.abs().max() < 1e-6
+
+    @pytest.mark.parametrize('scale', [1e-12, 1e-18, 1e-21, 1e-24, 1e-30, 1e-38, 1e-44])
+    @pytest.mark.parametrize('tiny', ['student', 'teacher', 'both'])
+    def test_numbers_whose_squares_underflow_are_finite(self, tiny, scale):
+        for loss in self.losses if scale >= self.least else []:
+            for shapes in self.pairs:
+                student, teacher = (x.detach() for x in random_pair(shapes, torch.float32))
+                student = student * scale if tiny != 'teacher' else student
+                teacher = teacher * scale if tiny != 'student' else teacher
+                for form in (contextlib.nullcontext(), formulas_as_written()):
+                    with form:
+                        value, grad = self.value_and_grad(loss, student, teacher)
+                    assert value.isfinite() and grad.isfinite().all()
 
     def test_memory_layout_changes_nothing(self):
         for loss in self.losses:

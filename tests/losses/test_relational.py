@@ -84,6 +84,7 @@ class RKDContract(LossContract):
     )
     same_channels = False
     same_size = False
+    least = 1e-18  # the gradient grows as the points shrink
     base = RelationalLoss
     relations = staticmethod(distances_of)
     between = staticmethod(distances_between)
@@ -219,6 +220,7 @@ class PositionsContract(LossContract):
     variants = (dict(embed='positions'), dict(embed='positions', num_positions=99))
     pairs = RKDContract.pairs
     same_channels = False
+    least = 1e-18
     base = RelationalLoss
     relations = staticmethod(distances_of)
 

@@ -29,7 +29,8 @@ def standardised(x: Tensor, dims: Dims, eps: float) -> Tensor:
     """``(x - mean) / (std + eps)``, with the unbiased standard deviation.
 
     Numbers that are all equal, a single one among them, become 0 and get no gradient. Divided by
-    ``eps`` it would be so large that float16 turns it into infinity.
+    ``eps`` it would be so large that float16 turns it into infinity. The same holds for numbers so
+    close that the squares of their gaps are 0 (1e-23 in float32).
 
     Args:
         x (Tensor): Of any shape and any floating-point type.
@@ -40,9 +41,9 @@ def standardised(x: Tensor, dims: Dims, eps: float) -> Tensor:
         Tensor: The shape of ``x``, in float32 or wider.
     """
     x = x.to(common_type(x, x))
-    count, equal = _count(x, dims), _all_equal(x, dims)
     gap = x - x.mean(dims, keepdim=True)
-    squares = gap.square().sum(dims, keepdim=True) / max(count - 1, 1)
+    squares = gap.square().sum(dims, keepdim=True) / max(_count(x, dims) - 1, 1)
+    equal = _all_equal(x, squares, dims)
     return (gap / (squares.masked_fill(equal, 1).sqrt() + eps)).masked_fill(equal, 0)
 
 
@@ -85,7 +86,7 @@ def _spread(x: Tensor, dims: Dims, out: Tensor | None = None) -> tuple[Tensor, T
     """``x - mean`` and the standard deviation, which is infinite where all numbers are equal."""
     gap = torch.sub(x, x.mean(dims, keepdim=True), out=out)
     squares = gap.square().sum(dims, keepdim=True) / max(_count(x, dims) - 1, 1)
-    return gap, squares.masked_fill_(_all_equal(x, dims), torch.inf).sqrt_()
+    return gap, squares.masked_fill_(_all_equal(x, squares, dims), torch.inf).sqrt_()
 
 
 def _back(grad: Tensor, gap: Tensor, std: Tensor, dims: Dims, eps: float) -> Tensor:
@@ -100,8 +101,10 @@ def _count(x: Tensor, dims: Dims) -> int:
     return torch.Size([x.shape[dim] for dim in dims]).numel()
 
 
-def _all_equal(x: Tensor, dims: Dims) -> Tensor:
+def _all_equal(x: Tensor, squares: Tensor, dims: Dims) -> Tensor:
+    """Where all numbers are equal, or so close that the squares of their gaps are 0."""
     if not x.numel():
-        return x.new_zeros([1 if n in dims else s for n, s in enumerate(x.shape)], dtype=torch.bool)
+        return torch.zeros_like(squares, dtype=torch.bool)
     x = x.detach()
-    return x.amax(dims, keepdim=True) == x.amin(dims, keepdim=True)
+    # a mean that is rounded leaves gaps between equal numbers
+    return (x.amax(dims, keepdim=True) == x.amin(dims, keepdim=True)) | (squares == 0)
