@@ -152,12 +152,16 @@ def row_products(p: Tensor, q: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         torch.sub(x, x.mean(dim, keepdim=True), out=scratch(x, number))
         for number, x in ((2, p), (3, q))
     )
-    products = (
+    along, a_a, b_b = (
         torch.mul(*pair, out=scratch(p, 4)).sum(dim, keepdim=True)
         for pair in ((a, b), (a, a), (b, b))
     )
-    same = [x.amax(dim, keepdim=True) <= x.amin(dim, keepdim=True) for x in (p, q)]
-    return a, b, *products, same[0] | same[1]
+    # squares underflow: a mean that is rounded does the opposite
+    same = [
+        (x.amax(dim, keepdim=True) <= x.amin(dim, keepdim=True)) | (squares == 0)
+        for x, squares in ((p, a_a), (q, b_b))
+    ]
+    return a, b, along, a_a, b_b, same[0] | same[1]
 
 
 def gaps(pair: list[Tensor], means: Tensor, kept: Tensor | None) -> tuple[Tensor, ...]:
