@@ -50,7 +50,7 @@ ROWS = (
     Row(
         'FBKDLoss',
         'AttentionGuidedLoss',
-        'its layers are connectors, with half the `pool`, and start with blocks that add nothing',
+        'its layers are connectors, with half the `pool`',
     ),
     Row('L1Loss', None, '`HintLoss`, or `CosineHintLoss(cos=0, l1=1)`, which is smooth at 0'),
     Row(

@@ -13,7 +13,7 @@ model = dict(
                 classes=21,
                 pixels=20000,
                 regions=2000,
-                loss_weight=0.1,
+                loss_weight=0.01,
             ),
         ),
         pixel_wise=dict(

@@ -4,14 +4,14 @@ model = dict(
     distill=dict(
         cross_image=dict(
             tap='decode_head.fusion_conv',
-            loss=dict(type='mmkd_plugin.CrossImageLoss', tau=0.1, loss_weight=1),
+            loss=dict(type='mmkd_plugin.CrossImageLoss', tau=0.1, pool=4, loss_weight=1),
         ),
         memory=dict(
             tap='decode_head.fusion_conv',
             loss=dict(
                 type='mmkd_plugin.MemoryContrastLoss',
                 classes=19,
-                pixels=20000,
+                pixels=2000,
                 regions=2000,
                 loss_weight=0.1,
             ),

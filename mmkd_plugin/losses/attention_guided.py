@@ -26,6 +26,8 @@ PLACES, MEANS = 7e-5, 4e-3
 class NonLocalBlock(nn.Module):
     """``x + BN(W(theta(x)^T phi(x) / n * g(x)))``, with n positions of the pooled phi and g.
 
+    The batch norm starts at 0, so that at first a block gives its input.
+
     Args:
         channels (int): Channels of the map.
         reduction (int): Their number divided by that inside.
@@ -45,6 +47,7 @@ class NonLocalBlock(nn.Module):
             nn.BatchNorm2d(channels),
             pool,
         )
+        nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map with what each position draws from all others."""

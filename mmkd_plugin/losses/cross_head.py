@@ -82,7 +82,8 @@ class CrossHeadLoss(nn.Module):
         overlap (str): How far decoded boxes are apart: ``'giou'`` or ``'log_iou'``, the latter for
             FCOS. Defaults to ``'giou'``.
         divide_by (str): ``'positives'``, or ``'centerness'``: the sum that the positives are
-            taught, as the authors do for FCOS. Defaults to ``'positives'``.
+            taught, as the authors do for FCOS, and 1 without positives. Defaults to
+            ``'positives'``.
         loss_weight (float | list[float]): Factor on the loss, or one for each level. Defaults to
             1.0.
 
@@ -160,7 +161,8 @@ class CrossHeadLoss(nn.Module):
                 "divide_by='centerness' takes a head that teaches a centerness, as FCOS does; "
                 "for others take divide_by='positives'"
             )
-        return assigned.centerness.clamp(min=1e-6)
+        found = assigned.centerness
+        return found.masked_fill(found == 0, 1).clamp(min=1e-6)  # no positives count as one
 
     def _of_level(
         self, index: int, level: Level, assigned: Assigned, divisor: Tensor

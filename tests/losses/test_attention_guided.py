@@ -122,6 +122,11 @@ def test_numbers_for_each_map():
         loss.setup([8], [8])
 
 
+def test_a_block_starts_by_giving_its_input():
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(NonLocalBlock(4, reduction=2, pool=2)(x), x)
+
+
 def test_few_channels_and_small_maps():
     block = NonLocalBlock(2, reduction=4, pool=8)
     assert block(torch.randn(2, 2, 3, 3)).shape == (2, 2, 3, 3)

@@ -189,6 +189,19 @@ def test_arguments(options, message):
         CrossHeadLoss(**options)
 
 
+def test_a_centerness_of_0_divides_by_one():
+    """As no positives do; the authors' code divides by 1e-6."""
+    pair = maps(3, 20), maps(3, 20, seed=1)
+    found = assigned_for(maps(3))
+    values = [
+        CrossHeadLoss('decoded', divide_by='centerness')(
+            *pair, found._replace(centerness=torch.tensor(float(total)))
+        )
+        for total in (0, 1)
+    ]
+    assert torch.equal(*values)
+
+
 def test_numbers_that_are_no_distributions():
     with pytest.raises(ValueError, match=r"4 numbers are no distributions .* boxes='decoded'"):
         CrossHeadLoss('bins')(maps(3, 4), maps(3, 4), assigned_for(maps(3)))
