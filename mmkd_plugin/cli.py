@@ -8,6 +8,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
 from mmkd_plugin.teachers.configs import teacher_configs
-from mmkd_plugin.words import as_written, did_you_mean, first_line, short, type_name
+from mmkd_plugin.words import as_written, did_you_mean, first_line, short, some, type_name
 
 
 class UsageError(Exception):
@@ -373,11 +374,24 @@ def read_config(name: str) -> Config:
     except ImportError as error:
         raise UsageError(f'{name} cannot be read: {import_reason(error)}') from error
     except Exception as error:  # a config is a program
-        raise UsageError(f'{name} cannot be read: {first_line(error)}') from error
+        raise UsageError(f'{name} cannot be read: {_why_unread(error)}') from error
     for value in cfg.values():
         _write_types(value)
     check_has(cfg, name, 'model')
     return cfg
+
+
+def _why_unread(error: Exception) -> str:
+    """What a config failed with, and the remedy of usual mistakes with ``_base_``."""
+    if 'Duplicate key is not allowed among bases' in str(error):
+        keys = re.findall(r"'(\w+)'", str(error).partition('Duplicate keys:')[2])
+        return (
+            f'several files of its `_base_` have the keys {some(sorted(keys))}; keep one of these '
+            'files there, and write what the others have into the config itself'
+        )
+    if isinstance(error, TypeError) and 'unhashable' in str(error):
+        return f"{first_line(error)}; if it has '{{{{_base_}}}}', write {{{{_base_.model}}}}"
+    return first_line(error)
 
 
 def _write_types(value: Any) -> None:

@@ -99,6 +99,10 @@ def build_terms(distill: Any, teachers: Sequence[str], compile: bool) -> dict[st
 
 def check_distill(distill: Any) -> None:
     """Refuses a ``distill`` that is no dict of named terms."""
+    if isinstance(distill, (list, tuple)) and distill:
+        raise ValueError(
+            'distill is a dict of named terms, got a list: write distill=dict(cwd=dict(tap=...))'
+        )
     if not isinstance(distill, dict) or not distill:
         raise ValueError(
             'distill has no term: add one, such as '

@@ -26,7 +26,7 @@ from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
 from mmkd_plugin.unlabelled import Unlabelled
-from mmkd_plugin.words import did_you_mean, short, type_name
+from mmkd_plugin.words import did_you_mean, short, some, type_name
 
 #: Keys at the top of a config that a runner reads; a config may have variables beside them.
 KNOWN = (
@@ -181,7 +181,9 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
         ValueError: If the Distiller would refuse it.
     """
     arguments = {key: value for key, value in model.items() if key not in ('type', '_scope_')}
-    check_keys('model', arguments, list(inspect.signature(Distiller).parameters))
+    known = list(inspect.signature(Distiller).parameters)
+    _check_whose_keys(arguments, known)
+    check_keys('model', arguments, known)
     for key, words in MISSING.items():
         if key not in arguments:
             raise ValueError(f'model has no `{key}`: {words}')
@@ -195,6 +197,34 @@ def check_model(model: dict, lengths: dict[str, int] | None = None) -> None:
         schedules[here] = Schedule.from_config(f'{here}.schedule', line.get('schedule'))
     _, schedules['task'] = task_of(model.get('task'))
     check_come_on(schedules, lengths or {})
+
+
+def _check_whose_keys(model: dict, known: list[str]) -> None:
+    """Refuses the keys of a student beside those of a Distiller, and says how they came there."""
+    student = model.get('student')
+    if isinstance(student, dict) and type_name(student.get('type')) == 'Distiller':
+        raise ValueError(
+            'student is a Distiller: write the config of the model that it teaches, such as '
+            'student={{_base_.model.student}}'
+        )
+    if isinstance(student, dict) and 'type' not in student and 'model' in student:
+        raise ValueError(
+            'student is a whole config, with keys such as `model`: write student={{_base_.model}}'
+        )
+    theirs = [key for key in model if key not in known]
+    parts = [key for key in theirs if isinstance(model[key], dict) and 'type' in model[key]]
+    if parts and len(theirs) > 1:
+        raise ValueError(
+            f'model has the keys of another model beside its own ({some(theirs, 4)}): that of '
+            '`_base_` was merged into it. Add _delete_=True: '
+            "model=dict(_delete_=True, type='mmkd_plugin.Distiller', student={{_base_.model}}, ...)"
+        )
+    for key in theirs:
+        if isinstance(student, dict) and key in student:
+            raise ValueError(
+                f'model has an unknown key `{key}`; did you mean `model.student.{key}`? '
+                f'(known: {", ".join(known)})'
+            )
 
 
 def _lengths(train_cfg: Any) -> dict[str, int]:

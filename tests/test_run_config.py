@@ -46,7 +46,21 @@ def line(**changes) -> dict:
             dict(teacher=dict(config='t.py', checkpoint=None, strict=1)),
             r'teacher\.strict must be True or False',
         ),
-        (dict(distill=[1]), r'distill has no term'),
+        (dict(distill=[1]), r'distill is a dict of named terms, got a list: write distill=dict'),
+        (dict(distill=[]), r'distill has no term'),
+        (
+            dict(backbone=dict(type='MiT'), pretrained=None),
+            r'keys of another model beside its own \(backbone, pretrained\): .* Add _delete_=True',
+        ),
+        (
+            dict(student=dict(type='A', backbone=dict()), backbone=dict(depth=34)),
+            r'unknown key `backbone`; did you mean `model\.student\.backbone`\?',
+        ),
+        (
+            dict(student=dict(type='mmkd_plugin.Distiller')),
+            r'student is a Distiller: .* student={{_base_\.model\.student}}',
+        ),
+        (dict(student=dict(model=dict(type='A'))), r'write student={{_base_\.model}}'),
         (dict(distill={'class': 1}), r"distill\.class.*'class' "),
         (line(schedule=0), r'distill\.cwd\.schedule: expected dict'),
         (line(schedule=dict(start=0.5)), r'distill\.cwd\.schedule\.start must be a whole number'),
@@ -109,6 +123,27 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
 def test_mistakes_beside_the_model(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         check_run(Config({**run(tmp_path).to_dict(), **changes}))
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            "_base_ = ['a.py', 'b.py']",
+            r'several files of its `_base_` have the keys lr, model; keep one of these files there',
+        ),
+        (
+            "_base_ = ['a.py']\nmodel = dict(student={{_base_}})",
+            r"unhashable type: .*; if it has '{{_base_}}', write {{_base_\.model}}",
+        ),
+    ],
+)
+def test_bases_that_cannot_be_read(text, message, tmp_path):
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text("lr = 1\nmodel = dict(type='A')\n")
+    (tmp_path / 'run.py').write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_config(str(tmp_path / 'run.py'))
 
 
 def stock_configs() -> list[str]:

@@ -45,8 +45,8 @@ class DryRun:
             maps. Defaults to ``{}``.
         ran (list[str]): Names of all modules that ran, in the order in which they finished.
             Defaults to ``[]``.
-        maps (list[str]): Names of the modules that gave maps ``(N, C, H, W)``, in that order.
-            Defaults to ``[]``.
+        maps (dict[str, int]): How many maps ``(N, C, H, W)`` the modules gave that gave nothing
+            else, in that order. Defaults to ``{}``.
         size (int): Height and width of the image, pixels. Defaults to 128.
         channels (int, optional): Channels of the image. Defaults to None: nothing ran.
         samples (list, optional): The made-up data samples. Defaults to None.
@@ -63,7 +63,7 @@ class DryRun:
     norms: dict[Tap, list[str]] = field(default_factory=dict)
     scores: dict[Tap, tuple[ClassScores | None, ...]] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
-    maps: list[str] = field(default_factory=list)
+    maps: dict[str, int] = field(default_factory=dict)
     size: int = EXAMPLE_SIZES[0]
     channels: int | None = None
     samples: list | None = None
@@ -217,13 +217,13 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         TapError: If the module of a tap returns something that cannot be read.
     """
     ran: list[str] = []
-    gave: list[str] = []
+    gave: dict[str, int] = {}
     norms: list[tuple[str, Any]] = []
 
     def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
         ran.append(name)
-        if _are_maps(output):
-            gave.append(name)
+        if count := _count_of_maps(output):
+            gave[name] = count
         if isinstance(module, NORMS):
             norms.append((name, output))
 
@@ -237,7 +237,8 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
             warnings.simplefilter('ignore')
             places = _before_relu(model, taps, forward)
             places |= {tap: places_of(model, tap) for tap in taps if tap.named}
-            del ran[:], gave[:], norms[:]
+            del ran[:], norms[:]
+            gave.clear()
             found = [tap for tap in taps if tap.where != 'pre_relu' or tap in places]
             with (
                 TapReader(model, found, places=places) as reader,
@@ -269,14 +270,16 @@ def read_once(model: nn.Module, taps: Sequence[Tap], forward: Callable[[], Any])
         norms=fed_by,
         scores=scores,
         ran=list(dict.fromkeys(ran)),
-        maps=list(dict.fromkeys(gave)),
+        maps=gave,
     )
 
 
-def _are_maps(output: Any) -> bool:
-    """Whether a module gave a map ``(N, C, H, W)``, or several and nothing else."""
+def _count_of_maps(output: Any) -> int:
+    """How many maps ``(N, C, H, W)`` can be tapped by number, 0 if there is something else too."""
     tensors = list(flatten(output))
-    return bool(tensors) and all(isinstance(x, Tensor) and x.ndim == 4 for x in tensors)
+    if not all(isinstance(x, Tensor) and x.ndim == 4 for x in tensors):
+        return 0
+    return len(output) if isinstance(output, (list, tuple)) else min(len(tensors), 1)
 
 
 def maps_near(run: DryRun, tap: Tap) -> str:
@@ -288,8 +291,13 @@ def maps_near(run: DryRun, tap: Tap) -> str:
     """
     root = tap.path.split('.')[0]
     inside = [name for name in run.maps if name.startswith(f'{root}.')]
+    count = run.maps.get(root, 0)
+    itself = f"'{root}' gives {count} maps: '{root}[0]' to '{root}[{count - 1}]'. "
     if inside:
-        return f"Inside '{root}' these give maps (N, C, H, W): {', '.join(_outermost(inside))}."
+        return (
+            f'{itself if count > 1 else ""}'
+            f"Inside '{root}' these give maps (N, C, H, W): {', '.join(_outermost(inside))}."
+        )
     before = [name for name in run.maps if '.' not in name and name != root]
     text = f"Nothing inside '{root}' gives a map (N, C, H, W)"
     return f'{text}; tap what comes before it: {", ".join(before)}.' if before else f'{text}.'

@@ -211,5 +211,8 @@ def teachers_of(here: str, config: dict, teachers: Sequence[str]) -> tuple[str, 
     wrong = next((name for name in names or (None,) if name not in teachers), None)
     if wrong is not None or not names or None in names:
         said = 'does not say which teacher' if wrong is None else f"has teacher='{wrong}'"
-        raise ValueError(f'{here} {said}; the teachers are: {", ".join(teachers)}')
+        raise ValueError(
+            f'{here} {said}; the teachers are: {", ".join(teachers)}; write '
+            f"teacher='{next(iter(teachers))}', say"
+        )
     return names

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.building import build_module, check_compile, prefixed
 from mmkd_plugin.explanations import Explainer
+from mmkd_plugin.losses.numerics.checks import ADD_CONV, ADD_RESIZE
 from mmkd_plugin.losses.traits import LossTraits
 from mmkd_plugin.queries import BEFORE_DECODER, MEMORY, Queries
 from mmkd_plugin.taps import Maps, Taps, as_list
@@ -355,7 +356,7 @@ class Term(nn.Module):
             raise ValueError(
                 f'{self.here}: {type(self.loss).__name__} cannot compare '
                 f'{"the answers of both decoders" if self.queries is not None else places} '
-                f'(in a trial: {shapes}): {_words(error)}'
+                f'(in a trial: {shapes}): {_words(error, self._connector)}'
             ) from error
         finally:
             self.train(training)
@@ -573,6 +574,12 @@ class Term(nn.Module):
         return describe(self.connectors, self.teacher_connectors)
 
 
-def _words(error: Exception) -> str:
-    ours = isinstance(error, (ValueError, RuntimeError))
-    return str(error) if ours else f'{type(error).__name__}: {error}'
+def _words(error: Exception, connector: Any) -> str:
+    """What a trial failed with; a connector that the config names is not to be named again."""
+    text = str(error)
+    if not isinstance(error, (ValueError, RuntimeError)):
+        return f'{type(error).__name__}: {text}'
+    for hint in (ADD_CONV, ADD_RESIZE) if connector not in ('auto', None) else ():
+        text = text.replace(hint, f"what `connector` gives has to fit the teacher's; or {hint}")
+        text = text.removesuffix(', or name one')
+    return text

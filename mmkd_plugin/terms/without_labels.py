@@ -142,7 +142,10 @@ def _teacher(name: str | None, teachers: Mapping[str, Teacher]) -> Teacher:
         (name,) = frozen
     if name not in teachers:
         said = 'does not say which teacher' if name is None else f"has teacher='{name}'"
-        raise ValueError(f'{HERE} {said}; the teachers are: {", ".join(teachers)}')
+        raise ValueError(
+            f'{HERE} {said}; the teachers are: {", ".join(teachers)}; write '
+            f"teacher='{next(iter(teachers))}', say"
+        )
     return teachers[name]
 
 

@@ -317,6 +317,12 @@ def test_a_tap_of_scores_that_are_no_maps_says_which_modules_give_maps():
         distiller(config, config, dict(cwd=term))
 
 
+def test_a_tap_inside_a_backbone_that_gives_several_maps_says_their_numbers():
+    model = stock_models.segformer()
+    with pytest.raises(ValueError, match=r"'backbone' gives 4 maps: 'backbone\[0\]' to 'backb"):
+        distiller(model, model, dict(cwd=dict(tap='backbone.layers.3', loss=cwd())))
+
+
 class Tokens(nn.Module):
     """A head that computes with tokens, and makes maps of them in its own forward."""
 
@@ -332,7 +338,7 @@ def test_where_no_module_inside_gives_maps_the_part_before_it_is_named():
     model = nn.ModuleDict(dict(backbone=nn.Conv2d(3, 4, 1), head=Tokens()))
     x, tap = torch.rand(1, 3, 8, 8), Tap.parse('head')
     seen = read_once(model, [tap], lambda: model['head'].forward(model['backbone'](x)))
-    assert seen.maps == ['backbone']
+    assert seen.maps == dict(backbone=1)
     message = never_ran(model, tap, seen, 'the student')
     assert "Nothing inside 'head' gives a map (N, C, H, W); tap what comes before it: backbone" in (
         message

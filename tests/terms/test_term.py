@@ -133,6 +133,7 @@ def test_a_connector_that_does_not_fit():
     text = str(error.value)
     assert text.startswith("distill.t: ChannelWiseLoss cannot compare 'neck' of the student")
     assert '(1, 8, 4, 4) and (1, 16, 4, 4)' in text and '9' in text
+    assert "what `connector` gives has to fit the teacher's; or leave `connector` out" in text
     with pytest.raises(ValueError, match=r'distill.t: .*expected input.* to have 3 channels'):
         connected(student, teacher, connector=nn.Conv2d(3, 16, 1))
 
