@@ -13,7 +13,7 @@ model = dict(
                 type='mmkd_plugin.CrossHeadLoss',
                 boxes='decoded',
                 box=1,
-                loss_weight='auto',
+                loss_weight=dict(auto=2.5),
             ),
         ),
     ),

@@ -2,6 +2,8 @@ _base_ = '../_base_/pairs/retinanet_r18-w32_retinanet_r18-w16_fpn_1k_bccd-256x19
 
 model = dict(
     distill=dict(
-        fgd=dict(tap='neck', loss=dict(type='mmkd_plugin.FocalGlobalLoss')),
+        fgd=dict(
+            tap='neck', loss=dict(type='mmkd_plugin.FocalGlobalLoss', loss_weight=dict(auto=2.5))
+        ),
     ),
 )

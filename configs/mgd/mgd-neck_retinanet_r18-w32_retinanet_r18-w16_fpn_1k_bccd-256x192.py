@@ -4,7 +4,11 @@ model = dict(
     distill=dict(
         mgd=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.MaskedGenerationLoss', mask_ratio=0.65, loss_weight='auto'),
+            loss=dict(
+                type='mmkd_plugin.MaskedGenerationLoss',
+                mask_ratio=0.65,
+                loss_weight=dict(auto=12.5),
+            ),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         pearson=dict(
             tap='neck',
-            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight=dict(auto=0.5)),
         ),
     ),
 )
