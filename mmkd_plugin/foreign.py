@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
-from mmkd_plugin.libraries import import_problem
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.libraries import import_problem, installed, not_installed
+from mmkd_plugin.registry import MODELS, is_no_name
 from mmkd_plugin.suspects import told_of_arguments
 from mmkd_plugin.words import as_written, did_you_mean, first_line, short, some
 
@@ -80,9 +80,13 @@ def explained(error: Exception, here: str, config: Any) -> str:
     blank = isinstance(kind, str) and not (kind.strip() and kind.isprintable())
     if blank or ('type' in part and not isinstance(kind, str) and not callable(kind)):
         return f'{place}.type must be the name of a class, got {short(kind)}'
-    if isinstance(error, KeyError) and 'is not in the' in str(error):
-        similar = _similar(kind, building[-1].get('registry'))
-        return f'{place}: there is no {short(kind)}{similar or "; expected the name of a class"}'
+    unknown = isinstance(error, KeyError) and 'is not in the' in str(error)
+    if unknown or (is_no_name(error) and str(error).endswith(f' {kind}')):
+        registry = building[-1].get('registry')
+        if path is not None and (problem := _scope_problem(path, config, registry)):
+            return f'{here}{problem}'
+        similar = _similar(kind, registry) or '; expected the name of a class'
+        return f'{here if path is None else f"{place}.type"}: there is no {short(kind)}{similar}'
     if 'type' not in part:
         return f"{place} has no `type`: expected dict(type='...')"
     made = building[-1].get('obj_cls')
@@ -94,7 +98,8 @@ def explained(error: Exception, here: str, config: Any) -> str:
         return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
     said = first_line(error)
     of_torch = frames_of(error)[-1].f_globals.get('__name__', '').startswith('torch.')
-    return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if of_torch else said)}'
+    general = of_torch or not str(error)  # a bare assertion
+    return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if general else said)}'
 
 
 def _building(error: BaseException) -> list[dict]:
@@ -128,6 +133,43 @@ def _places_of(value: Any, config: Any, path: str = '') -> Iterator[str]:
         if type(one) is type(value) and one == value:
             yield where
         yield from _places_of(value, one, where)
+
+
+def _scope_problem(path: str, config: Any, registry: Any) -> str:
+    """What is said of a part that is looked up in a library of no such name; empty if it is not."""
+    around = [
+        one for one in _scopes_of(config) if f'{path}.'.startswith((f'{one[0]}.', f'{one[0]}['))
+    ]
+    while getattr(registry, 'parent', None) is not None:
+        registry = registry.parent
+    if registry is None or not around:
+        return ''
+    place, scope = around[-1]
+    there = [*_registered(registry)]
+    if scope in there or not isinstance(scope, str):
+        return ''
+    problem = not_installed(scope) or f'`{scope}` has no registry of models'
+    known = dict.fromkeys([*installed(), *there])
+    return f'{place}._scope_: {problem} (known: {", ".join(known)})'
+
+
+def _scopes_of(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Where a config says the library that names of classes are looked up in, the outer first."""
+    if isinstance(config, dict):
+        if '_scope_' in config:
+            yield path, config['_scope_']
+        for key, value in config.items():
+            yield from _scopes_of(value, f'{path}.{key}')
+    elif isinstance(config, (list, tuple)):
+        for number, value in enumerate(config):
+            yield from _scopes_of(value, f'{path}[{number}]')
+
+
+def _registered(registry: Any) -> Iterator[str]:
+    """The scope of a registry, and those of all below it."""
+    yield registry.scope
+    for child in registry.children.values():
+        yield from _registered(child)
 
 
 def _similar(name: Any, registry: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.registry import Registry
 
 from mmkd_plugin.annotations import expected, fits, hints_of
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import MODELS, named
 from mmkd_plugin.words import short, some
 
 #: What is no argument of the class.
@@ -87,7 +87,7 @@ def _parts_of(config: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 def _class_of(part: Mapping[str, Any], registry: Registry) -> Any:
     kind = part['type']
-    return registry.get(kind) if isinstance(kind, str) else kind
+    return named(registry, kind) if isinstance(kind, str) else kind
 
 
 def _odd(kind: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

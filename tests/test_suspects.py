@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import pytest
 
 from mmkd_plugin.run_config import check_run
 from tests.fuzz import models
-from tests.runs import config
+from tests.runs import config, needs_ops
 from tests.stock_models import batch, build
 
 HEAD = r'student\.decode_head: FCNHead: '
 
 
-def changed(key: str, value: Any) -> dict:
+def changed(key: str, value: Any, make: Callable[[], dict] = models.of_a_segmentor) -> dict:
     """A Distiller whose student has another value in a place."""
-    model = copy.deepcopy(models.of_a_segmentor())
+    model = copy.deepcopy(make())
     *parents, last = key.split('.')
     holder = model['student']
     for parent in parents:
@@ -68,6 +69,30 @@ def test_what_no_model_takes_is_refused_first(
 ) -> None:
     with pytest.raises(ValueError, match=r'^student\..*' + told):
         check_run(config(changed(key, value), data, tmp_path, 2))
+
+
+@needs_ops
+@pytest.mark.parametrize(
+    ('key', 'value', 'told'),
+    [
+        (
+            'data_preprocessor.pad_size_divisor',
+            [32, 32],
+            r"mode='tensor' \([^;]*\); `student\.data_preprocessor\.pad_size_divisor` is \[32, 32\]"
+            ', expected a whole number$',
+        ),
+        (
+            'neck.in_channels',
+            [8],
+            r'assert len\(inputs\) == len\(self.in_channels\).*; expected a model that trains',
+        ),
+    ],
+)
+def test_a_student_that_does_not_run_names_what_looks_wrong(
+    key: str, value: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match='^the student could not be tried on a .*' + told):
+        build(changed(key, value, models.of_a_detector))
 
 
 def test_a_student_that_fails_in_its_first_step_names_what_looks_wrong() -> None:

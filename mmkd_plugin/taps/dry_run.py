@@ -18,6 +18,7 @@ from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watch
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
 from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten, places_of
+from mmkd_plugin.words import first_line
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -25,6 +26,16 @@ RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 TINY = 1e-12
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+#: What a message about a student that does not run says if nothing in its config looks wrong.
+ALONE = (
+    '; expected a model that trains by itself: train it without distillation first, and look at '
+    'lists whose lengths belong together, such as `in_channels`'
+)
+
+
+class UntriedError(ValueError):
+    """A student that does not run on a made-up image; the message ends with :data:`ALONE`."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,8 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         DryRun: The results. ``problem`` is set if only the ``mode='tensor'`` forward ran.
 
     Raises:
-        ValueError: If the student does not run on a made-up image, or a tap names a module that the
-            student does not have or does not run.
+        UntriedError: If the student does not run on a made-up image.
+        ValueError: If a tap names a module that the student does not have or does not run.
     """
     for tap in taps:
         find_module(student, tap, 'the student')
@@ -105,9 +116,9 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         problem = run.problem
         run = first_that_works(model, taps, device, 'tensor', 'the student')
         if run.problem is not None:
-            raise ValueError(
+            raise UntriedError(
                 'the student could not be tried on a made-up image, neither its training forward '
-                f"({problem}) nor its forward in mode='tensor' ({run.problem})"
+                f"({problem}) nor its forward in mode='tensor' ({run.problem}){ALONE}"
             )
         run = replace(run, problem=problem)
     check_ran(student, run, taps, 'the student')
@@ -196,7 +207,7 @@ def first_that_works(
             except TapError as error:
                 raise TapError(f'{owner}: {error}') from None
             except Exception as error:  # a model may raise anything at made-up labels
-                problem = problem or f'{type(error).__name__}: {error}'
+                problem = problem or first_line(error)
             else:
                 return replace(run, size=size, channels=inputs.shape[1], samples=samples)
     return DryRun(problem=problem)

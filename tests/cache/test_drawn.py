@@ -413,6 +413,18 @@ def padded(cfg: Config) -> None:
     cfg.model.student.data_preprocessor.size = (96, 96)
 
 
+def other_kind(cfg: Config) -> None:
+    cfg.model.student.data_preprocessor.type = 'SegDataPreprocessor'
+
+
+def no_kind(cfg: Config) -> None:
+    cfg.model.student.data_preprocessor.type = None
+
+
+def elsewhere(cfg: Config) -> None:
+    cfg.model.teacher.path = 'none'
+
+
 def switched(cfg: Config) -> None:
     cfg.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=[])]
 
@@ -434,6 +446,9 @@ def hint(cfg: Config) -> None:
         ),
         (longer, r'pipeline there: LoadImageFromFile, .*; here: .*RandomRotFlip'),
         (padded, r'data_preprocessor.size there: \[64, 64\], here: \[96, 96\]'),
+        (other_kind, r'data_preprocessor\.type there: SegDataPreProcessor, here: SegDataPrep'),
+        (no_kind, r'student\.data_preprocessor\.type must be the name of a class, got None'),
+        (elsewhere, r"^teacher 'teacher'\.path: no teacher cache at none; write it with"),
         (switched, r'custom_hooks\[0\]: `PipelineSwitchHook` changes the pipeline during training'),
         (more_views, r'teacher.views is 3, and .* has 2 views of each image; for more: .* 3'),
         (hint, r'holds no maps of decode_head.bottleneck; it has: decode_head.conv_seg'),

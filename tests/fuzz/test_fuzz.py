@@ -59,6 +59,7 @@ EXPECTED = (
     *('must ', 'expected', 'needs', 'take ', 'takes ', 'add ', 'such as', 'did you mean', 'known:'),
     *('one of ', 'contains:', 'are: ', 'leave ', 'cannot be ', 'missing', 'should ', 'write '),
     *('name one ', 'name each ', 'has to be ', 'Write ', '=dict(', ': a path', '; in ', 'Expected'),
+    *('too small', 'give one ', ', from 0 to ', ': a file or ', ': the folder '),
 )
 
 
