@@ -31,7 +31,7 @@ from mmkd_plugin.student_state import (
 from mmkd_plugin.suspects import told_of_parts
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
 from mmkd_plugin.taps.class_scores import ClassScores, are_independent
-from mmkd_plugin.taps.dry_run import ALONE, DryRun, UntriedError, maps_near
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, maps_near
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -216,7 +216,8 @@ class Distiller(NamedAsStudent):
         if self._unlabelled_step is not None:
             text += f'\n{self._unlabelled_step}'
         self.plan = text
-        self._untried = None if forward.run.problem is None else _odd_parts(config)
+        failed = forward.run.problem is not None
+        self._untried = _odd_parts(config) or alone('trains', 'train') if failed else None
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -565,7 +566,7 @@ def _parts_named(student: dict | None) -> Iterator[None]:
         odd = _odd_parts(student)
         if not odd:
             raise
-        raise ValueError(f'{str(error).removesuffix(ALONE)}{odd}') from error
+        raise ValueError(f'{error.said}{odd}') from error
 
 
 def _odd_parts(student: dict | None) -> str:

@@ -94,8 +94,11 @@ def explained(error: Exception, here: str, config: Any) -> str:
     _, _, unknown = str(error).partition('unexpected keyword argument ')
     if isinstance(error, TypeError) and unknown and inspect.isclass(made):
         unknown = unknown.strip('\'". ')
-        known = ['_scope_', *(key for base in made.__mro__ for key in _keys(base))]
-        return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
+        known = list(dict.fromkeys(key for base in made.__mro__ for key in _keys(base)))
+        close = did_you_mean(unknown, ['_scope_', *known])
+        if not close and known:
+            close = f' (known: {some(known, 12)})'
+        return f'{place}: {name} has no argument `{unknown}`{close}'
     said = first_line(error)
     of_torch = frames_of(error)[-1].f_globals.get('__name__', '').startswith('torch.')
     general = of_torch or not str(error)  # a bare assertion
@@ -111,15 +114,16 @@ def _not_a_part(part: Any, building: list[dict], here: str, config: Any) -> str:
     """What is said of something that stands where the dict of a part should."""
     outer = next((b['cfg'] for b in reversed(building) if isinstance(b.get('cfg'), dict)), config)
     outer = outer if isinstance(outer, dict) else {}
-    key = next((f'.{name}' for name, value in outer.items() if value is part), None)
-    path, at = _path_of(outer, config) or '', ''
-    if key is None:  # one of a list, or what a class passed on
-        found = [*_places_of(part, config)]
-        if len(found) == 1:
-            path = found[0]
-        elif found:
-            at = f', which stands at {some(found, 8)}'
-    return f'{here}{path}{key or ""}: expected dict(type=...), got {short(part)}{at}'
+    path = _path_of(outer, config) or ''
+    if isinstance(part, (list, tuple)):
+        found = [f'{path}.{name}' for name, value in outer.items() if value is part][:1]
+    else:  # equal numbers and texts may be one object
+        found = [f'{path}{place}' for place in _places_of(part, outer)]
+    found = found or [*_places_of(part, config)]  # one of a list, or what a class passed on
+    place = found[0] if len(found) == 1 else path
+    several = some((one.lstrip('.') for one in found), 8)
+    at = f', which stands at {several}' if len(found) > 1 else ''
+    return f'{here}{place}: expected dict(type=...), got {short(part)}{at}'
 
 
 def _places_of(value: Any, config: Any, path: str = '') -> Iterator[str]:
@@ -186,9 +190,10 @@ def _similar(name: Any, registry: Any) -> str:
 
 def _keys(kind: type) -> list[str]:
     try:
-        return list(inspect.signature(kind.__init__).parameters)[1:]
+        found = list(inspect.signature(kind.__init__).parameters.values())[1:]
     except (TypeError, ValueError):
         return []
+    return [one.name for one in found if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
 
 
 def _path_of(part: dict, config: Any, path: str = '') -> str | None:

@@ -87,7 +87,9 @@ def _wire_views(cfg: Config, cached: Sequence[dict]) -> None:
         if not names:
             continue
         there, count = cache.meta['views'], teacher.get('views')
-        if count is not None and not 0 < count <= there:
+        if count is not None and count < 1:
+            raise ValueError(f'teacher.views must be a whole number from 1 on, got {count}')
+        if count is not None and count > there:
             raise ValueError(
                 f'teacher.views is {count}, and {cache.path} has {there} views of each image; for '
                 f'more: tools/cache_teacher.py --views {count}'

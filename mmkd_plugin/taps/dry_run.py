@@ -27,15 +27,38 @@ TINY = 1e-12
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
-#: What a message about a student that does not run says if nothing in its config looks wrong.
-ALONE = (
-    '; expected a model that trains by itself: train it without distillation first, and look at '
-    'lists whose lengths belong together, such as `in_channels`'
-)
-
 
 class UntriedError(ValueError):
-    """A student that does not run on a made-up image; the message ends with :data:`ALONE`."""
+    """A model that does not run on a made-up image.
+
+    Args:
+        said (str): What it did not do.
+        advice (str): What is told if nothing in its config looks wrong. Defaults to ``''``.
+
+    Attributes:
+        said (str): The message without the advice.
+        advice (str): The advice.
+    """
+
+    def __init__(self, said: str, advice: str = '') -> None:
+        super().__init__(f'{said}{advice}')
+        self.said, self.advice = said, advice
+
+
+def alone(does: str, do: str) -> str:
+    """The advice to look at a model alone.
+
+    Args:
+        does (str): What is expected of it, such as ``'trains'``.
+        do (str): What the user does to see it, such as ``'train'``.
+
+    Returns:
+        str: A clause that begins with ``'; '``.
+    """
+    return (
+        f'; expected a model that {does} by itself: {do} it without distillation first, and look '
+        'at lists whose lengths belong together, such as `in_channels`'
+    )
 
 
 @dataclass(frozen=True)
@@ -118,7 +141,8 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         if run.problem is not None:
             raise UntriedError(
                 'the student could not be tried on a made-up image, neither its training forward '
-                f"({problem}) nor its forward in mode='tensor' ({run.problem}){ALONE}"
+                f"({problem}) nor its forward in mode='tensor' ({run.problem})",
+                alone('trains', 'train'),
             )
         run = replace(run, problem=problem)
     check_ran(student, run, taps, 'the student')

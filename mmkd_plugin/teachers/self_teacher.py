@@ -107,7 +107,10 @@ class SelfTeacher(nn.Module, Teacher):
         self.student_taps = self.tap.taps
         self.loss_weight = weight('loss_weight', loss_weight)
         if self.loss_weight == 0:
-            raise ValueError('loss_weight=0: the self-teacher would learn nothing, and teach noise')
+            raise ValueError(
+                'loss_weight=0: the self-teacher would learn nothing, and teach noise; give a '
+                'number above 0'
+            )
         self._neck = neck
         self._head = head or {}
         self._run: DryRun | None = None

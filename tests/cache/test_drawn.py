@@ -433,6 +433,10 @@ def more_views(cfg: Config) -> None:
     cfg.model.teacher.views = 3
 
 
+def no_views(cfg: Config) -> None:
+    cfg.model.teacher.views = 0
+
+
 def hint(cfg: Config) -> None:
     cfg.model.distill.term.tap = 'decode_head.bottleneck'
 
@@ -451,6 +455,7 @@ def hint(cfg: Config) -> None:
         (elsewhere, r"^teacher 'teacher'\.path: no teacher cache at none; write it with"),
         (switched, r'custom_hooks\[0\]: `PipelineSwitchHook` changes the pipeline during training'),
         (more_views, r'teacher.views is 3, and .* has 2 views of each image; for more: .* 3'),
+        (no_views, r'teacher\.views must be a whole number from 1 on, got 0'),
         (hint, r'holds no maps of decode_head.bottleneck; it has: decode_head.conv_seg'),
     ],
 )
