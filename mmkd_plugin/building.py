@@ -11,7 +11,7 @@ from torch import nn
 
 from mmkd_plugin.annotations import check_arguments
 from mmkd_plugin.foreign import errors_named, explained, is_of_a_part
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import MODELS, named
 from mmkd_plugin.words import did_you_mean, short
 
 #: What other tools call a key, and ours of the same meaning; the first that is known is proposed.
@@ -40,13 +40,15 @@ HABITS = {
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def check_keys(here: str, config: Mapping, known: Collection[str]) -> None:
+def check_keys(here: str, config: Mapping, known: Collection[str], advice: str = '') -> None:
     """Raises an error that names an unknown key and the closest known one.
 
     Args:
         here (str): Place in the config, for messages.
         config (Mapping): The dict to check.
         known (Collection[str]): The keys that it may have.
+        advice (str): What is said of an unknown key if no known one is close, a clause that begins
+            with ``'; '``. Defaults to ``''``.
 
     Raises:
         ValueError: If a key is unknown.
@@ -57,7 +59,7 @@ def check_keys(here: str, config: Mapping, known: Collection[str]) -> None:
         ):  # mmengine's, in what another library's config has
             usual = next((ours for ours in HABITS.get(key, ()) if ours in known), None)
             hint = did_you_mean(str(key), (*known, 'type'), cutoff=0.5)
-            hint = f'; did you mean `{usual}`?' if usual else hint
+            hint = f'; did you mean `{usual}`?' if usual else hint or advice
             raise ValueError(f'{here} has an unknown key `{key}`{hint} (known: {", ".join(known)})')
 
 
@@ -184,7 +186,7 @@ def kind_of(given: Any, here: str) -> Callable:
     hint = did_you_mean(name, MODELS.module_dict, 'mmkd_plugin.{}', cutoff=0.5, count=3)
     if isinstance(given, str) and given.strip():
         try:
-            kind = MODELS.get(given)
+            kind = named(MODELS, given)
         except Exception as error:  # the package that the scope names refuses to be imported
             raise ValueError(f'{explained(error, here, None)}{hint}') from error
     if callable(kind):
@@ -192,7 +194,7 @@ def kind_of(given: Any, here: str) -> Callable:
     if not name.strip():
         raise ValueError(f'{here}.type must be the name of a class, got {short(given)}')
     raise ValueError(
-        f'{here}: there is no {short(given)}{hint or "; expected the name of a class"}'
+        f'{here}.type: there is no {short(given)}{hint or "; expected the name of a class"}'
     )
 
 

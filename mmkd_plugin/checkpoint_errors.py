@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmkd_plugin.words import first_line, some
+from mmkd_plugin.words import first_line, path_text, some
 
 SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """Endings of the files that hold checkpoints."""
@@ -59,7 +59,10 @@ def existing_file(path: str) -> Path:
         return file
     if file.is_dir():
         raise CheckpointError(f'{path} is a folder{_checkpoints_in(file)}: name the file')
-    raise FileNotFoundError(f'no checkpoint at {path}{nearest_names(file, SUFFIXES)}')
+    raise FileNotFoundError(
+        f'no checkpoint at {path_text(path)}{nearest_names(file, SUFFIXES)}. Expected a path from '
+        'the folder you are in, or a URL'
+    )
 
 
 def _checkpoints_in(folder: Path) -> str:

@@ -31,7 +31,7 @@ from mmkd_plugin.student_state import (
 from mmkd_plugin.suspects import told_of_parts
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
 from mmkd_plugin.taps.class_scores import ClassScores, are_independent
-from mmkd_plugin.taps.dry_run import DryRun, maps_near
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, maps_near
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -171,7 +171,7 @@ class Distiller(NamedAsStudent):
         """Tries student and teachers once, connects the terms, and logs the plan."""
         device, terms = torch.device(get_device()), list(self.distill.values())
         views = [term.student_view for term in terms]
-        with _taps_named(terms, self.teachers):
+        with _taps_named(terms, self.teachers), _parts_named(config):
             forward = StudentForward(self.student, views, self._student_taps(), device)
         sync = any(isinstance(m, nn.SyncBatchNorm) for m in self.student.modules())
         preprocessor = self.student.data_preprocessor
@@ -216,9 +216,8 @@ class Distiller(NamedAsStudent):
         if self._unlabelled_step is not None:
             text += f'\n{self._unlabelled_step}'
         self.plan = text
-        scope = config and config.get('_scope_')
         failed = forward.run.problem is not None
-        self._untried = told_of_parts(config, scope, 'student') if failed else None
+        self._untried = _odd_parts(config) or alone('trains', 'train') if failed else None
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward
@@ -556,6 +555,22 @@ def _taps_named(terms: Sequence[Term], teachers: Mapping[str, Teacher]) -> Itera
         if not heres or not text.startswith(('the student', 'teacher ', 'self-teacher ')):
             raise
         raise ValueError(f'{" and ".join(heres)}: {text}') from error
+
+
+@contextmanager
+def _parts_named(student: dict | None) -> Iterator[None]:
+    """Adds to the error of a student that does not run what looks wrong in its config."""
+    try:
+        yield
+    except UntriedError as error:
+        odd = _odd_parts(student)
+        if not odd:
+            raise
+        raise ValueError(f'{error.said}{odd}') from error
+
+
+def _odd_parts(student: dict | None) -> str:
+    return told_of_parts(student, (student or {}).get('_scope_'), 'student')
 
 
 def _prepared(

@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import Any
 
-from mmkd_plugin.libraries import import_problem
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.libraries import import_problem, installed, not_installed
+from mmkd_plugin.registry import MODELS, is_no_name
 from mmkd_plugin.suspects import told_of_arguments
 from mmkd_plugin.words import as_written, did_you_mean, first_line, short, some
 
@@ -80,9 +80,13 @@ def explained(error: Exception, here: str, config: Any) -> str:
     blank = isinstance(kind, str) and not (kind.strip() and kind.isprintable())
     if blank or ('type' in part and not isinstance(kind, str) and not callable(kind)):
         return f'{place}.type must be the name of a class, got {short(kind)}'
-    if isinstance(error, KeyError) and 'is not in the' in str(error):
-        similar = _similar(kind, building[-1].get('registry'))
-        return f'{place}: there is no {short(kind)}{similar or "; expected the name of a class"}'
+    unknown = isinstance(error, KeyError) and 'is not in the' in str(error)
+    if unknown or (is_no_name(error) and str(error).endswith(f' {kind}')):
+        registry = building[-1].get('registry')
+        if path is not None and (problem := _scope_problem(path, config, registry)):
+            return f'{here}{problem}'
+        similar = _similar(kind, registry) or '; expected the name of a class'
+        return f'{here if path is None else f"{place}.type"}: there is no {short(kind)}{similar}'
     if 'type' not in part:
         return f"{place} has no `type`: expected dict(type='...')"
     made = building[-1].get('obj_cls')
@@ -90,11 +94,15 @@ def explained(error: Exception, here: str, config: Any) -> str:
     _, _, unknown = str(error).partition('unexpected keyword argument ')
     if isinstance(error, TypeError) and unknown and inspect.isclass(made):
         unknown = unknown.strip('\'". ')
-        known = ['_scope_', *(key for base in made.__mro__ for key in _keys(base))]
-        return f'{place}: {name} has no argument `{unknown}`{did_you_mean(unknown, known)}'
+        known = list(dict.fromkeys(key for base in made.__mro__ for key in _keys(base)))
+        close = did_you_mean(unknown, ['_scope_', *known])
+        if not close and known:
+            close = f' (known: {some(known, 12)})'
+        return f'{place}: {name} has no argument `{unknown}`{close}'
     said = first_line(error)
     of_torch = frames_of(error)[-1].f_globals.get('__name__', '').startswith('torch.')
-    return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if of_torch else said)}'
+    general = of_torch or not str(error)  # a bare assertion
+    return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if general else said)}'
 
 
 def _building(error: BaseException) -> list[dict]:
@@ -106,15 +114,16 @@ def _not_a_part(part: Any, building: list[dict], here: str, config: Any) -> str:
     """What is said of something that stands where the dict of a part should."""
     outer = next((b['cfg'] for b in reversed(building) if isinstance(b.get('cfg'), dict)), config)
     outer = outer if isinstance(outer, dict) else {}
-    key = next((f'.{name}' for name, value in outer.items() if value is part), None)
-    path, at = _path_of(outer, config) or '', ''
-    if key is None:  # one of a list, or what a class passed on
-        found = [*_places_of(part, config)]
-        if len(found) == 1:
-            path = found[0]
-        elif found:
-            at = f', which stands at {some(found, 8)}'
-    return f'{here}{path}{key or ""}: expected dict(type=...), got {short(part)}{at}'
+    path = _path_of(outer, config) or ''
+    if isinstance(part, (list, tuple)):
+        found = [f'{path}.{name}' for name, value in outer.items() if value is part][:1]
+    else:  # equal numbers and texts may be one object
+        found = [f'{path}{place}' for place in _places_of(part, outer)]
+    found = found or [*_places_of(part, config)]  # one of a list, or what a class passed on
+    place = found[0] if len(found) == 1 else path
+    several = some((one.lstrip('.') for one in found), 8)
+    at = f', which stands at {several}' if len(found) > 1 else ''
+    return f'{here}{place}: expected dict(type=...), got {short(part)}{at}'
 
 
 def _places_of(value: Any, config: Any, path: str = '') -> Iterator[str]:
@@ -128,6 +137,43 @@ def _places_of(value: Any, config: Any, path: str = '') -> Iterator[str]:
         if type(one) is type(value) and one == value:
             yield where
         yield from _places_of(value, one, where)
+
+
+def _scope_problem(path: str, config: Any, registry: Any) -> str:
+    """What is said of a part that is looked up in a library of no such name; empty if it is not."""
+    around = [
+        one for one in _scopes_of(config) if f'{path}.'.startswith((f'{one[0]}.', f'{one[0]}['))
+    ]
+    while getattr(registry, 'parent', None) is not None:
+        registry = registry.parent
+    if registry is None or not around:
+        return ''
+    place, scope = around[-1]
+    there = [*_registered(registry)]
+    if scope in there or not isinstance(scope, str):
+        return ''
+    problem = not_installed(scope) or f'`{scope}` has no registry of models'
+    known = dict.fromkeys([*installed(), *there])
+    return f'{place}._scope_: {problem} (known: {", ".join(known)})'
+
+
+def _scopes_of(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Where a config says the library that names of classes are looked up in, the outer first."""
+    if isinstance(config, dict):
+        if '_scope_' in config:
+            yield path, config['_scope_']
+        for key, value in config.items():
+            yield from _scopes_of(value, f'{path}.{key}')
+    elif isinstance(config, (list, tuple)):
+        for number, value in enumerate(config):
+            yield from _scopes_of(value, f'{path}[{number}]')
+
+
+def _registered(registry: Any) -> Iterator[str]:
+    """The scope of a registry, and those of all below it."""
+    yield registry.scope
+    for child in registry.children.values():
+        yield from _registered(child)
 
 
 def _similar(name: Any, registry: Any) -> str:
@@ -144,9 +190,10 @@ def _similar(name: Any, registry: Any) -> str:
 
 def _keys(kind: type) -> list[str]:
     try:
-        return list(inspect.signature(kind.__init__).parameters)[1:]
+        found = list(inspect.signature(kind.__init__).parameters.values())[1:]
     except (TypeError, ValueError):
         return []
+    return [one.name for one in found if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
 
 
 def _path_of(part: dict, config: Any, path: str = '') -> str | None:

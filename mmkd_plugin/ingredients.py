@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from mmkd_plugin.annotations import fits
 from mmkd_plugin.building import check_keys
@@ -18,6 +18,7 @@ from mmkd_plugin.student import check_head_losses
 from mmkd_plugin.taps.example import library_of
 from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.configs import build_teacher, kind_of_teacher
+from mmkd_plugin.teachers.model import check_std
 from mmkd_plugin.terms.schedule import Schedule
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.words import short
@@ -71,9 +72,7 @@ def build_student(config: Any, data_preprocessor: Any) -> nn.Module:
             'student has no `data_preprocessor`, neither in its own config nor at the top: add '
             "data_preprocessor=dict(type='SegDataPreProcessor', mean=..., std=..., ...)"
         )
-    std = getattr(student.data_preprocessor, 'std', None)
-    if isinstance(std, Tensor) and not bool((std > 0).all()):
-        raise ValueError('student.data_preprocessor.std must be above 0 in all channels')
+    check_std(student, 'student')
     preprocessor = student.data_preprocessor
     size = getattr(preprocessor, 'size', None)
     if type(preprocessor).__name__ == 'SegDataPreProcessor':

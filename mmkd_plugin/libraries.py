@@ -45,6 +45,11 @@ def not_installed(name: str) -> str:
     return f'no library `{name}` is installed{did_you_mean(name, PACKAGES)}'
 
 
+def installed() -> list[str]:
+    """The libraries of OpenMMLab that are there and have models."""
+    return [name for name in PACKAGES if name != 'mmcv' and _is_installed(name)]
+
+
 def cannot_import(name: str) -> str:
     """What keeps a library from being imported; empty if nothing does. This imports it.
 

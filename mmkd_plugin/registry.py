@@ -4,6 +4,10 @@ mmengine imports ``<scope>.registry`` when it meets a scope for the first time, 
 ``custom_imports``. The modules that register something are imported on the first look-up.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -70,3 +74,29 @@ HOOKS = Registry(
         'mmkd_plugin.visualization.hook',
     ],
 )
+
+
+def named(registry: Registry, name: str) -> Any:
+    """The class, or the function, of a name; None if there is none.
+
+    A registry itself raises an error for a name that cannot be one, such as ``''``.
+
+    Args:
+        registry (Registry): Where it is looked up first.
+        name (str): The name.
+
+    Examples:
+        >>> named(MODELS, '') is named(MODELS, 'mmkd_plugin.Nothing') is None
+        True
+    """
+    try:
+        return registry.get(name)
+    except RuntimeError as error:
+        if is_no_name(error):
+            return None
+        raise
+
+
+def is_no_name(error: BaseException) -> bool:
+    """Whether a registry was asked for a name that cannot be one."""
+    return isinstance(error, RuntimeError) and str(error).startswith('Failed to get')

@@ -62,7 +62,7 @@ def runner_errors_named(config: Mapping[str, Any]) -> Iterator[None]:
         >>> with runner_errors_named(config):
         ...     Runner.build_log_processor(None, config.log_processor)
         Traceback (most recent call last):
-        ValueError: log_processor: there is no 'LogProcesor'; did you mean 'LogProcessor'...
+        ValueError: log_processor.type: there is no 'LogProcesor'; did you mean 'LogProcessor'...
     """
     try:
         yield
@@ -110,4 +110,4 @@ def _unknown_optimizer(wrapper: Any) -> str | None:
     if kind is None or OPTIMIZERS.get(kind) is not None:
         return None
     hint = did_you_mean(kind, OPTIMIZERS.module_dict, "'{}'")
-    return f'optim_wrapper.optimizer: there is no {kind!r}{hint}'
+    return f'optim_wrapper.optimizer.type: there is no {kind!r}{hint}'

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.registry import Registry
 
 from mmkd_plugin.annotations import expected, fits, hints_of
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import MODELS, named
 from mmkd_plugin.words import short, some
 
 #: What is no argument of the class.
@@ -55,6 +55,9 @@ def told_of_arguments(kind: Any, arguments: Mapping[str, Any], error: str) -> st
 def told_of_parts(config: Any, scope: str | None = None, here: str = '') -> str:
     """What looks wrong in a model that was built and cannot run, part by part.
 
+    Each class took its arguments, so that only those are named that hardly any class means: many
+    take a list in the place of a number, and some a number below 0.
+
     Args:
         config (Any): The dict of the model.
         scope (str, optional): The library in which names of classes are looked up. Defaults to
@@ -69,7 +72,7 @@ def told_of_parts(config: Any, scope: str | None = None, here: str = '') -> str:
             f'`{path}.{key}` is {short(value)}, expected {wanted}'
             for path, part in _parts_of(config, here)
             if inspect.isclass(kind := _class_of(part, registry))
-            for key, value, wanted in _odd(kind, part)
+            for key, value, wanted in _odd(kind, part, taken=True)
         ]
     return f'; {some(odd, 3, "; ")}' if odd else ''
 
@@ -87,19 +90,30 @@ def _parts_of(config: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 def _class_of(part: Mapping[str, Any], registry: Registry) -> Any:
     kind = part['type']
-    return registry.get(kind) if isinstance(kind, str) else kind
+    return named(registry, kind) if isinstance(kind, str) else kind
 
 
-def _odd(kind: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """The arguments that look wrong: the key, the value, and what is expected."""
+def _odd(
+    kind: Any, arguments: Mapping[str, Any], taken: bool = False
+) -> Iterator[tuple[str, Any, str]]:
+    """The arguments that look wrong: the key, the value, and what is expected.
+
+    Args:
+        kind (Any): The class.
+        arguments (Mapping[str, Any]): Its dict in the config.
+        taken (bool): Whether it took them. Defaults to False.
+    """
     hints, defaults = _signature(kind)
     for key, value in arguments.items():
         default = defaults.get(key, _NOTHING)
         if key in NOT_GIVEN or value is default:
             continue
+        wanted = _unlike(value, default)
         if key in hints and not fits(value, hints[key]):
-            yield key, value, expected(hints[key])
-        elif wanted := _unlike(value, default):
+            part = fits({}, hints[key])  # where None is none, and a list several
+            if not (taken and part and isinstance(value, (list, tuple, type(None)))):
+                yield key, value, expected(hints[key])
+        elif wanted and (not taken or _is_strange(value, default, key in hints)):
             yield key, value, wanted
         elif isinstance(value, Mapping) and 'type' in value and not _is_kind(value['type']):
             yield f'{key}.type', value['type'], 'the name of a class'
@@ -140,6 +154,14 @@ def _unlike(value: Any, default: Any) -> str | None:
         kinds = {type(one) if not isinstance(one, Real) else Real for one in value}
         return odd or ('values of one kind' if len(kinds) > 1 else None)
     return None
+
+
+def _is_strange(value: Any, default: Any, hinted: bool) -> bool:
+    """Whether a class that took a value in the place of a default hardly means it."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        wild = not math.isfinite(value) or abs(value) > 1e12
+        return wild or (isinstance(default, bool) and not hinted)
+    return isinstance(value, str) and not hinted
 
 
 def _is_kind(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -74,7 +75,8 @@ def first_line(error: Exception, prefer: str | None = None) -> str:
             such a line. Defaults to None.
 
     Returns:
-        str: One line, with at most 200 characters of the text and without colour codes.
+        str: One line, with at most 200 characters of the text and without colour codes. An
+        assertion without a text is shown as it stands in the source.
 
     Examples:
         >>> first_line(ValueError('too large\\ntry a smaller one'))
@@ -83,6 +85,8 @@ def first_line(error: Exception, prefer: str | None = None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if prefer is not None:
         lines.sort(key=lambda line: not line.startswith(prefer))
+    if not lines and isinstance(error, AssertionError):
+        lines = [frame.line or '' for frame in traceback.extract_tb(error.__traceback__)[-1:]]
     text = re.sub(r'\x1b\[\d*m', '', lines[0])[:200] if lines else ''
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
@@ -102,6 +106,17 @@ def from_worker(message: str, kind: str) -> str:
     if 'Original Traceback' in message and marker in message:
         return message.rpartition(marker)[2].strip()
     return message
+
+
+def path_text(path: Any) -> str:
+    """A path as a message shows it: between quotes if it would not be seen otherwise.
+
+    Examples:
+        >>> path_text('a.pth'), path_text(' ')
+        ('a.pth', "' '")
+    """
+    text = str(path)
+    return text if text.strip() and text.isprintable() else repr(text)
 
 
 def as_written(kind: Any) -> str:

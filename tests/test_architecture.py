@@ -12,8 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
+    ('version', 'words'),
     (
-        *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
+        *('registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
         *('pages', 'parts', 'prefixes', 'digit_scenes'),
     ),
     ('libraries',),

@@ -241,6 +241,10 @@ def test_a_missing_file_names_its_neighbours(tmp_path, save):
         read_checkpoint(tmp_path / 'x')
     with pytest.raises(FileNotFoundError, match=f'only {tmp_path} does'):
         read_checkpoint(tmp_path / 'no' / 'such' / 'file.pth')
+    with pytest.raises(FileNotFoundError, match=r'Expected a path .*, or a URL$'):
+        read_checkpoint(tmp_path / 'x')
+    with pytest.raises(FileNotFoundError, match=r"^no checkpoint at 'a\\u202e'; nothing of the "):
+        read_checkpoint('a\u202e')
     with pytest.raises(CheckpointError, match=r'is a folder.*other\.pth'):
         read_checkpoint(tmp_path)
 

@@ -447,6 +447,7 @@ def test_the_plan_names_what_is_explained(log):
             "no 'mmkd_plugin.GradCam'; did you mean mmkd_plugin.GradCAM",
         ),
         (dict(kind='HintLoss'), 'explainer'),
+        (dict(scores=['decode_head'] * 2), 'names a tap twice; name each once'),
         (dict(scores='decode_head.conv_sg'), "no module 'decode_head.conv_sg'"),
         (dict(tap='backbone.layer5'), "no module 'backbone.layer5'"),
         (dict(scores='backbone.layer4'), "no module around 'backbone.layer4' has `num_classes`"),

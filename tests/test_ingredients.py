@@ -32,12 +32,13 @@ def term(**changes):
         (term(schedule=dict(start=3, stop=2)), r'distill.cwd.schedule: stop \(2\) must come after'),
         (
             term(loss=dict(type='mmkd_plugin.ChannelwiseLoss')),
-            "distill.cwd.loss: there is no 'mmkd_plugin.ChannelwiseLoss'; did you mean "
+            "distill.cwd.loss.type: there is no 'mmkd_plugin.ChannelwiseLoss'; did you mean "
             'mmkd_plugin.ChannelWiseLoss',
         ),
         (term(loss=cwd(temperature=4)), 'distill.cwd.loss has an unknown key `temperature`'),
         (term(loss=cwd(tau=0)), r'distill\.cwd\.loss\.tau must be above 0'),
         (term(loss='CWD'), "distill.cwd.loss: expected dict"),
+        (term(loss=dict(type=' .')), "distill.cwd.loss.type must be the name of a class, got ' .'"),
         (term(connector=[None, None]), 'distill.cwd: 2 connectors for 1 maps'),
         (
             term(tap='decode_head.cls_seg'),
@@ -70,6 +71,40 @@ def test_a_package_that_refuses_to_be_imported(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=words):
         build_module(dict(type='refusing.ChannelWiseDivergence'), 'distill.cwd.loss')
+
+
+def at(model, place, **changes):
+    """A model with other values in one of its parts, or at its top."""
+    (model[place] if place else model).update(changes)
+    return model
+
+
+@pytest.mark.parametrize(
+    ('place', 'changes', 'message'),
+    [
+        (
+            '',
+            dict(_scope_='mmsegg'),
+            r'_scope_: no library `mmsegg` is .* mean `mmseg`\? \(known: ',
+        ),
+        ('', dict(_scope_='numpy'), r'_scope_: `numpy` has no registry of models \(known: .*mmseg'),
+        (
+            'decode_head',
+            dict(_scope_='mmsge', type='Head'),
+            r'_scope_: no library `mmsge` is installed; did you mean `mmseg`\?',
+        ),
+        ('decode_head', dict(type='FCNHed'), "type: there is no 'FCNHed'; did you mean "),
+        ('decode_head', dict(type='x'), "type: there is no 'x'; expected the name of a class"),
+        ('decode_head', dict(type=' .'), "type: there is no ' .'; expected the name of a class"),
+        ('decode_head', dict(type=''), "type must be the name of a class, got ''"),
+    ],
+)
+def test_a_class_that_is_not_found_is_named_with_where_it_is_looked_up(place, changes, message):
+    message = rf'\.{place}\.{message}' if place else rf'\.{message}'
+    with pytest.raises(ValueError, match=f'^student{message}'):
+        distiller(at(stock_models.fcn(), place, **changes), stock_models.fcn(16), LOGITS)
+    with pytest.raises(ValueError, match=rf"^teacher 'teacher'\.config{message}"):
+        distiller(stock_models.fcn(), at(stock_models.fcn(16), place, **changes), LOGITS)
 
 
 def test_a_loss_that_no_decode_head_can_call():

@@ -210,7 +210,7 @@ def test_a_pipeline_for_the_end_is_tried_before_training(data, tmp_path):
         check(stage)
         with pytest.raises(DataError, match=r'switch_pipeline: .*the pipeline gives no `inputs`'):
             check(stage[:-1])
-        with pytest.raises(ValueError, match=r"switch_pipeline\[0\]: there is no 'LoadImage'"):
+        with pytest.raises(ValueError, match=r"switch_pipeline\[0\].type: there is no 'LoadImage'"):
             check([dict(type='LoadImage'), *stage[1:]])
 
 

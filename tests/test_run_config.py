@@ -66,7 +66,10 @@ def line(**changes) -> dict:
         (line(schedule=dict(start=0.5)), r'distill\.cwd\.schedule\.start must be a whole number'),
         (line(schedule=dict(stop='a')), r'distill\.cwd\.schedule\.stop must be a whole number or'),
         (line(schedule=dict(by_epoch='no')), r'distill\.cwd\.schedule\.by_epoch must be True'),
-        (line(schedule=dict(start=100)), r'distill\.cwd never comes on: .* run has 100 iters'),
+        (
+            line(schedule=dict(start=100)),
+            r'distill\.cwd never comes on: .* 100 iters; `start` must be below 100',
+        ),
         (line(tap=['neck', 'neck']), r"distill\.cwd compares 'neck' of the student .* twice"),
         (line(student_tap='a', teacher_tap='b'), r'distill\.cwd has `tap` beside `student_tap`'),
         (line(norm=5), r'distill\.cwd\.norm must be the name of a batch norm'),

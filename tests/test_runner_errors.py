@@ -30,7 +30,7 @@ def build(**settings: object) -> None:
         (
             'log_processor',
             dict(type='LogProcesor'),
-            r"there is no 'LogProcesor'; did you mean 'Log",
+            r"^log_processor\.type: there is no 'LogProcesor'; did you mean 'Log",
         ),
         (
             'log_processor',

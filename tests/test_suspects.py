@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmkd_plugin.run_config import check_run
+from mmkd_plugin.suspects import told_of_parts
+from tests import stock_models
 from tests.fuzz import models
-from tests.runs import config
+from tests.runs import config, needs_ops
 from tests.stock_models import batch, build
 
 HEAD = r'student\.decode_head: FCNHead: '
 
 
-def changed(key: str, value: Any) -> dict:
-    """A Distiller whose student has another value in a place."""
-    model = copy.deepcopy(models.of_a_segmentor())
+def changed(
+    key: str,
+    value: Any,
+    make: Callable[[], dict] = models.of_a_segmentor,
+    of: Callable[[dict], dict] = itemgetter('student'),
+) -> dict:
+    """A Distiller whose student, or another model of it, has another value in a place."""
+    model = copy.deepcopy(make())
     *parents, last = key.split('.')
-    holder = model['student']
+    holder = of(model)
     for parent in parents:
         holder = holder[parent]
     holder[last] = value
@@ -48,6 +57,22 @@ def changed(key: str, value: Any) -> dict:
             'student.* needs one of `size` and `size_divisor`, .* none',
         ),
         ('decode_head', [['a']], r'student\.decode_head\[0\]: expected dict\(type=...\), got'),
+        (
+            'decode_head.loss_decode',
+            ['x'],
+            r'student\.decode_head\.loss_decode\[0\]: expected dict',
+        ),
+        (
+            'decode_head.loss_decode',
+            [1],
+            r'student\.decode_head: expected dict\(type=...\), got 1, which stands at '
+            r'decode_head\.loss_decode\[0\], decode_head\.in_index, decode_head\.num_convs$',
+        ),
+        (
+            'decode_head.nonsense',
+            1,
+            HEAD[:-2] + r' has no argument `nonsense` \(known: num_convs, .*',
+        ),
     ],
 )
 def test_what_looks_wrong_is_named(key: str, value: Any, told: str) -> None:
@@ -68,6 +93,73 @@ def test_what_no_model_takes_is_refused_first(
 ) -> None:
     with pytest.raises(ValueError, match=r'^student\..*' + told):
         check_run(config(changed(key, value), data, tmp_path, 2))
+
+
+@pytest.mark.parametrize(
+    'name', ['segformer', 'beit', 'ocrnet', 'retinanet', 'gfl', 'detr', 'dino', 'faster_rcnn']
+)
+def test_nothing_looks_wrong_in_a_model_that_is_right(name: str) -> None:
+    model = getattr(stock_models, name)()
+    assert told_of_parts(model, model['_scope_'], 'student') == ''
+
+
+def test_what_hardly_any_class_means_looks_wrong_in_one_that_was_built() -> None:
+    model = stock_models.fcn()
+    model['backbone'].update(norm_eval=7, frozen_stages=math.inf)
+    assert told_of_parts(model, model['_scope_'], 'student') == (
+        '; `student.backbone.norm_eval` is 7, expected True or False; '
+        '`student.backbone.frozen_stages` is inf, expected a finite number'
+    )
+
+
+@needs_ops
+@pytest.mark.parametrize(
+    ('key', 'value', 'told'),
+    [
+        (
+            'data_preprocessor.pad_size_divisor',
+            [32, 32],
+            r"mode='tensor' \([^;]*\); `student\.data_preprocessor\.pad_size_divisor` is \[32, 32\]"
+            ', expected a whole number$',
+        ),
+        (
+            'neck.in_channels',
+            [8],
+            r'assert len\(inputs\) == len\(self.in_channels\).*; expected a model that trains',
+        ),
+    ],
+)
+def test_a_student_that_does_not_run_names_what_looks_wrong(
+    key: str, value: Any, told: str
+) -> None:
+    with pytest.raises(ValueError, match='^the student could not be tried on a .*' + told):
+        build(changed(key, value, models.of_a_detector))
+
+
+@needs_ops
+@pytest.mark.parametrize(
+    ('key', 'value', 'told'),
+    [
+        (
+            'data_preprocessor.pad_size_divisor',
+            None,
+            r"; `teacher 'teacher'\.config\.data_preprocessor\.pad_size_divisor` is None, expected",
+        ),
+        (
+            'neck.in_channels',
+            [16],
+            r'assert len\(inputs\) == len\(self.in_channels\); expected a model that runs by itself'
+            ': test it without distillation first',
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_run_names_what_looks_wrong(
+    key: str, value: Any, told: str
+) -> None:
+    model = changed(key, value, models.of_a_detector, lambda model: model['teacher']['config'])
+    told = "^teacher 'teacher' could not be tried on a made-up image: .*" + told
+    with pytest.raises(ValueError, match=told):
+        build(model)
 
 
 def test_a_student_that_fails_in_its_first_step_names_what_looks_wrong() -> None:

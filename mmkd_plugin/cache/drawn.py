@@ -31,7 +31,7 @@ from mmkd_plugin.cache.recording import check_batch_augments
 from mmkd_plugin.cache.store import CacheError, TeacherCache, drawn_differences, of_view
 from mmkd_plugin.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmkd_plugin.seeds import seeded
-from mmkd_plugin.words import as_written
+from mmkd_plugin.words import as_written, short
 
 #: First word of the seeds of views.
 VIEW = 0x76696577
@@ -381,6 +381,14 @@ def preprocessor_of(cfg: Config) -> dict | None:
     return own or cfg.get('data_preprocessor')
 
 
+def _check_kind(config: Mapping, here: str) -> None:
+    if 'type' not in config:
+        raise CacheError(f"{here} has no `type`: expected dict(type='...')")
+    kind = config['type']
+    if not (callable(kind) or (isinstance(kind, str) and kind.strip())):
+        raise CacheError(f'{here}.type must be the name of a class, got {short(kind)}')
+
+
 def _outline(dataset: dict) -> dict[str, Any]:
     found = plain({key: dataset[key] for key in DRAWS if key in dataset})
     if 'dataset' in dataset:
@@ -413,8 +421,8 @@ def check_drawn(cache: TeacherCache, cfg: Config) -> None:
         CacheError: If it draws others, with the first difference; or if it cannot draw.
     """
     preprocessor = preprocessor_of(cfg)
-    if isinstance(preprocessor, Mapping) and 'type' not in preprocessor:
-        raise CacheError("student.data_preprocessor has no `type`: expected dict(type='...')")
+    if isinstance(preprocessor, Mapping):
+        _check_kind(preprocessor, 'student.data_preprocessor')
     different = drawn_differences(cache.meta['drawn'], drawn_from(cfg))
     if different:
         raise CacheError(

@@ -30,6 +30,7 @@ from mmkd_plugin.cache.records import (
 )
 from mmkd_plugin.cache.sizes import PAGE
 from mmkd_plugin.saving import locked
+from mmkd_plugin.words import path_text
 
 __all__ = [
     'DTYPES',
@@ -179,7 +180,7 @@ def drawn_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
 def _differences(there: Any, here: Any, place: str) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         if there.get('type') != here.get('type'):
-            yield f'{place} there: {there.get("type")}, here: {here.get("type")}'
+            yield f'{place}.type there: {there.get("type")}, here: {here.get("type")}'
         for key in dict.fromkeys((*there, *here)):
             yield from _differences(there.get(key), here.get(key), f'{place}.{key}')
     elif isinstance(there, list) and isinstance(here, list) and not _plain([*there, *here]):
@@ -213,7 +214,7 @@ def _shown(key: str, value: Any) -> str:
 _opened: dict[str, tuple[int, Any]] = {}
 
 
-def _environment(path: str, real: str) -> Any:
+def _environment(path: str, real: str, here: str) -> Any:
     pid, environment = _opened.get(real, (0, None))
     if pid == os.getpid():
         return environment
@@ -221,8 +222,10 @@ def _environment(path: str, real: str) -> Any:
     if environment is not None:
         environment.close()
     if not Path(path, 'data.mdb').is_file():
+        place, text = f'{here}: ' if here else '', path_text(path)
         raise CacheError(
-            f'no teacher cache at {path}; write it with tools/cache_teacher.py CONFIG --out {path}'
+            f'{place}no teacher cache at {text}; write it with tools/cache_teacher.py CONFIG --out '
+            f'{text}'
         )
     try:
         # no locks: a finished cache has no writer, and its folder may be read-only
@@ -269,6 +272,8 @@ class TeacherCache:
 
     Args:
         path (str): Folder of the cache.
+        here (str): What the message calls the place of the path in a config if there is no cache.
+            Defaults to ``''``.
 
     Raises:
         CacheError: When it is first read, if the cache does not exist, is damaged or is not
@@ -281,13 +286,14 @@ class TeacherCache:
         'work_dirs/cache'
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, here: str = '') -> None:
         self.path = str(path)
+        self._here = here
         self._real = os.path.realpath(self.path)  # once: it takes as long as reading a small record
         self._meta: dict[str, Any] | None = None
 
     def _store(self) -> Any:
-        return _environment(self.path, self._real)
+        return _environment(self.path, self._real, self._here)
 
     def _get(self, key: bytes) -> bytes | None:
         with self._store().begin() as transaction:

@@ -58,7 +58,7 @@ def wire(cfg: Config) -> None:
     cached = [teacher for teacher in teachers if is_cached(teacher)]
     if not cached or _is_wired(cfg):
         return
-    of_views = [one for one in cached if 'views' in TeacherCache(one['path']).meta]
+    of_views = [one for one in cached if 'views' in _cache_of(one).meta]
     if of_views and len(of_views) < len(cached):
         raise ValueError(
             f'{of_views[0]["path"]} holds views, and another cache of this config whole images: '
@@ -87,7 +87,9 @@ def _wire_views(cfg: Config, cached: Sequence[dict]) -> None:
         if not names:
             continue
         there, count = cache.meta['views'], teacher.get('views')
-        if count is not None and not 0 < count <= there:
+        if count is not None and count < 1:
+            raise ValueError(f'teacher.views must be a whole number from 1 on, got {count}')
+        if count is not None and count > there:
             raise ValueError(
                 f'teacher.views is {count}, and {cache.path} has {there} views of each image; for '
                 f'more: tools/cache_teacher.py --views {count}'
@@ -114,10 +116,14 @@ def _wire_views(cfg: Config, cached: Sequence[dict]) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), *hooks]
 
 
+def _cache_of(teacher: Mapping[str, Any]) -> TeacherCache:
+    return TeacherCache(teacher['path'], f"teacher '{teacher.get('name', 'teacher')}'.path")
+
+
 def _open(cfg: Config, teacher: Mapping[str, Any]) -> tuple[TeacherCache, list[str]]:
     """The cache of a teacher, and the records that the terms read there."""
     name, distill = teacher.get('name', 'teacher'), cfg.model.get('distill') or {}
-    cache = TeacherCache(teacher['path'])
+    cache = _cache_of(teacher)
     names = names_of(distill, name)
     check_stored(cache, names, f"teacher '{name}'")
     _check_classes(cache, distill, name)

@@ -71,7 +71,7 @@ class Explainer:
         self.teacher_scores = Taps.parse(scores if teacher_scores is None else teacher_scores)
         for key in ('student_scores', 'teacher_scores'):
             if getattr(self, key).repeats:
-                raise ValueError(f'scores: {getattr(self, key)} names a tap twice')
+                raise ValueError(f'scores: {getattr(self, key)} names a tap twice; name each once')
         self.max_classes = max_classes
         self.score_thr = score_thr
         self.seed = seed

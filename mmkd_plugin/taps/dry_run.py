@@ -18,6 +18,7 @@ from mmkd_plugin.taps.class_scores import ClassScores, class_scores, heads_watch
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch, library_of
 from mmkd_plugin.taps.reader import TapError, TapReader
 from mmkd_plugin.taps.tap import Maps, Tap, find_module, flatten, places_of
+from mmkd_plugin.words import first_line
 
 RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 
@@ -25,6 +26,39 @@ RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU)
 TINY = 1e-12
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class UntriedError(ValueError):
+    """A model that does not run on a made-up image.
+
+    Args:
+        said (str): What it did not do.
+        advice (str): What is told if nothing in its config looks wrong. Defaults to ``''``.
+
+    Attributes:
+        said (str): The message without the advice.
+        advice (str): The advice.
+    """
+
+    def __init__(self, said: str, advice: str = '') -> None:
+        super().__init__(f'{said}{advice}')
+        self.said, self.advice = said, advice
+
+
+def alone(does: str, do: str) -> str:
+    """The advice to look at a model alone.
+
+    Args:
+        does (str): What is expected of it, such as ``'trains'``.
+        do (str): What the user does to see it, such as ``'train'``.
+
+    Returns:
+        str: A clause that begins with ``'; '``.
+    """
+    return (
+        f'; expected a model that {does} by itself: {do} it without distillation first, and look '
+        'at lists whose lengths belong together, such as `in_channels`'
+    )
 
 
 @dataclass(frozen=True)
@@ -92,8 +126,8 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         DryRun: The results. ``problem`` is set if only the ``mode='tensor'`` forward ran.
 
     Raises:
-        ValueError: If the student does not run on a made-up image, or a tap names a module that the
-            student does not have or does not run.
+        UntriedError: If the student does not run on a made-up image.
+        ValueError: If a tap names a module that the student does not have or does not run.
     """
     for tap in taps:
         find_module(student, tap, 'the student')
@@ -105,9 +139,10 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
         problem = run.problem
         run = first_that_works(model, taps, device, 'tensor', 'the student')
         if run.problem is not None:
-            raise ValueError(
+            raise UntriedError(
                 'the student could not be tried on a made-up image, neither its training forward '
-                f"({problem}) nor its forward in mode='tensor' ({run.problem})"
+                f"({problem}) nor its forward in mode='tensor' ({run.problem})",
+                alone('trains', 'train'),
             )
         run = replace(run, problem=problem)
     check_ran(student, run, taps, 'the student')
@@ -196,7 +231,7 @@ def first_that_works(
             except TapError as error:
                 raise TapError(f'{owner}: {error}') from None
             except Exception as error:  # a model may raise anything at made-up labels
-                problem = problem or f'{type(error).__name__}: {error}'
+                problem = problem or first_line(error)
             else:
                 return replace(run, size=size, channels=inputs.shape[1], samples=samples)
     return DryRun(problem=problem)

@@ -249,6 +249,11 @@ def find_module(model: nn.Module, tap: Tap, owner: str) -> nn.Module:
         message += f' Closest: {", ".join(close[:4])}.'
     where = f"'{right}'" if right else 'It'  # the owner: a sentence begins here
     children = ', '.join(name for name, _ in module.named_children())
+    if right and not children:
+        raise ValueError(
+            f"{message} '{right}' contains no modules; take '{right}' itself, or a module outside "
+            'it.'
+        )
     raise ValueError(f'{message} {where} contains{f": {children}" if children else " no modules"}.')
 
 

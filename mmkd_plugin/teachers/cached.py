@@ -79,7 +79,7 @@ class CachedTeacher(Teacher):
         classes: Sequence[str] | None = None,
     ) -> None:
         self.name = name
-        self.cache = TeacherCache(path)
+        self.cache = TeacherCache(path, f"teacher '{name}'.path")
         self._reads: list[Tap] = []
         self._scores: dict[View, Scores] = {}
         self._orders: Mapping[Tap, ClassOrder] = {}

@@ -11,7 +11,7 @@ from torch import nn
 from mmkd_plugin.annotations import check_arguments
 from mmkd_plugin.building import check_keys, constructed, is_own
 from mmkd_plugin.foreign import errors_named
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import MODELS, named
 from mmkd_plugin.teachers.base import Teacher
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.words import did_you_mean, short
@@ -74,17 +74,21 @@ def kind_of_teacher(config: dict) -> type[Teacher]:
     kind = given
     if isinstance(given, str):
         with errors_named('teacher'):
-            kind = MODELS.get(given)
+            kind = named(MODELS, given)
     if _is_teacher(kind):
         return kind
-    names = [name for name, one in MODELS.module_dict.items() if _is_teacher(one)]
-    short = str(given).rpartition('.')[2]
-    hint = did_you_mean(short, names, "'mmkd_plugin.{}'", cutoff=0.5)
-    known = ', '.join(f'mmkd_plugin.{name}' for name in names)
+    last = str(given).rpartition('.')[2]
+    hint = did_you_mean(last, _kinds(), "'mmkd_plugin.{}'", cutoff=0.5)
+    known = ', '.join(f'mmkd_plugin.{name}' for name in _kinds())
     raise ValueError(
         f'teacher has type={given!r}, which is not a kind of teacher{hint} (known: {known}; '
         'without `type` it is a trained model that runs beside the student)'
     )
+
+
+def _kinds() -> dict[str, type[Teacher]]:
+    """All kinds of teachers that are registered, by name."""
+    return {name: one for name, one in MODELS.module_dict.items() if _is_teacher(one)}
 
 
 def _is_teacher(kind: Any) -> bool:
@@ -103,7 +107,8 @@ def _check(config: dict, kind: type[Teacher], here: str) -> None:
     """Compares the keys of a config with the arguments of the constructor."""
     parameters = inspect.signature(kind).parameters
     known = ('type', *parameters) if 'type' in config else parameters
-    check_keys(here, {k: v for k, v in config.items() if k not in kind.unused}, known)
+    given = {k: v for k, v in config.items() if k not in kind.unused}
+    check_keys(here, given, known, _kind_that_takes({*given} - {*known, '_scope_'}))
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in config:
             words = f': {kind.missing[key]}' if key in kind.missing else ''
@@ -116,6 +121,16 @@ def _check(config: dict, kind: type[Teacher], here: str) -> None:
             f"{here}: '{name}' cannot name a teacher that is trained along; take another word of "
             "letters, digits and '_'"
         )
+
+
+def _kind_that_takes(keys: set[str]) -> str:
+    """A clause that names the kinds of teachers which take some keys, empty if there are none."""
+    kinds = [
+        f"type='mmkd_plugin.{name}'"
+        for name, kind in _kinds().items()
+        if keys and keys <= {*inspect.signature(kind).parameters, *kind.unused}
+    ]
+    return f'; a teacher with {" or ".join(kinds)} takes it' if kinds else ''
 
 
 def _can_name_a_module(name: Any) -> bool:

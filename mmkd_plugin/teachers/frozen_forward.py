@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
 from mmkd_plugin.taps.chain import Chain, chains_between, check_chains, run_chains
-from mmkd_plugin.taps.dry_run import DryRun, check_ran, read_once
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, check_ran, read_once
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
 from mmkd_plugin.teachers.inference import (
@@ -89,12 +89,13 @@ class FrozenForward:
         self, preprocessor: nn.Module, device: torch.device, size: int
     ) -> tuple[DryRun, tuple[Tensor, list | None]]:
         problem: Exception | None = None
+        example: tuple[Tensor, list | None] | None = None
         # Some transformers take only images of their training size, and some want more positions
         # than they have queries.
         larger = [side for side in EXAMPLE_SIZES if side > size]
         for side in dict.fromkeys((size, *crop_size(preprocessor), *larger)):
-            example = example_batch(self.model, device, side)
             try:
+                example = example_batch(self.model, device, side)
                 run = read_once(
                     self.model,
                     self.taps,
@@ -106,7 +107,7 @@ class FrozenForward:
                 problem = problem or error
             else:
                 return replace(run, size=side, channels=example[0].shape[1]), example
-        raise ValueError(self._cannot_run(problem, example)) from problem
+        raise self._cannot_run(problem, example) from problem
 
     def _chains(
         self, start: Taps, end: Taps, inputs: Tensor, data_samples: list | None
@@ -144,9 +145,14 @@ class FrozenForward:
         """The heads to run for some taps, None for the whole model."""
         return None if self._whole else heads_of(self.model, taps, self._owner)
 
-    def _cannot_run(self, problem: Exception, example: tuple[Tensor, list | None]) -> str:
-        """Says which part of the model did not run on a made-up image."""
+    def _cannot_run(
+        self, problem: Exception, example: tuple[Tensor, list | None] | None
+    ) -> UntriedError:
+        """Says which part of the model did not run on a made-up image, None if there was none."""
         tried = f'could not be tried on a made-up image: {first_line(problem)}'
+        whole = UntriedError(f'{self._owner} {tried}', alone('runs', 'test'))
+        if example is None:
+            return whole
         head = next(
             (one for one in self._heads(self.taps) or () if not self._runs(one, example)), ''
         )
@@ -154,14 +160,14 @@ class FrozenForward:
             own = crop_size(self.model.data_preprocessor)
             device = example[0].device
             if own and self._runs(None, example_batch(self.model, device, *own)):
-                return (
+                return UntriedError(
                     f'{self._owner} takes images of {own[0]}x{own[0]} pixels alone, the size of '
                     'its training, and the student is trained with another one: crop its images '
                     f'to that size, and set `size=({own[0]}, {own[0]})` in its data preprocessor'
                 )
-            return f'{self._owner} {tried}'
+            return whole
         kind = type(find_module(self.model, Tap(head), self._owner)).__name__
-        return (
+        return UntriedError(
             f"{self._owner}: its '{head}' ({kind}) {tried}. A teacher's heads are called on the "
             'features alone, which this one does not take, so nothing inside it can be read; tap '
             'what comes before it'

@@ -19,10 +19,10 @@ from mmkd_plugin import stack
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.libraries import import_reason, scope_problem
-from mmkd_plugin.registry import MODELS
+from mmkd_plugin.registry import MODELS, named
 from mmkd_plugin.taps.example import library_of
 from mmkd_plugin.teachers.classes import Names, classes_of_config
-from mmkd_plugin.words import type_name
+from mmkd_plugin.words import path_text, type_name
 
 stack.prepare()  # `mmseg::` paths work with both stacks of OpenMMLab
 
@@ -95,7 +95,23 @@ def build_model(config: str | dict, name: str) -> nn.Module:
             f"teacher '{name}'.config has no `data_preprocessor`: add "
             f"data_preprocessor=dict(type='{kind}', mean=..., std=..., ...)"
         )
+    check_std(built, f"teacher '{name}'.config")
     return built
+
+
+def check_std(model: nn.Module, here: str) -> None:
+    """Refuses a model that divides its images by 0.
+
+    Args:
+        model (nn.Module): The model.
+        here (str): What messages call its place in the config.
+
+    Raises:
+        ValueError: If so.
+    """
+    std = getattr(model.data_preprocessor, 'std', None)
+    if isinstance(std, Tensor) and not bool((std > 0).all()):
+        raise ValueError(f'{here}.data_preprocessor.std must be above 0 in all channels')
 
 
 def without_its_teacher(model: dict, name: str) -> dict:
@@ -109,7 +125,7 @@ def without_its_teacher(model: dict, name: str) -> dict:
     kind: Any = model.get('type')
     if isinstance(kind, str):
         with errors_named(f"teacher '{name}'"), MODELS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
+            kind = named(registry, kind)
     if not inspect.isclass(kind) or not _teachers_of(kind):
         return model
     base = next(one for one in kind.__mro__ if not _teachers_of(one))
@@ -149,10 +165,10 @@ def without_pretraining(model: dict) -> dict:
 def _read_config(path: str, name: str) -> Config:
     file = stack.shipped_config(path) if '::' in path else Path(path)
     if not file.is_file():
-        here = path if path.isprintable() else repr(path)
         raise FileNotFoundError(
-            f"teacher '{name}': no config at {here}{nearest_names(file, ['.py'])}. Expected a path "
-            "from the folder you are in, or one in an installed library, 'mmseg::pspnet/....py'"
+            f"teacher '{name}': no config at {path_text(path)}{nearest_names(file, ['.py'])}. "
+            'Expected a path from the folder you are in, or one in an installed library, '
+            "'mmseg::pspnet/....py'"
         )
     try:
         return Config.fromfile(file)

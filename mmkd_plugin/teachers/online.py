@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -24,13 +24,15 @@ from mmkd_plugin.assigners.rois import (
 )
 from mmkd_plugin.checkpoint import load_weights
 from mmkd_plugin.explanations import Scores
+from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.queries import Asked, Group, decoder_watched, made_up
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.seeds import seed_of_iteration
+from mmkd_plugin.suspects import told_of_parts
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
 from mmkd_plugin.taps.chain import names_in
 from mmkd_plugin.taps.class_scores import class_scores, heads_watched
-from mmkd_plugin.taps.dry_run import DryRun, check_ran, first_that_works
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, check_ran, first_that_works
 from mmkd_plugin.taps.example import example_batch, image_channels, library_of
 from mmkd_plugin.taps.tap import map_tensors
 from mmkd_plugin.taps.task_gradient import task_gradients
@@ -51,11 +53,12 @@ from mmkd_plugin.teachers.model import (
     checkpoint_hash,
     classes_in_config,
     config_hash,
+    model_config,
     state_hash,
 )
 from mmkd_plugin.teachers.preprocessing import InputConverter, Padding
 from mmkd_plugin.views import View, of_kind, taps_of, try_explaining
-from mmkd_plugin.words import as_written, some
+from mmkd_plugin.words import as_written, first_line, some
 
 
 @MODELS.register_module()
@@ -150,6 +153,7 @@ class OnlineTeacher(Teacher):
             self.class_names = self.class_names or said or classes_in_config(config, name)
         self.model.requires_grad_(False)
         self.model.eval()
+        self._predicts = False  # it has, once
         self.forward: FrozenForward | None = None
         self._convert: InputConverter | None = None
         self._padding = Padding(1, 0)
@@ -194,16 +198,17 @@ class OnlineTeacher(Teacher):
         self.model.to(device)
         run = None
         if taps:
-            self.forward = FrozenForward(
-                self.model,
-                taps,
-                self._asked,
-                preprocessor=student.preprocessor,
-                device=device,
-                size=student.run.size,
-                owner=owner,
-                parts=[(view.entrance, view.taps) for view in views if view.entrance],
-            )
+            with self._parts_named():
+                self.forward = FrozenForward(
+                    self.model,
+                    taps,
+                    self._asked,
+                    preprocessor=student.preprocessor,
+                    device=device,
+                    size=student.run.size,
+                    owner=owner,
+                    parts=[(view.entrance, view.taps) for view in views if view.entrance],
+                )
             run = self.forward.run
             self.forward.run = run.without_maps()
             self._padding = self._needed_padding(device, run.size)
@@ -228,6 +233,21 @@ class OnlineTeacher(Teacher):
         passages = self._passages(views, run.values)
         shows = run.values, shown, self._scores, run.size, self._class_scores
         return Preview(*shows, passages, queries)
+
+    @contextmanager
+    def _parts_named(self) -> Iterator[None]:
+        """Adds to the error of a model that does not run what looks wrong in its config."""
+        try:
+            yield
+        except UntriedError as error:
+            odd = self._odd_parts()
+            if not odd:
+                raise
+            raise ValueError(f'{error.said}{odd}') from error
+
+    def _odd_parts(self) -> str:
+        model, scope = model_config(self.config, self.name)
+        return told_of_parts(model, scope, f"teacher '{self.name}'.config")
 
     def _passages(self, views: Sequence[View], read: Mapping[Tap, Maps]) -> dict[View, Passage]:
         """Returns the ways through parts of the model for views with an entrance."""
@@ -522,7 +542,24 @@ class OnlineTeacher(Teacher):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor | list:
-        """Predicts a batch with the whole model, in float32; see :meth:`Teacher.predict`."""
+        """Predicts a batch with the whole model, in float32; see :meth:`Teacher.predict`.
+
+        Raises:
+            ValueError: If the model cannot predict the first batch.
+        """
+        try:
+            found = self._predicted(batch)
+        except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as e:
+            if self._predicts or is_ours(e) or isinstance(e, torch.cuda.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"teacher '{self.name}' cannot predict: {first_line(e)}"
+                f'{self._odd_parts() or alone("predicts", "test")}'
+            ) from e
+        self._predicts = True
+        return found
+
+    def _predicted(self, batch: Batch) -> Tensor | list:
         inputs = self._convert(batch.inputs, batch.data_samples)
         images, samples = self._padding(inputs, batch.data_samples)
         (height, width), size = inputs.shape[-2:], tuple(images.shape[-2:])

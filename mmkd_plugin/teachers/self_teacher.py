@@ -103,11 +103,14 @@ class SelfTeacher(nn.Module, Teacher):
         self.source = f"'{tap}' of the student" if isinstance(tap, str) else 'the student'
         self.tap = Taps.parse(tap)
         if self.tap.repeats:
-            raise ValueError(f'tap: {self.tap} names a tap twice')
+            raise ValueError(f'tap: {self.tap} names a tap twice; name each once')
         self.student_taps = self.tap.taps
         self.loss_weight = weight('loss_weight', loss_weight)
         if self.loss_weight == 0:
-            raise ValueError('loss_weight=0: the self-teacher would learn nothing, and teach noise')
+            raise ValueError(
+                'loss_weight=0: the self-teacher would learn nothing, and teach noise; give a '
+                'number above 0'
+            )
         self._neck = neck
         self._head = head or {}
         self._run: DryRun | None = None

@@ -156,4 +156,5 @@ def check_come_on(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any])
                 f'{name} never comes on: its schedule is "{schedule}" and the '
                 f'run has {length} {unit}'
                 + ('; a run by iterations has one epoch' if unit == 'epochs' else '')
+                + f'; `start` must be below {length}'
             )

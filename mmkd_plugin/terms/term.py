@@ -43,6 +43,7 @@ from mmkd_plugin.terms.through import Through
 from mmkd_plugin.terms.trial import buffers_kept, problem_of
 from mmkd_plugin.terms.watch import Watch
 from mmkd_plugin.views import View
+from mmkd_plugin.words import some
 
 
 class Term(nn.Module):
@@ -361,9 +362,13 @@ class Term(nn.Module):
         finally:
             self.train(training)
         if problem is not None:
+            kind, owner = type(self.loss).__name__, _not_finite(self, student, teacher)
             raise ValueError(
-                f'{self.here}: {type(self.loss).__name__} {problem} in a trial, so it cannot teach;'
-                f' look at its arguments: {self.loss.extra_repr()}'
+                f'{self.here}: {kind} {problem} in a trial, because {owner} is not finite; look at '
+                'the `mean` and `std` of its data_preprocessor, and at its weights'
+                if owner
+                else f'{self.here}: {kind} {problem} in a trial, so it cannot teach; look at its '
+                f'arguments: {self.loss.extra_repr()}'
             )
         return behind
 
@@ -572,6 +577,18 @@ class Term(nn.Module):
     def describe_connectors(self) -> str:
         """Describes the connectors for the plan."""
         return describe(self.connectors, self.teacher_connectors)
+
+
+def _not_finite(term: Term, student: Maps, teacher: Maps) -> str:
+    """Whose maps of a trial are not finite before anything is compared, empty if all are."""
+    named = some(f"'{name}'" for name in term.teachers)
+    for maps, tap, owner in (
+        (teacher, term.teacher_tap, f'teacher {named}'),
+        (student, term.student_tap, 'the student'),
+    ):
+        if not all(bool(torch.isfinite(x).all()) for x in as_list(maps)):
+            return f"'{tap}' of {owner}"
+    return ''
 
 
 def _words(error: Exception, connector: Any) -> str:

@@ -81,9 +81,10 @@ class Labeller:
         theirs = _head(teacher, 'the teacher')
         if library_of(teacher) != self.library or head.num_classes != theirs.num_classes:
             raise ValueError(
-                f'{HERE}: the student ({type(student).__name__}, {head.num_classes} classes) '
-                f'cannot learn what the teacher ({type(teacher).__name__}, {theirs.num_classes} '
-                'classes) predicts; take a teacher of its own task and classes'
+                f'{HERE}: the student ({type(student).__name__}, num_classes={head.num_classes}) '
+                f'cannot learn what the teacher ({type(teacher).__name__}, '
+                f'num_classes={theirs.num_classes}) predicts; take a teacher of its own task and '
+                'classes'
             )
         self.ignore_index = getattr(head, 'ignore_index', 255)
 

@@ -413,12 +413,28 @@ def padded(cfg: Config) -> None:
     cfg.model.student.data_preprocessor.size = (96, 96)
 
 
+def other_kind(cfg: Config) -> None:
+    cfg.model.student.data_preprocessor.type = 'SegDataPreprocessor'
+
+
+def no_kind(cfg: Config) -> None:
+    cfg.model.student.data_preprocessor.type = None
+
+
+def elsewhere(cfg: Config) -> None:
+    cfg.model.teacher.path = 'none'
+
+
 def switched(cfg: Config) -> None:
     cfg.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=[])]
 
 
 def more_views(cfg: Config) -> None:
     cfg.model.teacher.views = 3
+
+
+def no_views(cfg: Config) -> None:
+    cfg.model.teacher.views = 0
 
 
 def hint(cfg: Config) -> None:
@@ -434,8 +450,12 @@ def hint(cfg: Config) -> None:
         ),
         (longer, r'pipeline there: LoadImageFromFile, .*; here: .*RandomRotFlip'),
         (padded, r'data_preprocessor.size there: \[64, 64\], here: \[96, 96\]'),
+        (other_kind, r'data_preprocessor\.type there: SegDataPreProcessor, here: SegDataPrep'),
+        (no_kind, r'student\.data_preprocessor\.type must be the name of a class, got None'),
+        (elsewhere, r"^teacher 'teacher'\.path: no teacher cache at none; write it with"),
         (switched, r'custom_hooks\[0\]: `PipelineSwitchHook` changes the pipeline during training'),
         (more_views, r'teacher.views is 3, and .* has 2 views of each image; for more: .* 3'),
+        (no_views, r'teacher\.views must be a whole number from 1 on, got 0'),
         (hint, r'holds no maps of decode_head.bottleneck; it has: decode_head.conv_seg'),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -27,6 +27,7 @@ from mmkd_plugin.foreign import is_ours
 from mmkd_plugin.run_config import check_run
 from mmkd_plugin.running.randomness import seed_batches
 from mmkd_plugin.taps import as_list
+from mmkd_plugin.training_data import build_unlabelled
 from mmkd_plugin.unlabelled.images import join
 from mmkd_plugin.unlabelled.pipelines import complete
 from tests.fuzz import models
@@ -59,6 +60,8 @@ EXPECTED = (
     *('must ', 'expected', 'needs', 'take ', 'takes ', 'add ', 'such as', 'did you mean', 'known:'),
     *('one of ', 'contains:', 'are: ', 'leave ', 'cannot be ', 'missing', 'should ', 'write '),
     *('name one ', 'name each ', 'has to be ', 'Write ', '=dict(', ': a path', '; in ', 'Expected'),
+    *('too small', 'give one ', 'give a number', 'for more: ', ', from 0 to ', ': a file or '),
+    ': the folder ',
 )
 
 
@@ -104,7 +107,7 @@ def step(cfg: Config, model: nn.Module) -> dict:
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
         more = model.unlabelled
         if more is not None and not more.only:
-            join(loader, DATASETS.build(more.dataset), more.images(loader.batch_size), 0)
+            join(loader, build_unlabelled(more), more.images(loader.batch_size), 0)
         seed_batches(loader, 0)
         return model.train()(**model.data_preprocessor(next(iter(loader)), True), mode='loss')
 
@@ -113,9 +116,12 @@ def names(change: Mutation, told: str) -> bool:
     """Whether a message names what was changed: its key, or the term that it lies in.
 
     A model that can be built is judged by what comes of it: it cannot run, or a term cannot compare
-    its maps. Then the model or the term is named.
+    its maps. Then the model or the term is named. What is gone from a dict that may hold any names
+    is missing there.
     """
     path = [key for key in change.path if isinstance(key, str)]
+    if change.kind == 'delete' and told.startswith(f'{".".join(path[:-1])} has no '):
+        return True
     if path[0] in ('student', 'teacher') and 'config' not in path[-1]:
         if told.startswith('distill.') and f'the {path[0]}' in told:
             return True

@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmkd_plugin.taps import Tap
-from mmkd_plugin.taps.dry_run import dry_run_student, never_ran, read_once
+from mmkd_plugin.taps.dry_run import UntriedError, dry_run_student, never_ran, read_once
 from mmkd_plugin.taps.example import (
     EXAMPLE_SIZES,
     example_batch,
@@ -225,6 +225,20 @@ class Picky(BaseModel):
         if mode not in self.modes:
             raise KeyError(f'no points for {mode}')
         return self.body(inputs)
+
+
+def test_a_student_that_does_not_run():
+    class Asserting(Picky):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            raise AssertionError
+
+    with pytest.raises(UntriedError) as error:
+        run(Asserting(), 'body')
+    assert str(error.value).count('(AssertionError: raise AssertionError)') == 2
+    assert str(error.value).endswith(
+        '; expected a model that trains by itself: train it without distillation first, and look '
+        'at lists whose lengths belong together, such as `in_channels`'
+    )
 
 
 def test_labels_that_do_not_suit():

@@ -660,7 +660,14 @@ def test_gradients_need_the_teacher_itself(caches):
     [
         ([dict(type='CachedTeacher', name='a')], 'teacher[0] has no `path`'),
         (dict(type='CachedTeacher', path='x', chekpoint='y'), 'did you mean `checkpoint`'),
-        (dict(type='mmkd_plugin.CachedTeacher', path='none'), 'no teacher cache at none; write it'),
+        (
+            dict(type='mmkd_plugin.CachedTeacher', path='none'),
+            "teacher 'teacher'.path: no teacher cache at none; write it",
+        ),
+        (
+            dict(path='x', ignore=['Mine']),
+            "unknown key `path`; a teacher with type='mmkd_plugin.CachedTeacher' takes it (known: ",
+        ),
         (dict(type='Cached', path='x'), "teacher; did you mean 'mmkd_plugin.CachedTeacher'?"),
     ],
 )

@@ -86,6 +86,8 @@ def test_its_keys_are_those_of_its_constructor():
         ('BriterTeacher', 'mmkd_plugin.BrighterTeacher'),
         ('mmkd_plugin.ChannelWiseLoss', None),
         ('mmkd_plugin.Teacher', 'mmkd_plugin.SelfTeacher'),
+        ('', None),
+        (' .', None),
         (nn.Conv2d, None),
         (5, None),
     ],
@@ -120,6 +122,41 @@ def test_without_a_type_it_runs_beside_the_student():
 def test_mistakes(teacher, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         teacher_configs(teacher)
+
+
+@pytest.mark.parametrize(
+    ('keys', 'kinds'),
+    [
+        (dict(factor=3), "type='mmkd_plugin.BrighterTeacher'"),
+        (dict(type='SelfTeacher', factor=3), "type='mmkd_plugin.BrighterTeacher'"),
+        (dict(factor=3, depth=2), None),
+        (dict(factor=3, checkpoit=None), None),
+    ],
+)
+def test_the_kind_that_takes_unknown_keys_is_named(keys, kinds):
+    with pytest.raises(ValueError, match=r'^teacher has an unknown key `factor`') as raised:
+        teacher_configs(keys)
+    assert (f'`factor`; a teacher with {kinds} takes it (known: ' in str(raised.value)) == (
+        kinds is not None
+    )
+    assert ('a teacher with' in str(raised.value)) == (kinds is not None)
+
+
+@pytest.mark.parametrize('kind', ['', ' ', '\0'])
+def test_a_model_whose_type_is_no_name(kind):
+    (config,) = teacher_configs(dict(config=stock_models.fcn(), checkpoint=None)).values()
+    config['config']['type'] = kind
+    told = r"^teacher 'teacher'\.config\.type must be the name of a class, got "
+    with pytest.raises(ValueError, match=told):
+        build_teacher(config)
+
+
+def test_a_teacher_that_divides_its_images_by_zero():
+    teacher = stock_models.fcn(16)
+    teacher['data_preprocessor']['std'] = [1.0, 1.0, 0.0]
+    told = r"^teacher 'teacher'\.config\.data_preprocessor\.std must be above 0 in all channels"
+    with pytest.raises(ValueError, match=told):
+        distiller(stock_models.fcn(), teacher, dict(cwd=dict(tap='backbone[3]', loss=cwd())))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 from mmkd_plugin.checkpoint import CheckpointError
 from mmkd_plugin.registry import MODELS
 from mmkd_plugin.taps import Tap
+from mmkd_plugin.teachers.base import Batch
 from mmkd_plugin.teachers.model import without_pretraining
 from mmkd_plugin.teachers.online import OnlineTeacher
 from mmkd_plugin.teachers.preprocessing import Normalization
@@ -265,6 +266,34 @@ def test_a_later_head_of_a_cascade_reads_the_earlier_one():
 def test_a_head_that_takes_more_than_features_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match=r"'decode_head.1' \(PointHead\) could not be tried"):
         prepared(stock_models.pointrend(), 'decode_head.0.conv_seg', 'decode_head.1.fc_seg')
+
+
+def test_a_model_that_gives_maps_and_cannot_predict():
+    config = stock_models.fcn()
+    config['decode_head']['align_corners'] = 0
+    teacher, _ = prepared(config, 'decode_head.conv_seg')
+    told = (
+        r"^teacher 'teacher' cannot predict: TypeError: .*; "
+        r"`teacher 'teacher'\.config\.decode_head\.align_corners` is 0, expected True or False$"
+    )
+    with pytest.raises(ValueError, match=told):
+        teacher.predict(Batch(torch.zeros(1, 3, 64, 64), None))
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_a_prediction_that_fails_in_a_config_where_nothing_looks_wrong(before, monkeypatch):
+    teacher, _ = prepared(stock_models.fcn(), 'decode_head.conv_seg')
+    batch = Batch(torch.zeros(1, 3, 64, 64), None)
+    if before:
+        assert teacher.predict(batch).shape == (1, 5, 64, 64)
+
+    def fail(*_):
+        raise TypeError('not today')
+
+    monkeypatch.setattr(teacher.model, 'encode_decode', fail)
+    told = 'cannot predict: TypeError: not today; expected a model that predicts by itself: test it'
+    with pytest.raises(TypeError if before else ValueError, match='not today' if before else told):
+        teacher.predict(batch)
 
 
 @pytest.mark.parametrize('name', ['ocrnet', 'pointrend'])

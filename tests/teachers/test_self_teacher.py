@@ -359,8 +359,12 @@ def test_the_cost_does_not_depend_on_the_taps():
         (dict(tap='neck'), "the student has no module 'neck'"),
         (dict(neck=dict(type='mmkd_plugin.BiFPNSelfTeachr')), 'did you mean mmkd_plugin.BiFPNSelf'),
         (dict(neck=dict(type='mmkd_plugin.BiFPNSelfTeacher', deep=1)), 'unknown key `deep`'),
-        (dict(tap=['backbone', 'backbone']), 'tap: backbone, backbone names a tap twice'),
+        (
+            dict(tap=['backbone', 'backbone']),
+            'backbone, backbone names a tap twice; name each once',
+        ),
         (dict(tap='backbone[3]'), 'must name at least two maps'),
+        (dict(loss_weight=0), 'loss_weight=0: .* teach noise; give a number above 0'),
         (dict(neck=dict(type='mmkd_plugin.BiFPNSegSelfTeacher')), 'does not take what .backbone.'),
         (dict(head=dict(in_index=7)), 'reads map 7, and the neck of the self-teacher gives 4'),
     ],

@@ -244,6 +244,25 @@ def test_the_maps_of_the_trial_enter_no_memory():
     assert not queue.filled.any() and not queue.vectors.any() and queue.place == 0
 
 
+@pytest.mark.parametrize(
+    ('wrong', 'owner'), [((0, 1), "teacher 'teacher'"), ((1, 0), 'the student'), ((0, 0), None)]
+)
+def test_a_trial_on_maps_that_are_not_finite_names_whose_they_are(wrong, owner):
+    class Never(Gap):
+        def forward(self, student, teacher):
+            return super().forward(student, teacher) * float('nan')
+
+    ours, theirs = maps((4, 3, 3), (4, 3, 3))
+    told = (
+        r'^distill\.t: Never is nan in a trial, so it cannot teach; look at its arguments: $'
+        if owner is None
+        else f"^distill.t: Never is nan in a trial, because 'neck' of {owner} is not finite; look "
+        'at the `mean` and `std` of its data_preprocessor, and at its weights$'
+    )
+    with pytest.raises(ValueError, match=told):
+        connected(ours / (1 - wrong[0]), theirs / (1 - wrong[1]), Never())
+
+
 def test_a_short_line():
     term = Term.from_config('cwd', dict(tap='a.b[1]', loss=cwd(tau=2)), ['teacher'])
     assert term.name == 'cwd' and term.teacher == 'teacher'
@@ -279,7 +298,7 @@ def test_names_that_a_term_cannot_have(name):
     ('loss', 'message'),
     [
         (dict(type='ChanelWiseLoss'), r'did you mean mmkd_plugin.ChannelWiseLoss'),
-        (dict(type='mmkd_plugin.Nothing'), r"t.loss: there is no 'mmkd_plugin.Nothing'"),
+        (dict(type='mmkd_plugin.Nothing'), r"t.loss.type: there is no 'mmkd_plugin.Nothing'"),
         (dict(tau=1), r"t.loss: expected dict\(type='mmkd_plugin....'\), got {'tau': 1}"),
         (cwd(tua=1), 't.loss has an unknown key `tua`; did you mean `tau`?'),
         (cwd(tau=-1), r't\.loss\.tau must be'),

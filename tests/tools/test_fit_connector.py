@@ -108,7 +108,7 @@ def test_nothing_to_measure(segmentation, config, factors, fails, tmp_path):
                 '--cfg-options',
                 'model.distill.phis.teacher_connector.type=mmkd_plugin.PHISNormaliser',
             ],
-            "there is no 'mmkd_plugin.PHISNormaliser'; did you mean",
+            ".type: there is no 'mmkd_plugin.PHISNormaliser'; did you mean",
         ),
     ],
 )

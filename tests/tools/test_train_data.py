@@ -96,7 +96,7 @@ TEST = ['test', '{base}/teacher.py', '{base}/teacher.pth', '--work-dir', '{out}'
         (TEST, spoiled('images/2.png', b'<html>'), 'images/2.png: the file cannot be read as'),
         (TEST, lambda d: shutil.rmtree(d / 'images'), 'test_dataloader.dataset (BaseSegDataset): '),
         (TEST, without_images, 'test_dataloader.dataset has no images: no file in {d}/images'),
-        ([*TEST, 'test_evaluator.type=IoU'], lambda d: None, "test_evaluator: there is no 'IoU'"),
+        ([*TEST, 'test_evaluator.type=IoU'], lambda d: None, "evaluator.type: there is no 'IoU'"),
     ],
 )  # fmt: skip
 def test_bad_data_of_other_tools(

@@ -32,7 +32,7 @@ def test_a_box_is_an_object_where_the_teacher_is_sure():
     ('student', 'teacher', 'message'),
     [
         (fcn(classes=3), None, 'the teacher predicts nothing by itself'),
-        (fcn(classes=3), fcn(classes=4), '3 classes.*cannot learn.*4 classes'),
+        (fcn(classes=3), fcn(classes=4), 'num_classes=3.*cannot learn.*num_classes=4'),
         (fcn(classes=2), retinanet(classes=2), 'take a teacher of its own task and classes'),
         (faster_rcnn(), faster_rcnn(), r'the student \(FasterRCNN\) is neither a segmentor'),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmkd_plugin.checkpoint import nearest_names, read_checkpoint, state_dict_of
-from mmkd_plugin.words import first_line, short, some
+from mmkd_plugin.words import first_line, path_text, short, some
 
 #: The files of weights in a folder, the safe ones first. Others are read without running code.
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
@@ -36,8 +36,8 @@ def existing(path: str, get: str) -> Path:
     found = Path(path).expanduser()
     if not found.exists():
         raise FileNotFoundError(
-            f'no foundation model at {path}{nearest_names(found)}. Nothing is downloaded by '
-            f'itself; to get it: {get}'
+            f'path: no foundation model at {path_text(path)}{nearest_names(found)}. Expected a '
+            f'folder or a file of this machine. Nothing is downloaded by itself; to get it: {get}'
         )
     return found
 

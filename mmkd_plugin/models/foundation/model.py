@@ -68,7 +68,7 @@ class FoundationModel(BaseModel):
         >>> from mmkd_plugin import FoundationModel
         >>> FoundationModel(source='transformers', path='dinov3-vitb16/')
         Traceback (most recent call last):
-        FileNotFoundError: no foundation model at dinov3-vitb16/; ...
+        FileNotFoundError: path: no foundation model at dinov3-vitb16/; ...
     """
 
     def __init__(

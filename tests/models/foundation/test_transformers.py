@@ -278,7 +278,11 @@ def test_what_cannot_be_loaded_is_said_in_one_line(root, tmp_path, monkeypatch):
         assert '\n' not in str(caught.value)
 
     get = 'hf download facebook/dinov3-vitb16-pretrain-lvd1689m --local-dir dinov3-vitb16/'
-    fails(FileNotFoundError, f'no foundation model at dinov3-vitb16/.*: {get}', 'dinov3-vitb16/')
+    fails(
+        FileNotFoundError,
+        f'^path: no foundation model at dinov3-vitb16/.*: {get}',
+        'dinov3-vitb16/',
+    )
     fails(FileNotFoundError, 'hf download OWNER/NAME --local-dir x', 'x')
     fails(FileNotFoundError, r'has no config\.json', _without(root, 'dinov3', 'config.json'))
     bare = _without(root, 'dinov3', 'model.safetensors')
