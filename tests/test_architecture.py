@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 LAYERS = (
     (
         *('version', 'words', 'registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
-        *('pages', 'parts', 'prefixes', 'digit_scenes'),
+        *('pages', 'parts', 'prefixes', 'digit_scenes', 'categories'),
     ),
     ('libraries',),
     ('__main__', 'annotations'),

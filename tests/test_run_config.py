@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, read_config
-from mmkd_plugin.run_config import check_run
+from mmkd_plugin.run_config import check_run, said_of_custom_keys, warn_of_unknown
 from tests.stock_models import cwd
 
 MODEL = dict(
@@ -138,6 +138,7 @@ def test_stock_configs_pass(tmp_path, monkeypatch):
             cfg.model = dict(copy.deepcopy(MODEL), student=cfg.model)
             cfg.work_dir = str(tmp_path)
             check_run(cfg)
+            warn_of_unknown(cfg.copy(), [])
             assert not said, name
             checked += 1
     assert checked > 100
