@@ -42,10 +42,10 @@ def _save_best(
         scores[key] = None if meant is None else metrics[meant]  # mmengine passes over None
         if key not in told:
             told.add(key)
-            end = did_you_mean(key, metrics) + '. No best checkpoint is kept by it'
+            lost = f', so no best checkpoint is kept by it{did_you_mean(key, metrics)}'
             print_log(
                 f'{KEY}={key!r}: validation gives {some(metrics)}'
-                + (end if meant is None else f'; `{meant}` is taken'),
+                + (lost if meant is None else f'; `{meant}` is taken'),
                 logger='current',
                 level=logging.WARNING,
             )

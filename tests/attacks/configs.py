@@ -221,7 +221,9 @@ VALUES: dict[str, list[Any]] = {
     'model.tau': [4],
     'model.architecture': [{}],
     # the run
-    'train_cfg': [None, 5, 'x', [], {}, DELETED],
+    'train_cfg': [None, 5, 'x', [], {}, DELETED, dict(by_epoch=True, max_epochs=1)],
+    'val_cfg': [dict(type='ValLoop')],
+    'test_evaluator': [dict(type='IoUMetric')],
     'train_cfg.type': ['Nothing', 5, 'ValLoop', ''],
     'train_cfg.max_iters': [
         0,
