@@ -226,10 +226,11 @@ def classes_as_numbered(
     if names is None or dataset is None or usual is None or names != classes_of_config(cfg):
         return names
     kind, file = _dataset_class(dataset.get('type'), scope), dataset.get('ann_file')
-    loads = getattr(kind, 'load_data_list', None)
-    if loads is not usual.load_data_list or not isinstance(file, str):
+    root, loads = dataset.get('data_root') or '', getattr(kind, 'load_data_list', None)
+    paths = isinstance(file, str) and isinstance(root, str)
+    if loads is not usual.load_data_list or not paths:
         return names
-    path = Path(dataset.get('data_root') or '', file)
+    path = Path(root, file)
     try:
         order = in_order_of_file(names, categories_of(path)) if path.is_file() else None
     except (OSError, ValueError):
@@ -277,7 +278,7 @@ def _dataset_class(kind: Any, scope: str | None) -> Any:
             DATASETS.switch_scope_and_registry(None) as registry,
         ):
             return registry.get(kind)
-    except (ImportError, KeyError):  # a library that is not there: nothing is known then
+    except (ImportError, KeyError, RuntimeError):  # no such library or class: nothing is known
         return None
 
 

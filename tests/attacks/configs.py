@@ -286,7 +286,7 @@ VALUES: dict[str, list[Any]] = {
     'train_dataloader.sampler.shuffle': ['no', None, 5],
     'train_dataloader.collate_fn': [5, dict(type='Nothing')],
     'train_dataloader.dataset': [None, 5, 'x', {}, [], DELETED],
-    'train_dataloader.dataset.type': ['Nothing', None, 5, 'ReLU', DELETED, 'CocoDataset'],
+    'train_dataloader.dataset.type': ['Nothing', '', None, 5, 'ReLU', DELETED, 'CocoDataset'],
     'train_dataloader.dataset.data_root': ['nowhere', 5, [], '', {}],
     'train_dataloader.dataset.data_prefix': [
         5,
