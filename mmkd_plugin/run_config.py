@@ -364,12 +364,11 @@ def places(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
         yield from places(inner, here)
 
 
-def warn_of_unknown(cfg: Config, parameters: Iterable[str]) -> None:
-    """Names keys that are close to a known one and that nothing reads.
+def warn_of_unknown(cfg: Config) -> None:
+    """Names the keys at the top that are close to a known one and that nothing reads.
 
     Args:
         cfg (Config): The config of a run.
-        parameters (Iterable[str]): The names of the parameters of its model.
     """
     for key, value in cfg.items():
         hint = '' if key in (*KNOWN, *USUAL) else did_you_mean(key, KNOWN, cutoff=CLOSE)
@@ -379,28 +378,17 @@ def warn_of_unknown(cfg: Config, parameters: Iterable[str]) -> None:
                 logger='current',
                 level=logging.WARNING,
             )
-    for text, level in said_of_custom_keys(cfg.get('optim_wrapper') or {}, list(parameters)):
-        print_log(text, logger='current', level=level)
 
 
-def said_of_custom_keys(
-    wrapper: Mapping[str, Any], parameters: Sequence[str]
-) -> Iterator[tuple[str, int]]:
-    """What is said of `custom_keys` that are in the name of no parameter.
+def warn_of_custom_keys(wrapper: Mapping[str, Any], parameters: Sequence[str]) -> None:
+    """Names `custom_keys` that are in the name of no parameter.
 
-    Configs of a library have such keys for parts that some models lack: of these, the log tells.
+    Configs of a library have such keys for parts that some models lack. So this is a warning only
+    if a near name is known.
 
     Args:
         wrapper (Mapping): The ``optim_wrapper`` of a config.
         parameters (Sequence[str]): The names of the parameters.
-
-    Yields:
-        tuple[str, int]: A message and its level: a warning if a near name is known.
-
-    Examples:
-        >>> wrapper = dict(paramwise_cfg=dict(custom_keys={'student.neck': dict(lr_mult=0.1)}))
-        >>> next(said_of_custom_keys(wrapper, ['neck.conv.weight']))[0]
-        'optim_wrapper.paramwise_cfg.custom_keys: no parameter has `student.neck` in its name...'
     """
     keys = (wrapper.get('paramwise_cfg') or {}).get('custom_keys')
     if not isinstance(keys, Mapping) or 'constructor' in wrapper:
@@ -409,10 +397,21 @@ def said_of_custom_keys(
         _, dot, rest = key.partition('.')
         if dot and rest and any(rest in name for name in parameters):
             hint = f'; did you mean `{rest}`?'
+        elif any(_unnumbered(key) in _unnumbered(name) for name in parameters):
+            hint = ''  # a model with fewer blocks
         else:
             hint = did_you_mean(key, _parts_as_long(key, parameters), cutoff=CLOSE)
         text = f'optim_wrapper.paramwise_cfg.custom_keys: no parameter has `{key}` in its name'
-        yield f'{text}, so it changes nothing{hint}', logging.WARNING if hint else logging.INFO
+        print_log(
+            f'{text}, so it changes nothing{hint}',
+            logger='current',
+            level=logging.WARNING if hint else logging.INFO,
+        )
+
+
+def _unnumbered(name: str) -> str:
+    """A name without the numbers of the children of lists."""
+    return re.sub(r'(?<=\.)\d+(?=\.|$)', '', name)
 
 
 def _parts_as_long(key: str, parameters: Iterable[str]) -> set[str]:

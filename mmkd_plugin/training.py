@@ -36,7 +36,13 @@ from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
-from mmkd_plugin.run_config import check_run, places, pretrained_files, warn_of_unknown
+from mmkd_plugin.run_config import (
+    check_run,
+    places,
+    pretrained_files,
+    warn_of_custom_keys,
+    warn_of_unknown,
+)
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
@@ -125,8 +131,12 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
         wire(cfg)
         with plain_disk_errors():
             with classes_of_the_student(classes_of_config(cfg), reduces_zero_label(cfg)):
-                runner = build_runner(cfg)
-            warn_of_unknown(cfg, (name for name, _ in runner.model.named_parameters()))
+                try:
+                    runner = build_runner(cfg)
+                finally:
+                    warn_of_unknown(cfg)  # below the config, which the runner prints
+            names = [name for name, _ in runner.model.named_parameters()]
+            warn_of_custom_keys(cfg.optim_wrapper, names)
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
             if cfg.get('resume'):
