@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -437,10 +437,41 @@ def build_runner(cfg: Config) -> Runner:
         cfg (Config): A config of training or testing.
 
     Raises:
+        UsageError: If some keys of validation or test are there and others are not.
         ValueError: If a part cannot be built; the message begins with its key.
     """
+    check_evaluations(cfg)
     with runner_errors_named(cfg):
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+#: What belongs together: the keys of validation, and those of a test.
+_EVALUATION = ('dataloader', 'cfg', 'evaluator')
+
+
+def check_evaluations(cfg: Config) -> None:
+    """Refuses a config that has some of the three keys of validation, or of a test, alone.
+
+    Args:
+        cfg (Config): A config of training or testing.
+
+    Raises:
+        UsageError: If one is missing, or is None, and another is there.
+    """
+    for which in ('val', 'test'):
+        keys = [f'{which}_{one}' for one in _EVALUATION]
+        there = [key for key in keys if cfg.get(key) is not None]
+        missing = [key for key in keys if key not in there]
+        if there and missing:
+            raise UsageError(
+                f'{" and ".join(there)} {_are(there)} there, {" and ".join(missing)} '
+                f'{_are(missing)} missing: write all three, or none of them '
+                f'({", ".join(f"{key}=None" for key in there)})'
+            )
+
+
+def _are(names: Sequence[str]) -> str:
+    return 'is' if len(names) == 1 else 'are'
 
 
 def is_distilled(cfg: Config) -> bool:

@@ -42,6 +42,7 @@ from mmkd_plugin.teachers.classes import (
     classes_at_build,
     classes_of_run,
     orders_of,
+    warn_of_zero_label,
 )
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
@@ -242,12 +243,11 @@ class Distiller(NamedAsStudent):
         orders = {}
         for name, teacher in self.teachers.items():
             terms = [term.compared for term in self.distill.values() if name in term.teachers]
-            orders[name] = orders_of(
-                [one for one in terms if one is not None],
-                student,
-                self._class_scores[name],
-                (names, teacher.class_names),
-                f"teacher '{name}'",
+            compared = [one for one in terms if one is not None]
+            scores, both = self._class_scores[name], (names, teacher.class_names)
+            orders[name] = orders_of(compared, student, scores, both, f"teacher '{name}'")
+            warn_of_zero_label(
+                *(compared, student, scores, both, teacher.reduces_zero, f"teacher '{name}'")
             )
             if teacher.class_names is not None:
                 teacher.arrange(orders[name])

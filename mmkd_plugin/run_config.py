@@ -7,15 +7,15 @@ import keyword
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import DATA_SAMPLERS, LOOPS, RUNNERS, Registry
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
@@ -42,6 +42,9 @@ KNOWN = (
 USUAL = ('train_pipeline', 'val_pipeline', 'test_pipeline')
 
 MISSES = object()
+
+#: The method of samplers that draw indices without end.
+ENDLESS = '_infinite_indices'
 
 #: What stands at keys that every run has: the type hint, and the least number that makes sense.
 SETTINGS: dict[str, tuple[Any, float | None]] = {
@@ -113,7 +116,7 @@ CLOSE = 0.85
 
 
 def check_run(cfg: Config) -> None:
-    """Refuses a config that cannot be trained, and warns about keys that nothing reads.
+    """Refuses a config that cannot be trained.
 
     Args:
         cfg (Config): The config of a run, with ``work_dir``.
@@ -142,7 +145,7 @@ def check_run(cfg: Config) -> None:
     if problem := scope_problem(cfg):
         raise ValueError(problem)
     _check_runner(cfg)
-    _warn_of_unknown(cfg)
+    _check_epochs_end(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if cfg.get('unlabelled') is not None and cfg.model.get('unlabelled') is None:
         raise ValueError('unlabelled is a key of `model`: model=dict(unlabelled=dict(dataset=...))')
@@ -319,6 +322,34 @@ def _check_runner(cfg: Config) -> None:
         )
 
 
+def _check_epochs_end(cfg: Config) -> None:
+    """Refuses a loop over epochs whose sampler never ends the first of them."""
+    loop, sampler = cfg.get('train_cfg'), (cfg.get('train_dataloader') or {}).get('sampler')
+    if not isinstance(loop, dict) or not isinstance(sampler, dict):
+        return
+    usual = EpochBasedTrainLoop if loop.get('by_epoch') else None
+    kind = _found(LOOPS, loop['type'], cfg) if 'type' in loop else usual
+    by_epoch = getattr(kind, 'run_epoch', None) is EpochBasedTrainLoop.run_epoch
+    endless = _found(DATA_SAMPLERS, sampler.get('type'), cfg)
+    if by_epoch and hasattr(endless, ENDLESS):
+        raise ValueError(
+            f'train_dataloader.sampler: {endless.__name__} never ends, so the first epoch of '
+            f"{kind.__name__} would not either. Write sampler=dict(type='DefaultSampler', "
+            "shuffle=True), or train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
+        )
+
+
+def _found(registry: Registry, kind: Any, cfg: Config) -> Any:
+    """The class of a name, None if there is none or its library is not there."""
+    if not isinstance(kind, str):
+        return kind
+    try:
+        with registry.switch_scope_and_registry(cfg.get('default_scope')) as known:
+            return known.get(kind)
+    except (ImportError, KeyError, RuntimeError):  # the runner says it
+        return None
+
+
 def _check_checkpoint_hook(hook: Any) -> None:
     """Refuses keys that the hook would hand on, and that nothing takes when it first saves."""
     if not isinstance(hook, dict) or hook.get('type', 'CheckpointHook') != 'CheckpointHook':
@@ -363,8 +394,12 @@ def places(value: Any, path: str = '') -> Iterator[tuple[str, str, Any]]:
         yield from places(inner, here)
 
 
-def _warn_of_unknown(cfg: Config) -> None:
-    """Names the keys at the top that are close to a known one and that nothing reads."""
+def warn_of_unknown(cfg: Config) -> None:
+    """Names the keys at the top that are close to a known one and that nothing reads.
+
+    Args:
+        cfg (Config): The config of a run.
+    """
     for key, value in cfg.items():
         hint = '' if key in (*KNOWN, *USUAL) else did_you_mean(key, KNOWN, cutoff=CLOSE)
         if hint and not _is_used(value, {k: v for k, v in cfg.items() if k != key}):
@@ -373,6 +408,50 @@ def _warn_of_unknown(cfg: Config) -> None:
                 logger='current',
                 level=logging.WARNING,
             )
+
+
+def warn_of_custom_keys(wrapper: Mapping[str, Any], parameters: Sequence[str]) -> None:
+    """Names `custom_keys` that are in the name of no parameter.
+
+    Configs of a library have such keys for parts that some models lack. So this is a warning only
+    if a near name is known.
+
+    Args:
+        wrapper (Mapping): The ``optim_wrapper`` of a config.
+        parameters (Sequence[str]): The names of the parameters.
+    """
+    keys = (wrapper.get('paramwise_cfg') or {}).get('custom_keys')
+    if not isinstance(keys, Mapping) or 'constructor' in wrapper:
+        return
+    for key in (one for one in keys if not any(one in name for name in parameters)):
+        _, dot, rest = key.partition('.')
+        if dot and rest and any(rest in name for name in parameters):
+            hint = f'; did you mean `{rest}`?'
+        elif any(_unnumbered(key) in _unnumbered(name) for name in parameters):
+            hint = ''  # a model with fewer blocks
+        else:
+            hint = did_you_mean(key, _parts_as_long(key, parameters), cutoff=CLOSE)
+        text = f'optim_wrapper.paramwise_cfg.custom_keys: no parameter has `{key}` in its name'
+        print_log(
+            f'{text}, so it changes nothing{hint}',
+            logger='current',
+            level=logging.WARNING if hint else logging.INFO,
+        )
+
+
+def _unnumbered(name: str) -> str:
+    """A name without the numbers of the children of lists."""
+    return re.sub(r'(?<=\.)\d+(?=\.|$)', '', name)
+
+
+def _parts_as_long(key: str, parameters: Iterable[str]) -> set[str]:
+    """The parts of names with as many steps as a key."""
+    steps, names = key.count('.') + 1, (one.split('.') for one in parameters)
+    return {
+        '.'.join(name[start : start + steps])
+        for name in names
+        for start in range(len(name) - steps + 1)
+    }
 
 
 def _is_used(value: Any, rest: Any) -> bool:

@@ -36,7 +36,13 @@ from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
-from mmkd_plugin.run_config import check_run, places, pretrained_files
+from mmkd_plugin.run_config import (
+    check_run,
+    places,
+    pretrained_files,
+    warn_of_custom_keys,
+    warn_of_unknown,
+)
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.running.hook import make_resumable
 from mmkd_plugin.running.locking import alone_in
@@ -56,7 +62,11 @@ from mmkd_plugin.running.resuming import (
     use_seed,
 )
 from mmkd_plugin.saving import replacing
-from mmkd_plugin.teachers.classes import classes_of_config, classes_of_the_student
+from mmkd_plugin.teachers.classes import (
+    classes_of_config,
+    classes_of_the_student,
+    reduces_zero_label,
+)
 from mmkd_plugin.training_data import warn_of_kept_state, watch_data
 from mmkd_plugin.unlabelled.pipelines import complete
 from mmkd_plugin.words import first_line, some, type_name
@@ -120,8 +130,13 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
         complete(cfg)
         wire(cfg)
         with plain_disk_errors():
-            with classes_of_the_student(classes_of_config(cfg)):
-                runner = build_runner(cfg)
+            with classes_of_the_student(classes_of_config(cfg), reduces_zero_label(cfg)):
+                try:
+                    runner = build_runner(cfg)
+                finally:
+                    warn_of_unknown(cfg)  # below the config, which the runner prints
+            names = [name for name, _ in runner.model.named_parameters()]
+            warn_of_custom_keys(cfg.optim_wrapper, names)
             warn_of_busy_cores(start, Cores.now())
             watch_data(runner)
             if cfg.get('resume'):
@@ -154,7 +169,7 @@ def replay(folder: str) -> None:
     cfg = read_config(str(step.config))
     cfg.work_dir, cfg.launcher = str(step.folder / 'replay'), 'none'
     cfg.resume, cfg.load_from = False, None
-    with classes_of_the_student(classes_of_config(cfg)):
+    with classes_of_the_student(classes_of_config(cfg), reduces_zero_label(cfg)):
         runner = build_runner(cfg)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     step.put_into(runner)

@@ -15,7 +15,7 @@ LAYERS = (
     ('version', 'words'),
     (
         *('registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
-        *('pages', 'parts', 'prefixes', 'digit_scenes'),
+        *('pages', 'parts', 'prefixes', 'digit_scenes', 'categories'),
     ),
     ('libraries',),
     ('__main__', 'annotations'),

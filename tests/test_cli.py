@@ -1,13 +1,15 @@
-"""What the tools share: bars that say how much time is left."""
+"""What the tools share: bars that say how much time is left, and checks of configs."""
 
 from __future__ import annotations
 
 import re
 from io import StringIO
 
+import pytest
+from mmengine.config import Config
 from rich.console import Console
 
-from mmkd_plugin.cli import stages
+from mmkd_plugin.cli import UsageError, check_evaluations, stages
 
 
 def drawn(terminal: bool) -> str:
@@ -21,3 +23,31 @@ def drawn(terminal: bool) -> str:
 def test_stages_are_counted_where_someone_looks():
     assert re.search(r'writing .* 2/2 0:00:00 left', drawn(terminal=True))
     assert drawn(terminal=False).strip() == ''
+
+
+@pytest.mark.parametrize(
+    ('there', 'message'),
+    [
+        (
+            ('val_dataloader', 'val_cfg'),
+            'val_dataloader and val_cfg are there, val_evaluator is missing: write all three, or '
+            'none of them (val_dataloader=None, val_cfg=None)',
+        ),
+        (
+            ('test_evaluator',),
+            'test_evaluator is there, test_dataloader and test_cfg are missing: write all three, '
+            'or none of them (test_evaluator=None)',
+        ),
+        (('val_dataloader', 'val_cfg', 'val_evaluator'), None),
+        ((), None),
+    ],
+)
+def test_the_three_keys_of_a_validation_belong_together(there, message):
+    keys = [f'{which}_{one}' for which in ('val', 'test') for one in ('dataloader', 'cfg')]
+    cfg = Config(dict.fromkeys(keys) | {key: {} for key in there})
+    if message is None:
+        check_evaluations(cfg)
+    else:
+        with pytest.raises(UsageError) as caught:
+            check_evaluations(cfg)
+        assert str(caught.value) == message

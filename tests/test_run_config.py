@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, read_config
-from mmkd_plugin.run_config import check_run
+from mmkd_plugin.run_config import check_run, warn_of_custom_keys, warn_of_unknown
 from tests.stock_models import cwd
 
 MODEL = dict(
@@ -120,6 +121,23 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
             dict(model_wrapper_cfg=dict(type='MMFullyShardedDataParallel')),
             r"^model_wrapper_cfg\.type='MMFullyShardedDataParallel': a student cannot be saved",
         ),
+        (
+            dict(
+                train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2),
+                train_dataloader=dict(dataset={}, sampler=dict(type='InfiniteSampler')),
+            ),
+            r'^train_dataloader\.sampler: InfiniteSampler never ends, .*EpochBasedTrainLoop would '
+            r"not.*sampler=dict\(type='DefaultSampler'.*'IterBasedTrainLoop', max_iters=",
+        ),
+        (
+            dict(
+                train_cfg=dict(by_epoch=True, max_epochs=2),
+                train_dataloader=dict(
+                    dataset={}, sampler=dict(type='mmdet.MultiSourceSampler', shuffle=True)
+                ),
+            ),
+            r'^train_dataloader\.sampler: MultiSourceSampler never ends',
+        ),
         (dict(default_scope='mmsegg'), r"^default_scope='mmsegg': no library .*mean `mmseg`\?"),
     ],
 )
@@ -149,6 +167,68 @@ def test_bases_that_cannot_be_read(text, message, tmp_path):
         read_config(str(tmp_path / 'run.py'))
 
 
+@pytest.mark.parametrize(
+    ('train_cfg', 'sampler'),
+    [
+        (dict(type='EpochBasedTrainLoop', max_epochs=2), 'DefaultSampler'),
+        (dict(type='EpochBasedTrainLoop', max_epochs=2), 'mmdet.ClassAwareSampler'),
+        (dict(type='IterBasedTrainLoop', max_iters=2), 'InfiniteSampler'),
+        (dict(by_epoch=False, max_iters=2), 'InfiniteSampler'),
+    ],
+)
+def test_samplers_that_end_where_they_have_to(train_cfg, sampler, tmp_path):
+    loader = dict(dataset={}, sampler=dict(type=sampler))
+    check_run(Config({**run(tmp_path, train_cfg).to_dict(), 'train_dataloader': loader}))
+
+
+NAMES = ['backbone.layer1.0.conv1.weight', 'decode_head.conv_seg.weight', 'neck.0.bias']
+
+
+@pytest.mark.parametrize(
+    ('key', 'said'),
+    [
+        ('backbone', None),
+        ('conv', None),
+        ('student.backbone', '`student.backbone` in its name, so .*; did you mean `backbone`'),
+        ('module.backbone.layer1', 'did you mean `backbone.layer1`'),
+        ('bakbone', 'did you mean `backbone`'),
+        ('decode_heads', 'did you mean `decode_head`'),
+        ('backbone.layer7', 'did you mean `backbone.layer1`'),
+        ('backbone.layer1.5.conv1', 'no parameter has `backbone.layer1.5.conv1` in its name, so'),
+        ('absolute_pos_embed', 'no parameter has `absolute_pos_embed` in its name, so'),
+    ],
+)
+def test_keys_of_parameters_that_are_not_there(key, said, log):
+    optim = dict(paramwise_cfg=dict(custom_keys={key: dict(lr_mult=0.1), 'head': dict()}))
+    warn_of_custom_keys(optim, NAMES)
+    assert len(log.messages) == (said is not None)
+    assert said is None or re.search(said, log.messages[0])
+    assert log.warnings == [text for text in log.messages if 'did you mean' in text]
+    log.records.clear()
+    optim['constructor'] = 'LayerDecayOptimizerConstructor'  # goes by keys of its own
+    warn_of_custom_keys(optim, NAMES)
+    assert not log.messages
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('trian_cfg', 'train_cfg'),
+        ('val_evalutor', 'val_evaluator'),
+        ('custom_hook', 'custom_hooks'),
+        ('norm_cfg', None),
+        ('crop_size', None),
+        ('checkpoint_file', None),
+        ('train_pipeline', None),
+        ('val_dataset', None),
+    ],
+)
+def test_misspelt_keys_at_the_top(key, meant, log):
+    warn_of_unknown(Config({key: dict(max_iters=1)}))
+    said = [f'The config has a key `{key}` that nothing reads; did you mean `{meant}`?']
+    assert log.warnings == (said if meant else [])
+
+
 def stock_configs() -> list[str]:
     """One config of each folder of both libraries, and what is unusual in others."""
     found = [
@@ -176,6 +256,7 @@ def test_stock_configs_pass(tmp_path, monkeypatch):
             cfg.model = dict(copy.deepcopy(MODEL), student=cfg.model)
             cfg.work_dir = str(tmp_path)
             check_run(cfg)
+            warn_of_unknown(cfg)
             assert not said, name
             checked += 1
     assert checked > 100

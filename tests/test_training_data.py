@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +27,11 @@ from mmkd_plugin.training_data import (
     check_data,
     warn_of_kept_state,
 )
+from mmkd_plugin.training_data.classes import check_count, check_same_order
 from mmkd_plugin.training_data.watching import _build
 from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
-from tests.runs import assert_same, config, dataset_of, train
+from tests.runs import assert_same, config, dataset_of, train, validated
 from tests.stock_models import build, cwd, distiller
 
 THREE = Expected(3, 255, 'decode_head', label_map=True, pixels=True)
@@ -193,6 +195,9 @@ DET = {
     'one name of a class': (boxes(lambda c: c['categories'][0].update(name='bax')),
                             "metainfo.classes names 'box', and {d}/boxes.json has the "
                             'categories bax, disc; did you mean `bax`?'),
+    'another order': (boxes(lambda c: c['categories'].reverse()),
+                      'metainfo.classes is in another order than the labels that CocoDataset gives '
+                      "the categories of {d}/boxes.json: write ('disc', 'box')"),
     'another size': (boxes(lambda c: c['images'][0].update(width=640, height=480)),
                      'images/0.png has 64×64 pixels (width×height), and its annotations say '
                      '640×480'),
@@ -220,6 +225,69 @@ def test_a_bad_detection_set_is_refused_by_the_name_of_the_file(spoil, message, 
         check_data(loaded('mmdet', folder, **changes), TWO)
     assert message.format(d=folder) in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_of_more_categories_some_may_be_trained(folder):
+    more = [dict(id=5, name='bat'), dict(id=6, name='cat')]
+    boxes(lambda c: c.update(categories=[more[0], *c['categories'], more[1]]))(folder)
+    check_data(loaded('mmdet', folder), TWO)
+    check_data(loaded('mmdet', folder, metainfo=dict(classes=('disc',))), Expected(1))
+    with pytest.raises(DataError, match=r"write \('box', 'disc'\)$"):
+        check_data(loaded('mmdet', folder, metainfo=dict(classes=('disc', 'box'))), TWO)
+
+
+def test_a_data_set_that_sorts_the_categories_of_its_file(folder):
+    boxes(lambda c: c['categories'].reverse())(folder)
+    check_data(loaded('mmdet', folder, type='Objects365V1Dataset'), TWO)
+    wrong = dict(type='Objects365V1Dataset', metainfo=dict(classes=('disc', 'box')))
+    with pytest.raises(DataError, match=r"Objects365V1Dataset gives .* write \('box', 'disc'\)"):
+        check_data(loaded('mmdet', folder, **wrong), TWO)
+
+
+def test_validation_data_in_another_order(folder):
+    there = loaded('mmdet', folder)
+    boxes(lambda c: c['categories'].reverse())(folder)
+    with pytest.raises(DataError, match=r'^val_dataloader\.dataset\..*or sort the categories'):
+        check_data(loaded('mmdet', folder), Expected(), 1, 'val')
+    other = loaded('mmdet', folder, metainfo=dict(classes=('disc', 'box')))
+    check_data(other, Expected(), 1, 'val')
+    with pytest.raises(DataError, match=r"^val_dataloader.*training data.* \('box', 'disc'\)$"):
+        check_same_order(there, other)
+    check_same_order(there, there)
+    check_same_order(there, loaded('mmdet', folder, metainfo=dict(classes=('disc',))))
+
+
+@pytest.mark.parametrize(
+    ('scope', 'expected', 'message'),
+    [
+        ('mmseg', THREE, None),
+        ('mmseg', replace(THREE, classes=2), None),  # the labels say whether that is too few
+        ('mmseg', replace(THREE, classes=19),
+         'decode_head.num_classes=19, and the data set names 3 classes: no measure counts the '
+         'other 16. Write num_classes=3, or name them in metainfo.classes, unless'),
+        ('mmdet', TWO, None),
+        ('mmdet', Expected(), None),
+        ('mmdet', Expected(80, None, 'roi_head.bbox_head'),
+         'roi_head.bbox_head.num_classes=80, and the data set names 2 classes; write num_classes='),
+    ],
+)  # fmt: skip
+def test_more_classes_than_the_data_set_names(scope, expected, message, data, log):
+    with DefaultScope.overwrite_default_scope(scope):
+        part = dict(data_root=str(data), **dataset_of(scope))
+        dataset = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=part))
+    if message and not expected.pixels:
+        with pytest.raises(DataError, match=message):
+            check_count(dataset, expected)
+        return
+    check_count(dataset, expected)
+    assert len(log.warnings) == (message is not None)
+    assert message is None or log.warnings[0].startswith(message)
+
+
+def test_one_score_for_a_class_with_a_name(data, log):
+    dataset = loaded('mmseg', data, metainfo=dict(classes=['box'], palette=[[0, 0, 0]]))
+    check_count(dataset, replace(THREE, classes=2))
+    assert not log.warnings
 
 
 @pytest.mark.parametrize(
@@ -303,6 +371,8 @@ def test_what_a_model_knows_is_read_from_its_head():
     segmentor, detector = stock_models.pspnet(), stock_models.faster_rcnn()
     assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True, True)
     assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
+    masks = build(stock_models.mask2former(classes=4, stuff=2))
+    assert Expected.by(masks) == Expected(6, None, 'panoptic_head')
     assert Expected.by(torch.nn.ReLU()) == Expected()
     of_words = build(detector)
     of_words.language_model = (
@@ -351,6 +421,18 @@ def test_a_later_image_is_named_too(spoil, message, workers, folder):
         list(loader)
     assert str(caught.value).startswith(str(folder)) and message in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_a_detector_with_more_classes_than_names_does_not_train(classes, data, tmp_path):
+    hooks = [dict(type='mmkd_plugin.CheckTrainingData')]
+    model = stock_models.retinanet(classes=classes)
+    cfg = validated(config(model, data, tmp_path / 'run', 1, custom_hooks=hooks), data)
+    if classes == 2:
+        train(cfg)
+    else:
+        with pytest.raises(DataError, match=r'^bbox_head\.num_classes=3, .*write num_classes=2$'):
+            train(cfg)
 
 
 def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):

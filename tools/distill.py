@@ -46,8 +46,9 @@ from mmkd_plugin.teachers.classes import (
     classes_of_checkpoint,
     classes_of_config,
     classes_of_the_student,
+    reduces_zero_label,
 )
-from mmkd_plugin.teachers.model import build_model, classes_in_config
+from mmkd_plugin.teachers.model import build_model, data_in_config
 from mmkd_plugin.training import add_training_arguments, train
 
 
@@ -140,7 +141,7 @@ def chosen(student: Config, args: argparse.Namespace) -> str:
         begin('looking at the teacher')
         with errors_named("teacher 'teacher'"):
             teacher = build_model(args.teacher, 'teacher')
-        names = names or classes_in_config(args.teacher, 'teacher')
+        names, _ = data_in_config(args.teacher, 'teacher', names)
         theirs = look_at_teacher(teacher, names, device, model.data_preprocessor)
     choice = choose(ours, theirs, args.method)
     if is_first_process(args.launcher):
@@ -213,7 +214,7 @@ def show(cfg: Config, file: Path) -> None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with (
         DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')),
-        classes_of_the_student(names),
+        classes_of_the_student(names, reduces_zero_label(cfg)),
     ):
         MODELS.build(model)
     print(file.read_text(encoding='utf-8'))

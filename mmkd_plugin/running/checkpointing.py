@@ -12,6 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mmkd_plugin.running.best import name_best
 from mmkd_plugin.saving import BESIDE, WriteError, replacing, write_text
 
 #: Folder in the work dir in which mmengine writes what is renamed afterwards.
@@ -43,6 +44,7 @@ def save_whole(hook: CheckpointHook, runner: Runner, before: Callable[[], None])
     if is_main_process():
         _remove_leftovers(Path(hook.out_dir), Path(runner.work_dir))
     hook.file_backend = _RemovingLater(backend)
+    name_best(hook)
     for name in SAVING:
         setattr(hook, name, partial(_save_whole, hook, getattr(hook, name), before))
 

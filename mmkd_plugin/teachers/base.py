@@ -191,6 +191,8 @@ class Teacher(ABC):
             runs after the student. Defaults to ``()``.
         class_names (tuple[str, ...], optional): Its classes in the order of its scores. Defaults to
             None: not known.
+        reduces_zero (bool, optional): Whether its data set leaves out label 0, as its
+            ``reduce_zero_label`` says. Defaults to None: not known.
 
     Examples:
         >>> import torch
@@ -228,6 +230,7 @@ class Teacher(ABC):
     source: str
     student_taps: tuple[Tap, ...] = ()
     class_names: Names | None = None
+    reduces_zero: bool | None = None
 
     @abstractmethod
     def prepare(self, student: Trial, views: Sequence[View], device: torch.device) -> Preview:

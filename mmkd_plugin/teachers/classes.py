@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 
+from mmkd_plugin.categories import categories_of, in_order_of_file
 from mmkd_plugin.checkpoint import meta_of
 from mmkd_plugin.explanations import Scores
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list
@@ -24,10 +27,14 @@ from mmkd_plugin.words import some
 
 Names = tuple[str, ...]
 
+#: The key of a data set whose label maps have no class in their 0.
+ZERO = 'reduce_zero_label'
+
 #: How class scores lie in each map of a tap, None for maps of something else.
 ScoresOfTaps = Mapping[Tap, Sequence[ClassScores | None]]
 
 _STUDENT: ContextVar[Names | None] = ContextVar('classes of the student', default=None)
+_REDUCES: ContextVar[bool | None] = ContextVar('reduce_zero_label of the student', default=None)
 
 
 @dataclass(frozen=True)
@@ -127,17 +134,19 @@ def arranged_preview(preview: Any, orders: Mapping[Tap, ClassOrder]) -> Any:
 
 
 @contextmanager
-def classes_of_the_student(names: Names | None) -> Iterator[None]:
+def classes_of_the_student(names: Names | None, reduces: bool | None = None) -> Iterator[None]:
     """Lets Distillers that are built inside the block know the classes of their data set.
 
     Args:
         names (tuple[str, ...], optional): In the order of their numbers; None if not known.
+        reduces (bool, optional): Its ``reduce_zero_label``. Defaults to None: not known.
     """
-    token = _STUDENT.set(names)
+    tokens = _STUDENT.set(names), _REDUCES.set(reduces)
     try:
         yield
     finally:
-        _STUDENT.reset(token)
+        _STUDENT.reset(tokens[0])
+        _REDUCES.reset(tokens[1])
 
 
 def classes_at_build() -> Names | None:
@@ -178,6 +187,76 @@ def classes_of_config(cfg: Mapping[str, Any]) -> Names | None:
     return None
 
 
+def reduces_zero_label(cfg: Mapping[str, Any]) -> bool | None:
+    """Whether the training data of a config have no label 0; None if that is not known.
+
+    Args:
+        cfg (Mapping): A whole config, as of a run.
+    """
+    dataset = _innermost((cfg.get('train_dataloader') or {}).get('dataset'))
+    if dataset is None:
+        return None
+    found, kind = dataset.get(ZERO), _dataset_class(dataset.get('type'), cfg.get('default_scope'))
+    for base in getattr(kind, '__mro__', ()) if found is None else ():
+        known = inspect.signature(base.__init__).parameters if '__init__' in vars(base) else {}
+        if ZERO in known:
+            found = known[ZERO].default
+            break
+    return found if isinstance(found, bool) else None
+
+
+def classes_as_numbered(
+    cfg: Mapping[str, Any], names: Names | None, owner: str, source: str
+) -> Names | None:
+    """The classes of a teacher in the order of its scores, where a COCO file has another order.
+
+    mmdet numbers labels as the file lists its categories, whatever the order of the names.
+
+    Args:
+        cfg (Mapping): The whole config of the teacher.
+        names (tuple[str, ...], optional): What its checkpoint says, or the config.
+        owner (str): What messages call the teacher.
+        source (str): What they call its config.
+
+    Returns:
+        tuple[str, ...] | None: In the order of the file if it is there and has just these.
+    """
+    dataset = _innermost((cfg.get('train_dataloader') or {}).get('dataset'))
+    scope, usual = cfg.get('default_scope'), _dataset_class('mmdet.CocoDataset', None)
+    if names is None or dataset is None or usual is None or names != classes_of_config(cfg):
+        return names
+    kind, file = _dataset_class(dataset.get('type'), scope), dataset.get('ann_file')
+    root, loads = dataset.get('data_root') or '', getattr(kind, 'load_data_list', None)
+    paths = isinstance(file, str) and isinstance(root, str)
+    if loads is not usual.load_data_list or not paths:
+        return names
+    path = Path(root, file)
+    try:
+        order = in_order_of_file(names, categories_of(path)) if path.is_file() else None
+    except (OSError, ValueError):
+        return names
+    if order is None or order == names:
+        return names
+    print_log(
+        f'{owner[0].upper()}{owner[1:]}: metainfo.classes in {source} is in another order than the '
+        f'categories of {path}, by which {kind.__name__} numbers the labels. Its classes are taken '
+        f'in this order: {", ".join(order)}; if they are others, say its `classes=[...]`',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return order
+
+
+def _innermost(dataset: Any) -> Mapping[str, Any] | None:
+    """The config of the first data set in wrappers."""
+    while isinstance(dataset, Mapping):
+        inner = dataset.get('dataset') or dataset.get('datasets')
+        if not inner:
+            return dataset
+        dataset = inner[0] if isinstance(inner, (list, tuple)) else inner
+    return None
+
+
 def _classes_of_dataset(dataset: Any, scope: str | None) -> Names | None:
     while isinstance(dataset, Mapping):
         found = _names(dataset.get('metainfo'))
@@ -199,7 +278,7 @@ def _dataset_class(kind: Any, scope: str | None) -> Any:
             DATASETS.switch_scope_and_registry(None) as registry,
         ):
             return registry.get(kind)
-    except (ImportError, KeyError):  # a library that is not there: nothing is known then
+    except (ImportError, KeyError, RuntimeError):  # no such library or class: nothing is known
         return None
 
 
@@ -339,6 +418,48 @@ def orders_of(
                 _say(one, tap, order, owner)
             orders[tap] = order
     return orders
+
+
+def warn_of_zero_label(
+    compared: Sequence[Compared],
+    student: ScoresOfTaps,
+    teacher: ScoresOfTaps,
+    names: tuple[Names | None, Names | None],
+    reduces: bool | None,
+    owner: str,
+) -> None:
+    """Warns if class scores are compared, and one of both data sets alone leaves out label 0.
+
+    Args:
+        compared (Sequence[Compared]): What the terms of this teacher compare.
+        student (Mapping): How class scores lie in the student's maps.
+        teacher (Mapping): How they lie in the teacher's.
+        names (tuple): The student's classes and the teacher's, None where they are not known.
+        reduces (bool, optional): ``reduce_zero_label`` of the teacher's data set.
+        owner (str): What messages call the teacher.
+    """
+    own = _REDUCES.get()
+    if None in (own, reduces) or own == reduces:
+        return
+    order = order_between(*names) if None not in names else None
+    if order is not None and not order.identity:
+        return  # the names say which scores belong together
+    for one in compared:
+        shown = [
+            scores.get(tap, ())
+            for scores, taps in ((student, one.student), (teacher, one.teacher))
+            for tap in taps
+        ]
+        if one.gradients or all(any(each) for each in shown):
+            print_log(
+                f'{one.here} compares class scores, and the data set of the student has '
+                f'{ZERO}={own}, that of {owner} {ZERO}={reduces}: if their label maps are the '
+                'same, each class is compared with the next one. Write the same in both, or take '
+                f'a teacher that was trained with {ZERO}={own}',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return
 
 
 def _order(

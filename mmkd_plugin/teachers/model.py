@@ -21,7 +21,12 @@ from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.libraries import import_reason, scope_problem
 from mmkd_plugin.registry import MODELS, named
 from mmkd_plugin.taps.example import library_of
-from mmkd_plugin.teachers.classes import Names, classes_of_config
+from mmkd_plugin.teachers.classes import (
+    Names,
+    classes_as_numbered,
+    classes_of_config,
+    reduces_zero_label,
+)
 from mmkd_plugin.words import path_text, type_name
 
 stack.prepare()  # `mmseg::` paths work with both stacks of OpenMMLab
@@ -60,9 +65,25 @@ def model_config(config: str | dict, name: str) -> tuple[dict, str | None]:
     return model, scope
 
 
-def classes_in_config(config: str | dict, name: str) -> Names | None:
-    """The classes of the data set in the config of a teacher; None of a model dict."""
-    return classes_of_config(_read_config(config, name)) if isinstance(config, str) else None
+def data_in_config(
+    config: str | dict, name: str, said: Names | None
+) -> tuple[Names | None, bool | None]:
+    """What the config of a teacher says of its data; nothing is known of a model dict.
+
+    Args:
+        config (str | dict): As for :func:`model_config`.
+        name (str): Name of the teacher in messages.
+        said (tuple[str, ...], optional): The classes that its checkpoint says.
+
+    Returns:
+        tuple: The classes in the order of its scores, and ``reduce_zero_label`` of its data set;
+        None where it is not known.
+    """
+    if not isinstance(config, str):
+        return said, None
+    cfg = _read_config(config, name)
+    names = classes_as_numbered(cfg, said or classes_of_config(cfg), f"teacher '{name}'", config)
+    return names, reduces_zero_label(cfg)
 
 
 #: What prepares the images of a library's models.

@@ -51,8 +51,8 @@ from mmkd_plugin.teachers.inference import Inference
 from mmkd_plugin.teachers.model import (
     build_model,
     checkpoint_hash,
-    classes_in_config,
     config_hash,
+    data_in_config,
     model_config,
     state_hash,
 )
@@ -149,8 +149,9 @@ class OnlineTeacher(Teacher):
         else:
             label = name if name == 'teacher' else f"teacher '{name}'"
             loaded = load_weights(self.model, checkpoint, strict=strict, name=label)
-            said = classes_of_checkpoint(loaded)
-            self.class_names = self.class_names or said or classes_in_config(config, name)
+            if self.class_names is None:
+                said = classes_of_checkpoint(loaded)
+                self.class_names, self.reduces_zero = data_in_config(config, name, said)
         self.model.requires_grad_(False)
         self.model.eval()
         self._predicts = False  # it has, once

@@ -11,6 +11,7 @@ from mmkd_plugin.assigners import is_behind_proposals
 from mmkd_plugin.explanations import Explainer, Scores
 from mmkd_plugin.taps import Taps
 from mmkd_plugin.teachers.base import Teacher
+from mmkd_plugin.teachers.classes import classes_at_build
 from mmkd_plugin.terms.needs import FROM_BATCH, FROM_NORM, FROM_ROIS, FROM_RUN, FROM_STUDENT
 
 if TYPE_CHECKING:
@@ -162,11 +163,19 @@ def check_classes(
     each, rest = divmod(student.shape[1], ours)
     background = (student.shape[1], teacher.shape[1]) == (ours + 1, theirs + 1)
     if background or (not rest and teacher.shape[1] == each * theirs):
+        text = (
+            f"{term.here}: '{term.student_tap}' gives scores of {ours} classes in the student and "
+            f'{theirs} in the teacher. '
+        )
+        named = len(classes_at_build() or ())
+        if named == theirs:
+            raise ValueError(
+                f"{text}The student's data set names {named}: write num_classes={named} in the "
+                'student'
+            )
         raise ValueError(
-            f"{term.here}: '{term.student_tap}' gives scores of {ours} classes in the "
-            f'student and {theirs} in the teacher. Class scores can be compared only for the '
-            "same classes: take a teacher of the student's dataset, or tap features below the "
-            'classifier'
+            f'{text}Class scores can be compared only for the same classes: take a teacher of the '
+            "student's dataset, or tap features below the classifier"
         )
 
 

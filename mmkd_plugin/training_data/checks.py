@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,11 @@ from mmkd_plugin.cache.images import all_transforms, leaves, wrappers_with_pipel
 from mmkd_plugin.foreign import explained
 from mmkd_plugin.running.remembering import images_to_load, keeps_images
 from mmkd_plugin.taps.example import random_state_kept
+from mmkd_plugin.training_data.classes import check_categories
 from mmkd_plugin.training_data.errors import DataError, one_line, place_of, without_images
 from mmkd_plugin.training_data.expected import Expected
 from mmkd_plugin.training_data.pipelines import CheckedPipeline, name_of
-from mmkd_plugin.words import did_you_mean, short, some
+from mmkd_plugin.words import short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
 LISTED = 100_000
@@ -137,7 +136,7 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
             f'{place_of(key)}.metainfo.classes must be the names of the classes, got '
             f'{short(classes)}'
         )
-    _check_categories(leaf, classes, key)
+    check_categories(leaf, classes, key)
     transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', None) or ()
     fields = []
     if any(type(t).__name__ == 'LoadImageFromFile' and _is_local(t) for t in transforms):
@@ -171,23 +170,6 @@ def _check_list(leaf: Any, expected: Expected, key: str) -> None:
             f'is trained; does {getattr(leaf, "ann_file", "") or "its annotation file"} call the '
             f'classes {some(classes or (), limit=5)}, as `metainfo` does?'
         )
-
-
-def _check_categories(leaf: Any, classes: Any, key: str) -> None:
-    """Refuses names of classes of which a COCO file has some alone: mmdet would count labels anew.
-
-    Of none, that is found by the boxes.
-    """
-    known = getattr(leaf, 'cat_ids', None)
-    if not known or isinstance(classes, str) or len(known) >= len(classes or ()):
-        return
-    names = [one['name'] for one in json.loads(Path(leaf.ann_file).read_bytes())['categories']]
-    missing = [name for name in classes if name not in names]
-    raise DataError(
-        f'{place_of(key)}.metainfo.classes names {some(map(repr, missing), limit=5)}, and '
-        f'{leaf.ann_file} has the categories {some(names, limit=5)}'
-        f'{did_you_mean(missing[0], names)}'
-    )
 
 
 def _check_boxes(instances: Sequence[dict], info: dict, expected: Expected) -> None:

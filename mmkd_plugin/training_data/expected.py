@@ -11,6 +11,12 @@ from torch import nn
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.taps.example import library_of
 
+#: Where the models of a library have the head that knows the number of classes.
+HEADS = dict(
+    mmseg=('decode_head',),
+    mmdet=('bbox_head', 'roi_head.bbox_head', 'mask_head', 'panoptic_head'),
+)
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -41,8 +47,7 @@ class Expected:
         library = library_of(model)
         if hasattr(model, 'language_model'):
             return cls()  # classes are words, and each image asks for its own
-        paths = ['decode_head'] if library == 'mmseg' else ['bbox_head', 'roi_head.bbox_head']
-        for path in paths if library else ():
+        for path in HEADS.get(library, ()):
             head = _at(model, path)
             head = head[-1] if isinstance(head, nn.ModuleList) and len(head) else head
             classes = getattr(head, 'num_classes', None)

@@ -17,6 +17,7 @@ from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import DATASETS, HOOKS
 from mmkd_plugin.terms.without_labels import WIRING
 from mmkd_plugin.training_data.checks import check_data, check_switch
+from mmkd_plugin.training_data.classes import check_count, check_same_order
 from mmkd_plugin.training_data.errors import DataError, dataset_errors_named, without_images
 from mmkd_plugin.training_data.expected import Expected
 from mmkd_plugin.training_data.pipelines import CheckedPipeline
@@ -56,12 +57,15 @@ class CheckTrainingData(Hook):
             check_data(dataset, expected.without_labels(), self.samples, 'unlabelled')
             expected = expected.without_labels()
         else:
+            check_count(dataset, expected)
             check_data(dataset, expected, self.samples)
         for hook in runner.hooks:
             if hasattr(hook, 'switch_pipeline'):
                 check_switch(dataset, expected, hook)
         if runner.val_loop is not None:
             check_data(runner.val_dataloader.dataset, Expected(), 1, 'val')
+            if expected.classes is not None:
+                check_same_order(dataset, runner.val_dataloader.dataset)
 
 
 def _model_of(runner: Runner) -> nn.Module:

@@ -221,7 +221,9 @@ VALUES: dict[str, list[Any]] = {
     'model.tau': [4],
     'model.architecture': [{}],
     # the run
-    'train_cfg': [None, 5, 'x', [], {}, DELETED],
+    'train_cfg': [None, 5, 'x', [], {}, DELETED, dict(by_epoch=True, max_epochs=1)],
+    'val_cfg': [dict(type='ValLoop')],
+    'test_evaluator': [dict(type='IoUMetric')],
     'train_cfg.type': ['Nothing', 5, 'ValLoop', ''],
     'train_cfg.max_iters': [
         0,
@@ -284,7 +286,7 @@ VALUES: dict[str, list[Any]] = {
     'train_dataloader.sampler.shuffle': ['no', None, 5],
     'train_dataloader.collate_fn': [5, dict(type='Nothing')],
     'train_dataloader.dataset': [None, 5, 'x', {}, [], DELETED],
-    'train_dataloader.dataset.type': ['Nothing', None, 5, 'ReLU', DELETED, 'CocoDataset'],
+    'train_dataloader.dataset.type': ['Nothing', '', None, 5, 'ReLU', DELETED, 'CocoDataset'],
     'train_dataloader.dataset.data_root': ['nowhere', 5, [], '', {}],
     'train_dataloader.dataset.data_prefix': [
         5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from mmkd_plugin import OnlineTeacher
 from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.metrics.frozen_teacher import FrozenTeacher
 from mmkd_plugin.teachers.classes import (
@@ -289,6 +291,89 @@ def test_one_score_in_another_order_is_refused(tmp_path):
     line = dict(kd=dict(tap=SCORES['fcn'], loss=CWD))
     with classes_of_the_student(('ground', 'digit')), pytest.raises(ValueError, match='one score'):
         distiller(models[0], dict(config=models[1], checkpoint=file), line)
+
+
+# --- data that number the classes otherwise ------------------------------------------------------
+
+
+def with_data(file, model: dict, scope: str, dataset: dict) -> str:
+    """Writes a config of a teacher that says on what it was trained."""
+    loader = dict(dataset=dataset)
+    Config(dict(default_scope=scope, model=model, train_dataloader=loader)).dump(file)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'kept'),
+    [
+        ({}, OURS),
+        (dict(type='Objects365V1Dataset'), THEIRS),  # which numbers them otherwise
+        (dict(ann_file='gone.json'), THEIRS),
+        (dict(metainfo=dict(classes=OURS)), THEIRS),  # the file was made with other data
+        (dict(metainfo=dict(classes=(*THEIRS, 'cow'))), THEIRS),
+    ],
+)
+def test_a_teacher_has_its_classes_in_the_order_of_its_file(changes, kept, tmp_path, log):
+    categories = [dict(id=number, name=name) for number, name in enumerate(OURS)]
+    (tmp_path / 'boxes.json').write_text(json.dumps(dict(categories=categories)))
+    model = retinanet(8)
+    file = saved(weights(model), tmp_path / 't.pth', THEIRS)
+    dataset = dict(
+        type='CocoDataset',
+        data_root=str(tmp_path),
+        ann_file='boxes.json',
+        metainfo=dict(classes=THEIRS),
+    )
+    dataset = dict(type='RepeatDataset', times=2, dataset={**dataset, **changes})
+    config = with_data(tmp_path / 'teacher.py', model, 'mmdet', dataset)
+    teacher = OnlineTeacher(config, file)
+    assert teacher.class_names == kept
+    said = [r.getMessage() for r in log.records if 'metainfo.classes in' in r.getMessage()]
+    assert len(said) == (kept == OURS)
+    assert not said or said[0].startswith("Teacher 'teacher': metainfo.classes in ")
+    assert not said or f'in this order: {", ".join(OURS)}; if' in said[0]
+    assert OnlineTeacher(config, file, classes=THEIRS).class_names == THEIRS  # its own word
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'names', 'line', 'said'),
+    [
+        (True, {}, OURS, dict(tap=SCORES['fcn'], loss=CWD), True),
+        (False, dict(reduce_zero_label=True), OURS, dict(tap=SCORES['fcn'], loss=CWD), True),
+        (False, dict(type='ADE20KDataset'), OURS, dict(tap=SCORES['fcn'], loss=CWD), True),
+        (True, dict(type='ADE20KDataset'), OURS, dict(tap=SCORES['fcn'], loss=CWD), False),
+        (False, dict(type='CityscapesDataset'), OURS, dict(tap=SCORES['fcn'], loss=CWD), False),
+        (None, {}, OURS, dict(tap=SCORES['fcn'], loss=CWD), False),
+        (True, {}, THEIRS, dict(tap=SCORES['fcn'], loss=CWD), False),  # the names tell
+        (True, {}, OURS, dict(tap='backbone.layer4', loss=CWD), False),
+        (True, dict(type='NoSuchDataset'), OURS, dict(tap=SCORES['fcn'], loss=CWD), False),
+    ],
+)
+def test_label_0_left_out_by_one_model_alone(ours, theirs, names, line, said, tmp_path, log):
+    file = saved(weights(fcn(8)), tmp_path / 't.pth', names)
+    config = with_data(tmp_path / 't.py', fcn(8), 'mmseg', dict(type='BaseSegDataset') | theirs)
+    with classes_of_the_student(OURS, ours):
+        distiller(fcn(4), dict(config=config, checkpoint=file), dict(kd=line))
+    told = [r.getMessage() for r in log.records if 'reduce_zero_label' in r.getMessage()]
+    assert len(told) == said
+    start = 'distill.kd compares class scores, and the data set of the student has reduce_zero_lab'
+    assert not told or told[0].startswith(f'{start}el={ours}, that of teacher')
+    assert not told or f"'teacher' reduce_zero_label={not ours}: if" in told[0]
+
+
+def test_the_head_that_does_not_fit_the_names_is_the_wrong_one(tmp_path):
+    line = dict(kd=dict(tap=SCORES['fcn'], loss=CWD))
+    for count, words in (
+        (4, 'data set names 4: write num_classes=4 in the student'),
+        (6, 'take a'),
+    ):
+        models = fcn(4, 6), fcn(8, 4)
+        with (
+            classes_of_the_student(OURS if count == 4 else tuple('abcdef')),
+            pytest.raises(ValueError, match='6 classes in the student and 4 in the teacher') as e,
+        ):
+            distiller(*models, line)
+        assert words in str(e.value)
 
 
 # --- caches, metrics, where names come from ------------------------------------------------------

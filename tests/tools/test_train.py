@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,45 @@ def test_busy_cores(busy, chosen, said, monkeypatch, log):
     training.warn_of_busy_cores(start, replace(start, busy=50 + busy, passed=120))
     assert [text for text in log.warnings if said and said in text] == log.warnings
     assert bool(log.warnings) is bool(said)
+
+
+def test_keys_that_change_nothing_are_told_below_the_config(segmentation, tmp_path, monkeypatch):
+    monkeypatch.chdir(segmentation)
+    log = run_tool(
+        'train',
+        'distilled.py',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'trian_cfg.max_iters=9',
+        'train_cfg.max_iters=1',
+        'optim_wrapper.paramwise_cfg.custom_keys.heads.lr_mult=10',
+        cwd=segmentation,
+    )
+    said = log.index('nothing reads; did you mean `train_cfg`?')
+    assert said > re.search(r'trian_cfg ?= ?dict', log).start()
+    assert 'no parameter has `heads` in its name, so it changes nothing' in log
+    (written,) = tmp_path.glob('*/*.log')
+    assert 'nothing reads; did you mean `train_cfg`?' in written.read_text()
+
+
+@pytest.mark.parametrize(('tool', 'more'), [('train', []), ('test', ['teacher.pth'])])
+def test_half_a_validation_ends_with_one_line(tool, more, segmentation, fails, monkeypatch):
+    monkeypatch.chdir(segmentation)
+    change = ['--cfg-options', 'val_evaluator=None']
+    message = fails(tool, 'student.py', *more, '--work-dir', segmentation / 'half', *change)
+    assert 'val_dataloader and val_cfg are there, val_evaluator is missing' in message
+
+
+def test_names_in_another_order_than_the_file_are_refused(detection, fails, monkeypatch, tmp_path):
+    monkeypatch.chdir(detection)
+    config = tmp_path / 'order.py'
+    names = "dataset=dict(metainfo=dict(classes=('disc', 'box')))"
+    text = f'_base_ = [{str(detection / "distilled.py")!r}]\n'
+    config.write_text(f'{text}train_dataloader = dict({names})\n')
+    message = fails('train', config, '--work-dir', tmp_path / 'run')
+    assert 'train_dataloader.dataset.metainfo.classes is in another order than the' in message
+    assert message.endswith("boxes.json: write ('box', 'disc')")
 
 
 def test_resume_from_the_latest(trained, segmentation, tmp_path):
