@@ -17,7 +17,7 @@ LAYERS = (
         *('pages', 'parts', 'prefixes', 'digit_scenes'),
     ),
     ('libraries',),
-    ('__main__', 'annotations'),
+    ('__main__', 'annotations', 'beside'),
     ('suspects',),
     ('foreign',),
     ('runner_errors',),

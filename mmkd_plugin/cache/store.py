@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.cache.records import (
     DIGEST,
     LARGEST,
@@ -221,9 +222,8 @@ def _environment(path: str, real: str) -> Any:
     if environment is not None:
         environment.close()
     if not Path(path, 'data.mdb').is_file():
-        raise CacheError(
-            f'no teacher cache at {path}; write it with tools/cache_teacher.py CONFIG --out {path}'
-        )
+        hint = f'; write it with tools/cache_teacher.py CONFIG --out {path}'
+        raise CacheError(f'no teacher cache at {path}{beside_a_config(path) or hint}')
     try:
         # no locks: a finished cache has no writer, and its folder may be read-only
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False)
