@@ -346,11 +346,12 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def read_config(name: str) -> Config:
+def read_config(name: str, imports: bool = True) -> Config:
     """Reads a config of the user or of an installed OpenMMLab library.
 
     Args:
         name (str): A path, or ``package::path`` for a config of a library.
+        imports (bool): Whether its ``custom_imports`` are imported. Defaults to True.
 
     Returns:
         Config: The config.
@@ -367,7 +368,7 @@ def read_config(name: str) -> Config:
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise UsageError(f'{name} is no config: it must end with .py, .json, .yaml or .yml')
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=imports)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
     except ImportError as error:

@@ -28,7 +28,7 @@ LAYERS = (
     ('explanations', 'queries', 'running', 'student_names', 'student_state', 'unlabelled'),
     ('views',),
     ('teachers',),
-    ('cli', 'student', 'student_start', 'terms'),
+    ('cli', 'exporting', 'student', 'student_start', 'terms'),
     ('taught_maps',),
     ('diagnosis', 'ingredients', 'paraphrasing', 'plan'),
     ('distiller', 'fitting'),
