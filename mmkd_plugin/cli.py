@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.foreign import is_ours
-from mmkd_plugin.libraries import import_reason, scope_problem
+from mmkd_plugin.libraries import PACKAGES, import_reason, scope_problem
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
@@ -46,13 +47,15 @@ def plain_errors() -> Iterator[None]:
     """Ends the program with one line instead of a traceback, if an error is meant for the user.
 
     Such errors are :class:`UsageError`, and the ``ValueError``, ``OSError`` and
-    ``FloatingPointError`` of this package.
+    ``FloatingPointError`` of this package. A warning of OpenMMLab's libraries is written once, not
+    for each model that is built.
 
     Raises:
         SystemExit: With the message of such an error. Other errors pass.
     """
     try:
-        yield
+        with _warned_once():
+            yield
     except UsageError as error:
         message = str(error)
     except (FloatingPointError, OSError, ValueError) as error:
@@ -64,6 +67,27 @@ def plain_errors() -> Iterator[None]:
     if _is_told(message):
         raise SystemExit(1)
     raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
+
+
+@contextmanager
+def _warned_once() -> Iterator[None]:
+    """Leaves out warnings of OpenMMLab's libraries that were shown before.
+
+    Python's own filters forget what was shown whenever some library changes a filter.
+    """
+    show, said = warnings.showwarning, set()
+
+    def show_once(message: Warning | str, category: type, filename: str, *args: Any) -> None:
+        theirs = not {*Path(filename).parts}.isdisjoint(PACKAGES)
+        if not theirs or (str(message), category) not in said:
+            said.add((str(message), category))
+            show(message, category, filename, *args)
+
+    warnings.showwarning = show_once
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _is_told(message: str) -> bool:
