@@ -26,6 +26,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
@@ -66,7 +67,7 @@ def plain_errors() -> Iterator[None]:
         return
     if _is_told(message):
         raise SystemExit(1)
-    raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
+    raise SystemExit(f'{Path(sys.argv[0]).name}: error: {as_typed(message)}')
 
 
 @contextmanager
