@@ -53,7 +53,7 @@ def test_the_pair_of_detectors_fits(
     large = folder / 'my_large_detector.py'
     save_random_weights(large, folder / 'large.pth')
     plan = call_tool('distill', 'my_detector.py', large, 'large.pth', '--dry-run')
-    assert 'PearsonLoss' in plan
+    assert 'ChannelWiseLoss' in plan and 'ProtocolLoss' in plan
     cfg = read_config('my_detector.py')
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
