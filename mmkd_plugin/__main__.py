@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import sys
 import textwrap
@@ -84,6 +85,19 @@ def run(file: Path, argv: list[str]) -> None:
     sys.modules['__main__'] = program
     sys.argv = argv
     exec(compile(file.read_text(encoding='utf-8'), str(file), 'exec'), program.__dict__)
+
+
+def as_typed(text: str) -> str:
+    """Names the tools in a text as the user has called this one: ``mmkd train``, or its file.
+
+    Args:
+        text (str): A text that names files of ``tools/``.
+    """
+    if not sys.argv[0].startswith('mmkd '):
+        return text
+    for name, file in COMMANDS.items():
+        text = re.sub(rf'(?<![\w/.])(python )?tools/{re.escape(file)}', f'mmkd {name}', text)
+    return text
 
 
 def help_text(width: int = 80) -> str:

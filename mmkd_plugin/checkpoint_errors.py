@@ -8,10 +8,14 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.words import first_line, path_text, some
 
 SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 """Endings of the files that hold checkpoints."""
+
+#: How many files are named although no name is similar.
+FEW = 5
 
 
 class CheckpointError(ValueError):
@@ -23,20 +27,26 @@ def nearest_names(path: str | Path, suffixes: Iterable[str] = ()) -> str:
 
     Args:
         path (str | Path): The missing file.
-        suffixes (Iterable[str]): Endings of the files to name when no name is similar. Defaults to
-            ``()``.
+        suffixes (Iterable[str]): Endings of the files to name when no name is similar and there
+            are few. Defaults to ``()``.
 
     Returns:
         str: A clause that begins with ``'; '``.
     """
     path = Path(path).expanduser()
     folder = path.parent
+    if clause := beside_a_config(path):
+        return clause
     if not folder.is_dir():
         existing = next((p for p in folder.parents if p.is_dir()), Path())
         return f'; the folder {folder} does not exist either, only {existing.resolve()} does'
     names = sorted(entry.name for entry in folder.iterdir())
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
-    near = near or [name for name in names if name.endswith(tuple(suffixes))]
+    others = [name for name in names if name.endswith(tuple(suffixes))]
+    if not near and len(others) <= FEW:
+        near = others
+    elif not near:
+        return f'; no name in {folder.resolve()} is like it'
     if not near:
         return f'; nothing of the kind is in {folder.resolve()}'
     return f'; in {folder.resolve()} there is {some(near)}'

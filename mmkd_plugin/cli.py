@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +27,12 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.building import check_keys
 from mmkd_plugin.cache.wiring import unwire
 from mmkd_plugin.checkpoint import nearest_names
 from mmkd_plugin.foreign import is_ours
-from mmkd_plugin.libraries import import_reason, scope_problem
+from mmkd_plugin.libraries import PACKAGES, import_reason, scope_problem
 from mmkd_plugin.registry import METRICS
 from mmkd_plugin.runner_errors import runner_errors_named
 from mmkd_plugin.stack import prepare, shipped_config
@@ -47,13 +49,15 @@ def plain_errors() -> Iterator[None]:
     """Ends the program with one line instead of a traceback, if an error is meant for the user.
 
     Such errors are :class:`UsageError`, and the ``ValueError``, ``OSError`` and
-    ``FloatingPointError`` of this package.
+    ``FloatingPointError`` of this package. A warning of OpenMMLab's libraries is written once, not
+    for each model that is built.
 
     Raises:
         SystemExit: With the message of such an error. Other errors pass.
     """
     try:
-        yield
+        with _warned_once():
+            yield
     except UsageError as error:
         message = str(error)
     except (FloatingPointError, OSError, ValueError) as error:
@@ -64,7 +68,28 @@ def plain_errors() -> Iterator[None]:
         return
     if _is_told(message):
         raise SystemExit(1)
-    raise SystemExit(f'{Path(sys.argv[0]).name}: error: {message}')
+    raise SystemExit(f'{Path(sys.argv[0]).name}: error: {as_typed(message)}')
+
+
+@contextmanager
+def _warned_once() -> Iterator[None]:
+    """Leaves out warnings of OpenMMLab's libraries that were shown before.
+
+    Python's own filters forget what was shown whenever some library changes a filter.
+    """
+    show, said = warnings.showwarning, set()
+
+    def show_once(message: Warning | str, category: type, filename: str, *args: Any) -> None:
+        theirs = not {*Path(filename).parts}.isdisjoint(PACKAGES)
+        if not theirs or (str(message), category) not in said:
+            said.add((str(message), category))
+            show(message, category, filename, *args)
+
+    warnings.showwarning = show_once
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _is_told(message: str) -> bool:
@@ -347,11 +372,12 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def read_config(name: str) -> Config:
+def read_config(name: str, imports: bool = True) -> Config:
     """Reads a config of the user or of an installed OpenMMLab library.
 
     Args:
         name (str): A path, or ``package::path`` for a config of a library.
+        imports (bool): Whether its ``custom_imports`` are imported. Defaults to True.
 
     Returns:
         Config: The config.
@@ -368,7 +394,7 @@ def read_config(name: str) -> Config:
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise UsageError(f'{name} is no config: it must end with .py, .json, .yaml or .yml')
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=imports)
     except FileNotFoundError as error:
         raise UsageError(f'{name} builds on a config that does not exist: {error}') from error
     except ImportError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.cli import UsageError, check_folder, progress_bar
 from mmkd_plugin.saving import whole_folder
 from mmkd_plugin.words import some
@@ -66,7 +67,7 @@ def converter_arguments(
         size (str): Default of ``--size``.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=as_typed(description), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('source', metavar='SRC', type=Path, help=source)
     parser.add_argument('--out', default=out, help=f'folder to write ({out}); must be new')

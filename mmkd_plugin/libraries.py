@@ -106,14 +106,14 @@ def import_reason(error: BaseException) -> str:
         >>> import_reason(ModuleNotFoundError("No module named 'einops'", name='einops'))
         'it needs `einops`, which is not installed'
     """
-    error = _first(error)
+    outer, error = error, _first(error)
     text = first_line(error)
     if getattr(error, 'name', None) == 'mmcv._ext':
         return f'it needs the compiled ops of mmcv, and this mmcv has none ({_HELP})'
     if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
         return not_installed(error.name)
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f'it needs `{error.name}`, which is not installed'
+        return f'it needs `{error.name}`, which is not installed{_of_the_user(error, outer)}'
     if isinstance(error, ImportError) and re.search(r'mmcv\W_ext', text):
         return (
             f'the compiled ops of mmcv were built for another torch or CUDA than these ({text}); '
@@ -122,6 +122,28 @@ def import_reason(error: BaseException) -> str:
     if 'is used but incompatible' in text:
         return f'{text.removeprefix("AssertionError: ")} Versions that go together: {_HELP}'
     return text
+
+
+def _of_the_user(missing: ModuleNotFoundError, error: BaseException) -> str:
+    """Where a module may lie that the `custom_imports` of a config name; empty for any other."""
+    told = str(error).partition(', the current sys.path')[0]  # of mmengine
+    names = re.findall(r"'([\w.]+)'", told) if 'custom modules from' in told else []
+    if missing.name not in (name.partition('.')[0] for name in names):
+        return ''
+    return (
+        ', and lies neither beside the config nor in the folder you are in: type PYTHONPATH=FOLDER '
+        f'in front of the command, with the folder that {missing.name} lies in'
+    )
+
+
+def missing_module(error: BaseException) -> str:
+    """The module that an import did not find; empty for any other error.
+
+    Args:
+        error (BaseException): The error, or one that was raised from it.
+    """
+    error = _first(error)
+    return (error.name or '') if isinstance(error, ModuleNotFoundError) else ''
 
 
 def _first(error: BaseException) -> BaseException:

@@ -39,6 +39,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from mmkd_plugin.beside import reach_imports, reach_modules, read_from
 from mmkd_plugin.libraries import not_installed
 from mmkd_plugin.words import first_line
 
@@ -116,12 +117,24 @@ os.register_at_fork(
 def _from_file(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
     """Stands in for ``Config.fromfile``: it takes the name of a recipe of this package, too.
 
-    Several threads may call it.
+    What a config imports may also lie beside it, or in the folder one is in. Several threads may
+    call it.
     """
     if str(filename).startswith(_RECIPES):
         filename = shipped_config(str(filename))
     with _one_at_a_time:
-        return _stock_from_file(filename, *args, **kwargs)
+        cfg = None
+        try:
+            cfg = _stock_from_file(filename, *args, **kwargs)
+        except ImportError as error:
+            if not reach_modules(error, filename):
+                raise
+        if cfg is None:  # behind the error, which another one would name as its origin
+            cfg = _stock_from_file(filename, *args, **kwargs)
+    read_from(filename)
+    if Config._is_lazy_import(str(filename)):
+        reach_imports(filename)
+    return cfg
 
 
 def _base_path(path: str, filename: str) -> tuple[str, str | None]:

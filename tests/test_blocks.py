@@ -30,6 +30,7 @@ from mmengine.config import Config
 
 from mmkd_plugin import registry, stack
 from mmkd_plugin.__main__ import COMMANDS
+from mmkd_plugin.cli import read_config
 from tests import runs, stock_models
 from tests.pages import BLOCKS, PAGES, ROOT, Block, text_of
 from tests.tools.tool_runs import load_tool, save_random_weights
@@ -98,7 +99,7 @@ def of_export(folder: Path, data: Path) -> dict[str, Any]:
     pytest.importorskip('onnxruntime')
     write_model(folder, 'student', data)
     tool = load_tool('export_onnx')
-    model = tool.student_of(str(folder / 'student.py'), str(folder / 'student.pth'))
+    model = tool.student_of(read_config(str(folder / 'student.py')), str(folder / 'student.pth'))
     tool.export(tool.wrapped(model), folder / 'student.onnx', (64, 64), fixed=True)
     images = folder / 'data/digit_scenes/img_dir/train'
     images.mkdir(parents=True)

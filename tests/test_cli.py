@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from io import StringIO
 
 import pytest
@@ -10,6 +12,22 @@ from mmengine.config import Config
 from rich.console import Console
 
 from mmkd_plugin.cli import UsageError, check_evaluations, stages
+
+WARNS = """
+import sys, warnings
+from mmkd_plugin.cli import plain_errors
+with plain_errors():
+    for number in range(3):
+        with warnings.catch_warnings():  # which makes Python forget what it showed
+            warnings.simplefilter('ignore')
+        for folder in ('mmseg', 'own'):
+            warnings.warn_explicit(f'of {folder}', UserWarning, f'/lib/{folder}/a.py', 1)
+"""
+
+
+def test_warnings_of_the_libraries_are_shown_once():
+    done = subprocess.run([sys.executable, '-c', WARNS], capture_output=True, text=True, check=True)
+    assert done.stderr.count('of mmseg') == 1 and done.stderr.count('of own') == 3
 
 
 def drawn(terminal: bool) -> str:

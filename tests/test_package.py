@@ -20,7 +20,7 @@ from mmengine.config import Config
 
 import mmkd_plugin
 from mmkd_plugin import losses
-from mmkd_plugin.__main__ import COMMANDS, help_text, main, tool
+from mmkd_plugin.__main__ import COMMANDS, as_typed, help_text, main, tool
 from mmkd_plugin.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,6 +97,25 @@ def test_help_is_a_table_and_needs_no_library():
     for width in (40, 80, 200):
         rows = help_text(width).partition('\n\n  ')[2].split('\n\n')[0].splitlines()
         assert len(rows) >= len(COMMANDS) and max(map(len, rows)) <= max(width, 51)
+
+
+@pytest.mark.parametrize('called', ['mmkd distill', 'distill.py'])
+def test_tools_are_named_as_they_are_called(called, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [called])
+    given = 'python tools/train.py A; tools/analysis_tools/get_flops.py; /own/tools/train.py'
+    typed = 'mmkd train A; mmkd flops; /own/tools/train.py'
+    assert as_typed(given) == (typed if called.startswith('mmkd ') else given)
+
+
+@pytest.mark.parametrize('name', sorted(set(COMMANDS) - {'demo'}))
+def test_help_is_for_the_command_that_was_typed(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['mmkd', name, '--help'])
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().out
+    assert ended.value.code == 0 and f'usage: mmkd {name}' in told and 'tools/' not in told
+    assert 'mmseg::... or mmdet' not in told
 
 
 @pytest.mark.parametrize(

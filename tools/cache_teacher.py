@@ -25,6 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 from mmengine.config import Config
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.cache.projections import KINDS
 from mmkd_plugin.cache.records import OF_SCORES
 from mmkd_plugin.cache.store import DTYPES, libraries
@@ -51,9 +52,11 @@ from mmkd_plugin.unlabelled.pipelines import complete
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=as_typed(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='a distilled config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument(
+        'config', help='a distilled config: a path, mmseg::..., mmdet::... or mmkd::...'
+    )
     parser.add_argument(
         '--out', help='the folder of the cache; default: the `path` of a CachedTeacher in CONFIG'
     )

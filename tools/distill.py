@@ -22,6 +22,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from rich.console import Console
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.choosing import check_method, choose, config_text, look_at_student, look_at_teacher
 from mmkd_plugin.cli import (
@@ -54,9 +55,9 @@ from mmkd_plugin.training import add_training_arguments, train
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=as_typed(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('student', help='a config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument('student', help='a config: a path, mmseg::..., mmdet::... or mmkd::...')
     parser.add_argument('teacher', help='a config, in the same forms')
     parser.add_argument('checkpoint', help="file or URL of the teacher's weights")
     parser.add_argument(

@@ -11,7 +11,9 @@ import argparse
 import inspect
 import json
 import math
+import re
 import sys
+import textwrap
 import warnings
 from contextlib import redirect_stdout
 from io import StringIO
@@ -22,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -36,6 +38,7 @@ from mmkd_plugin.cli import (
     use_scope,
     use_student,
 )
+from mmkd_plugin.exporting import add_test_pipeline
 from mmkd_plugin.foreign import errors_named
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
@@ -75,7 +78,9 @@ def main() -> None:
         need('onnx', 'onnxruntime')
         with stages(3 if args.fixed else 4) as begin, replacing(args.out) as (beside,):
             begin('building the student')
-            exported = wrapped(student_of(args.config, args.checkpoint))
+            cfg = read_config(args.config)
+            exported = wrapped(student_of(cfg, args.checkpoint))
+            exported.size_of_images = size_of_images(cfg, exported.divisor)
             size, other = sizes(tuple(args.size), exported.divisor)
             classes = classes_of_checkpoint(read_checkpoint(args.checkpoint))
             begin('writing the file')
@@ -107,9 +112,8 @@ def need(*packages: str) -> None:
             raise UsageError(f'{name} is missing: pip install {" ".join(packages)}') from error
 
 
-def student_of(config: str, checkpoint: str) -> nn.Module:
+def student_of(cfg: Config, checkpoint: str) -> nn.Module:
     """Build the student and load its weights, those that validation uses."""
-    cfg = read_config(config)
     use_student(cfg)
     use_scope(cfg)
     with errors_named('model', cfg.model):
@@ -125,9 +129,11 @@ class Exported(nn.Module):
     Attributes:
         divisor (int): Sides of images have to be a multiple of it.
         results (tuple[str, ...]): Names of the results.
+        size_of_images (str): The height and width to advise.
     """
 
     results: tuple[str, ...]
+    size_of_images = 'H W'
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -238,14 +244,38 @@ def export(model: Exported, file: Path, size: tuple[int, int], fixed: bool) -> N
                 model, (made_up(size),), str(file), opset_version=17, dynamic_axes=axes, **options
             )
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise UsageError(f'{first_line(error)}{"" if fixed else ADVICE}') from error
+        raise UsageError(f'{reason(error)}{"" if fixed else advice(model)}') from error
 
+
+#: The severity from which onnxruntime writes: fatal errors alone.
+SILENT = 4
 
 #: How much of the largest value the results may differ.
 LIMIT = 1e-3
 
-#: What to do about a model whose export needs to know the size.
-ADVICE = '. Its size may have to be known: add --size H W --fixed'
+
+def advice(model: Exported) -> str:
+    """What to do about a model whose export needs to know the size."""
+    return f'. Its size may have to be known: add --size {model.size_of_images} --fixed'
+
+
+def size_of_images(cfg: Config, divisor: int) -> str:
+    """The height and width to which the test pipeline brings images, as they are typed."""
+    add_test_pipeline(cfg)
+    for step in cfg.get('test_pipeline') or []:
+        scale = step.get('scale')
+        if isinstance(scale, (list, tuple)) and all(isinstance(side, int) for side in scale):
+            width, height = (-(-side // divisor) * divisor for side in scale)
+            return f'{height} {width}'
+    return 'H W'
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line of whole words."""
+    node = re.search(r"running (\w+) node\. Name:'([^']+)'", str(error))
+    if node:
+        return f'its {node[1]} at {node[2]} fails'
+    return textwrap.shorten(first_line(error), 180, placeholder='...').rstrip('.')
 
 
 def describe(file: Path, divisor: int, classes: Any) -> None:
@@ -263,12 +293,13 @@ def gap(model: Exported, file: Path, size: tuple[int, int]) -> float:
     import onnxruntime
 
     images = made_up(size)
+    onnxruntime.set_default_logger_severity(SILENT)  # it writes each error, which is raised too
     try:
         session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
         found = session.run(None, {'images': images.numpy()})
     except Exception as error:  # onnxruntime has a class of its own for each kind
         raise UsageError(
-            f'the file does not run on {size[0]}x{size[1]}: {first_line(error)}{ADVICE}'
+            f'the file does not run on {size[0]}x{size[1]}: {reason(error)}{advice(model)}'
         ) from error
     with torch.no_grad():
         expected = [one.numpy() for one in model(images)]
@@ -278,7 +309,7 @@ def gap(model: Exported, file: Path, size: tuple[int, int]) -> float:
         if abs(len(found[0]) - len(expected[0])) <= max(1, count // 100):
             found, expected = ([x[:count] for x in one] for one in (found, expected))
     if [one.shape for one in found] != [one.shape for one in expected]:
-        raise UsageError(f'the results for {size[0]}x{size[1]} have another shape{ADVICE}')
+        raise UsageError(f'the results for {size[0]}x{size[1]} have another shape{advice(model)}')
     gaps = (
         float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-6))
         for one, other in zip(found, expected, strict=True)
@@ -288,7 +319,7 @@ def gap(model: Exported, file: Path, size: tuple[int, int]) -> float:
     if value > LIMIT:
         raise UsageError(
             f'the results for {size[0]}x{size[1]} differ from those of PyTorch by {value:.0e} of '
-            f'the largest value{ADVICE}'
+            f'the largest value{advice(model)}'
         )
     return value
 

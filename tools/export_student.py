@@ -8,7 +8,6 @@ the same name with the suffix `.py`.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 from collections import OrderedDict
@@ -20,25 +19,24 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmkd_plugin.checkpoint import load_state, meta_of, read_checkpoint, state_dict_of
 from mmkd_plugin.cli import (
     UsageError,
     check_file,
-    is_own,
     plain_errors,
     read_config,
     stages,
     use_scope,
     use_student,
 )
-from mmkd_plugin.foreign import errors_named
+from mmkd_plugin.exporting import add_test_pipeline, build_and_leave_out_imports
+from mmkd_plugin.libraries import import_reason
 from mmkd_plugin.models.batch_augments import use_stock_preprocessor
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.stack import safe_loading
-from mmkd_plugin.words import first_line
+from mmkd_plugin.words import first_line, some
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -68,22 +66,25 @@ def main() -> None:
     with safe_loading(), plain_errors():
         args = parse_args()
         check_free(args.out)
-        cfg = read_config(args.config)
+        cfg = read_config(args.config, imports=False)
         use_student(cfg)
-        text = config_text(cfg)
-        check_same(args.out.with_suffix('.py'), text)
+        strip(cfg)
         with stages(3) as begin:
+            begin('building the student')
+            model, needed = build(cfg)
+            text = cfg.pretty_text
+            check_same(args.out.with_suffix('.py'), text)
             begin('reading the checkpoint')
             checkpoint = read_checkpoint(args.checkpoint)
             weights = live_weights(checkpoint, args.checkpoint) if args.live else checkpoint
-            begin('building the student')
-            model = build(cfg)
             state = state_dict_of(weights, args.checkpoint)
             load_state(model, state, args.checkpoint, name='student', lenient=None)
             begin('writing both files')
             tensors = half(model.state_dict()) if args.half else model.state_dict()
             write(args.out, tensors, describe(checkpoint, text), text)
     print(f'{args.out}: {len(tensors)} tensors; its config: {args.out.with_suffix(".py")}')
+    if needed:
+        print(f'This config needs modules of your own wherever it is used: {some(needed)}.')
 
 
 def check_free(out: Path) -> None:
@@ -115,10 +116,13 @@ def live_weights(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     return dict(state_dict=live)
 
 
-def build(cfg: Config) -> nn.Module:
+def build(cfg: Config) -> tuple[nn.Module, list[str]]:
+    """Build the student, and say which modules of the user that needs."""
     use_scope(cfg)
-    with errors_named('model', cfg.model):
-        return MODELS.build(cfg.model)
+    try:
+        return build_and_leave_out_imports(cfg)
+    except ImportError as error:
+        raise UsageError(f'custom_imports: {import_reason(error)}') from error
 
 
 def strip(cfg: Config) -> None:
@@ -126,18 +130,9 @@ def strip(cfg: Config) -> None:
     cfg.load_from, cfg.resume = None, False
     for key in ('work_dir', 'launcher'):
         cfg.pop(key, None)
-    if isinstance(imports := cfg.get('custom_imports', {}).get('imports'), list):
-        cfg.custom_imports.imports = [i for i in imports if not i.startswith('mmkd_plugin')]
-    if hooks := cfg.get('custom_hooks'):
-        cfg.custom_hooks = [hook for hook in hooks if not is_own(hook)]
+    cfg.pop('custom_hooks', None)  # which are called in training and testing alone
+    add_test_pipeline(cfg)
     use_stock_preprocessor(list(cfg.values()))
-
-
-def config_text(cfg: Config) -> str:
-    """Give the student's config as it is written."""
-    cfg = copy.deepcopy(cfg)
-    strip(cfg)
-    return cfg.pretty_text
 
 
 def describe(checkpoint: dict[str, Any], text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 from mmengine.runner import set_random_seed
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.cli import (
     UsageError,
     add_cfg_options,
@@ -38,13 +39,15 @@ from mmkd_plugin.training_data import dataset_errors_named
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=as_typed(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='a distilled config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument(
+        'config', help='a distilled config: a path, mmseg::..., mmdet::... or mmkd::...'
+    )
     parser.add_argument(
         '--work-dir',
         help='the work dir of the training, in which it looks for files without a `checkpoint`; '
-        'default: as tools/train.py has it',
+        + as_typed('default: as tools/train.py has it'),
     )
     parser.add_argument(
         '--images', type=int, metavar='N', help='measure on N training images, chosen at random'

@@ -41,6 +41,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # from a clone that i
 
 import numpy as np
 
+from mmkd_plugin.__main__ import as_typed
 from mmkd_plugin.digit_scenes import IGNORE, SPLITS, Instance, Sources, compose_scene, settings
 from mmkd_plugin.saving import whole_folder
 
@@ -365,9 +366,11 @@ def verify_files(out: Path, files: dict[str, str]) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=as_typed(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--out', type=Path, default=Path('data/digit_scenes'), help='folder')
+    parser.add_argument(
+        '--out', type=Path, default=Path('data/digit_scenes'), help='folder (data/digit_scenes)'
+    )
     parser.add_argument('--train', type=int, default=600, help='training scenes (600)')
     parser.add_argument('--val', type=int, default=100, help='validation scenes (100)')
     parser.add_argument('--size', type=int, default=128, help='side of the scenes in pixels (128)')

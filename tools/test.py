@@ -44,7 +44,7 @@ from mmkd_plugin.words import as_written, type_name
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='a config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument('config', help='a config: a path, mmseg::..., mmdet::... or mmkd::...')
     parser.add_argument('checkpoint', help='the weights to test: a file or a URL')
     parser.add_argument(
         '--out',

@@ -16,7 +16,9 @@ from mmkd_plugin.training import add_training_arguments, replay, train
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', nargs='?', help='a config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument(
+        'config', nargs='?', help='a config: a path, mmseg::..., mmdet::... or mmkd::...'
+    )
     parser.add_argument(
         '--paraphraser',
         action='store_true',

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.cache.records import (
     DIGEST,
     LARGEST,
@@ -223,10 +224,8 @@ def _environment(path: str, real: str, here: str) -> Any:
         environment.close()
     if not Path(path, 'data.mdb').is_file():
         place, text = f'{here}: ' if here else '', path_text(path)
-        raise CacheError(
-            f'{place}no teacher cache at {text}; write it with tools/cache_teacher.py CONFIG --out '
-            f'{text}'
-        )
+        hint = f'; write it with tools/cache_teacher.py CONFIG --out {text}'
+        raise CacheError(f'{place}no teacher cache at {text}{beside_a_config(path) or hint}')
     try:
         # no locks: a finished cache has no writer, and its folder may be read-only
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False)

@@ -93,7 +93,7 @@ class Whole:
             if settings.mirrored is None
             else settings.mirrored,
         )
-        self.reasons = []
+        self.reasons, self.warnings = [], []
         if lost:
             told = 'the maps are those of whole images, which do not show what '
             told += f'{", ".join(lost)} {"does" if len(lost) == 1 else "do"} to them'
@@ -103,7 +103,7 @@ class Whole:
                     'scale: students learn less from them, see docs/cached_teacher.md, "Trained '
                     'with both"'
                 )
-            self.reasons = [f'{told}; --views 8 with another --out stores maps that do']
+            self.warnings = [f'{told}; --views 8 with another --out stores maps that do']
         elif settings.views is not None:
             self.reasons = [
                 'whole images and no views: the train pipeline shows each image whole at one '
@@ -174,7 +174,7 @@ class Drawn:
         self.views, self.workers = settings.views, settings.workers
         self.batch_size = cfg.train_dataloader.get('batch_size') or 1
         self.meta = dict(drawn=dict(drawn, images=digest_of(names)), views=settings.views)
-        self.reasons = []
+        self.reasons, self.warnings = [], []
 
     def _check_draws(self, config: dict, part: DrawnViews) -> None:
         """Refuses pipelines that draw another image from the same seed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from rich.console import Console
 
@@ -115,6 +117,8 @@ class Writing:
             )
             for line in self.source.reasons:
                 print(line)
+            for line in self.source.warnings:
+                print_log(line, logger='current', level=logging.WARNING)
             if not left:
                 writer.finish()
                 return

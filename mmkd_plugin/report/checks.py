@@ -64,7 +64,7 @@ def finite(run: Run, standing: Standing | None) -> Iterator[Finding]:
 
 
 def ended(run: Run, standing: Standing | None) -> Iterator[Finding]:
-    if run.planned is not None and run.iterations < run.planned:
+    if not run.ended and run.planned is not None and run.iterations < run.planned:
         yield Finding(
             False,
             f'The run has {run.iterations} of {run.planned} iterations.',

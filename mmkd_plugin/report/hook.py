@@ -89,6 +89,7 @@ class ReportHook(Hook):
             versions=_versions(),
             max_iters=runner.max_iters,
             plan=getattr(model, 'plan', None),
+            validations=[],
         )
         self._write(runner)
 
@@ -124,6 +125,17 @@ class ReportHook(Hook):
         for name, seconds in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + seconds
 
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Notes when the run validates, which mmengine logs by epochs alone.
+
+        Args:
+            runner (Runner): The runner.
+            metrics (dict, optional): The scores; not used. Defaults to None.
+        """
+        if self.facts:
+            self.facts['validations'].append(runner.iter)
+            self._write(runner)
+
     def after_train(self, runner: Runner) -> None:
         """Draws the pictures and writes the page.
 
@@ -134,7 +146,9 @@ class ReportHook(Hook):
         """
         if not is_main_process():
             return
-        self.facts |= dict(parts=self._sums, peak_bytes=_peak(), pictures=[])
+        self.facts |= dict(
+            iterations=runner.iter, parts=self._sums, peak_bytes=_peak(), pictures=[]
+        )
         try:
             with stages(3) as begin:
                 self._look(runner, begin)

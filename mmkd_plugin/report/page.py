@@ -256,12 +256,27 @@ def _cost(run: Run) -> dict[str, str]:
     return cost
 
 
+def _from_the_start(command: Sequence[str]) -> list[str]:
+    """A command without the options with which it goes on with an earlier run.
+
+    Examples:
+        >>> _from_the_start(['train.py', 'a.py', '--resume', 'iter_4.pth', '--amp', '--resume'])
+        ['train.py', 'a.py', '--amp']
+    """
+    kept, value_follows = [], False
+    for word in command:
+        is_value, value_follows = value_follows and not word.startswith('-'), word == '--resume'
+        if not (is_value or word in ('--resume', '--allow-changes') or '--resume=' in word):
+            kept.append(word)
+    return kept
+
+
 def _again(run: Run) -> dict[str, str]:
     """How the run is done again."""
     facts = {}
     command = run.facts.get('command')
     if command:
-        facts['command'] = shlex.join(command)
+        facts['command'] = shlex.join(_from_the_start(command))
     for name in ('seed', 'device', 'versions'):
         if run.facts.get(name) is not None:
             facts[name] = str(run.facts[name])

@@ -11,7 +11,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmkd_plugin.checkpoint import CheckpointError, meta_of, read_checkpoint
 from mmkd_plugin.cli import UsageError, is_distilled
+from mmkd_plugin.running.checkpointing import LAST
 from mmkd_plugin.words import some
 
 #: Keys of a validation that are no scores.
@@ -52,6 +54,8 @@ class Run:
         facts (dict[str, Any]): Of the last session: command, plan, versions, seconds of parts.
         warnings (list[str]): Of this package, each once.
         folders (list[Path]): Of the sessions, in their order.
+        done (int): Iterations that the run itself says it has done, 0 if it does not.
+        ended (bool): Whether the last session came to its own end. Nothing ended it before.
     """
 
     folder: Path
@@ -61,6 +65,8 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    done: int = 0
+    ended: bool = False
 
     @property
     def name(self) -> str:
@@ -77,14 +83,14 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """How many iterations are logged."""
+        """How many iterations are done, also those after the last that is logged."""
         ends = [int(row['iter']) for row in self.rows[-1:]]
-        return max([*ends, *(one.iteration for one in self.validations), 0])
+        return max([*ends, *(one.iteration for one in self.validations), self.done])
 
     @property
     def planned(self) -> int | None:
         """How many iterations the run has in the end, if that is known."""
-        found = self.cfg.get('train_cfg', {}).get('max_iters') or self.facts.get('max_iters')
+        found = _train_cfg(self.cfg).get('max_iters') or self.facts.get('max_iters')
         return int(found) if found else None
 
     @property
@@ -124,7 +130,7 @@ def read_run(folder: str | Path) -> Run:
 
     Args:
         folder (str | Path): A folder that a training wrote, with a ``vis_data/scalars.json`` in
-            the folder of each session.
+            the folder of each session, or what our hook wrote of it.
 
     Raises:
         UsageError: If there is no such folder, or nothing is logged in it.
@@ -132,7 +138,10 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f'there is no folder {folder}; expected a work dir of tools/train.py')
-    sessions = sorted(file.parent.parent for file in folder.glob('*/vis_data/scalars.json'))
+    sessions = sorted(
+        {file.parent.parent for file in folder.glob('*/vis_data/scalars.json')}
+        | {file.parent for file in folder.glob(f'*/{FACTS}')}
+    )
     if not sessions:
         inside = [one.parents[2].name for one in folder.glob('*/*/vis_data/scalars.json')]
         hint = f'; it holds the work dirs {some(sorted(set(inside)))}' if inside else ''
@@ -140,50 +149,111 @@ def read_run(folder: str | Path) -> Run:
             f'{folder} is not the work dir of a run: {folder}/<time>/vis_data/scalars.json is not '
             f'there{hint}'
         )
+    cfg = _config_of(sessions)
+    facts = [_facts_of(session) for session in sessions]
     rows: dict[int, dict[str, float]] = {}
     validations: dict[int, Validation] = {}
-    for session in sessions:
-        trained, scored = _read_scalars(session / 'vis_data/scalars.json')
-        start = min((*trained, *(v.iteration for v in scored)), default=0)
+    for session, known in zip(sessions, facts):
+        lines = list(_lines(session / 'vis_data/scalars.json'))
+        trained, scored = _read_scalars(lines, known.get('validations') or [], _train_cfg(cfg))
+        if not trained and not scored:
+            continue
+        start = min((*trained, *(v.iteration for v in scored)))
         # What an earlier session did after the checkpoint from which this one went on is lost.
         rows = {i: row for i, row in rows.items() if i < start} | trained
         validations = {i: v for i, v in validations.items() if i < start}
         validations |= {v.iteration: v for v in scored}
-    if not rows and not validations:
+    if not rows and not validations and 'iterations' not in facts[-1]:
         raise UsageError(f'{folder}: nothing is logged there yet')
-    return Run(
+    run = Run(
         folder,
-        _config_of(sessions),
+        cfg,
         [rows[i] for i in sorted(rows)],
         [validations[i] for i in sorted(validations)],
-        _facts_of(sessions),
+        next(filter(None, reversed(facts)), {}),
         list(dict.fromkeys(_warnings_of(sessions))),
         sessions,
     )
+    run.done, run.ended = int(facts[-1].get('iterations') or 0), 'iterations' in facts[-1]
+    if not run.ended and run.planned is not None and run.iterations < run.planned:
+        run.done = _saved(folder, sessions[-1])
+    return run
 
 
-def _read_scalars(file: Path) -> tuple[dict[int, dict[str, float]], list[Validation]]:
+def _train_cfg(cfg: Config) -> Mapping[str, Any]:
+    return cfg.get('train_cfg') or {}
+
+
+def _read_scalars(
+    lines: Sequence[Mapping[str, Any]], known: Sequence[int], train_cfg: Mapping[str, Any]
+) -> tuple[dict[int, dict[str, float]], list[Validation]]:
     """Reads the rows of training by iteration, and the validations.
 
-    mmengine logs a validation with the epoch as its step, if epochs are counted.
+    mmengine logs a validation with the epoch as its step unless a config says otherwise. A run by
+    iterations has the epoch 0 all the time: only the order of the lines tells when it was.
+
+    Args:
+        lines (Sequence[Mapping[str, Any]]): What a session logged.
+        known (Sequence[int]): After which iterations it validated, as it noted itself.
+        train_cfg (Mapping[str, Any]): How the run trains.
     """
     rows: dict[int, dict[str, float]] = {}
-    scored: list[Validation] = []
+    found: list[tuple[int, int, dict[str, float]]] = []  # the step, the last row before, scores
     ends: dict[int, int] = {}  # the last iteration of each epoch
-    for values in _lines(file):
+    last = 0
+    for values in lines:
         if 'loss' in values and 'iter' in values:
-            rows[int(values['iter'])] = values
+            last = int(values['iter'])
+            rows[last] = values
             if 'epoch' in values:
-                ends[int(values['epoch'])] = int(values['iter'])
+                ends[int(values['epoch'])] = last
         elif 'step' in values:
             scores = {k: v for k, v in values.items() if k not in NO_SCORES and _is_number(v)}
-            step = int(values['step'])
             if scores:
-                scored.append(Validation(ends.get(step, step) if ends else step, scores))
+                found.append((int(values['step']), last, scores))
+    if len(found) not in (len(known), len(known) + 1):  # a killed run may lack the note of the last
+        known = ()
+    scored: list[Validation] = []
+    for number, (step, last, scores) in enumerate(found):
+        before = scored[-1].iteration if scored else 0
+        if number < len(known):
+            iteration = int(known[number])
+        elif 'max_iters' not in train_cfg and step in ends:
+            iteration = ends[step]
+        else:
+            iteration = step or _next_validation(max(last, before + 1), train_cfg)
+        scored.append(Validation(iteration, scores))
     return rows, scored
 
 
+def _next_validation(iteration: int, train_cfg: Mapping[str, Any]) -> int:
+    """The first iteration, from this one on, after which a run by iterations validates.
+
+    Examples:
+        >>> _next_validation(10, dict(max_iters=12, val_interval=4))
+        12
+    """
+    interval = int(train_cfg.get('val_interval') or 0)
+    if 'max_iters' not in train_cfg or 'dynamic_intervals' in train_cfg or interval < 1:
+        return iteration
+    return min(-(-iteration // interval) * interval, int(train_cfg['max_iters']))
+
+
+def _saved(folder: Path, session: Path) -> int:
+    """How many iterations the last checkpoint has that a session wrote; 0 if there is none."""
+    last = folder / LAST
+    try:
+        name = Path(last.read_text(encoding='utf-8').strip()).name
+        meta = meta_of(read_checkpoint(folder / name))
+        ours = str(meta.get('experiment_name', '')).endswith(session.name)
+        return int(meta['iter']) if ours else 0
+    except (CheckpointError, KeyError, OSError, TypeError, ValueError):
+        return 0
+
+
 def _lines(file: Path) -> Iterator[Mapping[str, Any]]:
+    if not file.is_file():  # a run that was shorter than the interval of its log
+        return
     for line in file.read_text(encoding='utf-8').splitlines():
         try:
             values = json.loads(line)
@@ -208,15 +278,12 @@ def _config_of(sessions: Sequence[Path]) -> Config:
     )
 
 
-def _facts_of(sessions: Sequence[Path]) -> dict[str, Any]:
-    for session in reversed(sessions):
-        file = session / FACTS
-        if file.is_file():
-            try:
-                return json.loads(file.read_text(encoding='utf-8'))
-            except json.JSONDecodeError:
-                continue
-    return {}
+def _facts_of(session: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((session / FACTS).read_text(encoding='utf-8'))
+    except (OSError, ValueError):  # not there, or cut
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _warnings_of(sessions: Sequence[Path]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.foreign import explained
 from mmkd_plugin.words import from_worker
@@ -48,7 +49,8 @@ def dataset_errors_named(key: str, config: dict) -> Iterator[None]:
             raise ValueError(explained(error, where, config)) from error
         here = f'{place} ({type(dataset).__name__})'
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise DataError(f'{here}: there is no {error.filename or error}') from error
+            missing = str(error.filename or error)
+            raise DataError(f'{here}: there is no {missing}{beside_a_config(missing)}') from error
         if getattr(dataset, 'data_list', None) == [] and type(error) is ValueError:
             raise DataError(without_images(dataset, key)) from error
         file = getattr(dataset, 'ann_file', '')

@@ -39,6 +39,12 @@ def test_a_good_run(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_that_stopped_by_itself_has_ended(tmp_path: Path) -> None:
+    """An EarlyStoppingHook stops before the last iteration."""
+    facts = dict(iterations=50)
+    assert all('iterations' not in one.text for one in found(tmp_path, GOOD[:5], facts=facts))
+
+
 @pytest.mark.parametrize(
     ('case', 'text', 'advice'),
     [

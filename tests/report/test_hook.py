@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmkd_plugin.report import FILE, ReportHook
+from mmkd_plugin.report import FILE, ReportHook, read_run
 from mmkd_plugin.report import hook as reporting
 from mmkd_plugin.training import report_on
 from tests import stock_models
@@ -50,6 +50,25 @@ def test_a_run_ends_with_a_report(
     (agreement,) = facts['agreement']
     assert agreement['images'] == 6 and 0 <= agreement['shares']['pixel'] <= 100
     assert facts['peak_bytes'] > 2**20 and 'torch' in facts['versions'] and facts['seed'] == 0
+
+
+@pytest.mark.parametrize(('length', 'logged'), [(3, [2]), (1, [])])
+def test_a_run_whose_length_is_no_multiple_of_the_interval_has_ended(
+    data: Path, tmp_path: Path, length: int, logged: list[int]
+) -> None:
+    """As mmengine logs by default: each second iteration here, and validations by epochs."""
+    cfg = settings(data, tmp_path)
+    cfg.train_cfg.update(max_iters=length, val_interval=1)
+    cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=2))
+    runner = train(cfg, ReportHook(images=0))
+    run = read_run(tmp_path)
+    assert run.logged('loss')[0] == logged and run.iterations == length
+    assert run.curve('mIoU')[0] == list(range(1, length + 1))
+    page = (tmp_path / FILE).read_text(encoding='utf-8')
+    assert '--resume' not in page and f'{length} of {length}' in page
+    facts = Path(runner.log_dir, 'run.json')
+    facts.unlink()  # as stock tools leave it
+    assert read_run(tmp_path).iterations == length
 
 
 def test_what_cannot_be_shown_is_said_and_the_run_ends_well(

@@ -14,7 +14,7 @@ from tests.report.runs import distilled, row, scored, session
 from tests.report.test_checks import GOOD, SCORES
 
 FACTS = dict(
-    command=['python', 'tools/train.py', 'a b.py'],
+    command=['python', 'tools/train.py', '--resume', 'iter_4.pth', 'a b.py', '--resume'],
     plan='┏━━━┓\n┃<cwd>┃' + 'long ' * 60,
     seed=3,
     parts=dict(teachers=1.0, student=3.0),
@@ -39,7 +39,7 @@ def test_what_it_says(page: Path) -> None:
     text = page.read_text(encoding='utf-8')
     for wanted in (
         '&lt;run&gt;', '<td>50.60</td>', '<td>44.00</td>', '<td>60.00</td>', '<td>+6.60</td>',
-        '<td>41%</td>', '┃&lt;cwd&gt;┃', 'python tools/train.py &#x27;a b.py&#x27;',
+        '<td>41%</td>', '┃&lt;cwd&gt;┃', 'python tools/train.py &#x27;a b.py&#x27;</dd>',
         'large</dt><dd>61.2 % of the teacher&#x27;s boxes are the student&#x27;s too (validation',
         'self</dt><dd>not measured: it has no model that predicts<',
         'teachers 25%, student 75%', '3 MiB at most', 'seed</dt><dd>3', 'teacher.pth',

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.report import read_run
@@ -36,6 +37,55 @@ def test_epochs_become_iterations(tmp_path: Path) -> None:
     rows = [row(5, epoch=1), row(10, epoch=1), scored(1, 20.0), row(15, epoch=2), row(20, epoch=2)]
     run = read_run(session(tmp_path, [*rows, scored(2, 25.0)]))
     assert run.curve('mIoU') == ([10, 20], [20.0, 25.0])
+
+
+def test_validations_of_a_run_by_iterations_that_are_logged_by_epochs(tmp_path: Path) -> None:
+    """mmengine's default: the step of each validation is 0, the epoch of such a run."""
+    rows = [row(5, epoch=1), scored(0, 20.0), row(10, epoch=1), scored(0, 25.0), scored(0, 22.0)]
+    by_interval = dict(train_cfg=dict(max_iters=14, val_interval=6))
+    run = read_run(session(tmp_path / 'a', rows, **by_interval))
+    assert run.curve('mIoU') == ([6, 12, 14], [20.0, 25.0, 22.0]) and run.iterations == 14
+    noted = dict(by_interval, facts=dict(validations=[7, 11, 13]))
+    assert read_run(session(tmp_path / 'b', rows, **noted)).curve('mIoU')[0] == [7, 11, 13]
+    killed = dict(by_interval, facts=dict(validations=[7, 11]))
+    assert read_run(session(tmp_path / 'c', rows, **killed)).curve('mIoU')[0] == [7, 11, 12]
+    others = dict(by_interval, facts=dict(validations=[7]))  # another hook logs more
+    assert read_run(session(tmp_path / 'd', rows, **others)).curve('mIoU')[0] == [6, 12, 14]
+    run = read_run(session(tmp_path / 'e', rows))
+    assert run.curve('mIoU')[0] == [5, 10, 11]
+
+
+def test_iterations_after_the_last_that_is_logged(tmp_path: Path) -> None:
+    """12 iterations with a log every 5."""
+    rows, long = [row(5), row(10)], dict(train_cfg=dict(max_iters=12))
+    run = read_run(session(tmp_path / 'killed', rows, facts=dict(seed=1), **long))
+    assert (run.iterations, run.planned, run.ended) == (10, 12, False)
+    run = read_run(session(tmp_path / 'ended', rows, facts=dict(iterations=12), **long))
+    assert (run.iterations, run.ended) == (12, True)
+
+
+@pytest.mark.parametrize(('written_by', 'iterations'), [('20260101_000000', 12), ('2025', 10)])
+def test_the_last_checkpoint_tells_how_far_a_run_came(
+    tmp_path: Path, written_by: str, iterations: int
+) -> None:
+    """Without our hook; a checkpoint of an earlier run in the same folder tells nothing."""
+    session(tmp_path, [row(5), row(10)], train_cfg=dict(max_iters=12))
+    meta = dict(iter=12, experiment_name=f'own_{written_by}')
+    torch.save(dict(meta=meta, state_dict=dict(weight=torch.zeros(1))), tmp_path / 'iter_12.pth')
+    (tmp_path / 'last_checkpoint').write_text('/moved/since/iter_12.pth')
+    assert read_run(tmp_path).iterations == iterations
+
+
+def test_a_run_of_which_nothing_is_logged(tmp_path: Path) -> None:
+    session(tmp_path, [], facts=dict(iterations=4), train_cfg=dict(max_iters=4))
+    (tmp_path / '20260101_000000/vis_data/scalars.json').unlink()
+    assert read_run(tmp_path).iterations == 4
+
+
+def test_a_session_that_logged_nothing_takes_nothing_away(tmp_path: Path) -> None:
+    session(tmp_path, [row(10), row(20)])
+    session(tmp_path, [], name='20260102_000000')
+    assert read_run(tmp_path).iterations == 20
 
 
 def test_the_best_checkpoint_says_which_score_counts(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmkd_plugin.cli import read_config
 from tests.runs import needs_ops, save_weights
 from tests.stock_models import faster_rcnn, gfl, pspnet
 from tests.tools.tool_runs import load_tool
@@ -59,7 +60,7 @@ def test_a_detector(call_tool, tmp_path) -> None:
     call_tool('export_onnx', config, weights, out, '--size', 64, 96)
     with torch.no_grad():
         tool = load_tool('export_onnx')
-        model = tool.student_of(str(config), weights)
+        model = tool.student_of(read_config(str(config)), weights)
         inputs = tool.made_up((128, 64))
         boxes, scores, labels = run(out, inputs.numpy())
         expected = tool.wrapped(model)(inputs)
@@ -86,7 +87,11 @@ def test_a_model_that_has_to_know_the_size(call_tool, fails, tmp_path) -> None:
     config, weights = plain(tmp_path, pspnet())
     out = tmp_path / 'student.onnx'
     size = ('--size', 64, 64)
-    assert 'add --size H W --fixed' in fails('export_onnx', config, weights, out, *size)
+    refused = fails('export_onnx', config, weights, out, *size)
+    assert refused.endswith('. Its size may have to be known: add --size H W --fixed')
+    with Path(config).open('a') as file:
+        file.write("test_pipeline = [dict(type='Resize', scale=(128, 96), keep_ratio=True)]\n")
+    assert 'add --size 96 128 --fixed' in fails('export_onnx', config, weights, out, *size)
     assert not out.exists()
     assert 'one size' in call_tool('export_onnx', config, weights, out, *size, '--fixed')
     assert run(out, np.zeros((1, 3, 64, 64), np.float32))[0].shape == (1, 5, 64, 64)

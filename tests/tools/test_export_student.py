@@ -286,3 +286,127 @@ def test_an_export_to_a_full_disk(suffix, fails, trained, segmentation, tmp_path
         message = fails('export_student', *arguments)
     assert message.count(str(out)) == 1 and 'File too large; nothing is left of it' in message
     assert not list(tmp_path.iterdir())
+
+
+OWN_HEAD = """
+from mmseg.models import FCNHead
+from mmseg.registry import MODELS
+
+
+@MODELS.register_module()
+class OwnHead(FCNHead):
+    pass
+"""
+OWN_DATA = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+
+
+@DATASETS.register_module()
+class OwnData(BaseSegDataset):
+    pass
+
+
+@HOOKS.register_module()
+class OwnHook(Hook):
+    pass
+"""
+OWN_LOSS = """
+from mmkd_plugin import ChannelWiseLoss
+from mmkd_plugin.registry import MODELS
+
+
+@MODELS.register_module()
+class OwnLoss(ChannelWiseLoss):
+    pass
+"""
+OWN = """
+_base_ = [{student!r}]
+custom_imports = dict(imports=['own_parts.losses', 'own_parts.data', 'own_parts.heads'])
+"""
+IN_ANOTHER_FOLDER = """
+import sys
+sys.modules['mmkd_plugin'] = None
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+config, weights, image = sys.argv[1:]
+model = init_model(config, weights, device='cpu')
+print('found', inference_model(model, image).pred_sem_seg.data.sum().item())
+print('and', MMSegInferencer(config, weights, device='cpu')(image)['predictions'].sum())
+"""
+
+
+@pytest.fixture
+def own(segmentation: Path, tmp_path: Path) -> Path:
+    """A folder with modules of the user, and a config that imports all of them."""
+    (tmp_path / 'own_parts').mkdir()
+    for name, text in (('heads', OWN_HEAD), ('data', OWN_DATA), ('losses', OWN_LOSS)):
+        (tmp_path / f'own_parts/{name}.py').write_text(text)
+    (tmp_path / 'own.py').write_text(OWN.format(student=str(segmentation / 'student.py')))
+    return tmp_path
+
+
+def used_elsewhere(folder: Path, image: Path, path: str = '') -> subprocess.CompletedProcess:
+    (folder / 'elsewhere').mkdir()
+    command = [
+        sys.executable,
+        '-c',
+        IN_ANOTHER_FOLDER,
+        folder / 'out.py',
+        folder / 'out.pth',
+        image,
+    ]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=folder / 'elsewhere',
+        env={**os.environ, 'PYTHONPATH': path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_imports_of_the_training_stay_behind(own, trained, data):
+    """Also a hook; and the pipeline of the test data is where `inference_model` looks for it."""
+    text = (own / 'own.py').read_text()
+    text += "custom_hooks = [dict(type='OwnHook'), dict(type='EMAHook')]\n"
+    (own / 'own.py').write_text(f'{text}test_pipeline = None\n')
+    said = run_tool('export_student', 'own.py', trained / 'iter_4.pth', 'out.pth', cwd=own)
+    assert 'modules of your own' not in said
+    written = Config.fromfile(own / 'out.py')
+    assert 'custom_imports' not in written and 'custom_hooks' not in written
+    assert written.test_pipeline[0].type == 'LoadImageFromFile'
+    done = used_elsewhere(own, data / 'images/0.png')
+    assert done.returncode == 0 and 'and' in done.stdout, done.stderr[-2000:]
+    assert 'own_parts' not in done.stderr
+
+
+def test_imports_that_the_student_needs_stay(own, trained, data):
+    text = (own / 'own.py').read_text() + "model = dict(decode_head=dict(type='OwnHead'))\n"
+    (own / 'own.py').write_text(text)
+    said = run_tool('export_student', 'own.py', trained / 'iter_4.pth', 'out.pth', cwd=own)
+    assert 'This config needs modules of your own wherever it is used: own_parts.heads.' in said
+    written = Config.fromfile(own / 'out.py', import_custom_modules=False)
+    assert written.custom_imports == dict(imports=['own_parts.heads'], allow_failed_imports=False)
+    done = used_elsewhere(own, data / 'images/0.png', str(own))
+    assert done.returncode == 0 and 'and' in done.stdout, done.stderr[-2000:]
+
+
+def test_imports_that_the_data_needs_may_fail(own, trained, data):
+    text = (own / 'own.py').read_text() + "test_dataloader = dict(dataset=dict(type='OwnData'))\n"
+    (own / 'own.py').write_text(text)
+    said = run_tool('export_student', 'own.py', trained / 'iter_4.pth', 'out.pth', cwd=own)
+    assert 'modules of your own' not in said
+    written = Config.fromfile(own / 'out.py', import_custom_modules=False)
+    assert written.custom_imports == dict(imports=['own_parts.data'], allow_failed_imports=True)
+    done = used_elsewhere(own, data / 'images/0.png')
+    assert done.returncode == 0 and 'and' in done.stdout, done.stderr[-2000:]
+
+
+def test_an_import_that_changes_a_class_is_needed(own, trained):
+    """It registers nothing, and the student can be built without it."""
+    (own / 'own_parts/losses.py').write_text(
+        'from mmseg.models import FCNHead\n\nFCNHead.cls_seg = FCNHead._transform_inputs\n'
+    )
+    said = run_tool('export_student', 'own.py', trained / 'iter_4.pth', 'out.pth', cwd=own)
+    assert 'wherever it is used: own_parts.losses.' in said

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='a config: a path, or mmseg::... or mmdet::...')
+    parser.add_argument('config', help='a config: a path, mmseg::..., mmdet::... or mmkd::...')
     parser.add_argument(
         '--shape',
         nargs='+',
