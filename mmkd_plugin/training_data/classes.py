@@ -89,7 +89,7 @@ def check_count(dataset: Dataset, expected: Expected) -> None:
         DataError: If a detector has more.
     """
     names = _names_of(dataset)
-    if not names or expected.classes is None or expected.classes <= len(names):
+    if not names or expected.classes is None or expected.classes - expected.stuff <= len(names):
         return
     if expected.pixels and (expected.classes, len(names)) == (2, 1):
         return  # one score, whose other class has no name

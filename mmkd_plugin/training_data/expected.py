@@ -30,6 +30,8 @@ class Expected:
         label_map (bool): Whether each image needs a label map. Defaults to False.
         pixels (bool): Whether the labels are those of pixels. Defaults to False: of boxes, and a
             label map beside them has classes of its own.
+        stuff (int): How many of the classes have no boxes; a data set may name them elsewhere.
+            Defaults to 0.
     """
 
     classes: int | None = None
@@ -37,6 +39,7 @@ class Expected:
     head: str = ''
     label_map: bool = False
     pixels: bool = False
+    stuff: int = 0
 
     @classmethod
     def by(cls, model: nn.Module) -> Expected:
@@ -54,7 +57,7 @@ class Expected:
             if not isinstance(classes, int):
                 continue
             if library == 'mmdet':
-                return cls(classes, None, path)
+                return cls(classes, None, path, stuff=getattr(head, 'num_stuff_classes', None) or 0)
             if getattr(head, 'out_channels', None) == 1:  # one score, for the second of two classes
                 classes = max(classes, 2)
             labelled = learns and hasattr(head, 'loss_decode')
