@@ -267,6 +267,7 @@ def test_validation_data_in_another_order(folder):
          'other 16. Write num_classes=3, or name them in metainfo.classes, unless'),
         ('mmdet', TWO, None),
         ('mmdet', Expected(), None),
+        ('mmdet', Expected(5, None, 'panoptic_head', stuff=3), None),
         ('mmdet', Expected(80, None, 'roi_head.bbox_head'),
          'roi_head.bbox_head.num_classes=80, and the data set names 2 classes; write num_classes='),
     ],
