@@ -6,12 +6,16 @@ model = dict(
         af_dcd=dict(
             tap='decode_head.conv_seg@input',
             loss=dict(
-                type='mmkd_plugin.DenseContrastLoss', fd=8e-6, ctr=1e-2, pool=2, loss_weight='auto'
+                type='mmkd_plugin.DenseContrastLoss',
+                fd=8e-6,
+                ctr=1e-2,
+                pool=2,
+                loss_weight=dict(auto=12.5),
             ),
         ),
         pixel_wise=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=dict(auto=12.5)),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         ld=dict(
             tap='bbox_head',
-            loss=dict(type='mmkd_plugin.BoxDistributionLoss', loss_weight=dict(auto=0.5)),
+            loss=dict(type='mmkd_plugin.BoxDistributionLoss', loss_weight=dict(auto=2.5)),
         ),
     ),
 )
