@@ -8,7 +8,7 @@ model = dict(
                 type='mmkd_plugin.AttentionGuidedLoss',
                 reduction=2,
                 pool=2,
-                loss_weight=dict(auto=2.5),
+                loss_weight=dict(auto=0.5),
             ),
         ),
     ),
