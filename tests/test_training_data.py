@@ -373,7 +373,7 @@ def test_what_a_model_knows_is_read_from_its_head():
     assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True, True)
     assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
     masks = build(stock_models.mask2former(classes=4, stuff=2))
-    assert Expected.by(masks) == Expected(6, None, 'panoptic_head')
+    assert Expected.by(masks) == Expected(6, None, 'panoptic_head', stuff=2)
     assert Expected.by(torch.nn.ReLU()) == Expected()
     of_words = build(detector)
     of_words.language_model = (
