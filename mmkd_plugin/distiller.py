@@ -31,7 +31,7 @@ from mmkd_plugin.student_state import (
 from mmkd_plugin.suspects import told_of_parts
 from mmkd_plugin.taps import Maps, Tap, Taps, as_list, classes_around, module_around
 from mmkd_plugin.taps.class_scores import ClassScores, are_independent
-from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, maps_near
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, advice_alone, maps_near
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.teachers.base import Batch, Lesson, Preview, Teacher, Trial
 from mmkd_plugin.teachers.classes import (
@@ -218,7 +218,7 @@ class Distiller(NamedAsStudent):
             text += f'\n{self._unlabelled_step}'
         self.plan = text
         failed = forward.run.problem is not None
-        self._untried = _odd_parts(config) or alone('trains', 'train') if failed else None
+        self._untried = _odd_parts(config) or advice_alone('trains', 'train') if failed else None
         print_log(f'\n{text}', logger='current')
         forward.forget()
         return forward

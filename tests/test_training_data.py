@@ -28,6 +28,7 @@ from mmkd_plugin.training_data import (
     warn_of_kept_state,
 )
 from mmkd_plugin.training_data.classes import check_count, check_same_order
+from mmkd_plugin.training_data.expected import THINGS
 from mmkd_plugin.training_data.watching import _build
 from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
@@ -270,6 +271,8 @@ def test_validation_data_in_another_order(folder):
         ('mmdet', Expected(5, None, 'panoptic_head', stuff=3), None),
         ('mmdet', Expected(80, None, 'roi_head.bbox_head'),
          'roi_head.bbox_head.num_classes=80, and the data set names 2 classes; write num_classes='),
+        ('mmdet', Expected(8, None, 'panoptic_head', stuff=3, key=THINGS),
+         'panoptic_head.num_things_classes=5, and the data set names 2 classes; write num_things_'),
     ],
 )  # fmt: skip
 def test_more_classes_than_the_data_set_names(scope, expected, message, data, log):
@@ -373,7 +376,7 @@ def test_what_a_model_knows_is_read_from_its_head():
     assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True, True)
     assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
     masks = build(stock_models.mask2former(classes=4, stuff=2))
-    assert Expected.by(masks) == Expected(6, None, 'panoptic_head', stuff=2)
+    assert Expected.by(masks) == Expected(6, None, 'panoptic_head', stuff=2, key=THINGS)
     assert Expected.by(torch.nn.ReLU()) == Expected()
     of_words = build(detector)
     of_words.language_model = (

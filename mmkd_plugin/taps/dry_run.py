@@ -45,7 +45,7 @@ class UntriedError(ValueError):
         self.said, self.advice = said, advice
 
 
-def alone(does: str, do: str) -> str:
+def advice_alone(does: str, do: str) -> str:
     """The advice to look at a model alone.
 
     Args:
@@ -142,7 +142,7 @@ def dry_run_student(student: nn.Module, taps: Sequence[Tap], device: torch.devic
             raise UntriedError(
                 'the student could not be tried on a made-up image, neither its training forward '
                 f"({problem}) nor its forward in mode='tensor' ({run.problem})",
-                alone('trains', 'train'),
+                advice_alone('trains', 'train'),
             )
         run = replace(run, problem=problem)
     check_ran(student, run, taps, 'the student')

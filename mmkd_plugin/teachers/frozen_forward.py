@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmkd_plugin.taps import Maps, Tap, TapError, TapReader, Taps, as_list, find_module
 from mmkd_plugin.taps.chain import Chain, chains_between, check_chains, run_chains
-from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, check_ran, read_once
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, advice_alone, check_ran, read_once
 from mmkd_plugin.taps.example import EXAMPLE_SIZES, crop_size, example_batch
 from mmkd_plugin.teachers.dense_forward import dense_forward, heads_of
 from mmkd_plugin.teachers.inference import (
@@ -150,7 +150,7 @@ class FrozenForward:
     ) -> UntriedError:
         """Says which part of the model did not run on a made-up image, None if there was none."""
         tried = f'could not be tried on a made-up image: {first_line(problem)}'
-        whole = UntriedError(f'{self._owner} {tried}', alone('runs', 'test'))
+        whole = UntriedError(f'{self._owner} {tried}', advice_alone('runs', 'test'))
         if example is None:
             return whole
         head = next(

@@ -32,7 +32,7 @@ from mmkd_plugin.suspects import told_of_parts
 from mmkd_plugin.taps import Maps, Tap, TapReader, Taps, as_list, classes_around, find_module
 from mmkd_plugin.taps.chain import names_in
 from mmkd_plugin.taps.class_scores import class_scores, heads_watched
-from mmkd_plugin.taps.dry_run import DryRun, UntriedError, alone, check_ran, first_that_works
+from mmkd_plugin.taps.dry_run import DryRun, UntriedError, advice_alone, check_ran, first_that_works
 from mmkd_plugin.taps.example import example_batch, image_channels, library_of
 from mmkd_plugin.taps.tap import map_tensors
 from mmkd_plugin.taps.task_gradient import task_gradients
@@ -555,7 +555,7 @@ class OnlineTeacher(Teacher):
                 raise
             raise ValueError(
                 f"teacher '{self.name}' cannot predict: {first_line(e)}"
-                f'{self._odd_parts() or alone("predicts", "test")}'
+                f'{self._odd_parts() or advice_alone("predicts", "test")}'
             ) from e
         self._predicts = True
         return found

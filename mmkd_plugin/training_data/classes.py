@@ -89,19 +89,22 @@ def check_count(dataset: Dataset, expected: Expected) -> None:
         DataError: If a detector has more.
     """
     names = _names_of(dataset)
-    if not names or expected.classes is None or expected.classes - expected.stuff <= len(names):
+    if not names or expected.classes is None:
+        return
+    count, key = expected.classes - expected.stuff, expected.key
+    if count <= len(names):
         return
     if expected.pixels and (expected.classes, len(names)) == (2, 1):
         return  # one score, whose other class has no name
     text = (
-        f'{expected.head}.num_classes={expected.classes}, and the data set names {len(names)} '
+        f'{expected.head}.{key}={count}, and the data set names {len(names)} '
         f'class{"es" * (len(names) > 1)}'
     )
     if not expected.pixels:
-        raise DataError(f'{text}; write num_classes={len(names)}')
+        raise DataError(f'{text}; write {key}={len(names)}')
     print_log(
-        f'{text}: no measure counts the other {expected.classes - len(names)}. Write '
-        f'num_classes={len(names)}, or name them in metainfo.classes, unless this is meant',
+        f'{text}: no measure counts the other {count - len(names)}. Write '
+        f'{key}={len(names)}, or name them in metainfo.classes, unless this is meant',
         logger='current',
         level=logging.WARNING,
     )

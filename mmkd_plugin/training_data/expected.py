@@ -18,6 +18,10 @@ HEADS = dict(
 )
 
 
+#: What heads call their classes with boxes that may have others, of stuff.
+THINGS = 'num_things_classes'
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a model can learn from.
@@ -32,6 +36,7 @@ class Expected:
             label map beside them has classes of its own.
         stuff (int): How many of the classes have no boxes; a data set may name them elsewhere.
             Defaults to 0.
+        key (str): The argument of the head that says how many have. Defaults to ``'num_classes'``.
     """
 
     classes: int | None = None
@@ -40,6 +45,7 @@ class Expected:
     label_map: bool = False
     pixels: bool = False
     stuff: int = 0
+    key: str = 'num_classes'
 
     @classmethod
     def by(cls, model: nn.Module) -> Expected:
@@ -57,7 +63,10 @@ class Expected:
             if not isinstance(classes, int):
                 continue
             if library == 'mmdet':
-                return cls(classes, None, path, stuff=getattr(head, 'num_stuff_classes', None) or 0)
+                things = getattr(head, THINGS, None)
+                if isinstance(things, int):
+                    return cls(classes, None, path, stuff=classes - things, key=THINGS)
+                return cls(classes, None, path)
             if getattr(head, 'out_channels', None) == 1:  # one score, for the second of two classes
                 classes = max(classes, 2)
             labelled = learns and hasattr(head, 'loss_decode')

@@ -4,21 +4,11 @@ _base_ = 'retinanet_r18-w32_fpn_digit-scenes.py'
 model = dict(
     type='GFL',
     bbox_head=dict(
-        _delete_=True,
         type='GFLHead',
-        num_classes=10,
-        in_channels=64,
-        feat_channels=64,
-        stacked_convs=2,
-        norm_cfg=dict(type='GN', num_groups=8),
-        anchor_generator=dict(
-            type='AnchorGenerator',
-            octave_base_scale=3,
-            scales_per_octave=1,
-            ratios=[1.0],
-            strides=[8, 16, 32],
+        anchor_generator=dict(scales_per_octave=1, ratios=[1.0]),
+        loss_cls=dict(
+            _delete_=True, type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0
         ),
-        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
         loss_dfl=dict(type='DistributionFocalLoss', loss_weight=0.25),
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
         reg_max=16,
