@@ -35,6 +35,8 @@ from tests import stock_models
 from tests.runs import assert_same, config, dataset_of, train, validated
 from tests.stock_models import build, cwd, distiller
 
+pytestmark = pytest.mark.usefixtures('own_globals')
+
 THREE = Expected(3, 255, 'decode_head', label_map=True, pixels=True)
 TWO = Expected(2, None, 'bbox_head')
 

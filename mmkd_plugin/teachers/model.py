@@ -121,7 +121,7 @@ def build_model(config: str | dict, name: str) -> nn.Module:
 
 
 def check_std(model: nn.Module, here: str) -> None:
-    """Refuses a model that divides its images by 0.
+    """Refuses a model that divides its images by 0, or by other numbers of channels.
 
     Args:
         model (nn.Module): The model.
@@ -130,9 +130,17 @@ def check_std(model: nn.Module, here: str) -> None:
     Raises:
         ValueError: If so.
     """
-    std = getattr(model.data_preprocessor, 'std', None)
-    if isinstance(std, Tensor) and not bool((std > 0).all()):
+    mean, std = (getattr(model.data_preprocessor, name, None) for name in ('mean', 'std'))
+    if not isinstance(std, Tensor):
+        return
+    if not bool((std > 0).all()):
         raise ValueError(f'{here}.data_preprocessor.std must be above 0 in all channels')
+    counts = [len(mean), len(std)] if isinstance(mean, Tensor) else [len(std)]
+    if 1 not in counts and len(set(counts)) > 1:
+        raise ValueError(
+            f'{here}.data_preprocessor.std must have one value for each channel, as `mean` has '
+            f'{len(mean)}, got {len(std)}'
+        )
 
 
 def without_its_teacher(model: dict, name: str) -> dict:
