@@ -246,7 +246,7 @@ def beside_others(console: Console) -> dict[str, str]:
     environment = environment_for(free, torch.get_num_threads())
     if environment:
         variables = ' '.join(f'{key}={value}' for key, value in environment.items())
-        console.print(f'{free:.1f} of {after.count} cores are free: {variables}')
+        console.print(f'{free:.1f} of {after.count} cores are free, so this takes {variables}')
     return environment
 
 
