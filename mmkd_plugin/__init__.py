@@ -76,6 +76,7 @@ _PUBLIC = {
     'models.foundation': ['FoundationModel'],
     'models.necks': ['BiFPN', 'BiFPNClassifier', 'BiFPNSegSelfTeacher', 'BiFPNSelfTeacher'],
     'running.hook': ['SafeCheckpoints'],
+    'running.sharding': ['ShardedRunner'],
     'registry': ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS'],
     'taps': ['Tap', 'TapReader', 'Taps'],
     'teachers': [

@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -73,6 +74,13 @@ HOOKS = Registry(
         'mmkd_plugin.training_data',
         'mmkd_plugin.visualization.hook',
     ],
+)
+
+RUNNERS = Registry(
+    'runner',
+    parent=MMENGINE_RUNNERS,
+    scope='mmkd_plugin',
+    locations=['mmkd_plugin.running.sharding'],
 )
 
 

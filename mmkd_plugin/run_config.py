@@ -41,6 +41,12 @@ KNOWN = (
 #: Variables of stock configs, which a config that inherits them may no longer use.
 USUAL = ('train_pipeline', 'val_pipeline', 'test_pipeline')
 
+#: What is there in place of mmengine's other runners and wrappers.
+SEVERAL_GPUS = (
+    'several GPUs train with DDP, or with FSDP2 by '
+    '--cfg-options runner_type=mmkd_plugin.ShardedRunner'
+)
+
 MISSES = object()
 
 #: The method of samplers that draw indices without end.
@@ -307,18 +313,18 @@ def _check_runner(cfg: Config) -> None:
     if kind is not None and not (isinstance(found, type) and issubclass(found, Runner)):
         raise ValueError(
             f'runner_type={type_name(kind)!r}: only a `Runner` of mmengine can be resumed exactly. '
-            'Leave `runner_type` out, and `strategy` too; several GPUs train with DDP'
+            f'Leave `runner_type` out, and `strategy` too; {SEVERAL_GPUS}'
         )
     if cfg.get('strategy') is not None:
         raise ValueError(
             'strategy: FSDP, DeepSpeed and ColossalAI need a runner of another kind. Leave it out; '
-            'several GPUs train with DDP'
+            f'{SEVERAL_GPUS}'
         )
     wrapper = type_name((cfg.get('model_wrapper_cfg') or {}).get('type', ''))
     if wrapper == 'MMFullyShardedDataParallel':
         raise ValueError(
             f"model_wrapper_cfg.type='{wrapper}': a student cannot be saved out of it. Leave "
-            '`model_wrapper_cfg` out; several GPUs train with DDP'
+            f'`model_wrapper_cfg` out; {SEVERAL_GPUS}'
         )
 
 

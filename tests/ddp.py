@@ -96,6 +96,8 @@ def in_two_processes(work: Callable[[int, Config], None], cfg: Config) -> None:
         cfg (Config): What to run; it is told here that it is distributed.
     """
     settings = {**cfg.to_dict(), **DISTRIBUTED}
+    if 'runner_type' in cfg:  # a runner that wraps the model by itself
+        del settings['model_wrapper_cfg']
 
     def process(rank: int, port: int) -> None:
         os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')

@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmkd_plugin.cli import build_runner
 from mmkd_plugin.running.hook import make_resumable
 from tests.stock_models import build
 
@@ -165,7 +166,7 @@ def validated(cfg: Config, data: Path) -> Config:
 
 def train(cfg: Config, *hooks: Hook, resumable: bool = False) -> Runner:
     """Runs a config in this process, with the random state kept as ``tools/train.py`` keeps it."""
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if resumable:
         make_resumable(runner)
     for hook in hooks:

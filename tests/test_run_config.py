@@ -114,7 +114,10 @@ def test_correct_configs_pass(model, train_cfg, tmp_path):
             r'^custom_hooks\[1\]\.interval must be a whole number of 1 or more, got 0',
         ),
         (dict(compile='yes'), r"^compile must be .*, got 'yes'"),
-        (dict(runner_type='FlexibleRunner'), r"^runner_type='FlexibleRunner': only a `Runner` of"),
+        (
+            dict(runner_type='FlexibleRunner'),
+            r"^runner_type='FlexibleRunner': only a `Runner` of .*=mmkd_plugin\.ShardedRunner$",
+        ),
         (dict(runner_type='Runer'), r"^runner_type='Runer': "),
         (dict(strategy=dict(type='FSDPStrategy')), r'^strategy: FSDP, .* need a runner of another'),
         (

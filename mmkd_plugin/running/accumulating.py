@@ -11,6 +11,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmkd_plugin.running.sharding import part_like, whole
+
 #: Where a checkpoint keeps them, by the name of the parameter.
 KEPT = 'mmkd_gradients'
 
@@ -33,9 +35,10 @@ class KeepGradients(Hook):
             return
         for name, value in _parameters(runner):
             if value.grad is not None:
-                if get_world_size() > 1:
-                    all_reduce(value.grad, op='mean')
-                self._kept[name] = value.grad.detach().clone().cpu()
+                gradient = whole(value.grad)
+                if get_world_size() > 1 and gradient is value.grad:
+                    all_reduce(gradient, op='mean')
+                self._kept[name] = gradient.detach().clone().cpu()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self._kept:
@@ -48,7 +51,8 @@ class KeepGradients(Hook):
         for name, value in _parameters(runner):
             gradient = kept.get(name)
             if isinstance(gradient, Tensor) and gradient.shape == value.shape:
-                value.grad = gradient.to(value.device, value.dtype, copy=True)
+                gradient = gradient.to(value.device, value.dtype, copy=True)
+                value.grad = part_like(gradient, value)
 
 
 def _wrappers(wrapper: Any) -> list[Any]:

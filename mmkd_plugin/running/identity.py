@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -168,8 +168,10 @@ class SameRun(Hook):
         teachers = getattr(self.model, 'teachers', {})
         trained = [name for name, one in self.model.named_parameters() if one.requires_grad]
         config = {key: plain(cfg.get(key)) for key in COMPARED if cfg.get(key) is not None}
-        # mmengine draws the seed of a run that has none.
-        config['randomness'] = {**config.get('randomness', {}), 'seed': self._runner.seed}
+        randomness = config.get('randomness', {})
+        # mmengine draws the seed of a run that has none, and may add the number of the process.
+        of_process = get_rank() if randomness.get('diff_rank_seed') else 0
+        config['randomness'] = {**randomness, 'seed': self._runner.seed - of_process}
         return dict(
             config=config,
             teachers={name: teacher.weights_hash() for name, teacher in teachers.items()},

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import HOOKS
+from mmkd_plugin.running.sharding import gather
 from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.visualization.figure import draw
 from mmkd_plugin.visualization.gallery import Gallery, places_of
@@ -94,6 +95,7 @@ class DistillVisualizationHook(Hook):
                 'DistillVisualizationHook: the visualizer has no backend to write pictures; add '
                 "visualizer=dict(vis_backends=[dict(type='LocalVisBackend')], ...)"
             )
+        gather(model)
         if is_main_process():
             with random_state_kept():
                 self._prepare(runner, model)
@@ -114,7 +116,10 @@ class DistillVisualizationHook(Hook):
             data_batch (Any): The batch; not used. Defaults to None.
             outputs (Any): The losses; not used. Defaults to None.
         """
-        if self._gallery is None or not self.every_n_train_iters(runner, self.interval):
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        gather(runner.model)
+        if self._gallery is None:
             return
         with random_state_kept():
             for number, scene in enumerate(self._scenes):
