@@ -547,11 +547,11 @@ def test_checkpointed_activations(distilled, data, tmp_path):
 
 
 @pytest.mark.skipif(os.environ.get('FAMILIES') != 'all', reason='slow: `make families` runs it')
-def test_a_compiled_runner_learns_the_same(distilled, data, tmp_path):
-    """Torch cuts the step into many graphs; the backend that runs them as they are is enough."""
+@pytest.mark.parametrize('backend', ['eager', 'inductor'])
+def test_a_compiled_runner_learns_the_same(backend, distilled, data, tmp_path):
     plain, whole = Record(), Record()
     train(config(distilled(), data, tmp_path / 'plain', 2), plain)
-    compiled = dict(compile=dict(backend='eager'))
+    compiled = dict(compile=dict(backend=backend))
     train(config(distilled(), data, tmp_path / 'compiled', 2, **compiled), whole)
     for ours, theirs in zip(whole.losses, plain.losses, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

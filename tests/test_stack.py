@@ -39,6 +39,7 @@ def any_torch(request, monkeypatch) -> None:
 
 @pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
 def test_bases_of_the_installed_libraries_are_found(scope, tmp_path):
+    pytest.importorskip(scope)
     stack.prepare()
     config = tmp_path / 'config.py'
     config.write_text(f"_base_ = ['{scope}::_base_/default_runtime.py']")

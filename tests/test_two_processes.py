@@ -14,10 +14,12 @@ import torch
 import torch.distributed.fsdp
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from benchmarks.cases import cases
 from mmkd_plugin.losses.numerics.memory import ClassMemory
+from mmkd_plugin.running.sharding import OLDEST
 from tests import ddp, stock_models
 from tests.fuzz import models
 from tests.runs import DET_CLASSES, config, needs_ops
@@ -153,7 +155,7 @@ def steps(model: nn.Module, run: Callable[..., dict], batches: list[Any]) -> dic
     return dict(value=value.detach(), grads=grads, weights=weights)
 
 
-#: Each process holds all parameters, or a part of each (FSDP2, of torch 2.6 and later).
+#: Each process holds all parameters, or a part of each (FSDP2).
 WRAPPERS = dict(
     ddp=nn.parallel.DistributedDataParallel,
     fsdp=getattr(torch.distributed.fsdp, 'fully_shard', None),
@@ -171,7 +173,9 @@ CASES = [pytest.param(n, 'ddp', marks=needs_ops if n in DETECTORS else ()) for n
         pytest.param(
             'segmentor',
             'fsdp',
-            marks=pytest.mark.skipif(WRAPPERS['fsdp'] is None, reason='torch is before 2.6'),
+            marks=pytest.mark.skipif(
+                digit_version(torch.__version__) < digit_version(OLDEST), reason='torch is too old'
+            ),
         ),
     ],
 )
