@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd_plugin'
 
 #: Each place imports from those in the lines above it, and from none in its own line.
 LAYERS = (
-    ('version', 'words'),
+    ('tracing', 'version', 'words'),
     (
         *('registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
         *('pages', 'parts', 'prefixes', 'digit_scenes', 'categories'),

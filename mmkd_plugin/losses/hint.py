@@ -12,10 +12,11 @@ from mmkd_plugin.losses.numerics import hint as fast
 from mmkd_plugin.losses.numerics.assigned import Assigned
 from mmkd_plugin.losses.numerics.boxes import checked_boxes, overlap
 from mmkd_plugin.losses.numerics.checks import check_shapes, loss_weights, share_below_one
-from mmkd_plugin.losses.numerics.compiling import is_compiling, with_fast_form
+from mmkd_plugin.losses.numerics.compiling import with_fast_form
 from mmkd_plugin.losses.numerics.maps import Maps, Weight, as_pairs, sum_over_maps
 from mmkd_plugin.losses.numerics.precision import full_precision
 from mmkd_plugin.registry import MODELS
+from mmkd_plugin.tracing import is_compiling
 
 
 @with_fast_form(fast.hint)

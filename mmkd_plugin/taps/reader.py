@@ -19,6 +19,7 @@ from mmkd_plugin.taps.tap import (
     map_tensors,
     places_of,
 )
+from mmkd_plugin.tracing import is_compiling
 
 
 class TapError(ValueError):
@@ -138,7 +139,9 @@ class TapReader:
         call = self._count[tap]
         self._count[tap] += 1
         if tap.call in (None, call):
-            self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
+            # A compiled graph writes otherwise than the model does, and gives what that gives.
+            if not is_compiling():
+                self._versions[tap] += [(tensor, tensor._version) for tensor in _tensors(value)]
             self._values[tap].append(value)
         if self._missing is not None:
             self._missing[tap] -= 1

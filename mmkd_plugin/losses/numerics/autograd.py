@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.numerics.compiling import Formula, is_compiling, with_fast_form
+from mmkd_plugin.losses.numerics.compiling import Formula, with_fast_form
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, runs_in_float16
+from mmkd_plugin.tracing import is_compiling
 
 
 def keeps_its_gradient(formula: Formula) -> Formula:

@@ -10,10 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-try:
-    from torch.compiler import is_compiling
-except ImportError:  # torch 2.0
-    from torch._dynamo import is_compiling
+from mmkd_plugin.tracing import is_compiling
 
 Formula = TypeVar('Formula', bound=Callable[..., Tensor])
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.checks import check_shapes, labels_at
-from mmkd_plugin.losses.numerics.compiling import is_compiling
 from mmkd_plugin.losses.numerics.one_pass import one_pass_by_samples
+from mmkd_plugin.tracing import is_compiling
 
 EPS = 1e-8
 COUNT_EPS = 1e-6

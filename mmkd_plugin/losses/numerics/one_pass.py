@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.autograd import with_gradient
-from mmkd_plugin.losses.numerics.compiling import is_compiling
 from mmkd_plugin.losses.numerics.pieces import KEPT, PIECE, Piece, each_piece
 from mmkd_plugin.losses.numerics.precision import common_type, full_precision, no_autocast
+from mmkd_plugin.tracing import is_compiling
 
 #: The part of a loss that comes from a piece of the maps. It takes the pieces of student, teacher
 #: and whatever else there is, and ``slope``: a tensor in the form of the student's piece to write

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.tracing import is_compiling
 
 Piece = tuple[slice, ...]
 R = TypeVar('R')

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkd_plugin.losses.numerics.compiling import is_compiling
+from mmkd_plugin.tracing import is_compiling
 
 
 def pool_to_common_size(a: Tensor, b: Tensor, pool: str = 'avg') -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkd_plugin.losses.numerics.autograd import refuse_second_derivative, with_gradient
-from mmkd_plugin.losses.numerics.compiling import is_compiling
 from mmkd_plugin.losses.numerics.one_pass import empty_map
 from mmkd_plugin.losses.numerics.pieces import PIECE, Piece, each_piece, scratch
 from mmkd_plugin.losses.numerics.precision import common_type, no_autocast, widest
 from mmkd_plugin.losses.numerics.vectors import lengths, through_lengths
+from mmkd_plugin.tracing import is_compiling
 
 # Points coincide where the square of their distance is within the rounding of its terms, sums of D
 # products: this many times eps * sqrt(D). With D = 1e6, in float64, they do at a distance
