@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
@@ -17,6 +19,8 @@ from mmkd_plugin import training
 from mmkd_plugin.checkpoint import distillation_state, read_checkpoint
 from mmkd_plugin.cli import build_runner
 from mmkd_plugin.cores import Cores
+from mmkd_plugin.health import NotFiniteError
+from mmkd_plugin.registry import HOOKS
 from mmkd_plugin.running.sharding import OLDEST, ShardedRunner
 from tests import ddp, stock_models
 from tests.runs import (
@@ -39,6 +43,11 @@ pytestmark = [
 ]
 
 SHARDED = dict(runner_type='mmkd_plugin.ShardedRunner')
+
+#: What `tools/train.py` was called with.
+TYPED = argparse.Namespace(
+    config='run.py', amp=False, auto_scale_lr=False, resume=None, allow_changes=False
+)
 
 
 @pytest.fixture(scope='module')
@@ -246,12 +255,9 @@ def test_the_tool_ends_with_a_report(model: dict, data: Path, tmp_path: Path) ->
     cfg.train_cfg.val_interval = 2
     cfg.default_hooks.visualization = dict(type='mmkd_plugin.DistillVisualizationHook', interval=1)
     cfg = Config(cfg.to_dict() | {k: v for k, v in ddp.DISTRIBUTED.items() if 'wrapper' not in k})
-    typed = argparse.Namespace(
-        config='run.py', amp=False, auto_scale_lr=False, resume=None, allow_changes=False
-    )
 
     def work(rank: int) -> int:
-        training.train(cfg, typed, Cores.now())
+        training.train(cfg, TYPED, Cores.now())
         return rank
 
     ddp.forked(work, tmp_path)
@@ -259,6 +265,37 @@ def test_the_tool_ends_with_a_report(model: dict, data: Path, tmp_path: Path) ->
     assert 'of the pixels' in report
     assert list((tmp_path / 'run').glob('2*/report/*.jpg'))
     assert list((tmp_path / 'run').glob('2*/vis_data/vis_image/distill-*'))
+
+
+class Break(Hook):
+    """Breaks a weight before the second step."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == 1:
+            weight = runner.model.student.decode_head.conv_seg.weight
+            weight.data.mul_(float('nan'))
+
+
+def test_a_step_that_fails_can_be_run_again(
+    model: dict, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    HOOKS.register_module(module=Break, force=True)
+    model = copy.deepcopy(model)
+    del model['distill']['memory']  # the rows of both processes enter it
+    hooks = [dict(type='mmkd_plugin.Break')]
+    cfg = settings(model, data, tmp_path / 'run', custom_hooks=hooks, **SHARDED)
+    cfg = Config(cfg.to_dict() | {k: v for k, v in ddp.DISTRIBUTED.items() if 'wrapper' not in k})
+
+    def work(rank: int) -> str:
+        try:
+            training.train(cfg, TYPED, Cores.now())
+        except NotFiniteError as error:
+            return str(error)
+        return 'nothing went wrong'
+
+    assert all('finite' in found for found in ddp.forked(work, tmp_path))
+    training.replay(str(tmp_path / 'run/nan_1'))
+    assert 'All losses are the same, bit for bit.' in capsys.readouterr().out
 
 
 @needs_ops
