@@ -15,13 +15,14 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmkd_plugin.registry import RUNNERS
+from mmkd_plugin.words import some
 
 #: The first torch whose FSDP2 takes the mean of the gradients on the CPU, where the tests of it
 #: run. Those of 2.7 and 2.8 add them up there.
 OLDEST = '2.10'
 
 #: Moments from which on hooks may run the student by itself: metrics, pictures, the report.
-RUN_PARTS = ('before_val', 'after_train')
+RUN_PARTS = ('before_val', 'before_test', 'after_train')
 
 
 @RUNNERS.register_module()
@@ -37,8 +38,8 @@ class ShardedRunner(Runner):
     checkpoint of the other, on any number of processes. In one process it is a plain ``Runner``.
 
     Raises:
-        ValueError: If torch is older than 2.10, or the config has a ``model_wrapper_cfg`` or an
-            ``EMAHook``.
+        ValueError: If torch is older than 2.10, a parameter is a single number, such as the scales
+            of FCOS and GFL, or the config has a ``model_wrapper_cfg`` or an ``EMAHook``.
 
     Examples:
         >>> runner_type = 'mmkd_plugin.ShardedRunner'  # a line of the config
@@ -57,6 +58,12 @@ class ShardedRunner(Runner):
             )
         from torch.distributed.fsdp import fully_shard  # not there before
 
+        single = [name for name, value in model.named_parameters() if not value.dim()]
+        if single:
+            raise ValueError(
+                f'runner_type=ShardedRunner: {some(single, 3)} of the model are single numbers, '
+                'which FSDP2 cannot split. Leave `runner_type` out: several GPUs train with DDP'
+            )
         model = model.to(get_device())
         if self.cfg.get('sync_bn') is not None:
             model = convert_sync_batchnorm(model, self.cfg.sync_bn)

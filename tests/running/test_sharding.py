@@ -314,6 +314,22 @@ def test_a_detector_learns_what_ddp_learns(data: Path, tmp_path: Path) -> None:
     assert_close(*(learnt(saved(cfg, 4)) for cfg in cfgs))
 
 
+@needs_ops
+def test_single_numbers_are_told(data: Path, tmp_path: Path) -> None:
+    student = stock_models.fcos(classes=len(DET_CLASSES))
+
+    def build(rank: int) -> str:
+        cfg = settings(student, data, tmp_path, launcher='pytorch', **SHARDED)
+        with pytest.raises(ValueError, match='') as info:
+            build_runner(cfg)
+        return str(info.value)
+
+    for found in ddp.forked(build, tmp_path):
+        assert re.search(
+            r'^runner_type=.*: bbox_head\.scales\.0\.scale.* are single numbers', found
+        )
+
+
 def test_in_one_process_it_is_a_plain_runner(model: dict, data: Path, tmp_path: Path) -> None:
     cfg, plain = (
         settings(model, data, tmp_path / name, **changes)
