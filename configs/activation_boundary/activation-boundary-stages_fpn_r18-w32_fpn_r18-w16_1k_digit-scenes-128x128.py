@@ -13,7 +13,7 @@ model = dict(
             loss=dict(
                 type='mmkd_plugin.ActivationBoundaryLoss',
                 margin=1,
-                loss_weight=[3.75e-6, 7.5e-6, 1.5e-5, 3e-5],  # for Adam, no larger than the task
+                loss_weight=dict(auto=0.5),  # for Adam, no larger than the task
             ),
         ),
     ),

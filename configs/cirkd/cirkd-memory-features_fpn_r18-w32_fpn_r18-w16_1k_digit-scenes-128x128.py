@@ -9,12 +9,12 @@ model = dict(
                 classes=11,
                 pixels=2000,
                 regions=200,
-                loss_weight=0.1,
+                loss_weight=dict(auto=12.5),
             ),
         ),
         pixel_wise=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=1),
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=dict(auto=12.5)),
         ),
     ),
 )

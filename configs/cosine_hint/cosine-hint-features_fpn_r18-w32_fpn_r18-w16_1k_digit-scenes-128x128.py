@@ -4,7 +4,9 @@ model = dict(
     distill=dict(
         cosine_hint=dict(
             tap='decode_head.conv_seg@input',
-            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=1),
+            loss=dict(
+                type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=dict(auto=12.5)
+            ),
         ),
     ),
 )

@@ -4,7 +4,13 @@ model = dict(
     distill=dict(
         decoupled=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.DecoupledLoss', alpha=1, beta=0.25, tau=1, loss_weight=1),
+            loss=dict(
+                type='mmkd_plugin.DecoupledLoss',
+                alpha=1,
+                beta=0.25,
+                tau=1,
+                loss_weight=dict(auto=12.5),
+            ),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         gram=dict(
             tap='decode_head.conv_seg@input',
-            loss=dict(type='mmkd_plugin.GramLoss', loss_weight=10),
+            loss=dict(type='mmkd_plugin.GramLoss', loss_weight=dict(auto=0.5)),
         ),
     ),
 )

@@ -5,11 +5,15 @@ model = dict(
     distill=dict(
         jaccard=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.JaccardLoss', ignore_index=255, loss_weight=0.375),
+            loss=dict(
+                type='mmkd_plugin.JaccardLoss', ignore_index=255, loss_weight=dict(auto=12.5)
+            ),
         ),
         pixel_wise=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', ignore_index=255, loss_weight=0.125),
+            loss=dict(
+                type='mmkd_plugin.PixelWiseLoss', ignore_index=255, loss_weight=dict(auto=12.5)
+            ),
         ),
     ),
 )

@@ -4,7 +4,12 @@ model = dict(
     distill=dict(
         normalized_target=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.NormalizedTargetLoss', tau=1, gamma=1.5, loss_weight=1),
+            loss=dict(
+                type='mmkd_plugin.NormalizedTargetLoss',
+                tau=1,
+                gamma=1.5,
+                loss_weight=dict(auto=12.5),
+            ),
         ),
     ),
 )

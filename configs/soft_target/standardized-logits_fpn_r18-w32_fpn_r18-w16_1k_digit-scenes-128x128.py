@@ -5,7 +5,12 @@ model = dict(
     distill=dict(
         soft_target=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.SoftTargetLoss', tau=2, standardize=True, loss_weight=8.1),
+            loss=dict(
+                type='mmkd_plugin.SoftTargetLoss',
+                tau=2,
+                standardize=True,
+                loss_weight=dict(auto=2.5),
+            ),
         ),
     ),
 )

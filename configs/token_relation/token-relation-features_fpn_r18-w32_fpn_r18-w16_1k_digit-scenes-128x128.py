@@ -4,7 +4,12 @@ model = dict(
     distill=dict(
         token_relation=dict(
             tap='decode_head.conv_seg@input',
-            loss=dict(type='mmkd_plugin.TokenRelationLoss', tau=0.07, queue=256, loss_weight=1),
+            loss=dict(
+                type='mmkd_plugin.TokenRelationLoss',
+                tau=0.07,
+                queue=256,
+                loss_weight=dict(auto=0.5),
+            ),
         ),
     ),
 )
