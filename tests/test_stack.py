@@ -81,13 +81,15 @@ def test_a_process_that_is_forked_while_a_thread_reads_a_config_reads_one_too(tm
         tmp_path / name for name in ('config.py', 'slow.py', 'begun', 'end')
     )
     config.write_text("_base_ = ['mmseg::_base_/default_runtime.py']")
-    slow.write_text(
-        f'import pathlib\nimport time\npathlib.Path({str(begun)!r}).touch()\n'
-        f'while not pathlib.Path({str(end)!r}).exists():\n    time.sleep(0.01)\n'
+    slow.write_text(  # without `import`, which makes it another kind of config
+        f'open({str(begun)!r}, "w").close()\n'
+        f'while not __import__("os").path.exists({str(end)!r}):\n'
+        '    __import__("time").sleep(0.01)\n'
     )
     with ThreadPoolExecutor(1) as pool:
         read = pool.submit(Config.fromfile, slow)
         while not begun.exists():
+            assert not read.done(), read.exception()
             time.sleep(0.01)
         threading.Timer(0.2, end.touch).start()
         child = os.fork()

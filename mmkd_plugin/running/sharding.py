@@ -46,7 +46,7 @@ class ShardedRunner(Runner):
     """
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Splits a model that shall be trained, after its initialisation, which needs it whole."""
+        """Checks that a model can be split, which happens when its training starts."""
         if not self._splits():
             return super().wrap_model(model_wrapper_cfg, model)
         if model_wrapper_cfg is not None:
@@ -56,8 +56,6 @@ class ShardedRunner(Runner):
                 f'runner_type=ShardedRunner needs torch {OLDEST} or later, and this is '
                 f'{torch.__version__}. Leave `runner_type` out: several GPUs train with DDP'
             )
-        from torch.distributed.fsdp import fully_shard  # not there before
-
         single = [name for name, value in model.named_parameters() if not value.dim()]
         if single:
             raise ValueError(
@@ -67,14 +65,6 @@ class ShardedRunner(Runner):
         model = model.to(get_device())
         if self.cfg.get('sync_bn') is not None:
             model = convert_sync_batchnorm(model, self.cfg.sync_bn)
-        super()._init_model_weights()
-        for value in (*model.parameters(), *model.buffers()):  # as DDP does; connectors, memories
-            broadcast(value.data)
-        mesh = torch.distributed.init_device_mesh(get_device(), (get_world_size(),))
-        fully_shard(model, mesh=mesh)
-        for module in model.modules():
-            module._register_state_dict_hook(_make_whole)
-            module.register_load_state_dict_pre_hook(_split)
         return model
 
     def register_hooks(self, *args: Any, **kwargs: Any) -> None:
@@ -89,19 +79,33 @@ class ShardedRunner(Runner):
     def _splits(self) -> bool:
         return self.distributed and self._train_dataloader is not None
 
-    def _init_model_weights(self) -> None:
-        """Leaves a model that is split as it is; :meth:`wrap_model` has initialised it."""
-        if not self._splits():
-            super()._init_model_weights()
-
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Builds what mmengine builds; the state of an optimizer is whole outside of it."""
+        """Splits the model, and builds what mmengine builds for its parts."""
+        if not self._splits() or _is_split(self.model):
+            return super().build_optim_wrapper(optim_wrapper)
+        self._split_model()
         built = super().build_optim_wrapper(optim_wrapper)
-        several = [built] if isinstance(built, OptimWrapper) else built.values()
-        for one in several if self._splits() else ():
+        for one in [built] if isinstance(built, OptimWrapper) else built.values():
             one.optimizer.register_state_dict_post_hook(_make_state_whole)
             one.optimizer.register_load_state_dict_pre_hook(_split_state)
         return built
+
+    def _split_model(self) -> None:
+        from torch.distributed import init_device_mesh  # both are not there in torch 2.1
+        from torch.distributed.fsdp import fully_shard
+
+        super()._init_model_weights()  # parts cannot be initialised
+        for value in (*self.model.parameters(), *self.model.buffers()):
+            broadcast(value.data)  # as DDP does: connectors and memories too
+        fully_shard(self.model, mesh=init_device_mesh(get_device(), (get_world_size(),)))
+        for module in self.model.modules():
+            module._register_state_dict_hook(_make_whole)
+            module.register_load_state_dict_pre_hook(_split)
+
+    def _init_model_weights(self) -> None:
+        """Leaves a model that is split as it is; it was initialised before."""
+        if not self._splits():
+            super()._init_model_weights()
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Calls the hooks. The first process alone may run parts of the model in some of them."""
@@ -126,9 +130,8 @@ def gather(model: nn.Module) -> None:
     Args:
         model (nn.Module): Any model. Nothing happens to one that is not split.
     """
-    unshard = getattr(model, 'unshard', None)
-    if unshard is not None:
-        unshard()
+    if _is_split(model):
+        model.unshard()
 
 
 def whole(value: Tensor) -> Tensor:
@@ -157,6 +160,10 @@ def part_like(value: Tensor, other: Tensor) -> Tensor:
         return value
     value = value.to(other.device)
     return torch.distributed.tensor.distribute_tensor(value, other.device_mesh, other.placements)
+
+
+def _is_split(model: nn.Module) -> bool:
+    return hasattr(model, 'unshard')
 
 
 def _is_part(value: Any) -> bool:
