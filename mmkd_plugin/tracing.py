@@ -4,7 +4,7 @@ from __future__ import annotations
 
 try:
     from torch.compiler import is_compiling
-except ImportError:  # torch 2.2 and older
+except ImportError:  # an old torch, such as 2.1
     from torch._dynamo import is_compiling
 
 __all__ = ['is_compiling']

@@ -21,6 +21,9 @@ from mmkd_plugin.words import some
 #: run. Those of 2.7 and 2.8 add them up there.
 OLDEST = '2.10'
 
+#: The other way, for messages.
+INSTEAD = 'Leave `runner_type` out: several GPUs train with DDP'
+
 #: Moments from which on hooks may run the student by itself: metrics, pictures, the report.
 RUN_PARTS = ('before_val', 'before_test', 'after_train')
 
@@ -35,7 +38,7 @@ class ShardedRunner(Runner):
     Frozen teachers, buffers and data preprocessors are whole in each process all the time.
 
     A checkpoint holds whole tensors, as that of DDP does. Each of the two can go on from a
-    checkpoint of the other, on any number of processes. In one process it is a plain ``Runner``.
+    checkpoint of the other. In one process it is a plain ``Runner``.
 
     Raises:
         ValueError: If torch is older than 2.10, a parameter is a single number, such as the scales
@@ -54,13 +57,13 @@ class ShardedRunner(Runner):
         if digit_version(torch.__version__) < digit_version(OLDEST):
             raise ValueError(
                 f'runner_type=ShardedRunner needs torch {OLDEST} or later, and this is '
-                f'{torch.__version__}. Leave `runner_type` out: several GPUs train with DDP'
+                f'{torch.__version__}. {INSTEAD}'
             )
         single = [name for name, value in model.named_parameters() if not value.dim()]
         if single:
             raise ValueError(
                 f'runner_type=ShardedRunner: {some(single, 3)} of the model are single numbers, '
-                'which FSDP2 cannot split. Leave `runner_type` out: several GPUs train with DDP'
+                f'which FSDP2 cannot split. {INSTEAD}'
             )
         model = model.to(get_device())
         if self.cfg.get('sync_bn') is not None:
@@ -72,8 +75,8 @@ class ShardedRunner(Runner):
         super().register_hooks(*args, **kwargs)
         if self._splits() and any(isinstance(hook, EMAHook) for hook in self.hooks):
             raise ValueError(
-                'custom_hooks: EMAHook copies the model, which ShardedRunner has in parts. Leave '
-                'one of them out; without `runner_type` several GPUs train with DDP'
+                'custom_hooks: EMAHook copies the model, which ShardedRunner has in parts. Take '
+                f'the hook out, or keep it without this runner. {INSTEAD}'
             )
 
     def _splits(self) -> bool:
@@ -100,7 +103,7 @@ class ShardedRunner(Runner):
         fully_shard(self.model, mesh=init_device_mesh(get_device(), (get_world_size(),)))
         for module in self.model.modules():
             module._register_state_dict_hook(_make_whole)
-            module.register_load_state_dict_pre_hook(_split)
+            module.register_load_state_dict_pre_hook(_split_loaded)
 
     def _init_model_weights(self) -> None:
         """Leaves a model that is split as it is; it was initialised before."""
@@ -177,7 +180,7 @@ def _make_whole(module: nn.Module, state: dict, prefix: str, _: dict) -> None:
             state[prefix + name] = whole(state[prefix + name])
 
 
-def _split(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
+def _split_loaded(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
     """Hook of a module: what is loaded into its own parameters is split as they are."""
     for name, parameter in module._parameters.items():
         value = state.get(prefix + name)
