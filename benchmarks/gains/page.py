@@ -77,6 +77,11 @@ These rules were fixed before the first counted run, but for the two changes tha
   because other programs share the machine. Runs of several machines are compared in multiples of
   a step of the teacher, which each machine trains first. That is rough: programs that share a core
   slow each other. The last column compares the two students.
+- **Grids.** `loss_weight='auto'` is compared with five fixed weights for seven methods on
+  DigitScenes, in both tasks, and for three of them on CamVid and BCCD. The five are the power of
+  ten next to the weight that `auto` found with seed 0, the two powers below it and the two above.
+  Of each weight there is one run, with seed 0. This was fixed on 2026-11-30, before the first of
+  these runs.
 - A run whose loss is no longer finite has no score. A method with such a run gets the verdict
   *diverged*.
 
