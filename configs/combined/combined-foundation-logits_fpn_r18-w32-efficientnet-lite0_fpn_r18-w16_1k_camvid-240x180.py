@@ -8,7 +8,7 @@ model = dict(
         pearson=dict(
             teacher='task',
             tap='neck',
-            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.PearsonLoss', loss_weight=dict(auto=12.5)),
         ),
     ),
 )

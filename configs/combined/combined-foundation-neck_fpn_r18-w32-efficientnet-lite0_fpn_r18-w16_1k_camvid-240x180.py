@@ -27,13 +27,15 @@ model = dict(
         cwd=dict(
             teacher='task',
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto'),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=dict(auto=12.5)),
         ),
         cosine_hint=dict(
             teacher='imagenet',
             student_tap=['neck[2]', 'neck[3]'],
             teacher_tap='maps',
-            loss=dict(type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight='auto'),
+            loss=dict(
+                type='mmkd_plugin.CosineHintLoss', scope='token', loss_weight=dict(auto=12.5)
+            ),
         ),
     ),
 )
