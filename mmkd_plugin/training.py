@@ -6,7 +6,6 @@ import argparse
 import errno
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -38,7 +37,6 @@ from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_con
 from mmkd_plugin.report import ReportHook
 from mmkd_plugin.run_config import (
     check_run,
-    places,
     pretrained_files,
     warn_of_custom_keys,
     warn_of_unknown,
@@ -73,6 +71,9 @@ from mmkd_plugin.words import first_line, some, type_name
 
 WITHOUT_AMP = ('cpu', 'mps')
 """Devices on which mmengine does not train in mixed precision."""
+
+OF_AMP = ('dtype', 'loss_scale', 'use_fsdp')
+"""Arguments of ``AmpOptimWrapper`` that ``OptimWrapper`` does not have."""
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,6 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     if args.amp:
         use_amp(cfg)
     check_amp(cfg)
-    check_sync_bn(cfg)
     if args.auto_scale_lr:
         use_auto_scale_lr(cfg)
     saved = find_paraphraser(cfg, paraphraser)
@@ -274,24 +274,15 @@ def use_amp(cfg: Config) -> None:
 def check_amp(cfg: Config) -> None:
     """Refuse mixed precision where mmengine has none."""
     if optim_wrapper_of(cfg) == 'AmpOptimWrapper' and get_device() in WITHOUT_AMP:
+        of_amp = [key for key in OF_AMP if key in cfg.optim_wrapper]
         raise UsageError(
             'optim_wrapper.type=AmpOptimWrapper trains in mixed precision, which needs an '
-            'accelerator, and there is none: --cfg-options optim_wrapper.type=OptimWrapper'
-        )
-
-
-def check_sync_bn(cfg: Config) -> None:
-    """Refuse batch norms over several processes on the CPU, which has none."""
-    if cfg.launcher == 'none' or get_device() != 'cpu':
-        return
-    distilled = is_distilled(cfg)
-    found = places(cfg.model.student if distilled else cfg.model, 'model' + '.student' * distilled)
-    wrong = [path for path, _, value in found if value in ('SyncBN', 'MMSyncBN')]
-    if wrong:
-        keys = [re.sub(r'\[(\d+)]', r'.\1', path) for path in wrong]  # as --cfg-options has them
-        raise UsageError(
-            f'{wrong[0]}=SyncBN needs GPUs, and there are none: --cfg-options '
-            + ' '.join(f'{key}=BN' for key in keys)
+            'accelerator, and there is none: '
+            + (
+                f"write type='OptimWrapper' in the config, and leave out {' and '.join(of_amp)}"
+                if of_amp
+                else '--cfg-options optim_wrapper.type=OptimWrapper'
+            )
         )
 
 

@@ -204,7 +204,11 @@ def check_same(file: Path, args: argparse.Namespace) -> None:
             f'--resume: {file} has no term {args.method}; leave out --method, or take another '
             '--work-dir'
         )
-    print_log(f'--resume: the config is {file}, as it is there.', logger='current')
+    print_log(
+        f'--resume: the config is {file}, as it is there. What --cfg-options set in the run before '
+        'is not in it: give it again.',
+        logger='current',
+    )
 
 
 def show(cfg: Config, file: Path) -> None:

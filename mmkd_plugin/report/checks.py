@@ -15,6 +15,9 @@ LOADING = 0.3
 #: Part of a step from which a teacher is worth a cache.
 TEACHING = 0.4
 
+#: Steps that have to be measured before their cost leads to an advice.
+MEASURED = 3
+
 #: Share of the gradient of a term that is small, and that is large.
 SMALL, LARGE = 0.01, 100
 
@@ -165,7 +168,8 @@ def loaded(run: Run, standing: Standing | None) -> Iterator[Finding]:
 def paid(run: Run, standing: Standing | None) -> Iterator[Finding]:
     parts: Mapping[str, float] = run.facts.get('parts') or {}
     whole = sum(parts.values())
-    if whole and parts.get('teachers', 0) / whole > TEACHING:
+    enough = run.facts.get('measured_steps', 0) >= MEASURED
+    if enough and whole and parts.get('teachers', 0) / whole > TEACHING:
         yield Finding(
             False,
             f'The teachers take {parts["teachers"] / whole:.0%} of a step.',

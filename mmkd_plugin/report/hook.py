@@ -72,6 +72,7 @@ class ReportHook(Hook):
         self.panels = panels
         self.facts: dict[str, Any] = {}
         self._sums: dict[str, float] = {}
+        self._measured = 0
         self._seen = 0
         self._start = 0.0
 
@@ -124,6 +125,7 @@ class ReportHook(Hook):
         parts['backward and optimizer'] = max(whole - sum(parts.values()), 0.0)
         for name, seconds in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + seconds
+        self._measured += 1
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Notes when the run validates, which mmengine logs by epochs alone.
@@ -147,7 +149,11 @@ class ReportHook(Hook):
         if not is_main_process():
             return
         self.facts |= dict(
-            iterations=runner.iter, parts=self._sums, peak_bytes=_peak(), pictures=[]
+            iterations=runner.iter,
+            parts=self._sums,
+            measured_steps=self._measured,
+            peak_bytes=_peak(),
+            pictures=[],
         )
         try:
             with stages(3) as begin:

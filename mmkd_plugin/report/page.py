@@ -249,7 +249,10 @@ def _cost(run: Run) -> dict[str, str]:
     parts = run.facts.get('parts') or {}
     whole = sum(parts.values())
     if whole:
-        cost['parts'] = ', '.join(f'{name} {part / whole:.0%}' for name, part in parts.items())
+        steps = run.facts.get('measured_steps', 0)
+        cost['parts'] = ', '.join(f'{name} {part / whole:.0%}' for name, part in parts.items()) + (
+            f', measured in {steps} step' + 's' * (steps != 1) if steps else ''
+        )
     memory = run.mean('memory') or (run.facts.get('peak_bytes') or 0) / MIB
     if memory:
         cost['memory'] = f'{memory:.0f} MiB at most'

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -47,12 +48,19 @@ class KeepGradients(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume:
             return
-        kept = checkpoint.get(KEPT, {})
+        kept, restored = checkpoint.get(KEPT, {}), False
         for name, value in _parameters(runner):
             gradient = kept.get(name)
             if isinstance(gradient, Tensor) and gradient.shape == value.shape:
                 gradient = gradient.to(value.device, value.dtype, copy=True)
                 value.grad = part_like(gradient, value)
+                restored = True
+        if restored:  # mmengine does not know of it, and is about to warn
+            print_log(
+                '--resume: the gradients that wait for a step of the optimizer are back: none is '
+                'lost, whatever the warning of mmengine says.',
+                logger='current',
+            )
 
 
 def _wrappers(wrapper: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from tests.report.runs import distilled, row, scored, session
 
 GOOD = [row(i, **{'distill.cwd.loss': 1.0, 'distill.cwd.share': 2.5}) for i in range(10, 110, 10)]
 SCORES = [scored(20, 30.0), scored(40, 49.0), scored(60, 50.0), scored(80, 50.5), scored(100, 50.6)]
+PARTS = dict(teachers=6.0, student=2.0, terms=2.0)
 LOG = '2026/01/01 00:00:00 - mmengine - WARNING - distill.cwd teaches next to nothing: small\n'
 
 
@@ -37,6 +38,11 @@ def test_a_good_run(tmp_path: Path) -> None:
         'small gain.',
         "The gradient of cwd is 2.5 of the task's.",
     ]
+
+
+def test_two_measured_steps_are_too_few_for_an_advice(tmp_path: Path) -> None:
+    few = found(tmp_path, GOOD + SCORES, facts=dict(parts=PARTS, measured_steps=2))
+    assert all(one.good for one in few)
 
 
 def test_a_run_that_stopped_by_itself_has_ended(tmp_path: Path) -> None:
@@ -67,7 +73,7 @@ def test_a_run_that_stopped_by_itself_has_ended(tmp_path: Path) -> None:
         (dict(rows=changed(**{'distill.cwd.share': 1e-3})), 'next to nothing', 'auto=2.5'),
         (dict(rows=changed(**{'distill.cwd.share': 500.0})), 'nearly everything', 'auto=2.5'),
         (
-            dict(facts=dict(parts=dict(teachers=6.0, student=2.0, terms=2.0))),
+            dict(facts=dict(parts=PARTS, measured_steps=3)),
             'The teachers take 60% of a step',
             'cache_teacher',
         ),

@@ -38,7 +38,18 @@ from tests.tools.tool_runs import load_tool
         (
             'train',
             ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
-            'trains in mixed precision, which needs an accelerator',
+            'which needs an accelerator, and there is none: --cfg-options '
+            'optim_wrapper.type=OptimWrapper',
+        ),
+        (
+            'train',
+            [
+                '--cfg-options',
+                'optim_wrapper.type=AmpOptimWrapper',
+                'optim_wrapper.dtype=bfloat16',
+                'optim_wrapper.loss_scale=dynamic',
+            ],
+            "write type='OptimWrapper' in the config, and leave out dtype and loss_scale",
         ),
         ('test', ['x.pth', '--out', '{file}'], '{file} is a file; a folder is needed'),
         ('test', ['x.pth', '--show-dir', '{file}'], '--show-dir {file}: {file} is a file'),

@@ -246,24 +246,6 @@ def test_amp_without_an_accelerator(fails, segmentation):
     assert 'needs an accelerator' in fails('train', segmentation / 'student.py', '--amp')
 
 
-def test_norms_over_processes_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(training, 'get_device', lambda: 'cpu')
-    norm = dict(type='SyncBN')
-    heads = [dict(norm_cfg=norm), dict(norm_cfg=dict(type='GN'))]
-    student = dict(type='A', backbone=dict(norm_cfg=norm), auxiliary_head=heads)
-    teacher = dict(config=dict(type='A', norm_cfg=norm))
-    model = dict(type='mmkd_plugin.Distiller', student=student, teacher=teacher)
-    first, second = (
-        f'model.student.{part}.norm_cfg.type' for part in ('backbone', 'auxiliary_head.0')
-    )
-    with pytest.raises(UsageError, match=rf'{first}=SyncBN .*options {first}=BN {second}=BN$'):
-        training.check_sync_bn(Config(dict(model=model, launcher='pytorch')))
-    training.check_sync_bn(Config(dict(model=model, launcher='none')))
-    model = dict(type='A', head=dict(norm_cfg=norm))
-    with pytest.raises(UsageError, match='SyncBN needs GPUs'):
-        training.check_sync_bn(Config(dict(model=model, launcher='slurm')))
-
-
 def test_the_second_run_in_a_work_dir_is_told_and_writes_nothing(fails, segmentation, tmp_path):
     ready, tell = os.pipe()
     first = os.fork()
