@@ -108,7 +108,8 @@ def _check(config: dict, kind: type[Teacher], here: str) -> None:
     parameters = inspect.signature(kind).parameters
     known = ('type', *parameters) if 'type' in config else parameters
     given = {k: v for k, v in config.items() if k not in kind.unused}
-    check_keys(here, given, known, _kind_that_takes({*given} - {*known, '_scope_'}))
+    unknown = {key: given[key] for key in {*given} - {*known, '_scope_'}}
+    check_keys(here, given, known, _several(unknown) or _kind_that_takes({*unknown}))
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in config:
             words = f': {kind.missing[key]}' if key in kind.missing else ''
@@ -121,6 +122,14 @@ def _check(config: dict, kind: type[Teacher], here: str) -> None:
             f"{here}: '{name}' cannot name a teacher that is trained along; take another word of "
             "letters, digits and '_'"
         )
+
+
+def _several(unknown: dict) -> str:
+    """A clause about teachers that are given as a dict by name, empty if it does not look so."""
+    if unknown and all(isinstance(one, dict) and 'config' in one for one in unknown.values()):
+        teachers = ', '.join(f"dict(name='{name}', ...)" for name in sorted(unknown))
+        return f'; several teachers are a list: teacher=[{teachers}]'
+    return ''
 
 
 def _kind_that_takes(keys: set[str]) -> str:

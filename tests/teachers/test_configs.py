@@ -142,6 +142,13 @@ def test_the_kind_that_takes_unknown_keys_is_named(keys, kinds):
     assert ('a teacher with' in str(raised.value)) == (kinds is not None)
 
 
+def test_several_teachers_as_a_dict_are_told_of_the_list():
+    mit = dict(config='mit.py', checkpoint='mit.pth')
+    told = r"unknown key `mit`; several teachers are a list: teacher=\[dict\(name='mit', \.\.\.\)\]"
+    with pytest.raises(ValueError, match=told):
+        teacher_configs(dict(mit=mit))
+
+
 @pytest.mark.parametrize('kind', ['', ' ', '\0'])
 def test_a_model_whose_type_is_no_name(kind):
     (config,) = teacher_configs(dict(config=stock_models.fcn(), checkpoint=None)).values()
