@@ -260,6 +260,30 @@ def test_validation_data_in_another_order(folder):
     check_same_order(there, loaded('mmdet', folder, metainfo=dict(classes=('disc',))))
 
 
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        ('box', "='box' is a string, each letter of which would be a class: write ('box',)"),
+        ('box, disc', "='box, disc' is a string, .* write ('box', 'disc')"),
+        ('data/names.txt', "='data/names.txt' is a string, and there is no file of this name"),
+    ],
+)
+def test_a_text_in_place_of_names(scope, names, message, data):
+    palette = [[0, 0, 0]] * len(names)
+    with pytest.raises(DataError) as caught:
+        loaded(scope, data, metainfo=dict(classes=names, palette=palette))
+    start, _, end = f'train_dataloader.dataset.metainfo.classes{message}'.partition('.*')
+    assert str(caught.value).startswith(start) and end in str(caught.value)
+
+
+def test_a_file_of_names_in_their_place(data, tmp_path):
+    (tmp_path / 'names.txt').write_text('box\ndisc\n')
+    dataset = loaded('mmdet', data, metainfo=dict(classes=str(tmp_path / 'names.txt')))
+    assert dataset.metainfo['classes'] == ['box', 'disc']
+    check_data(dataset, TWO)
+
+
 @pytest.mark.parametrize(
     ('scope', 'expected', 'message'),
     [

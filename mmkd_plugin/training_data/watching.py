@@ -17,7 +17,7 @@ from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import DATASETS, HOOKS
 from mmkd_plugin.terms.without_labels import WIRING
 from mmkd_plugin.training_data.checks import check_data, check_switch
-from mmkd_plugin.training_data.classes import check_count, check_same_order
+from mmkd_plugin.training_data.classes import check_count, check_is_list, check_same_order
 from mmkd_plugin.training_data.errors import DataError, dataset_errors_named, without_images
 from mmkd_plugin.training_data.expected import Expected
 from mmkd_plugin.training_data.pipelines import CheckedPipeline
@@ -129,7 +129,10 @@ def _build(runner: Runner, loader: dict, key: str) -> Any:
     """Builds a data loader as the loop of the runner would."""
     different = runner._randomness_cfg.get('diff_rank_seed', False)
     with dataset_errors_named(key, loader):
-        return runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
+        built = runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
+    for leaf in leaves(built.dataset):
+        check_is_list(leaf, key)
+    return built
 
 
 def _learns_without_labels_only(model: nn.Module) -> bool:
