@@ -105,6 +105,18 @@ def explained(error: Exception, here: str, config: Any) -> str:
     return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if general else said)}'
 
 
+def built_by(error: BaseException) -> list[Any]:
+    """What was built when a library raised an error, the outermost first.
+
+    Args:
+        error (BaseException): The error.
+
+    Returns:
+        list: Classes and functions; None for one that was not found.
+    """
+    return [one.get('obj_cls') for one in _building(error)]
+
+
 def _building(error: BaseException) -> list[dict]:
     """The local names of each build that an error comes from, the outermost first."""
     return [f.f_locals for f in frames_of(error) if f.f_code.co_name == 'build_from_cfg']

@@ -343,6 +343,33 @@ def test_settings_of_the_data_set(scope, changes, message, data):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+@pytest.mark.parametrize(
+    ('transform', 'message'),
+    [
+        (dict(type='RandomFlip'), ': RandomFlip: ValueError: probs must be float or list of float'),
+        (dict(type='RandomApply', transforms=[dict(type='RandomFlip')]),
+         '.transforms[0]: RandomFlip: ValueError: probs must be float'),
+        (dict(type='Resize'), ': Resize: AssertionError: `scale` and`scale_factor` can not both'),
+        (dict(type='RandomFlop', prob=0.5), ".type: there is no 'RandomFlop'; did you mean"),
+        (dict(type='RandomFlip', prop=0.5), ': RandomFlip has no argument `prop`; did you mean'),
+    ],
+)  # fmt: skip
+def test_a_transform_that_cannot_be_built_is_named(scope, transform, message, data):
+    pipeline = dataset_of(scope)['pipeline']
+    pipeline.insert(2, transform)
+    with pytest.raises(ValueError, match=r'^train_dataloader\.dataset\.pipeline\[2\]') as caught:
+        loaded(scope, data, pipeline=pipeline)
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_classes_that_a_data_set_lacks_are_named(data):
+    changes = dict(type='PascalVOCDataset', ann_file='', metainfo=dict(classes=['box']))
+    with pytest.raises(DataError, match=r'cannot be built: ValueError: new classes .*box'):
+        loaded('mmseg', data, **changes)
+
+
 def test_a_label_map_beside_boxes_has_classes_of_its_own(folder):
     pixels(folder / 'masks/0.png', with_id(182))  # COCO's stuff, for HTC and Panoptic FPN
     pipeline = dataset_of('mmdet')['pipeline']
