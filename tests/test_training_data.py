@@ -18,6 +18,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
+from mmkd_plugin.cli import build_runner
 from mmkd_plugin.training_data import (
     CheckedPipeline,
     CheckTrainingData,
@@ -28,11 +29,12 @@ from mmkd_plugin.training_data import (
     warn_of_kept_state,
 )
 from mmkd_plugin.training_data.classes import check_count, check_same_order
+from mmkd_plugin.training_data.evaluators import warn_of_other_file
 from mmkd_plugin.training_data.expected import THINGS
-from mmkd_plugin.training_data.watching import _build
+from mmkd_plugin.training_data.watching import _build, watch_data, watch_test_data
 from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
-from tests.runs import assert_same, config, dataset_of, train, validated
+from tests.runs import assert_same, config, dataset_of, needs_ops, train, validated
 from tests.stock_models import build, cwd, distiller
 
 pytestmark = pytest.mark.usefixtures('own_globals')
@@ -284,6 +286,53 @@ def test_a_file_of_names_in_their_place(data, tmp_path):
     check_data(dataset, TWO)
 
 
+def with_other_names(coco: dict) -> None:
+    for image in coco['images']:
+        image['file_name'] = f'train/9{image["file_name"]}'
+
+
+def without_an_image(coco: dict) -> None:
+    number = coco['images'].pop()['id']
+    coco['annotations'] = [one for one in coco['annotations'] if one['image_id'] != number]
+
+
+OTHER = 'ann_file=other.json is another file than that of val_dataloader.dataset, {d}/boxes.json'
+
+
+@pytest.mark.parametrize(
+    ('change', 'evaluator', 'message'),
+    [
+        (with_other_names, dict(ann_file='other.json'), f'val_evaluator.{OTHER}, and lists other'),
+        (without_an_image, dict(ann_file='other.json'), f'val_evaluator.{OTHER}, and lists other'),
+        (with_other_names, [dict(type='A'), dict(ann_file='other.json')], 'val_evaluator[1].ann_'),
+        (with_other_names, dict(metrics=[dict(ann_file='other.json')]), 'val_evaluator.metrics[0]'),
+        (lambda coco: coco.clear(), dict(ann_file='other.json'), f'val_evaluator.{OTHER}'),
+        (lambda coco: coco['annotations'].pop(), dict(ann_file='other.json'), None),
+        (lambda coco: [i.pop('file_name') for i in coco['images']], dict(ann_file='other.json'),
+         None),
+        (with_other_names, dict(ann_file='images/../boxes.json'), None),
+        (with_other_names, dict(ann_file='link.json'), None),
+        (with_other_names, dict(ann_file='s3://bucket/other.json'), None),
+        (with_other_names, dict(ann_file=None), None),
+        (with_other_names, None, None),
+    ],
+)  # fmt: skip
+def test_an_evaluator_with_the_file_of_other_images(
+    change, evaluator, message, folder, log, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    part = dict(data_root=str(folder), **dataset_of('mmdet'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=part))
+    coco = json.loads(Path('boxes.json').read_text())
+    change(coco)
+    Path('other.json').write_text(json.dumps(coco))
+    Path('link.json').symlink_to('boxes.json')
+    warn_of_other_file(evaluator, dataset, 'val')
+    assert len(log.warnings) == (message is not None)
+    assert message is None or message.format(d=folder) in log.warnings[0]
+
+
 @pytest.mark.parametrize(
     ('scope', 'expected', 'message'),
     [
@@ -490,6 +539,22 @@ def test_a_detector_with_more_classes_than_names_does_not_train(classes, data, t
     else:
         with pytest.raises(DataError, match=r'^bbox_head\.num_classes=3, .*write num_classes=2$'):
             train(cfg)
+
+
+@needs_ops
+def test_a_run_says_that_its_evaluators_have_other_images(folder, tmp_path):
+    shutil.copy(folder / 'boxes.json', tmp_path / 'other.json')
+    boxes(with_other_names)(folder)
+    cfg = validated(config(stock_models.retinanet(classes=2), folder, tmp_path / 'run', 1), folder)
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other.json')
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, [cfg.val_evaluator]
+    cfg.test_cfg = dict(type='TestLoop')
+    runner = build_runner(cfg)
+    watch_data(runner)
+    watch_test_data(runner)
+    (file,) = tmp_path.glob('run/*/*.log')
+    for place in ('val_evaluator', 'test_evaluator[0]'):
+        assert file.read_text().count(f'WARNING - {place}.ann_file={tmp_path}/other.json is') == 1
 
 
 def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):
