@@ -413,6 +413,29 @@ def test_a_transform_that_cannot_be_built_is_named(scope, transform, message, da
     assert '\n' not in str(caught.value)
 
 
+def with_outlines(coco: dict) -> None:
+    for one in coco['annotations']:
+        x, y, width, height = one['bbox']
+        one['segmentation'] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+@pytest.mark.parametrize('with_mask', [False, True])
+def test_masks_that_are_not_loaded(with_mask, folder):
+    boxes(with_outlines)(folder)
+    pipeline = dataset_of('mmdet')['pipeline']
+    pipeline[1] = dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask)
+    dataset = loaded('mmdet', folder, pipeline=pipeline)
+    model = build(stock_models.mask_rcnn(classes=2))
+    check_data(dataset, TWO)
+    if with_mask:
+        check_data(dataset, Expected.by(model))
+        return
+    with pytest.raises(DataError, match=r'images/0\.png: its boxes have no masks.* with_mask=True'):
+        check_data(dataset, Expected.by(model))
+    model.roi_head.mask_head = type('OfOurs', (torch.nn.ReLU,), {})()  # may learn from boxes alone
+    check_data(dataset, Expected.by(model))
+
+
 def test_classes_that_a_data_set_lacks_are_named(data):
     changes = dict(type='PascalVOCDataset', ann_file='', metainfo=dict(classes=['box']))
     with pytest.raises(DataError, match=r'cannot be built: ValueError: new classes .*box'):
@@ -478,7 +501,11 @@ def test_what_a_model_knows_is_read_from_its_head():
     assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True, True)
     assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
     masks = build(stock_models.mask2former(classes=4, stuff=2))
-    assert Expected.by(masks) == Expected(6, None, 'panoptic_head', stuff=2, key=THINGS)
+    found = Expected(6, None, 'panoptic_head', stuff=2, key=THINGS, masks='panoptic_head')
+    assert Expected.by(masks) == found
+    for one in (stock_models.mask_rcnn(), stock_models.cascade_rcnn(masks=True)):
+        assert Expected.by(build(one)).masks == 'roi_head.mask_head'
+    assert not Expected.by(build(stock_models.cascade_rcnn())).masks
     assert Expected.by(torch.nn.ReLU()) == Expected()
     of_words = build(detector)
     of_words.language_model = (

@@ -120,7 +120,14 @@ class CheckedPipeline(Compose):
                 f'{name_of(about)}: it has no label map; the train pipeline needs a '
                 "dict(type='LoadAnnotations') in front of what packs the inputs"
             )
-        labels = getattr(sample.get('gt_instances'), 'labels', None)
+        boxes = sample.get('gt_instances')
+        if self.expected.masks and boxes is not None and 'masks' not in boxes:
+            raise DataError(
+                f'{name_of(about)}: its boxes have no masks, from which `{self.expected.masks}` '
+                "learns; the train pipeline needs with_mask=True, as in dict(type='LoadAnnotations'"
+                ', with_bbox=True, with_mask=True)'
+            )
+        labels = getattr(boxes, 'labels', None)
         if labels is not None and library_of_sample(sample) == 'mmdet':
             self._check_ids(np.asarray(labels), f'{name_of(about)}: the label of a box')
 
