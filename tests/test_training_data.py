@@ -41,6 +41,11 @@ pytestmark = pytest.mark.usefixtures('own_globals')
 
 THREE = Expected(3, 255, 'decode_head', label_map=True, pixels=True)
 TWO = Expected(2, None, 'bbox_head')
+ZERO_REDUCED = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
 
 
 def pixels(file: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -376,6 +381,10 @@ def test_one_score_for_a_class_with_a_name(data, log):
         ('mmseg', dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]),
          "it has no label map; the train pipeline needs a dict(type='LoadAnnotations')"),
         ('mmseg', dict(reduce_zero_label=True), None),
+        ('mmseg', dict(pipeline=ZERO_REDUCED),
+         'masks/0.png: dataset.reduce_zero_label=False, and LoadAnnotations of its pipeline has '
+         'reduce_zero_label=True; leave it out of LoadAnnotations'),
+        ('mmseg', dict(pipeline=ZERO_REDUCED, reduce_zero_label=True), None),
         ('mmseg', dict(img_suffix='.jpg'), 'ends with .jpg (img_suffix)'),
         ('mmdet', dict(filter_cfg=dict(min_size=100)), 'lists no image that is left after filter'),
         ('mmseg', {}, None),
