@@ -96,9 +96,12 @@ def check_same_order(train: Dataset, val: Dataset) -> None:
     """
     ours, theirs = _names_of(train), _names_of(val)
     if ours and theirs and ours != theirs and sorted(ours) == sorted(theirs):
+        number = next(i for i, (one, other) in enumerate(zip(ours, theirs)) if one != other)
         raise DataError(
-            f'{place_of("val")}.metainfo.classes is in another order than that of the training '
-            f'data, by which the model numbers its classes: write ({some(map(repr, ours), LISTED)})'
+            f'{place_of("train")}.metainfo.classes and {place_of("val")}.metainfo.classes have the '
+            f'same names in different orders, from number {number} on: '
+            f'({some(map(repr, ours), LISTED)}) and ({some(map(repr, theirs), LISTED)}). The model '
+            'numbers its classes as in training: write the order of the labels in both'
         )
 
 
