@@ -425,6 +425,19 @@ def test_a_transform_that_cannot_be_built_is_named(scope, transform, message, da
     assert '\n' not in str(caught.value)
 
 
+def test_a_class_that_another_library_has_too_is_named(data):
+    changes = {**dataset_of('mmseg'), 'reduce_zero_label': True}
+    with pytest.raises(ValueError, match=r'^train_dataloader\.dataset: BaseSegDataset') as caught:
+        loaded('mmdet', data, **changes)
+    assert 'has no argument `reduce_zero_label`; that of mmseg has it: write ' in str(caught.value)
+    assert "default_scope='mmseg' at" in str(caught.value)
+    assert str(caught.value).endswith("or type='mmseg.BaseSegDataset' here")
+    del changes['reduce_zero_label']
+    with pytest.raises(ValueError, match=r'has no argument `img_sufix`; did you mean `') as caught:
+        loaded('mmseg', data, **changes, img_sufix='.png')
+    assert 'that of' not in str(caught.value)
+
+
 def with_outlines(coco: dict) -> None:
     for one in coco['annotations']:
         x, y, width, height = one['bbox']
