@@ -22,7 +22,8 @@ Image = tuple[Any, str | None]
 def warn_of_other_file(evaluator: Any, dataset: Dataset, key: str) -> None:
     """Says of each metric whose annotations are those of other images than it will be given.
 
-    Another file about the same images is none, such as the boxes beside panoptic masks.
+    Another file about the same images is none, such as the boxes beside panoptic masks. A file in
+    another format than COCO's may be about any.
 
     Args:
         evaluator (dict | list | None): The config of an evaluator, of a metric or of several.
@@ -36,8 +37,11 @@ def warn_of_other_file(evaluator: Any, dataset: Dataset, key: str) -> None:
     for place, file in _files_of(evaluator, f'{key}_evaluator'):
         if not _is_here(file) or any(Path(file).samefile(one) for one in read):
             continue
+        listed = _images_in(file)
+        if listed is None:
+            continue
         images = _images_of(dataset) if images is None else images
-        if not _same(images, _images_in(file)):
+        if not _same(images, listed):
             files = list(dict.fromkeys(read))
             write = f'. Write {place}={files[0]}' if len(files) == 1 else ''
             print_log(
@@ -74,7 +78,7 @@ def _images_in(file: str) -> list[Image] | None:
     try:
         found = json.loads(Path(file).read_bytes())
         return [(image['id'], _name(image.get('file_name'))) for image in found['images']]
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
         return None
 
 
@@ -82,10 +86,8 @@ def _name(path: Any) -> str | None:
     return PurePath(path).name if isinstance(path, str) else None
 
 
-def _same(ours: list[Image], theirs: list[Image] | None) -> bool:
+def _same(ours: list[Image], theirs: list[Image]) -> bool:
     """Whether two lists have the same images; one without names of files is compared by ids."""
-    if theirs is None:
-        return False
     named = all(name for _, name in (*ours, *theirs))
     return len(ours) == len(theirs) and (
         set(ours) == set(theirs) if named else {i for i, _ in ours} == {i for i, _ in theirs}
