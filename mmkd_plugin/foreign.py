@@ -94,8 +94,9 @@ def explained(error: Exception, here: str, config: Any) -> str:
     _, _, unknown = str(error).partition('unexpected keyword argument ')
     if isinstance(error, TypeError) and unknown and inspect.isclass(made):
         unknown = unknown.strip('\'". ')
-        known = list(dict.fromkeys(key for base in made.__mro__ for key in _keys(base)))
-        close = did_you_mean(unknown, ['_scope_', *known])
+        known = _arguments(made)
+        close = _namesake(made, part, unknown, building[-1].get('registry'))
+        close = close or did_you_mean(unknown, ['_scope_', *known])
         if not close and known:
             close = f' (known: {some(known, 12)})'
         return f'{place}: {name} has no argument `{unknown}`{close}'
@@ -103,6 +104,18 @@ def explained(error: Exception, here: str, config: Any) -> str:
     of_torch = frames_of(error)[-1].f_globals.get('__name__', '').startswith('torch.')
     general = of_torch or not str(error)  # a bare assertion
     return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if general else said)}'
+
+
+def built_by(error: BaseException) -> list[Any]:
+    """What was built when a library raised an error, the outermost first.
+
+    Args:
+        error (BaseException): The error.
+
+    Returns:
+        list: Classes and functions; None for one that was not found.
+    """
+    return [one.get('obj_cls') for one in _building(error)]
 
 
 def _building(error: BaseException) -> list[dict]:
@@ -186,6 +199,32 @@ def _similar(name: Any, registry: Any) -> str:
     close = get_close_matches(last, known, n=3, cutoff=0.6)
     names = [f"'{known[one]}'" for one in close if known[one] != name]
     return f'; did you mean {" or ".join(names)}?' if names else ''
+
+
+def _namesake(made: type, part: dict, argument: str, registry: Any) -> str:
+    """What is said of a class that another library has too, with an argument that is unknown here.
+
+    A name without a library is looked up in that of `default_scope`.
+    """
+    kind, own = part.get('type'), made.__module__.partition('.')[0]
+    if not isinstance(kind, str) or '.' in kind or registry is None:
+        return ''
+    for scope in installed():
+        try:
+            other = registry.get(f'{scope}.{kind}') if scope != own else None
+        except Exception:  # it is there, and cannot be imported
+            other = None
+        if inspect.isclass(other) and argument in _arguments(other):
+            return (
+                f"; that of {scope} has it: write default_scope='{scope}' at the top of the config "
+                f"if the model is of {scope}, or type='{scope}.{kind}' here"
+            )
+    return ''
+
+
+def _arguments(kind: type) -> list[str]:
+    """The arguments of a class and of its bases."""
+    return list(dict.fromkeys(key for base in kind.__mro__ for key in _keys(base)))
 
 
 def _keys(kind: type) -> list[str]:

@@ -87,7 +87,7 @@ def first_line(error: Exception, prefer: str | None = None) -> str:
         lines.sort(key=lambda line: not line.startswith(prefer))
     if not lines and isinstance(error, AssertionError):
         lines = [frame.line or '' for frame in traceback.extract_tb(error.__traceback__)[-1:]]
-    text = re.sub(r'\x1b\[\d*m', '', lines[0])[:200] if lines else ''
+    text = ' '.join(re.sub(r'\x1b\[\d*m', '', lines[0]).split())[:200] if lines else ''
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 

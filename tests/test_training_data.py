@@ -18,6 +18,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
+from mmkd_plugin.cli import build_runner
 from mmkd_plugin.training_data import (
     CheckedPipeline,
     CheckTrainingData,
@@ -28,17 +29,23 @@ from mmkd_plugin.training_data import (
     warn_of_kept_state,
 )
 from mmkd_plugin.training_data.classes import check_count, check_same_order
+from mmkd_plugin.training_data.evaluators import warn_of_other_file
 from mmkd_plugin.training_data.expected import THINGS
-from mmkd_plugin.training_data.watching import _build
+from mmkd_plugin.training_data.watching import _build, watch_data, watch_test_data
 from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
-from tests.runs import assert_same, config, dataset_of, train, validated
+from tests.runs import assert_same, config, dataset_of, needs_ops, train, validated
 from tests.stock_models import build, cwd, distiller
 
 pytestmark = pytest.mark.usefixtures('own_globals')
 
 THREE = Expected(3, 255, 'decode_head', label_map=True, pixels=True)
 TWO = Expected(2, None, 'bbox_head')
+ZERO_REDUCED = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
 
 
 def pixels(file: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -254,10 +261,84 @@ def test_validation_data_in_another_order(folder):
         check_data(loaded('mmdet', folder), Expected(), 1, 'val')
     other = loaded('mmdet', folder, metainfo=dict(classes=('disc', 'box')))
     check_data(other, Expected(), 1, 'val')
-    with pytest.raises(DataError, match=r"^val_dataloader.*training data.* \('box', 'disc'\)$"):
+    with pytest.raises(DataError) as caught:  # either may be the wrong one
         check_same_order(there, other)
+    message = str(caught.value)
+    assert message.startswith('train_dataloader.dataset.metainfo.classes and val_dataloader.dat')
+    assert "from number 0 on: ('box', 'disc') and ('disc', 'box'). The model" in message
     check_same_order(there, there)
     check_same_order(there, loaded('mmdet', folder, metainfo=dict(classes=('disc',))))
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        ('box', "='box' is a string, each letter of which would be a class: write ('box',)"),
+        ('box, disc', "='box, disc' is a string, .* write ('box', 'disc')"),
+        ('data/names.txt', "='data/names.txt' is a string, and there is no file of this name"),
+    ],
+)
+def test_a_text_in_place_of_names(scope, names, message, data):
+    palette = [[0, 0, 0]] * len(names)
+    with pytest.raises(DataError) as caught:
+        loaded(scope, data, metainfo=dict(classes=names, palette=palette))
+    start, _, end = f'train_dataloader.dataset.metainfo.classes{message}'.partition('.*')
+    assert str(caught.value).startswith(start) and end in str(caught.value)
+
+
+def test_a_file_of_names_in_their_place(data, tmp_path):
+    (tmp_path / 'names.txt').write_text('box\ndisc\n')
+    dataset = loaded('mmdet', data, metainfo=dict(classes=str(tmp_path / 'names.txt')))
+    assert dataset.metainfo['classes'] == ['box', 'disc']
+    check_data(dataset, TWO)
+
+
+def with_other_names(coco: dict) -> None:
+    for image in coco['images']:
+        image['file_name'] = f'train/9{image["file_name"]}'
+
+
+def without_an_image(coco: dict) -> None:
+    number = coco['images'].pop()['id']
+    coco['annotations'] = [one for one in coco['annotations'] if one['image_id'] != number]
+
+
+OTHER = 'ann_file=other.json is another file than that of val_dataloader.dataset, {d}/boxes.json'
+
+
+@pytest.mark.parametrize(
+    ('change', 'evaluator', 'message'),
+    [
+        (with_other_names, dict(ann_file='other.json'), f'val_evaluator.{OTHER}, and lists other'),
+        (without_an_image, dict(ann_file='other.json'), f'val_evaluator.{OTHER}, and lists other'),
+        (with_other_names, [dict(type='A'), dict(ann_file='other.json')], 'val_evaluator[1].ann_'),
+        (with_other_names, dict(metrics=[dict(ann_file='other.json')]), 'val_evaluator.metrics[0]'),
+        (lambda coco: coco.clear(), dict(ann_file='other.json'), None),
+        (lambda coco: coco['annotations'].pop(), dict(ann_file='other.json'), None),
+        (lambda coco: [i.pop('file_name') for i in coco['images']], dict(ann_file='other.json'),
+         None),
+        (with_other_names, dict(ann_file='images/../boxes.json'), None),
+        (with_other_names, dict(ann_file='link.json'), None),
+        (with_other_names, dict(ann_file='s3://bucket/other.json'), None),
+        (with_other_names, dict(ann_file=None), None),
+        (with_other_names, None, None),
+    ],
+)  # fmt: skip
+def test_an_evaluator_with_the_file_of_other_images(
+    change, evaluator, message, folder, log, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    part = dict(data_root=str(folder), **dataset_of('mmdet'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(dict(type='RepeatDataset', times=2, dataset=part))
+    coco = json.loads(Path('boxes.json').read_text())
+    change(coco)
+    Path('other.json').write_text(json.dumps(coco))
+    Path('link.json').symlink_to('boxes.json')
+    warn_of_other_file(evaluator, dataset, 'val')
+    assert len(log.warnings) == (message is not None)
+    assert message is None or message.format(d=folder) in log.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +384,10 @@ def test_one_score_for_a_class_with_a_name(data, log):
         ('mmseg', dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]),
          "it has no label map; the train pipeline needs a dict(type='LoadAnnotations')"),
         ('mmseg', dict(reduce_zero_label=True), None),
+        ('mmseg', dict(pipeline=ZERO_REDUCED),
+         'masks/0.png: dataset.reduce_zero_label=False, and LoadAnnotations of its pipeline has '
+         'reduce_zero_label=True; leave it out of LoadAnnotations'),
+        ('mmseg', dict(pipeline=ZERO_REDUCED, reduce_zero_label=True), None),
         ('mmseg', dict(img_suffix='.jpg'), 'ends with .jpg (img_suffix)'),
         ('mmdet', dict(filter_cfg=dict(min_size=100)), 'lists no image that is left after filter'),
         ('mmseg', {}, None),
@@ -317,6 +402,69 @@ def test_settings_of_the_data_set(scope, changes, message, data):
     with pytest.raises(DataError) as caught:
         check_data(loaded(scope, data, **changes), expected)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet'])
+@pytest.mark.parametrize(
+    ('transform', 'message'),
+    [
+        (dict(type='RandomFlip'), ': RandomFlip: ValueError: probs must be float or list of float'),
+        (dict(type='RandomApply', transforms=[dict(type='RandomFlip')]),
+         '.transforms[0]: RandomFlip: ValueError: probs must be float'),
+        (dict(type='Resize'), ': Resize: AssertionError: `scale` and`scale_factor` can not both'),
+        (dict(type='RandomFlop', prob=0.5), ".type: there is no 'RandomFlop'; did you mean"),
+        (dict(type='RandomFlip', prop=0.5), ': RandomFlip has no argument `prop`; did you mean'),
+    ],
+)  # fmt: skip
+def test_a_transform_that_cannot_be_built_is_named(scope, transform, message, data):
+    pipeline = dataset_of(scope)['pipeline']
+    pipeline.insert(2, transform)
+    with pytest.raises(ValueError, match=r'^train_dataloader\.dataset\.pipeline\[2\]') as caught:
+        loaded(scope, data, pipeline=pipeline)
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_class_that_another_library_has_too_is_named(data):
+    changes = {**dataset_of('mmseg'), 'reduce_zero_label': True}
+    with pytest.raises(ValueError, match=r'^train_dataloader\.dataset: BaseSegDataset') as caught:
+        loaded('mmdet', data, **changes)
+    assert 'has no argument `reduce_zero_label`; that of mmseg has it: write ' in str(caught.value)
+    assert "default_scope='mmseg' at" in str(caught.value)
+    assert str(caught.value).endswith("or type='mmseg.BaseSegDataset' here")
+    del changes['reduce_zero_label']
+    with pytest.raises(ValueError, match=r'has no argument `img_sufix`; did you mean `') as caught:
+        loaded('mmseg', data, **changes, img_sufix='.png')
+    assert 'that of' not in str(caught.value)
+
+
+def with_outlines(coco: dict) -> None:
+    for one in coco['annotations']:
+        x, y, width, height = one['bbox']
+        one['segmentation'] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+@pytest.mark.parametrize('with_mask', [False, True])
+def test_masks_that_are_not_loaded(with_mask, folder):
+    boxes(with_outlines)(folder)
+    pipeline = dataset_of('mmdet')['pipeline']
+    pipeline[1] = dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask)
+    dataset = loaded('mmdet', folder, pipeline=pipeline)
+    model = build(stock_models.mask_rcnn(classes=2))
+    check_data(dataset, TWO)
+    if with_mask:
+        check_data(dataset, Expected.by(model))
+        return
+    with pytest.raises(DataError, match=r'images/0\.png: its boxes have no masks.* with_mask=True'):
+        check_data(dataset, Expected.by(model))
+    model.roi_head.mask_head = type('OfOurs', (torch.nn.ReLU,), {})()  # may learn from boxes alone
+    check_data(dataset, Expected.by(model))
+
+
+def test_classes_that_a_data_set_lacks_are_named(data):
+    changes = dict(type='PascalVOCDataset', ann_file='', metainfo=dict(classes=['box']))
+    with pytest.raises(DataError, match=r'cannot be built: ValueError: new classes .*box'):
+        loaded('mmseg', data, **changes)
 
 
 def test_a_label_map_beside_boxes_has_classes_of_its_own(folder):
@@ -378,7 +526,11 @@ def test_what_a_model_knows_is_read_from_its_head():
     assert Expected.by(build(segmentor)) == Expected(5, 255, 'decode_head', True, True)
     assert Expected.by(build(detector)) == Expected(4, None, 'roi_head.bbox_head', False)
     masks = build(stock_models.mask2former(classes=4, stuff=2))
-    assert Expected.by(masks) == Expected(6, None, 'panoptic_head', stuff=2, key=THINGS)
+    found = Expected(6, None, 'panoptic_head', stuff=2, key=THINGS, masks='panoptic_head')
+    assert Expected.by(masks) == found
+    for one in (stock_models.mask_rcnn(), stock_models.cascade_rcnn(masks=True)):
+        assert Expected.by(build(one)).masks == 'roi_head.mask_head'
+    assert not Expected.by(build(stock_models.cascade_rcnn())).masks
     assert Expected.by(torch.nn.ReLU()) == Expected()
     of_words = build(detector)
     of_words.language_model = (
@@ -439,6 +591,22 @@ def test_a_detector_with_more_classes_than_names_does_not_train(classes, data, t
     else:
         with pytest.raises(DataError, match=r'^bbox_head\.num_classes=3, .*write num_classes=2$'):
             train(cfg)
+
+
+@needs_ops
+def test_a_run_says_that_its_evaluators_have_other_images(folder, tmp_path):
+    shutil.copy(folder / 'boxes.json', tmp_path / 'other.json')
+    boxes(with_other_names)(folder)
+    cfg = validated(config(stock_models.retinanet(classes=2), folder, tmp_path / 'run', 1), folder)
+    cfg.val_evaluator.ann_file = str(tmp_path / 'other.json')
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, [cfg.val_evaluator]
+    cfg.test_cfg = dict(type='TestLoop')
+    runner = build_runner(cfg)
+    watch_data(runner)
+    watch_test_data(runner)
+    (file,) = tmp_path.glob('run/*/*.log')
+    for place in ('val_evaluator', 'test_evaluator[0]'):
+        assert file.read_text().count(f'WARNING - {place}.ann_file={tmp_path}/other.json is') == 1
 
 
 def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.fileio import list_from_file
 from mmengine.logging import MessageHub, print_log
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
@@ -259,14 +260,23 @@ def _innermost(dataset: Any) -> Mapping[str, Any] | None:
 
 def _classes_of_dataset(dataset: Any, scope: str | None) -> Names | None:
     while isinstance(dataset, Mapping):
-        found = _names(dataset.get('metainfo'))
+        meta = dataset.get('metainfo')
+        found = _names(meta)
         if found:
             return found
+        if isinstance(meta, Mapping) and isinstance(meta.get('classes'), str):
+            return _names_in(meta['classes'])
         inner = dataset.get('dataset') or dataset.get('datasets')
         if not inner:
             return _names(getattr(_dataset_class(dataset.get('type'), scope), 'METAINFO', None))
         dataset = inner[0] if isinstance(inner, (list, tuple)) else inner
     return None
+
+
+def _names_in(file: str) -> Names | None:
+    """The names of a file that is in the place of names, as mmengine reads it."""
+    path = Path(file)
+    return _names(dict(classes=list_from_file(file))) if path.is_file() else None
 
 
 def _dataset_class(kind: Any, scope: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
@@ -16,6 +17,32 @@ from mmkd_plugin.words import did_you_mean, some
 
 #: Of more classes, a message has the first alone.
 LISTED = 100
+
+
+def check_is_list(leaf: Any, key: str) -> None:
+    """Refuses one text in place of the names of the classes, whose letters would count as names.
+
+    mmengine has put the lines of a file in its place if there is a file of this name.
+
+    Args:
+        leaf (BaseDataset): A data set that is no wrapper.
+        key (str): What messages call it, ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+        DataError: If there is one, and it is not that of the class of the data set.
+    """
+    text = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+    usual = (getattr(leaf, 'METAINFO', None) or {}).get('classes')
+    if not isinstance(text, str) or text == usual:
+        return
+    here = f'{place_of(key)}.metainfo.classes={text!r} is a string'
+    if Path(text).suffix or '/' in text:
+        raise DataError(f'{here}, and there is no file of this name with a class in each line')
+    names = [name.strip() for name in text.split(',') if name.strip()] or ['...']
+    comma = ',' * (len(names) == 1)
+    raise DataError(
+        f'{here}, each letter of which would be a class: write ({some(map(repr, names))}{comma})'
+    )
 
 
 def check_categories(leaf: Any, classes: Any, key: str) -> None:
@@ -69,9 +96,12 @@ def check_same_order(train: Dataset, val: Dataset) -> None:
     """
     ours, theirs = _names_of(train), _names_of(val)
     if ours and theirs and ours != theirs and sorted(ours) == sorted(theirs):
+        number = next(i for i, (one, other) in enumerate(zip(ours, theirs)) if one != other)
         raise DataError(
-            f'{place_of("val")}.metainfo.classes is in another order than that of the training '
-            f'data, by which the model numbers its classes: write ({some(map(repr, ours), LISTED)})'
+            f'{place_of("train")}.metainfo.classes and {place_of("val")}.metainfo.classes have the '
+            f'same names in different orders, from number {number} on: '
+            f'({some(map(repr, ours), LISTED)}) and ({some(map(repr, theirs), LISTED)}). The model '
+            'numbers its classes as in training: write the order of the labels in both'
         )
 
 

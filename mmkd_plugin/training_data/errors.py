@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.cli import UsageError
-from mmkd_plugin.foreign import explained
+from mmkd_plugin.foreign import built_by, explained
 from mmkd_plugin.words import from_worker
 
 
@@ -44,14 +44,14 @@ def dataset_errors_named(key: str, config: dict) -> Iterator[None]:
         raise
     except Exception as error:
         dataset, place = _dataset_of(error), place_of(key)
-        if dataset is None:
+        if dataset is None or _is_of_a_part(error):
             where = place if key == 'unlabelled' else f'{key}_dataloader'
             raise ValueError(explained(error, where, config)) from error
         here = f'{place} ({type(dataset).__name__})'
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             missing = str(error.filename or error)
             raise DataError(f'{here}: there is no {missing}{beside_a_config(missing)}') from error
-        if getattr(dataset, 'data_list', None) == [] and type(error) is ValueError:
+        if _has_listed_nothing(dataset, error):
             raise DataError(without_images(dataset, key)) from error
         file = getattr(dataset, 'ann_file', '')
         of = f' (of {file})' if file and str(file) not in str(error) else ''
@@ -78,6 +78,24 @@ def without_images(leaf: Any, key: str) -> str:
     else:
         reason = f'no file in {folder}' + (f' ends with {suffix} (img_suffix)' if suffix else '')
     return f'{place_of(key)} has no images: {reason}'
+
+
+def _is_of_a_part(error: BaseException) -> bool:
+    """Whether a part of a data set could not be built, such as a transform, or could not be found.
+
+    A file that a part lacks is none of its settings.
+    """
+    kinds = built_by(error)
+    missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+    of_a_dataset = bool(kinds) and isinstance(kinds[-1], type) and issubclass(kinds[-1], Dataset)
+    return bool(kinds) and not (of_a_dataset or missing)
+
+
+def _has_listed_nothing(dataset: Any, error: BaseException) -> bool:
+    """Whether mmengine could not store the list of images of a data set, which has none."""
+    steps = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    stored = 'full_init' in steps and 'load_data_list' not in steps
+    return stored and getattr(dataset, 'data_list', None) == [] and type(error) is ValueError
 
 
 def _dataset_of(error: BaseException) -> Any:

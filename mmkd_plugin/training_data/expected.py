@@ -17,6 +17,8 @@ HEADS = dict(
     mmdet=('bbox_head', 'roi_head.bbox_head', 'mask_head', 'panoptic_head'),
 )
 
+#: Where a detector has what learns from the masks of its boxes.
+MASKS = ('roi_head.mask_head', 'panoptic_head')
 
 #: What heads call their classes with boxes that may have others, of stuff.
 THINGS = 'num_things_classes'
@@ -37,6 +39,7 @@ class Expected:
         stuff (int): How many of the classes have no boxes; a data set may name them elsewhere.
             Defaults to 0.
         key (str): The argument of the head that says how many have. Defaults to ``'num_classes'``.
+        masks (str): The module that learns from the mask of each box. Defaults to nothing.
     """
 
     classes: int | None = None
@@ -46,6 +49,7 @@ class Expected:
     pixels: bool = False
     stuff: int = 0
     key: str = 'num_classes'
+    masks: str = ''
 
     @classmethod
     def by(cls, model: nn.Module) -> Expected:
@@ -58,15 +62,16 @@ class Expected:
             return cls()  # classes are words, and each image asks for its own
         for path in HEADS.get(library, ()):
             head = _at(model, path)
-            head = head[-1] if isinstance(head, nn.ModuleList) and len(head) else head
             classes = getattr(head, 'num_classes', None)
             if not isinstance(classes, int):
                 continue
             if library == 'mmdet':
                 things = getattr(head, THINGS, None)
+                masks = _learns_masks(model) if learns else ''
                 if isinstance(things, int):
-                    return cls(classes, None, path, stuff=classes - things, key=THINGS)
-                return cls(classes, None, path)
+                    stuff = classes - things
+                    return cls(classes, None, path, stuff=stuff, key=THINGS, masks=masks)
+                return cls(classes, None, path, masks=masks)
             if getattr(head, 'out_channels', None) == 1:  # one score, for the second of two classes
                 classes = max(classes, 2)
             labelled = learns and hasattr(head, 'loss_decode')
@@ -92,7 +97,14 @@ class Expected:
         return f'`{self.head}` knows 0 to {self.classes - 1} (num_classes={self.classes}{ignored})'
 
 
+def _learns_masks(model: nn.Module) -> str:
+    """Where a detector has a head of mmdet that learns masks; one of others may do without."""
+    heads = ((path, _at(model, path)) for path in MASKS)
+    return next((path for path, head in heads if type(head).__module__.startswith('mmdet.')), '')
+
+
 def _at(module: Any, path: str) -> Any:
+    """The module of a path, the last one of several stages; None if there is none."""
     for part in path.split('.'):
         module = getattr(module, part, None)
-    return module
+    return module[-1] if isinstance(module, nn.ModuleList) and len(module) else module

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import Compose
 
+from mmkd_plugin.teachers.classes import ZERO
 from mmkd_plugin.training_data.errors import DataError, one_line
 from mmkd_plugin.training_data.expected import Expected
 from mmkd_plugin.words import some
@@ -54,7 +55,8 @@ class CheckedPipeline(Compose):
             except DataError:
                 raise
             except Exception as error:
-                raise DataError(_reason(error, transform, about)) from error
+                reason = _other_zero_label(transform, data, about)
+                raise DataError(reason or _reason(error, transform, about)) from error
             if data is None:
                 return None
             if not looked_at and _is_loaded(data):
@@ -120,7 +122,14 @@ class CheckedPipeline(Compose):
                 f'{name_of(about)}: it has no label map; the train pipeline needs a '
                 "dict(type='LoadAnnotations') in front of what packs the inputs"
             )
-        labels = getattr(sample.get('gt_instances'), 'labels', None)
+        boxes = sample.get('gt_instances')
+        if self.expected.masks and boxes is not None and 'masks' not in boxes:
+            raise DataError(
+                f'{name_of(about)}: its boxes have no masks, from which `{self.expected.masks}` '
+                "learns; the train pipeline needs with_mask=True, as in dict(type='LoadAnnotations'"
+                ', with_bbox=True, with_mask=True)'
+            )
+        labels = getattr(boxes, 'labels', None)
         if labels is not None and library_of_sample(sample) == 'mmdet':
             self._check_ids(np.asarray(labels), f'{name_of(about)}: the label of a box')
 
@@ -172,6 +181,20 @@ def _reason(error: Exception, transform: Any, about: dict) -> str:
         if not reads_labels or labels:
             return f'{file}: the file cannot be read as an image ({one_line(error)})'
     return f'{name_of(about)}: {kind} failed: {one_line(error)}'
+
+
+def _other_zero_label(transform: Any, data: Any, about: dict) -> str:
+    """What is said of a data set and a transform that take label 0 for different things."""
+    whole = data.get(ZERO) if isinstance(data, dict) else None
+    loads = getattr(transform, ZERO, None)
+    if None in (whole, loads) or whole == loads:
+        return ''
+    kind = type(transform).__name__
+    return (
+        f'{about["seg_map_path"] or name_of(about)}: dataset.{ZERO}={whole}, and {kind} of its '
+        f'pipeline has {ZERO}={loads}; leave it out of {kind}, and write at the data set what is '
+        'meant'
+    )
 
 
 def _raised_here(error: Exception) -> bool:

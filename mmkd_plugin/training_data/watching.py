@@ -17,8 +17,9 @@ from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.registry import DATASETS, HOOKS
 from mmkd_plugin.terms.without_labels import WIRING
 from mmkd_plugin.training_data.checks import check_data, check_switch
-from mmkd_plugin.training_data.classes import check_count, check_same_order
+from mmkd_plugin.training_data.classes import check_count, check_is_list, check_same_order
 from mmkd_plugin.training_data.errors import DataError, dataset_errors_named, without_images
+from mmkd_plugin.training_data.evaluators import warn_of_other_file
 from mmkd_plugin.training_data.expected import Expected
 from mmkd_plugin.training_data.pipelines import CheckedPipeline
 from mmkd_plugin.unlabelled import Unlabelled
@@ -85,6 +86,7 @@ def watch_data(runner: Runner) -> None:
         loader = getattr(runner, f'_{key}_dataloader', None)
         if isinstance(loader, dict):
             setattr(runner, f'_{key}_dataloader', _build(runner, loader, key))
+    _warn_of_evaluator(runner, 'val')
     dataset = getattr(runner._train_dataloader, 'dataset', None)
     model, bare = _model_of(runner), None
     expected = Expected.by(model)
@@ -123,13 +125,23 @@ def watch_test_data(runner: Runner) -> None:
         pipeline = getattr(leaf, 'pipeline', None)
         if type(pipeline) is Compose:
             leaf.pipeline = CheckedPipeline(pipeline.transforms, Expected(), packs=False)
+    _warn_of_evaluator(runner, 'test')
 
 
 def _build(runner: Runner, loader: dict, key: str) -> Any:
     """Builds a data loader as the loop of the runner would."""
     different = runner._randomness_cfg.get('diff_rank_seed', False)
     with dataset_errors_named(key, loader):
-        return runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
+        built = runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=different)
+    for leaf in leaves(built.dataset):
+        check_is_list(leaf, key)
+    return built
+
+
+def _warn_of_evaluator(runner: Runner, key: str) -> None:
+    dataset = getattr(getattr(runner, f'_{key}_dataloader'), 'dataset', None)
+    if dataset is not None and is_main_process():
+        warn_of_other_file(getattr(runner, f'_{key}_evaluator'), dataset, key)
 
 
 def _learns_without_labels_only(model: nn.Module) -> bool:

@@ -441,9 +441,13 @@ INNER = dict(type='BaseSegDataset', metainfo=dict(classes=('a', 'b')))
         (dict(type='ConcatDataset', datasets=[INNER, INNER]), ('a', 'b')),
         (dict(type='PascalVOCDataset'), ('background', 'aeroplane')),
         (dict(type='NoSuchDataset'), None),
+        (dict(type='PascalVOCDataset', metainfo=dict(classes='background')), None),
+        (dict(type='PascalVOCDataset', metainfo=dict(classes='names.txt')), ('c', 'd')),
     ],
 )
-def test_names_in_a_config(dataset, names):
+def test_names_in_a_config(dataset, names, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'names.txt').write_text('c\nd\n')
     cfg = Config(dict(default_scope='mmseg', train_dataloader=dict(dataset=copy.deepcopy(dataset))))
     found = classes_of_config(cfg)
     assert found is names if names is None else found[:2] == names

@@ -97,6 +97,20 @@ def test_names_in_another_order_than_the_file_are_refused(detection, fails, monk
     assert message.endswith("boxes.json: write ('box', 'disc')")
 
 
+@pytest.mark.parametrize('key', ['train', 'val', 'test'])
+def test_a_text_in_place_of_the_names_is_refused(key, segmentation, fails, monkeypatch, tmp_path):
+    monkeypatch.chdir(segmentation)
+    config, tests = tmp_path / 'text.py', key == 'test'
+    names = "dataset=dict(metainfo=dict(classes=('box')))"
+    base = 'teacher.py' if tests else 'distilled.py'
+    text = f'_base_ = [{str(segmentation / base)!r}]\n'
+    config.write_text(f'{text}{key}_dataloader = dict({names})\n')
+    tool = ['test', config, 'teacher.pth'] if tests else ['train', config]
+    message = fails(*tool, '--work-dir', tmp_path / 'run')
+    assert f"error: {key}_dataloader.dataset.metainfo.classes='box' is a string" in message
+    assert message.endswith("write ('box',)")
+
+
 def test_resume_from_the_latest(trained, segmentation, tmp_path):
     work_dir = tmp_path / 'moved'  # `last_checkpoint` names the folder before the move
     work_dir.mkdir()
