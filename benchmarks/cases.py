@@ -261,7 +261,8 @@ def razor_generation(shapes: Sequence[Shape]) -> Callable[[], Loss]:
             found = 0
             for number, (s, t) in enumerate(zip(student, teacher)):
                 seen = kept(s, seed, ours.mask_ratio, stream=number)
-                found = found + loss(run(ours.generators[number], s * seen), t)
+                made = run(ours.generators[number], s * seen)
+                found = found + loss(made.to(t.dtype), t)  # torch 2.1 mixes no types
             return found
 
         return call

@@ -153,7 +153,11 @@ def compiling_anew() -> Iterator[None]:
     """Without the caches on disk, so that the time to compile is that of a first run."""
     import torch._inductor.config as config
 
-    before, config.force_disable_caches = config.force_disable_caches, True
+    before = getattr(config, 'force_disable_caches', None)
+    if before is None:  # an old torch, which keeps nothing on disk unless it is told to
+        yield
+        return
+    config.force_disable_caches = True
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import cases, losses, measure
+from tests.conftest import needs_one_graph
 
 CPU = torch.device('cpu')
 
@@ -90,6 +91,7 @@ def test_traffic_is_two_reads_and_a_write():
     assert losses.traffic(inputs) == 3 * maps + inputs.others[0].numel() * 8
 
 
+@needs_one_graph
 @pytest.mark.skipif(not shutil.which('g++'), reason='there is no C++ compiler')
 def test_a_compiled_loss_is_measured_too():
     found = losses.measure(case_of('HintLoss'), settings(compiled=True))
