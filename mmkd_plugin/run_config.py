@@ -22,6 +22,7 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
 from mmkd_plugin.ingredients import check_distill, check_student, task_of
 from mmkd_plugin.libraries import scope_problem
+from mmkd_plugin.old_keys import is_used
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -408,7 +409,7 @@ def warn_of_unknown(cfg: Config) -> None:
     """
     for key, value in cfg.items():
         hint = '' if key in (*KNOWN, *USUAL) else did_you_mean(key, KNOWN, cutoff=CLOSE)
-        if hint and not _is_used(value, {k: v for k, v in cfg.items() if k != key}):
+        if hint and not is_used(value, {k: v for k, v in cfg.items() if k != key}):
             print_log(
                 f'The config has a key `{key}` that nothing reads{hint}',
                 logger='current',
@@ -458,14 +459,3 @@ def _parts_as_long(key: str, parameters: Iterable[str]) -> set[str]:
         for name in names
         for start in range(len(name) - steps + 1)
     }
-
-
-def _is_used(value: Any, rest: Any) -> bool:
-    """Whether a variable of a config, a dict or a list, occurs in another part of it."""
-    if not isinstance(value, (dict, list, tuple)):
-        return False
-    if isinstance(rest, dict):
-        return any(one == value or _is_used(value, one) for one in rest.values())
-    if isinstance(rest, (list, tuple)):
-        return any(one == value or _is_used(value, one) for one in rest)
-    return False

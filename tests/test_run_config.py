@@ -11,6 +11,7 @@ import pytest
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, read_config
+from mmkd_plugin.old_keys import warn_of_old
 from mmkd_plugin.run_config import check_run, warn_of_custom_keys, warn_of_unknown
 from tests.stock_models import cwd
 
@@ -248,7 +249,8 @@ def stock_configs() -> list[str]:
 
 def test_stock_configs_pass(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmkd_plugin.run_config.print_log', lambda text, **_: said.append(text))
+    for place in ('run_config', 'old_keys'):
+        monkeypatch.setattr(f'mmkd_plugin.{place}.print_log', lambda text, **_: said.append(text))
     checked = 0
     for name in stock_configs():
         try:
@@ -260,6 +262,7 @@ def test_stock_configs_pass(tmp_path, monkeypatch):
             cfg.work_dir = str(tmp_path)
             check_run(cfg)
             warn_of_unknown(cfg)
+            warn_of_old(cfg)
             assert not said, name
             checked += 1
     assert checked > 100
