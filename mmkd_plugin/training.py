@@ -62,6 +62,7 @@ from mmkd_plugin.running.resuming import (
     point_to,
     use_seed,
 )
+from mmkd_plugin.running.schedules import CheckSchedules
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import (
     classes_of_config,
@@ -144,6 +145,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             if cfg.get('resume'):
                 warn_of_kept_state(runner._train_dataloader.dataset)
             make_resumable(runner, args.allow_changes)
+            runner.register_hook(CheckSchedules())
             report_on(runner)
             with (
                 lost_process_named(),
