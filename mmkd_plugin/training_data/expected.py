@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mmkd_plugin.annotations import fits
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.taps.example import library_of
 
@@ -20,6 +21,9 @@ HEADS = dict(
 
 #: What heads call their classes with boxes that may have others, of stuff.
 THINGS = 'num_things_classes'
+
+#: Where mmdet chooses among the scores of queries.
+OF_QUERIES = 'mmdet.models.dense_heads.detr_head'
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,30 @@ class Expected:
         """The labels that it knows, in words."""
         ignored = '' if self.ignored is None else f', and ignore_index={self.ignored}'
         return f'`{self.head}` knows 0 to {self.classes - 1} (num_classes={self.classes}{ignored})'
+
+
+def too_many_boxes(model: nn.Module) -> str | None:
+    """What is wrong with the boxes that a detector with queries keeps of an image, if anything.
+
+    mmdet takes the best of the scores, and ends if these are fewer.
+
+    Args:
+        model (nn.Module): The model, or a Distiller.
+    """
+    model = model.student if isinstance(model, Distiller) else model
+    head, queries = getattr(model, 'bbox_head', None), getattr(model, 'num_queries', None)
+    chooses = getattr(type(head), '_predict_by_feat_single', None)
+    kept = (getattr(head, 'test_cfg', None) or {}).get('max_per_img')
+    if getattr(chooses, '__module__', '') != OF_QUERIES or not fits(queries, int) or kept is None:
+        return None
+    each = head.num_classes if head.loss_cls.use_sigmoid else 1
+    if not fits(kept, int) or kept <= queries * each:
+        return None
+    of_classes = f' * num_classes={each}' if head.loss_cls.use_sigmoid else ''
+    return (
+        f'test_cfg.max_per_img={kept} is more than num_queries={queries}{of_classes} gives, so '
+        f'validation would end; write max_per_img={queries * each}'
+    )
 
 
 def _at(module: Any, path: str) -> Any:
