@@ -22,6 +22,8 @@ from mmkd_plugin.building import check_keys
 from mmkd_plugin.distiller import MISSING, Distiller
 from mmkd_plugin.ingredients import check_distill, check_student, task_of
 from mmkd_plugin.libraries import scope_problem
+from mmkd_plugin.old_keys import is_used
+from mmkd_plugin.teachers.classes import classes_of_config
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line
 from mmkd_plugin.terms.schedule import Schedule, check_come_on
@@ -117,6 +119,9 @@ PARAMWISE = (
 #: Where a model subtracts from its images, and divides them.
 MEANS = re.compile(r'data_preprocessor\.(mean|std)\b')
 
+#: Heads in a `roi_head` that number the classes of the data set; all but the first are of masks.
+ROI_HEADS = ('bbox_head', 'mask_head', 'mask_iou_head', 'point_head')
+
 #: How close a key has to be to a known one to be taken for a misspelt one.
 CLOSE = 0.85
 
@@ -152,6 +157,7 @@ def check_run(cfg: Config) -> None:
         raise ValueError(problem)
     _check_runner(cfg)
     _check_epochs_end(cfg)
+    _check_roi_heads(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if cfg.get('unlabelled') is not None and cfg.model.get('unlabelled') is None:
         raise ValueError('unlabelled is a key of `model`: model=dict(unlabelled=dict(dataset=...))')
@@ -345,6 +351,36 @@ def _check_epochs_end(cfg: Config) -> None:
         )
 
 
+def _check_roi_heads(cfg: Config) -> None:
+    """Refuses a head with other classes than the data set names, before it is compared with any."""
+    model, data = cfg.model.to_dict(), cfg.get('train_dataloader')
+    student = model.get('student') if type_name(model['type']) == 'Distiller' else model
+    roi_head = student.get('roi_head') if isinstance(student, dict) else None
+    if not isinstance(roi_head, dict) or not isinstance(data, dict):
+        return
+    names = classes_of_config(dict(train_dataloader=data, default_scope=cfg.get('default_scope')))
+    in_a_file = any(key == 'classes' and isinstance(one, str) for _, key, one in places(data))
+    if not names or in_a_file:
+        return
+    counts = {
+        f'roi_head.{key}{f"[{number}]" * isinstance(heads, list)}.num_classes': count
+        for key, heads in ((key, roi_head.get(key)) for key in ROI_HEADS)
+        for number, head in enumerate(heads if isinstance(heads, list) else [heads])
+        if isinstance(head, dict) and not head.get('class_agnostic')
+        if fits(count := head.get('num_classes'), int)
+    }
+    named = len(names) in counts.values()
+    for key, count in counts.items():
+        if count > len(names) or (named and count < len(names)):
+            raise ValueError(
+                f'{key}={count}, and the data set names {len(names)} '
+                f'class{"es" * (len(names) > 1)}; write num_classes={len(names)}'
+            )
+        first, things = next(iter(counts.items()))  # fewer than names, if others are stuff
+        if count != things:
+            raise ValueError(f'{key}={count}, and {first}={things}; write num_classes={things}')
+
+
 def _found(registry: Registry, kind: Any, cfg: Config) -> Any:
     """The class of a name, None if there is none or its library is not there."""
     if not isinstance(kind, str):
@@ -408,7 +444,7 @@ def warn_of_unknown(cfg: Config) -> None:
     """
     for key, value in cfg.items():
         hint = '' if key in (*KNOWN, *USUAL) else did_you_mean(key, KNOWN, cutoff=CLOSE)
-        if hint and not _is_used(value, {k: v for k, v in cfg.items() if k != key}):
+        if hint and not is_used(value, {k: v for k, v in cfg.items() if k != key}):
             print_log(
                 f'The config has a key `{key}` that nothing reads{hint}',
                 logger='current',
@@ -458,14 +494,3 @@ def _parts_as_long(key: str, parameters: Iterable[str]) -> set[str]:
         for name in names
         for start in range(len(name) - steps + 1)
     }
-
-
-def _is_used(value: Any, rest: Any) -> bool:
-    """Whether a variable of a config, a dict or a list, occurs in another part of it."""
-    if not isinstance(value, (dict, list, tuple)):
-        return False
-    if isinstance(rest, dict):
-        return any(one == value or _is_used(value, one) for one in rest.values())
-    if isinstance(rest, (list, tuple)):
-        return any(one == value or _is_used(value, one) for one in rest)
-    return False

@@ -33,6 +33,7 @@ from mmkd_plugin.cli import (
 from mmkd_plugin.cores import Cores, free_cores, threads_for
 from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
+from mmkd_plugin.old_keys import warn_of_old
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
 from mmkd_plugin.run_config import (
@@ -59,6 +60,7 @@ from mmkd_plugin.running.resuming import (
     point_to,
     use_seed,
 )
+from mmkd_plugin.running.schedules import CheckSchedules
 from mmkd_plugin.saving import replacing
 from mmkd_plugin.teachers.classes import (
     classes_of_config,
@@ -135,6 +137,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
                     runner = build_runner(cfg)
                 finally:
                     warn_of_unknown(cfg)  # below the config, which the runner prints
+                    warn_of_old(cfg, args.cfg_options or ())
             names = [name for name, _ in runner.model.named_parameters()]
             warn_of_custom_keys(cfg.optim_wrapper, names)
             warn_of_busy_cores(start, Cores.now())
@@ -142,6 +145,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             if cfg.get('resume'):
                 warn_of_kept_state(runner._train_dataloader.dataset)
             make_resumable(runner, args.allow_changes)
+            runner.register_hook(CheckSchedules())
             report_on(runner)
             with (
                 lost_process_named(),

@@ -17,7 +17,7 @@ LAYERS = (
         *('registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
         *('pages', 'parts', 'prefixes', 'digit_scenes', 'categories'),
     ),
-    ('libraries',),
+    ('libraries', 'old_keys'),
     ('__main__', 'annotations', 'beside'),
     ('suspects',),
     ('foreign',),

@@ -6,13 +6,16 @@ import copy
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, read_config
+from mmkd_plugin.old_keys import warn_of_old
 from mmkd_plugin.run_config import check_run, warn_of_custom_keys, warn_of_unknown
-from tests.stock_models import cwd
+from tests.runs import dataset_of
+from tests.stock_models import cwd, mask_rcnn
 
 MODEL = dict(
     type='mmkd_plugin.Distiller',
@@ -184,6 +187,59 @@ def test_samplers_that_end_where_they_have_to(train_cfg, sampler, tmp_path):
     check_run(Config({**run(tmp_path, train_cfg).to_dict(), 'train_dataloader': loader}))
 
 
+def with_heads(distilled: bool = True, **heads: Any) -> dict:
+    """A run of a Mask R-CNN on a data set of two classes, some of whose heads are changed."""
+    student = mask_rcnn(classes=2)
+    for key, changes in heads.items():
+        several = isinstance(changes, list)
+        made = [{**student['roi_head'][key], **one} for one in (changes if several else [changes])]
+        student['roi_head'][key] = made if several else made[0]
+    model = dict(copy.deepcopy(MODEL), student=student) if distilled else student
+    return dict(model=model, train_dataloader=dict(dataset=dataset_of('mmdet')))
+
+
+@pytest.mark.parametrize('distilled', [True, False])
+@pytest.mark.parametrize(
+    ('heads', 'named'),
+    [
+        (dict(bbox_head=dict(num_classes=80)), 'bbox_head.num_classes=80, and the data set names'),
+        (dict(mask_head=dict(num_classes=80)), 'mask_head.num_classes=80, and the data set names'),
+        (dict(bbox_head=[{}, dict(num_classes=3)]), 'bbox_head[1].num_classes=3, and the data set'),
+        (dict(mask_head=dict(num_classes=1)), 'mask_head.num_classes=1, and the data set names'),
+        (dict(bbox_head=dict(num_classes=1)), 'bbox_head.num_classes=1, and the data set names'),
+    ],
+)
+def test_a_head_of_rois_with_other_classes_than_the_data_set(heads, named, distilled, tmp_path):
+    with pytest.raises(ValueError, match=rf'^roi_head\.{re.escape(named)}.*write num_classes=2$'):
+        check_run(Config({**run(tmp_path).to_dict(), **with_heads(distilled, **heads)}))
+
+
+def test_heads_of_rois_with_fewer_classes_than_names_have_as_many_as_each_other(tmp_path):
+    changes = with_heads(mask_head=dict(num_classes=1))
+    classes = changes['train_dataloader']['dataset']['metainfo']['classes']
+    changes['train_dataloader']['dataset']['metainfo']['classes'] = (*classes, 'sky')
+    text = 'mask_head.num_classes=1, and roi_head.bbox_head.num_classes=2; write num_classes=2'
+    with pytest.raises(ValueError, match=rf'^roi_head\.{re.escape(text)}$'):
+        check_run(Config({**run(tmp_path).to_dict(), **changes}))
+
+
+@pytest.mark.parametrize(
+    ('heads', 'dataset'),
+    [
+        ({}, {}),
+        ({}, dict(metainfo=dict(classes=('box', 'disc', 'sky')))),
+        (dict(mask_head=dict(num_classes=80, class_agnostic=True)), {}),
+        (dict(bbox_head=[{}, {}], mask_head=[{}, {}]), {}),
+        (dict(mask_head=dict(num_classes=80)), dict(metainfo=dict(classes='names.txt'))),
+        (dict(mask_head=dict(num_classes=80)), dict(type='MyOwn', metainfo=dict())),
+    ],
+)
+def test_heads_of_rois_that_may_be_right(heads, dataset, tmp_path):
+    changes = with_heads(**heads)
+    changes['train_dataloader']['dataset'].update(dataset)
+    check_run(Config({**run(tmp_path).to_dict(), **changes}))
+
+
 NAMES = ['backbone.layer1.0.conv1.weight', 'decode_head.conv_seg.weight', 'neck.0.bias']
 
 
@@ -248,7 +304,8 @@ def stock_configs() -> list[str]:
 
 def test_stock_configs_pass(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('mmkd_plugin.run_config.print_log', lambda text, **_: said.append(text))
+    for place in ('run_config', 'old_keys'):
+        monkeypatch.setattr(f'mmkd_plugin.{place}.print_log', lambda text, **_: said.append(text))
     checked = 0
     for name in stock_configs():
         try:
@@ -260,6 +317,7 @@ def test_stock_configs_pass(tmp_path, monkeypatch):
             cfg.work_dir = str(tmp_path)
             check_run(cfg)
             warn_of_unknown(cfg)
+            warn_of_old(cfg)
             assert not said, name
             checked += 1
     assert checked > 100

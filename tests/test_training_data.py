@@ -30,7 +30,7 @@ from mmkd_plugin.training_data import (
 )
 from mmkd_plugin.training_data.classes import check_count, check_same_order
 from mmkd_plugin.training_data.evaluators import warn_of_other_file
-from mmkd_plugin.training_data.expected import THINGS
+from mmkd_plugin.training_data.expected import THINGS, too_many_boxes
 from mmkd_plugin.training_data.watching import _build, watch_data, watch_test_data
 from mmkd_plugin.unlabelled import Unlabelled
 from tests import stock_models
@@ -607,6 +607,30 @@ def test_a_run_says_that_its_evaluators_have_other_images(folder, tmp_path):
     (file,) = tmp_path.glob('run/*/*.log')
     for place in ('val_evaluator', 'test_evaluator[0]'):
         assert file.read_text().count(f'WARNING - {place}.ann_file={tmp_path}/other.json is') == 1
+
+
+@pytest.mark.parametrize(
+    ('make', 'most', 'text'),
+    [
+        ('dino', 12, 'num_queries=6 * num_classes=2 gives'),
+        ('detr', 6, 'num_queries=6 gives'),
+    ],
+)
+def test_no_more_boxes_are_kept_than_queries_answer(make, most, text):
+    model = build(getattr(stock_models, make)(classes=2))
+    for kept, wrong in ((most, False), (most + 1, True)):
+        model.bbox_head.test_cfg = dict(max_per_img=kept)
+        said = too_many_boxes(model) or ''
+        assert bool(said) is wrong
+        assert not wrong or (text in said and said.endswith(f'write max_per_img={most}'))
+
+
+def test_a_detector_that_keeps_more_boxes_than_it_has_does_not_train(data, tmp_path):
+    hooks = [dict(type='mmkd_plugin.CheckTrainingData')]
+    model = dict(stock_models.detr(classes=2), test_cfg=dict(max_per_img=100))
+    cfg = validated(config(model, data, tmp_path / 'run', 1, custom_hooks=hooks), data)
+    with pytest.raises(DataError, match=r'^test_cfg\.max_per_img=100 is more than num_queries=6 '):
+        train(cfg)
 
 
 def test_the_hook_checks_in_a_run_of_the_stock_tools(folder, tmp_path):

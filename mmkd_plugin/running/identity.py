@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -21,6 +21,9 @@ from mmkd_plugin.words import short, some
 
 #: Where `meta` of a checkpoint has the identity of its run.
 IDENTITY = 'mmkd_run'
+
+#: What messages call how many processes a run has, each with a batch of its own.
+PROCESSES = 'number of processes'
 
 #: What of a config makes a run.
 COMPARED = (
@@ -44,6 +47,7 @@ MAY_CHANGE = (
     'optim_wrapper.clip_grad',
     'optim_wrapper.loss_scale',
     'optim_wrapper.type',
+    PROCESSES,
 )
 #: What the state in a checkpoint overrides.
 RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler')
@@ -163,7 +167,7 @@ class SameRun(Hook):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The config of the run, hashes of its teachers, and what its data set holds."""
+        """The config of the run, hashes of its teachers, what its data set holds, and so on."""
         cfg = self._runner.cfg
         teachers = getattr(self.model, 'teachers', {})
         trained = [name for name, one in self.model.named_parameters() if one.requires_grad]
@@ -178,6 +182,7 @@ class SameRun(Hook):
             configs_of_teachers={name: one.config_hash() for name, one in teachers.items()},
             data=self._data(),
             trained=trained,
+            processes=get_world_size(),
         )
 
     def _data(self) -> dict[str, Any]:
@@ -254,6 +259,8 @@ class SameRun(Hook):
                     found.append(Difference(f"{of} of teacher '{name}'", old, new))
         for before, now in data:
             found += differences(before, now, 'training data')
+        if 'processes' in saved:
+            found += differences(saved['processes'], ours['processes'], PROCESSES)
         return found
 
     def _unfit_weights(self, checkpoint: Mapping[str, Any]) -> Iterator[str]:

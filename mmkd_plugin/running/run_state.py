@@ -98,6 +98,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], bool]] = {
     f'meta.{IDENTITY}': (_is_mapping, False),
     f'meta.{IDENTITY}.config': (_is_mapping, False),
     f'meta.{IDENTITY}.trained': (_is_list(lambda x: isinstance(x, str)), False),
+    f'meta.{IDENTITY}.processes': (_is_whole, False),
     'message_hub': (_is_mapping, True),
     'message_hub.log_scalars': (_of(_is_history), True),
     'message_hub.runtime_info': (_is_mapping, True),

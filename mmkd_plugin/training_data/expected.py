@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mmkd_plugin.annotations import fits
 from mmkd_plugin.distiller import Distiller
 from mmkd_plugin.taps.example import library_of
 
@@ -22,6 +23,9 @@ MASKS = ('roi_head.mask_head', 'panoptic_head')
 
 #: What heads call their classes with boxes that may have others, of stuff.
 THINGS = 'num_things_classes'
+
+#: Where mmdet chooses among the scores of queries.
+OF_QUERIES = 'mmdet.models.dense_heads.detr_head'
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,30 @@ def _learns_masks(model: nn.Module) -> str:
     """Where a detector has a head of mmdet that learns masks; one of others may do without."""
     heads = ((path, _at(model, path)) for path in MASKS)
     return next((path for path, head in heads if type(head).__module__.startswith('mmdet.')), '')
+
+
+def too_many_boxes(model: nn.Module) -> str | None:
+    """What is wrong with the boxes that a detector with queries keeps of an image, if anything.
+
+    mmdet takes the best of the scores, and ends if these are fewer.
+
+    Args:
+        model (nn.Module): The model, or a Distiller.
+    """
+    model = model.student if isinstance(model, Distiller) else model
+    head, queries = getattr(model, 'bbox_head', None), getattr(model, 'num_queries', None)
+    chooses = getattr(type(head), '_predict_by_feat_single', None)
+    kept = (getattr(head, 'test_cfg', None) or {}).get('max_per_img')
+    if getattr(chooses, '__module__', '') != OF_QUERIES or not fits(queries, int) or kept is None:
+        return None
+    each = head.num_classes if head.loss_cls.use_sigmoid else 1
+    if not fits(kept, int) or kept <= queries * each:
+        return None
+    of_classes = f' * num_classes={each}' if head.loss_cls.use_sigmoid else ''
+    return (
+        f'test_cfg.max_per_img={kept} is more than num_queries={queries}{of_classes} gives, so '
+        f'validation would end; write max_per_img={queries * each}'
+    )
 
 
 def _at(module: Any, path: str) -> Any:

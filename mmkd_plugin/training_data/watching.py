@@ -20,7 +20,7 @@ from mmkd_plugin.training_data.checks import check_data, check_switch
 from mmkd_plugin.training_data.classes import check_count, check_is_list, check_same_order
 from mmkd_plugin.training_data.errors import DataError, dataset_errors_named, without_images
 from mmkd_plugin.training_data.evaluators import warn_of_other_file
-from mmkd_plugin.training_data.expected import Expected
+from mmkd_plugin.training_data.expected import Expected, too_many_boxes
 from mmkd_plugin.training_data.pipelines import CheckedPipeline
 from mmkd_plugin.unlabelled import Unlabelled
 from mmkd_plugin.unlabelled.images import join, parts_of
@@ -64,6 +64,8 @@ class CheckTrainingData(Hook):
             if hasattr(hook, 'switch_pipeline'):
                 check_switch(dataset, expected, hook)
         if runner.val_loop is not None:
+            if text := too_many_boxes(model):
+                raise DataError(text)
             check_data(runner.val_dataloader.dataset, Expected(), 1, 'val')
             if expected.classes is not None:
                 check_same_order(dataset, runner.val_dataloader.dataset)

@@ -350,6 +350,21 @@ def test_what_may_change_is_said_without_a_warning(folder, tmp_path):
     assert 'train_dataloader.batch_size: 2 → 3' in line and 'max_iters: 2 → 3' in line
 
 
+@pytest.mark.parametrize(('stored', 'told'), [(1, False), (4, True), (None, False)])
+def test_another_number_of_processes_is_said(stored, told, folder, tmp_path):
+    content = read_checkpoint(folder / 'whole/iter_2.pth')
+    assert content['meta']['mmkd_run'].pop('processes') == 1
+    if stored is not None:
+        content['meta']['mmkd_run']['processes'] = stored
+    torch.save(content, tmp_path / 'iter_2.pth')
+    cfg = settings(folder, tmp_path, length=3)
+    cfg.load_from, cfg.resume = str(tmp_path / 'iter_2.pth'), True
+    runner = start(cfg)
+    assert not said(runner, 'WARNING')
+    (line,) = said(runner, 'INFO')
+    assert ('number of processes: 4 → 1' in line) is told and 'max_iters: 2 → 3' in line
+
+
 @pytest.mark.parametrize('path', ['data.images', 'teachers.teacher', 'configs_of_teachers.teacher'])
 def test_an_identity_with_a_tensor_in_it_is_another_run(path, folder, tmp_path):
     content = read_checkpoint(folder / 'whole/iter_2.pth')

@@ -220,6 +220,7 @@ def test_two_processes(data, tmp_path):
         if start is not None:
             cfg.load_from, cfg.resume = str(start), True
         in_two_processes(run_in_rank, cfg)
+    assert read_checkpoint(tmp_path / 'whole/iter_3.pth')['meta']['mmkd_run']['processes'] == 2
     assert_same(outcome(tmp_path / 'resumed/iter_5.pth'), outcome(tmp_path / 'whole/iter_5.pth'))
 
 

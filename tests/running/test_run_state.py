@@ -43,6 +43,7 @@ def test_a_whole_one() -> None:
         ('meta.config', 'import os', '`meta.config` is code'),
         ('meta.mmkd_run', [], '`meta.mmkd_run` is []'),
         ('meta.mmkd_run.trained', [5], '`meta.mmkd_run.trained` is [5]'),
+        ('meta.mmkd_run.processes', 'two', "`meta.mmkd_run.processes` is 'two'"),
         ('meta.mmkd_batches_done', [1], '`meta.mmkd_batches_done` is [1]'),
         ('message_hub.log_scalars', None, '`message_hub.log_scalars` is None'),
         ('message_hub.resumed_keys.loss', 'x', '`message_hub.resumed_keys` is '),

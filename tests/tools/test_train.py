@@ -69,11 +69,14 @@ def test_keys_that_change_nothing_are_told_below_the_config(segmentation, tmp_pa
         'trian_cfg.max_iters=9',
         'train_cfg.max_iters=1',
         'optim_wrapper.paramwise_cfg.custom_keys.heads.lr_mult=10',
+        'optimizer.lr=9',
         cwd=segmentation,
     )
     said = log.index('nothing reads; did you mean `train_cfg`?')
     assert said > re.search(r'trian_cfg ?= ?dict', log).start()
     assert 'no parameter has `heads` in its name, so it changes nothing' in log
+    assert 'param_scheduler[0]: PolyLR comes down until 6 iterations, and the run has 1; ' in log
+    assert 'which nothing reads: `optimizer` has become optim_wrapper.optimizer' in log
     (written,) = tmp_path.glob('*/*.log')
     assert 'nothing reads; did you mean `train_cfg`?' in written.read_text()
 
