@@ -176,7 +176,12 @@ def in_two_processes(root: Path, data: Path) -> tuple[Path, Callable[..., int]]:
     settings, folder = dict(everything(data, root), report=False), root / 'work'
     distributed = dict(ddp.DISTRIBUTED, work_dir=str(folder), experiment_name='two')
     typed = argparse.Namespace(
-        config='run.py', amp=False, auto_scale_lr=False, resume='auto', allow_changes=False
+        cfg_options=None,
+        config='run.py',
+        amp=False,
+        auto_scale_lr=False,
+        resume='auto',
+        allow_changes=False,
     )
     (root / 'results').mkdir()
 

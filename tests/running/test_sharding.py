@@ -47,7 +47,12 @@ SHARDED = dict(runner_type='mmkd_plugin.ShardedRunner')
 
 #: What `tools/train.py` was called with.
 TYPED = argparse.Namespace(
-    config='run.py', amp=False, auto_scale_lr=False, resume=None, allow_changes=False
+    cfg_options=None,
+    config='run.py',
+    amp=False,
+    auto_scale_lr=False,
+    resume=None,
+    allow_changes=False,
 )
 
 
