@@ -371,7 +371,8 @@ def place_of(path: str, value: Any) -> str:
     if names[0] != 'model':
         return '.'.join(names[:1])
     if names[1:2] == ['teacher'] and names[2:3] in (['config'], ['checkpoint']):
-        return 'teacher' if not isinstance(value, str) or len(names) > 3 else value
+        escaped = repr(value)[1:-1]  # as messages have what cannot be printed
+        return 'teacher' if not isinstance(value, str) or len(names) > 3 else escaped
     if names[1:] in ([], ['type']) or 'init_cfg' in names:
         return 'model'
     return '.'.join(names[1:3] if names[1] == 'distill' else names[1:2])
