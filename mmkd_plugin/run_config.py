@@ -370,13 +370,13 @@ def _check_roi_heads(cfg: Config) -> None:
         if fits(count := head.get('num_classes'), int)
     }
     named = len(names) in counts.values()
+    first, things = next(iter(counts.items()), ('', 0))  # fewer than names, if others are stuff
     for key, count in counts.items():
         if count > len(names) or (named and count < len(names)):
             raise ValueError(
                 f'{key}={count}, and the data set names {len(names)} '
                 f'class{"es" * (len(names) > 1)}; write num_classes={len(names)}'
             )
-        first, things = next(iter(counts.items()))  # fewer than names, if others are stuff
         if count != things:
             raise ValueError(f'{key}={count}, and {first}={things}; write num_classes={things}')
 

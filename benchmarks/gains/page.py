@@ -44,7 +44,8 @@ Nothing here is typed by hand.
 
 ## Rules
 
-These rules were fixed before the first counted run, but for the two changes that they name.
+These rules were fixed before the first counted run, but for the two changes and the rule of the
+grids, which have their dates.
 
 - **Pairs.** With a seed, the distilled student has the same initial weights and sees the same
   batches as the student alone. The gain is the difference of their scores. All seeds have the same
@@ -77,11 +78,11 @@ These rules were fixed before the first counted run, but for the two changes tha
   because other programs share the machine. Runs of several machines are compared in multiples of
   a step of the teacher, which each machine trains first. That is rough: programs that share a core
   slow each other. The last column compares the two students.
-- **Grids.** `loss_weight='auto'` is compared with five fixed weights for seven methods on
+- **Grids.** They compare `loss_weight='auto'` with five fixed weights, for seven methods on
   DigitScenes, in both tasks, and for three of them on CamVid and BCCD. The five are the power of
   ten next to the weight that `auto` found with seed 0, the two powers below it and the two above.
   Of each weight there is one run, with seed 0. This was fixed on 2026-11-30, before the first of
-  these runs.
+  these runs; a method is in the table when all six of its runs are finished.
 - A run whose loss is no longer finite has no score. A method with such a run gets the verdict
   *diverged*.
 
