@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mmkd_plugin.config_text import files_of, is_used
 from mmkd_plugin.words import type_name
-
-#: Where the text of a config goes on with another of its files, the bases first.
-NAME_OF_FILE = re.compile(r'^(\S.*\.(?:py|json|ya?ml))$', re.MULTILINE)
-#: The folder of stock configs in an installed library, some of which have such keys.
-STOCK = '.mim'
 
 
 class Old(NamedTuple):
@@ -107,30 +101,9 @@ def _is_stock(cfg: Config, key: str, options: set[str]) -> bool:
     """Whether a key is as a library has it, or `optim_wrapper` was set after `optimizer`."""
     if key in options:
         return False
-    for file, text in reversed(_files(cfg)):
-        if key == 'optimizer' and _sets('optim_wrapper', text):
+    for file in reversed(files_of(cfg)):
+        if key == 'optimizer' and file.sets('optim_wrapper'):
             return True
-        if _sets(key, text):
-            return STOCK in Path(file).parts
-    return False
-
-
-def _files(cfg: Config) -> list[tuple[str, str]]:
-    """The names of the files of a config, and what stands in them."""
-    _, *parts = NAME_OF_FILE.split(cfg.text or '')
-    return list(zip(parts[::2], parts[1::2]))
-
-
-def _sets(key: str, text: str) -> bool:
-    return re.search(rf'^{key}\b', text, re.MULTILINE) is not None
-
-
-def is_used(value: Any, rest: Any) -> bool:
-    """Whether a variable of a config, a dict or a list, occurs in another part of it."""
-    if not isinstance(value, (dict, list, tuple)):
-        return False
-    if isinstance(rest, dict):
-        return any(one == value or is_used(value, one) for one in rest.values())
-    if isinstance(rest, (list, tuple)):
-        return any(one == value or is_used(value, one) for one in rest)
+        if file.sets(key):
+            return file.is_stock
     return False

@@ -19,10 +19,10 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmkd_plugin.annotations import expected, fits
 from mmkd_plugin.building import check_keys
+from mmkd_plugin.config_text import is_used
 from mmkd_plugin.distiller import MISSING, Distiller
 from mmkd_plugin.ingredients import check_distill, check_student, task_of
 from mmkd_plugin.libraries import scope_problem
-from mmkd_plugin.old_keys import is_used
 from mmkd_plugin.teachers.classes import classes_of_config
 from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.lines import check_line

@@ -19,6 +19,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, save_checkpoint
 
+from mmkd_plugin.base_variables import warn_of_base_variables
 from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import CheckpointError, read_checkpoint, read_data
 from mmkd_plugin.cli import (
@@ -138,6 +139,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
                 finally:
                     warn_of_unknown(cfg)  # below the config, which the runner prints
                     warn_of_old(cfg, args.cfg_options or ())
+                    warn_of_base_variables(cfg, args.cfg_options or ())
             names = [name for name, _ in runner.model.named_parameters()]
             warn_of_custom_keys(cfg.optim_wrapper, names)
             warn_of_busy_cores(start, Cores.now())

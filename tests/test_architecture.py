@@ -17,8 +17,8 @@ LAYERS = (
         *('registry', 'saving', 'cores', 'seeds', 'taps', 'health'),
         *('pages', 'parts', 'prefixes', 'digit_scenes', 'categories'),
     ),
-    ('libraries', 'old_keys'),
-    ('__main__', 'annotations', 'beside'),
+    ('libraries', 'config_text'),
+    ('__main__', 'annotations', 'beside', 'old_keys'),
     ('suspects',),
     ('foreign',),
     ('runner_errors',),
@@ -42,7 +42,7 @@ LAYERS = (
         'training_data',
         'visualization',
     ),
-    ('cache_writing', 'report'),
+    ('base_variables', 'cache_writing', 'report'),
     ('training',),
 )
 LAYER = {place: number for number, places in enumerate(LAYERS) for place in places}

@@ -70,6 +70,7 @@ def test_keys_that_change_nothing_are_told_below_the_config(segmentation, tmp_pa
         'train_cfg.max_iters=1',
         'optim_wrapper.paramwise_cfg.custom_keys.heads.lr_mult=10',
         'optimizer.lr=9',
+        'data_root=elsewhere',
         cwd=segmentation,
     )
     said = log.index('nothing reads; did you mean `train_cfg`?')
@@ -77,6 +78,7 @@ def test_keys_that_change_nothing_are_told_below_the_config(segmentation, tmp_pa
     assert 'no parameter has `heads` in its name, so it changes nothing' in log
     assert 'param_scheduler[0]: PolyLR comes down until 6 iterations, and the run has 1; ' in log
     assert 'which nothing reads: `optimizer` has become optim_wrapper.optimizer' in log
+    assert '--cfg-options sets `data_root`, which nothing reads: train_dataloader.' in log
     (written,) = tmp_path.glob('*/*.log')
     assert 'nothing reads; did you mean `train_cfg`?' in written.read_text()
 
