@@ -22,7 +22,9 @@ READ_AS = dict(
 )
 
 
-def warn_of_base_variables(cfg: Config, options: Iterable[str] = ()) -> None:
+def warn_of_base_variables(
+    cfg: Config, options: Iterable[str] = (), parts: Iterable[str] = KNOWN
+) -> None:
     """Names the variables that a run sets again without an effect, and where to write them.
 
     A config with ``_base_`` often has ``train_pipeline = [...]`` or ``data_root = '...'``, as its
@@ -31,9 +33,10 @@ def warn_of_base_variables(cfg: Config, options: Iterable[str] = ()) -> None:
     Args:
         cfg (Config): The config of a run.
         options (Iterable[str]): The keys that a command line has set in it. Defaults to ``()``.
+        parts (Iterable[str]): The keys at the top that are read. Defaults to those of a training.
     """
     typed = set(options)
-    for key, paths in _without_effect(cfg, typed):
+    for key, paths in _without_effect(cfg, typed, parts):
         who = '--cfg-options' if key in typed else 'The config'
         has = 'has' if len(paths) == 1 else 'have'
         first = paths[0]
@@ -46,7 +49,9 @@ def warn_of_base_variables(cfg: Config, options: Iterable[str] = ()) -> None:
         )
 
 
-def _without_effect(cfg: Config, typed: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+def _without_effect(
+    cfg: Config, typed: Collection[str], parts: Iterable[str]
+) -> Iterator[tuple[str, list[str]]]:
     """The variables, and the places that have the values from before."""
     files, values = files_of(cfg), cfg.to_dict()
     for key in (one for one in values if one not in KNOWN):
@@ -64,7 +69,7 @@ def _without_effect(cfg: Config, typed: Collection[str]) -> Iterator[tuple[str, 
             continue
         found = [
             path
-            for path, name, value in places({name: rest[name] for name in KNOWN if name in rest})
+            for path, name, value in places({name: rest[name] for name in parts if name in rest})
             if value == before and name in (key, READ_AS.get(key))
         ]
         if found:

@@ -18,6 +18,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from mmkd_plugin.base_variables import warn_of_base_variables
 from mmkd_plugin.checkpoint import load_weights, read_checkpoint
 from mmkd_plugin.cli import (
     UsageError,
@@ -80,7 +81,11 @@ def main() -> None:
             use_tta(cfg)
         if args.out is not None and not is_pickle(args.out):
             keep_label_maps(cfg, args.out)
-        runner = build_runner(cfg)
+        try:
+            runner = build_runner(cfg)
+        finally:
+            read = ('test_dataloader', 'test_evaluator')
+            warn_of_base_variables(cfg, args.cfg_options or (), read)
         check_fit(runner, args)
         watch_test_data(runner)
         with runner_errors_named(cfg):

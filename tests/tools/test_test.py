@@ -39,9 +39,11 @@ def test_the_student_of_a_segmentor_without_its_teacher(trained, segmentation, d
         '--cfg-options',
         'model.teacher.checkpoint=/gone.pth',
         'model.teacher.config=/gone.py',
+        'data_root=elsewhere',
         cwd=tmp_path,
     )
     assert 'using its student alone' in log
+    assert '--cfg-options sets `data_root`, which nothing reads: test_dataloader.' in log
     # Validation at the last iteration and the test see the same weights: the averaged ones.
     validated = [json.loads(line) for line in scalars(trained) if 'mIoU' in line][-1]
     tested = result(tmp_path / 'test')
