@@ -193,8 +193,8 @@ def test_the_student_trains_as_it_would_alone(name):
 def test_they_teach_and_learn_with_an_automatic_weight(student, teacher):
     loss = dict(type='mmkd_plugin.PixelWiseLoss', loss_weight='auto')
     configs = getattr(stock_models, student)(8), getattr(stock_models, teacher)(16)
-    model = distiller(*configs, dict(pi=dict(tap='class_scores', loss=loss)))
     torch.manual_seed(0)
+    model = distiller(*configs, dict(pi=dict(tap='class_scores', loss=loss)))
     for parameter in model.student.parameters():
         nn.init.normal_(parameter, std=0.1)
     with torch.autocast('cpu', torch.bfloat16, enabled=student != 'pointrend'):
