@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from mmkd_plugin.libraries import import_problem, installed, not_installed
+from mmkd_plugin.old_keys import SUCCESSORS
 from mmkd_plugin.registry import MODELS, is_no_name
 from mmkd_plugin.suspects import told_of_arguments
 from mmkd_plugin.words import as_written, did_you_mean, first_line, short, some
@@ -85,7 +86,9 @@ def explained(error: Exception, here: str, config: Any) -> str:
         registry = building[-1].get('registry')
         if path is not None and (problem := _scope_problem(path, config, registry)):
             return f'{here}{problem}'
-        similar = _similar(kind, registry) or '; expected the name of a class'
+        gone = SUCCESSORS.get(kind.rpartition('.')[2]) if isinstance(kind, str) else None
+        similar = (f'; {gone}' if gone else '') or _similar(kind, registry)
+        similar = similar or '; expected the name of a class'
         return f'{here if path is None else f"{place}.type"}: there is no {short(kind)}{similar}'
     if 'type' not in part:
         return f"{place} has no `type`: expected dict(type='...')"

@@ -1,4 +1,4 @@
-"""Keys of configs from before mmengine (mmseg 0.x, mmdet 2.x), which nothing reads any more."""
+"""Keys and names of configs from before mmengine (mmseg 0.x, mmdet 2.x), which are gone."""
 
 from __future__ import annotations
 
@@ -66,6 +66,26 @@ OLD = {
     'dist_params': Old('env_cfg.dist_cfg', _with('backend')),
     'resume_from': Old('the argument --resume', lambda value: isinstance(value, str)),
 }
+
+
+PACKING = 'PackSegInputs of mmseg and PackDetInputs of mmdet do its work'
+WANDB = "visualizer.vis_backends=[dict(type='WandbVisBackend')]"
+VALIDATION = 'train_cfg.val_interval, val_dataloader and val_evaluator have its settings'
+
+#: Names of classes that are gone, and what to write now.
+SUCCESSORS = dict(
+    Collect=PACKING,
+    DefaultFormatBundle=PACKING,
+    DistEvalHook=VALIDATION,
+    EvalHook=VALIDATION,
+    ExpMomentumEMAHook="now dict(type='EMAHook', ema_type='ExpMomentumEMA')",
+    Fp16OptimizerHook="now optim_wrapper.type='AmpOptimWrapper'",
+    MMDetWandbHook=f'now {WANDB}',
+    OptimizerHook='now optim_wrapper, with clip_grad',
+    TensorboardLoggerHook="now visualizer.vis_backends=[dict(type='TensorboardVisBackend')]",
+    TextLoggerHook='now LoggerHook, in default_hooks.logger',
+    WandbLoggerHook=f'now {WANDB}',
+)
 
 
 def warn_of_old(cfg: Config, options: Iterable[str] = ()) -> None:

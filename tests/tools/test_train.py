@@ -83,6 +83,42 @@ def test_keys_that_change_nothing_are_told_below_the_config(segmentation, tmp_pa
     assert 'nothing reads; did you mean `train_cfg`?' in written.read_text()
 
 
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [
+        (
+            "train_dataloader.dataset.pipeline=[dict(type='DefaultFormatBundle')]",
+            "train_dataloader.dataset.pipeline[0].type: there is no 'DefaultFormatBundle'; "
+            'PackSegInputs of mmseg and PackDetInputs of mmdet do its work',
+        ),
+        (
+            "custom_hooks=[dict(type='EvalHook')]",
+            "custom_hooks[0].type: there is no 'EvalHook'; train_cfg.val_interval, ",
+        ),
+        (
+            "default_hooks.logger=dict(type='TextLoggerHook')",
+            "default_hooks.logger.type: there is no 'TextLoggerHook'; now LoggerHook, in ",
+        ),
+    ],
+)
+def test_names_that_are_gone_are_told_with_their_successors(
+    option, said, segmentation, fails, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(segmentation)
+    key, _, value = option.partition('=')
+    text = f"_base_ = ['student.py']\n{_nested(key.split('.'), value)}\n"
+    (segmentation / 'gone.py').write_text(text)
+    assert said in fails('train', 'gone.py', '--work-dir', tmp_path / 'run')
+
+
+def _nested(keys: list[str], value: str) -> str:
+    """An assignment in a config, from ``a.b`` and what it is."""
+    first, *rest = keys
+    for key in reversed(rest):
+        value = f'dict({key}={value})'
+    return f'{first} = {value}'
+
+
 @pytest.mark.parametrize(('tool', 'more'), [('train', []), ('test', ['teacher.pth'])])
 def test_half_a_validation_ends_with_one_line(tool, more, segmentation, fails, monkeypatch):
     monkeypatch.chdir(segmentation)
