@@ -34,6 +34,7 @@ from mmkd_plugin.cli import (
 from mmkd_plugin.cores import Cores, free_cores, threads_for
 from mmkd_plugin.foreign import frames_of, is_ours
 from mmkd_plugin.health import NotFiniteError
+from mmkd_plugin.migrating import refuse_theirs
 from mmkd_plugin.old_keys import warn_of_old
 from mmkd_plugin.paraphrasing import FILE_NAME, has_teacher_connector, stage_config, usual_file
 from mmkd_plugin.report import ReportHook
@@ -120,6 +121,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     check_has(cfg, args.config, 'train_dataloader', 'train_cfg', 'optim_wrapper')
     if args.allow_changes and args.resume is None and not cfg.get('resume'):
         raise UsageError('--allow-changes is for a run that goes on; add --resume')
+    refuse_theirs(cfg, args.config)
     check_run(cfg)
     if args.amp:
         use_amp(cfg)

@@ -57,7 +57,8 @@ def main() -> None:
             if args.out.exists():
                 raise UsageError(f'{args.out} exists already; nothing is overwritten')
         if Path(args.source).suffix in SUFFIXES and not args.checkpoint:
-            text = converted(args.source, args.student, args.teacher)
+            folder = Path() if args.out is None else args.out.parent
+            text = converted(args.source, args.student, args.teacher, folder)
             if args.out is None:
                 print(text, end='')
             else:
@@ -71,11 +72,13 @@ def main() -> None:
             print(args.out)
 
 
-def converted(source: str, student: str | None = None, teacher: str | None = None) -> str:
-    """The text of our config."""
+def converted(
+    source: str, student: str | None = None, teacher: str | None = None, folder: Path = Path()
+) -> str:
+    """The text of our config, which will be in a folder."""
     found, run = read_file(Path(source), student, teacher)
     bases = bases_of(Path(source)) if source.endswith('.py') else []
-    return config_text(run, found, Path(source).name, bases)
+    return config_text(run, found, Path(source).name, bases, folder)
 
 
 def bases_of(file: Path) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from mmkd_plugin.words import did_you_mean
+
 Arguments = Mapping[str, Any]
 
 #: Makes ours of the arguments of their loss, and of the connectors before it.
@@ -60,8 +62,16 @@ def loss_of(config: Arguments, connectors: Mapping[str, Arguments] = MappingProx
     config = {k: v for k, v in config.items() if k != '_scope_'}
     kind = str(config.pop('type')).rpartition('.')[2]
     if kind not in RULES:
+        close = did_you_mean(kind, RULES, cutoff=0.8)
         raise NotPossible(
-            f'the loss {kind} has no counterpart here (docs/performance.md has a table)'
+            f'the loss {kind} has no counterpart here (docs/performance.md has a table){close}'
+        )
+    unknown = next((key for key in config if key not in ARGUMENTS[kind]), None)
+    if unknown is not None:
+        raise NotPossible(
+            f'{kind} has no argument `{unknown}`'
+            f'{did_you_mean(unknown, ARGUMENTS[kind], cutoff=0.5)} '
+            f'(known: {", ".join(ARGUMENTS[kind])})'
         )
     loss = RULES[kind](config, connectors)
     if loss.type in STANDARDIZED and _standardizes(connectors):
@@ -141,6 +151,8 @@ def _l2(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
 
 
 def _l1(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
+    if config.get('reduction', 'mean') != 'mean':
+        raise NotPossible(f"L1Loss with reduction='{config['reduction']}'; ours is a mean")
     note = 'a smooth L1: it differs where student and teacher are closer than 1'
     weight = config.get('loss_weight', 1.0)
     return Loss('l1', 'CosineHintLoss', weight, dict(cos=0, l1=1), (note,))
@@ -171,6 +183,8 @@ def _pkd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
 
 
 def _dkd(config: dict[str, Any], connectors: Mapping[str, Arguments]) -> Loss:
+    if config.get('reduction', 'batchmean') != 'batchmean':
+        raise NotPossible(f"DKDLoss with reduction='{config['reduction']}'; ours is a mean")
     kept = {name: config.get(name, 1.0) for name in ('alpha', 'beta', 'tau')}
     return Loss('dkd', 'DecoupledLoss', config.get('loss_weight', 1.0), kept)
 
@@ -236,4 +250,26 @@ RULES: dict[str, Rule] = {
     'MGDLoss': _mgd,
     'OFDLoss': _overhaul,
     'PKDLoss': _pkd,
+}
+
+#: What their losses can be given.
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    'ABLoss': ('loss_weight', 'margin'),
+    'ATLoss': ('loss_weight',),
+    'AngleWiseRKD': ('loss_weight', 'with_l2_norm'),
+    'ChannelWiseDivergence': ('tau', 'loss_weight'),
+    'DISTLoss': ('inter_loss_weight', 'intra_loss_weight', 'tau', 'loss_weight', 'teacher_detach'),
+    'DKDLoss': ('tau', 'alpha', 'beta', 'reduction', 'loss_weight'),
+    'DistanceWiseRKD': ('loss_weight', 'with_l2_norm'),
+    'FBKDLoss': (
+        *('mask_l2_weight', 'channel_weight', 'spatial_weight', 'nonloacl_weight'),
+        'loss_weight',
+    ),
+    'FTLoss': ('loss_weight',),
+    'KLDivergence': ('tau', 'reduction', 'loss_weight', 'teacher_detach'),
+    'L1Loss': ('loss_weight', 'size_average', 'reduce', 'reduction'),
+    'L2Loss': ('loss_weight', 'normalize', 'mult', 'div_element', 'dist'),
+    'MGDLoss': ('alpha_mgd',),
+    'OFDLoss': ('loss_weight', 'mul_factor'),
+    'PKDLoss': ('loss_weight', 'resize_stu'),
 }

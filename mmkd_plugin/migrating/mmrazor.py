@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmkd_plugin.building import check_keys
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.migrating.distillation import Distillation, Term, add_to
 from mmkd_plugin.migrating.losses import NotPossible, loss_of
@@ -18,6 +19,30 @@ ALGORITHMS = ('SingleTeacherDistill', 'FpnTeacherDistill')
 
 #: Their recorders, by what is read of a module.
 RECORDERS = {'ModuleOutputs': '', 'ModuleInputs': '@input'}
+
+#: What they call the map of a model in a loss.
+SIDES = dict(
+    preds_S='student',
+    preds_T='teacher',
+    s_feature='student',
+    t_feature='teacher',
+    s_input='student',
+    t_input='teacher',
+    logits_S='student',
+    logits_T='teacher',
+)
+
+#: Keys of their algorithms and of their distiller.
+KEYS = (
+    *('type', 'architecture', 'data_preprocessor', 'init_cfg', 'module_inplace', 'distiller'),
+    *('teacher', 'teacher_ckpt', 'teacher_trainable', 'teacher_norm_eval', 'student_trainable'),
+    *('calculate_student_loss', 'teacher_module_inplace', '_scope_'),
+)
+DISTILLER = (
+    *('type', 'student_recorders', 'teacher_recorders', 'distill_deliveries', 'connectors'),
+    *('student_deliveries', 'teacher_deliveries', 'distill_losses', 'loss_forward_mappings'),
+    *('init_cfg', '_scope_'),
+)
 
 #: Their hooks that end the distillation, with the key of the epoch.
 STOPS = {'StopDistillHook': 'stop_epoch', 'DistillationLossDetachHook': 'detach_epoch'}
@@ -49,6 +74,8 @@ def read_distillation(cfg: Config) -> Distillation:
             f"model.type='{model.get('type')}': expected {' or '.join(ALGORITHMS)} of MMRazor 1.x"
         )
     distiller = model.get('distiller') or {}
+    check_keys('model', model, KEYS)
+    check_keys('model.distiller', distiller, DISTILLER)
     for key in ('distill_deliveries', 'student_deliveries', 'teacher_deliveries'):
         if distiller.get(key):
             raise NotPossible(
@@ -72,9 +99,32 @@ def read_distillation(cfg: Config) -> Distillation:
         notes.append('student_trainable=False has no counterpart: here the student is trained')
     if model.get('teacher_trainable', False):
         notes.append('teacher_trainable=True has no counterpart: here a teacher is frozen')
+    if not model.get('teacher_norm_eval', True):
+        notes.append(
+            'teacher_norm_eval=False has no counterpart: here the batch norms of a teacher use '
+            'their running statistics'
+        )
     if found.checkpoint is None:
         notes.append('the teacher had no teacher_ckpt: write the file of its weights')
     return found
+
+
+def refuse_theirs(cfg: Config, name: str) -> None:
+    """Refuses to train a config of MMRazor as it is, and says how it becomes one of ours.
+
+    Args:
+        cfg (Config): The config of a run.
+        name (str): Its path.
+
+    Raises:
+        UsageError: If its model is an algorithm of MMRazor.
+    """
+    kind = str(cfg.model.get('type')) if isinstance(cfg.get('model'), dict) else ''
+    if kind.rpartition('.')[2] in ALGORITHMS and 'distiller' in cfg.model:
+        raise UsageError(
+            f"model.type='{kind}' is an algorithm of MMRazor; `mmkd from-mmrazor {name} ours.py` "
+            'writes this config as one of ours, which can be trained'
+        )
 
 
 def _model_of(
@@ -109,7 +159,12 @@ def _terms(distiller: Mapping[str, Any]) -> dict[str, Term]:
     mappings = distiller.get('loss_forward_mappings') or {}
     found: dict[str, Term] = {}
     for key, config in losses.items():
-        sides, connectors = _sides(key, mappings.get(key) or {}, distiller)
+        if key not in mappings:
+            raise UsageError(
+                f'model.distiller.loss_forward_mappings has no `{key}`, which says what '
+                f'distill_losses.{key} compares{did_you_mean(key, mappings)}'
+            )
+        sides, connectors = _sides(key, mappings[key] or {}, distiller)
         try:
             loss = loss_of(config, connectors)
         except NotPossible as error:
@@ -150,6 +205,13 @@ def _sides(
         raise NotPossible(
             f'{where}: a loss here compares a map of the student with one of the teacher'
         )
+    for argument, given in mapping.items():
+        side = SIDES.get(argument)
+        if side is not None and (side == 'student') != bool(given.get('from_student')):
+            raise NotPossible(
+                f'{where}.{argument} does not come from the {side}, and ours compares the other '
+                f'way round: write from_student={side == "student"}'
+            )
     return sides, connectors
 
 
@@ -159,7 +221,7 @@ def _tap(recorder: Mapping[str, Any], given: Mapping[str, Any], where: str) -> s
     if kind not in RECORDERS:
         raise NotPossible(
             f'model.distiller.{where}: {kind} keeps what is no input or output of a module '
-            '(docs/taps.md says what can be read)'
+            f'(docs/taps.md says what can be read){did_you_mean(kind, RECORDERS, cutoff=0.9)}'
         )
     index = given.get('data_idx')
     if index is None and given.get('record_idx'):

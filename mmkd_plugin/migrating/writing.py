@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -46,7 +48,9 @@ THEIRS = (
 )
 
 
-def config_text(cfg: Config, found: Distillation, source: str, bases: Sequence[str] = ()) -> str:
+def config_text(
+    cfg: Config, found: Distillation, source: str, bases: Sequence[str] = (), folder: Path = Path()
+) -> str:
     """Writes a config of ours.
 
     Args:
@@ -55,6 +59,8 @@ def config_text(cfg: Config, found: Distillation, source: str, bases: Sequence[s
         source (str): Its name, for the first line.
         bases (Sequence[str]): The ``_base_`` of its file. If the student is no path, the first of
             them that has a model of its type is what the new config builds on.
+        folder (Path): Where the new config will be, since its base is found from there. Defaults to
+            the folder that the run is started in.
 
     Returns:
         str: The text of a Python config file.
@@ -64,6 +70,8 @@ def config_text(cfg: Config, found: Distillation, source: str, bases: Sequence[s
     """
     base, changes = _student(found.student, bases)
     stock = read_config(base)
+    if '::' not in base and not Path(base).is_absolute():
+        base = Path(os.path.relpath(base, folder)).as_posix()
     lines = [f'# From {source}.', *_wrapped(found.notes), f'_base_ = [{base!r}]', '']
     lines += [*_assignments('student', changes)]
     teacher = found.teacher

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from benchmarks import mmrazor
 from mmkd_plugin.cli import UsageError
 from mmkd_plugin.migrating import NotPossible
-from mmkd_plugin.migrating.mmrazor import read_distillation
+from mmkd_plugin.migrating.mmrazor import read_distillation, refuse_theirs
 from mmkd_plugin.migrating.names import current_name
 from tests.runs import needs_ops
 from tests.test_configs import fit_for_a_test, packed_inputs
@@ -115,10 +115,17 @@ def test_what_is_read():
     assert read_distillation(inputs).terms['pkd'].student == ['neck[1]@input']
     alone = read_distillation(config(**{'model.calculate_student_loss': False}))
     assert not alone.task
-    trained = config(**{'model.teacher_trainable': True, 'model.architecture.pretrained': True})
+    trained = config(
+        **{
+            'model.teacher_trainable': True,
+            'model.teacher_norm_eval': False,
+            'model.architecture.pretrained': True,
+        }
+    )
     assert [note.partition(':')[0] for note in read_distillation(trained).notes] == [
         'model.architecture.pretrained=True',
         'teacher_trainable=True has no counterpart',
+        'teacher_norm_eval=False has no counterpart',
     ]
 
 
@@ -168,6 +175,46 @@ def test_losses_of_two_kinds_are_two_terms():
             'reads two maps of one model',
         ),
         (
+            {'model.distiller.distill_losses.loss.weight': 6},
+            NotPossible,
+            'distill_losses.loss: PKDLoss has no argument `weight`; did you mean `loss_weight`',
+        ),
+        (
+            {'model.calculate_student_los': False},
+            ValueError,
+            'unknown key `calculate_student_los`; did you mean `calculate_student_loss`',
+        ),
+        (
+            {'model.distiller.student_recorder': {}},
+            ValueError,
+            'distiller has an unknown key `student_recorder`; did you mean `student_recorders`',
+        ),
+        (
+            {'model.distiller.distill_losses.los': dict(type='PKDLoss')},
+            UsageError,
+            'loss_forward_mappings has no `los`, which says what distill_losses.los compares; did '
+            'you mean `loss`',
+        ),
+        (
+            {'model.distiller.student_recorders.a.type': 'ModuleOutput'},
+            NotPossible,
+            'did you mean `ModuleOutputs`',
+        ),
+        (
+            {'model.distiller.distill_losses.loss.type': 'ChannelwiseDivergence'},
+            NotPossible,
+            'did you mean `ChannelWiseDivergence`',
+        ),
+        (
+            {
+                'model.distiller.loss_forward_mappings.loss.preds_S.from_student': False,
+                'model.distiller.loss_forward_mappings.loss.preds_T.from_student': True,
+            },
+            NotPossible,
+            'loss.preds_S does not come from the student, and ours compares the other way round: '
+            'write from_student=True',
+        ),
+        (
             {'model.distiller.distill_losses.loss.type': 'WSLD'},
             NotPossible,
             'distill_losses.loss: the loss WSLD has no counterpart',
@@ -189,3 +236,45 @@ def test_old_names_of_shipped_configs():
     assert current_name('mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py') == new
     assert current_name('mmdet::nothing/of_this.py') == 'mmdet::nothing/of_this.py'
     assert current_name('my/student.py') == 'my/student.py'
+
+
+def test_one_that_is_trained_as_it_is_is_told_how():
+    message = "'SingleTeacherDistill' is an algorithm of MMRazor; `mmkd from-mmrazor kd.py ours.py`"
+    with pytest.raises(UsageError, match=message):
+        refuse_theirs(config(), 'kd.py')
+    refuse_theirs(Config(dict(model=dict(type='EncoderDecoder'))), 'kd.py')
+
+
+def test_a_config_in_another_folder_finds_its_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'theirs.py').write_text(THEIRS)
+    (tmp_path / 'student.py').write_text("model = dict(type='EncoderDecoder')\n")
+    (tmp_path / 'sub').mkdir()
+    text = TOOL.converted('theirs.py', folder=Path('sub'))
+    (tmp_path / 'sub' / 'ours.py').write_text(text)
+    assert "_base_ = ['../student.py']" in text
+    assert Config.fromfile('sub/ours.py').model.student.type == 'EncoderDecoder'
+    assert "_base_ = ['student.py']" in TOOL.converted('theirs.py')
+
+
+THEIRS = """\
+sides = dict(decode=dict(type='ModuleOutputs', source='decode_head.conv_seg'))
+model = dict(
+    type='SingleTeacherDistill',
+    architecture=dict(cfg_path='student.py'),
+    teacher=dict(cfg_path='student.py'),
+    teacher_ckpt='t.pth',
+    distiller=dict(
+        type='ConfigurableDistiller',
+        student_recorders=sides,
+        teacher_recorders=sides,
+        distill_losses=dict(cwd=dict(type='ChannelWiseDivergence')),
+        loss_forward_mappings=dict(
+            cwd=dict(
+                preds_S=dict(from_student=True, recorder='decode'),
+                preds_T=dict(from_student=False, recorder='decode'),
+            )
+        ),
+    ),
+)
+"""

@@ -1,5 +1,5 @@
-# DINO on a ResNet-18 of half the usual width, trained from scratch on DigitScenes. mmdetection fixes
-# the width of its queries to 256.
+# DINO on a ResNet-18 of half the usual width, trained from scratch on DigitScenes. The width of its
+# queries is fixed to 256 by mmdetection.
 _deformable = dict(embed_dims=256, num_levels=3, num_heads=8, dropout=0.0)
 _attention = dict(embed_dims=256, num_heads=8, dropout=0.0)
 _ffn = dict(embed_dims=256, feedforward_channels=256, ffn_drop=0.0)
