@@ -110,8 +110,16 @@ def test_two_classes_in_one_channel():
 
 
 def test_scores_that_do_not_fit():
-    with pytest.raises(ValueError, match=r'a channel for each of the 5 classes .* got \(1, 7, 2'):
+    with pytest.raises(ValueError, match=r'a channel for each of the 5 classes, got \(1, 7, 2'):
         choose_classes(torch.zeros(1, 7, 2, 2), Scores(5, False), 1)
+    with pytest.raises(ValueError, match=r'of the 5 classes \(and anchors\), got \(1, 7, 2'):
+        choose_classes(torch.zeros(1, 7, 2, 2), Scores(5, True), 1)
+
+
+def test_features_whose_channels_are_a_multiple_of_the_classes_are_no_scores():
+    choose_classes(torch.zeros(1, 10, 2, 2), Scores(5, True), 1)  # two anchors
+    with pytest.raises(ValueError, match=r'a channel for each of the 5 classes, got \(1, 10, 2'):
+        choose_classes(torch.zeros(1, 10, 2, 2), Scores(5, False), 1)
 
 
 # --- explanations against plain loops ------------------------------------------------------------

@@ -112,10 +112,12 @@ def _by_anchor(scores: Tensor, kind: Scores) -> Tensor:
         scores = scores[..., None, None]
     if scores.ndim == 4 and scores.shape[1] == 1 and kind == Scores(2, False):
         scores = torch.cat([torch.zeros_like(scores), scores], 1)
-    if scores.ndim != 4 or scores.shape[1] % kind.classes:
+    anchors = scores.ndim == 4 and scores.shape[1] // kind.classes
+    fits = scores.ndim == 4 and scores.shape[1] == anchors * kind.classes
+    if not fits or (anchors > 1 and not kind.sigmoid):  # a softmax goes over all channels
         raise ValueError(
             f'expected class scores (N, C, H, W), or (N, C), with a channel for each of the '
-            f'{kind.classes} classes (and anchors), got {shape}'
+            f'{kind.classes} classes{" (and anchors)" * kind.sigmoid}, got {shape}'
         )
     return scores.unflatten(1, (-1, kind.classes))
 
