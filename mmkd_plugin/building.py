@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmkd_plugin.annotations import check_arguments
@@ -141,9 +142,10 @@ def build_module(config: Any, here: str, defaults: dict | None = None) -> nn.Mod
     arguments = {key: value for key, value in config.items() if key not in ('type', '_scope_')}
     try:
         parameters = inspect.signature(kind).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     except (TypeError, ValueError):  # some that are written in C say nothing
-        parameters = {}
-    if parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        parameters, takes_any = {}, True
+    if not takes_any:
         check_keys(here, arguments, parameters)
         defaults = {key: value for key, value in (defaults or {}).items() if key in parameters}
     if is_own(kind):
@@ -186,7 +188,7 @@ def kind_of(given: Any, here: str) -> Callable:
     hint = did_you_mean(name, MODELS.module_dict, 'mmkd_plugin.{}', cutoff=0.5, count=3)
     if isinstance(given, str) and given.strip():
         try:
-            kind = named(MODELS, given)
+            kind = _found(given)
         except Exception as error:  # the package that the scope names refuses to be imported
             raise ValueError(f'{explained(error, here, None)}{hint}') from error
     if callable(kind):
@@ -196,6 +198,15 @@ def kind_of(given: Any, here: str) -> Callable:
     raise ValueError(
         f'{here}.type: there is no {short(given)}{hint or "; expected the name of a class"}'
     )
+
+
+def _found(name: str) -> Any:
+    """The class of a name: of ours, or of the library whose names the config means."""
+    kind = named(MODELS, name)
+    scope = DefaultScope.get_current_instance()
+    if kind is None and '.' not in name and scope is not None:
+        kind = named(MODELS, f'{scope.scope_name}.{name}')
+    return kind
 
 
 def is_own(kind: Any) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from mmengine.registry import DefaultScope
 
 from mmkd_plugin.building import build_module
+from mmkd_plugin.registry import MODELS
 from tests import stock_models
 from tests.stock_models import build, cwd, distiller
 from tests.test_distiller import FEATURES, LOGITS, OVERHAUL, two_teachers
@@ -222,3 +225,33 @@ STAGE_CONVS = [f'backbone.layer{number}.0.conv1' for number in (1, 2, 3)]
 def test_a_margin_without_a_norm(change, message):
     with pytest.raises(ValueError, match=message):
         distiller(stock_models.fcn(), stock_models.fcn(16), dict(ofd=dict(OVERHAUL, **change)))
+
+
+def test_a_name_of_the_library_that_the_config_means():
+    """A name of ours comes first, then that of the ``default_scope``."""
+    neck = dict(type='FPN', in_channels=[8, 8], out_channels=8, num_outs=2)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        assert type(build_module(neck, 'neck')).__module__.startswith('mmseg.')
+        assert build_module(dict(type='ChannelWiseLoss', tau=1), 'loss').tau == 1
+        with pytest.raises(ValueError, match=r"^neck\.type: there is no 'FNP'"):
+            build_module(dict(type='FNP'), 'neck')
+    with pytest.raises(ValueError, match=r"^neck\.type: there is no 'FPN'"):
+        build_module(neck, 'neck')
+
+
+class Fixed(torch.nn.Conv2d):
+    """A connector that knows its channels."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 16, 1)
+
+
+def test_a_class_without_parameters_gets_none():
+    MODELS.register_module(module=Fixed, force=True)
+    try:
+        made = build_module(dict(type='Fixed'), 'connector', dict(in_channels=4, out_channels=5))
+    finally:
+        MODELS.module_dict.pop('Fixed')
+    assert made.weight.shape == (16, 8, 1, 1)
+    with pytest.raises(ValueError, match='connector has an unknown key `size`'):
+        build_module(dict(type=Fixed, size=3), 'connector')
