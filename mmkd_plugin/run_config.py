@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.registry import DATA_SAMPLERS, LOOPS, RUNNERS, Registry
+from mmengine.registry import DATA_SAMPLERS, LOOPS, MODELS, RUNNERS, Registry
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmkd_plugin.annotations import expected, fits
@@ -158,6 +158,7 @@ def check_run(cfg: Config) -> None:
     _check_runner(cfg)
     _check_epochs_end(cfg)
     _check_roi_heads(cfg)
+    _check_test_cfg(cfg)
     lengths = _lengths(cfg.get('train_cfg'))
     if cfg.get('unlabelled') is not None and cfg.model.get('unlabelled') is None:
         raise ValueError('unlabelled is a key of `model`: model=dict(unlabelled=dict(dataset=...))')
@@ -379,6 +380,20 @@ def _check_roi_heads(cfg: Config) -> None:
             )
         if count != things:
             raise ValueError(f'{key}={count}, and {first}={things}; write num_classes={things}')
+
+
+def _check_test_cfg(cfg: Config) -> None:
+    """Refuses a segmentor that cannot be validated, which would fail only then."""
+    model, place = cfg.model, 'model'
+    if type_name(model['type']) == 'Distiller':
+        model, place = model.get('student'), 'model.student'
+    if cfg.get('val_dataloader') is None or not isinstance(model, dict) or model.get('test_cfg'):
+        return
+    kind = _found(MODELS, model.get('type'), cfg)
+    if hasattr(kind, 'whole_inference') and 'test_cfg' in inspect.signature(kind).parameters:
+        raise ValueError(
+            f"{place} has no `test_cfg`, which validation needs: write test_cfg=dict(mode='whole')"
+        )
 
 
 def _found(registry: Registry, kind: Any, cfg: Config) -> Any:

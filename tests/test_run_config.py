@@ -86,6 +86,21 @@ def test_mistakes_in_a_model(model, message, tmp_path):
         check_run(run(tmp_path / 'run', dict(max_iters=100), **model))
 
 
+@pytest.mark.parametrize('distilled', [True, False])
+def test_a_segmentor_that_cannot_be_validated(distilled, tmp_path):
+    cfg = run(tmp_path)
+    cfg.default_scope, cfg.val_dataloader = 'mmseg', dict(dataset=dict(type='CityscapesDataset'))
+    cfg.model = cfg.model if distilled else cfg.model.student
+    student = cfg.model.student if distilled else cfg.model
+    place = r'model\.student' if distilled else 'model'
+    with pytest.raises(ValueError, match=rf'^{place} has no `test_cfg`, which validation needs'):
+        check_run(cfg)
+    student.test_cfg = dict(mode='whole')
+    check_run(cfg)
+    student.test_cfg, cfg.val_dataloader = None, None
+    check_run(cfg)
+
+
 @pytest.mark.parametrize('key', ['max_iters', 'max_epochs'])
 @pytest.mark.parametrize('value', [0, -1, 2.5, 'a', True])
 def test_lengths_of_a_run(key, value, tmp_path):
