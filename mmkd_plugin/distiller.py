@@ -48,7 +48,7 @@ from mmkd_plugin.teachers.configs import teacher_configs
 from mmkd_plugin.terms.measuring import aliases, check_task_for, measure_terms
 from mmkd_plugin.terms.needs import from_batch, from_student
 from mmkd_plugin.terms.refusals import check_scores
-from mmkd_plugin.terms.schedule import Schedule, check_come_on
+from mmkd_plugin.terms.schedule import Schedule, check_come_on, check_meet
 from mmkd_plugin.terms.term import Term
 from mmkd_plugin.terms.without_labels import UnlabelledStep, carry_unlabelled, together
 from mmkd_plugin.unlabelled import Unlabelled
@@ -492,7 +492,11 @@ class Distiller(NamedAsStudent):
         schedules = {f'distill.{name}': term.schedule for name, term in self.distill.items()}
         schedules['task'] = self.task_schedule
         if not self._checked_schedules:
-            check_come_on(schedules, MessageHub.get_current_instance().runtime_info)
+            lengths = MessageHub.get_current_instance().runtime_info
+            check_come_on(schedules, lengths)
+            if not self.self_teachers:
+                counted = schedules.keys() - ({'task'} if self.task_weight == 0 else set())
+                check_meet({k: v for k, v in schedules.items() if k in counted}, lengths)
             self._checked_schedules = True
         now = {name: one.factor(_position(one.counter)) for name, one in schedules.items()}
         task = self.task_weight * now.pop('task')

@@ -158,3 +158,30 @@ def check_come_on(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any])
                 + ('; a run by iterations has one epoch' if unit == 'epochs' else '')
                 + f'; `start` must be below {length}'
             )
+
+
+def check_meet(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any]) -> None:
+    """Refuses schedules that leave iterations (or epochs) in which nothing is on.
+
+    Schedules by iterations cannot be compared with others by epochs; those are left to the run.
+
+    Args:
+        schedules (Mapping[str, Schedule]): By what messages call them.
+        lengths (Mapping[str, Any]): As for :func:`check_come_on`.
+
+    Raises:
+        ValueError: If there is a gap. The message says where.
+    """
+    every = schedules.values()
+    counters = {schedule.counter for schedule in every}
+    if len(counters) != 1:
+        return
+    (unit,) = counters
+    length = lengths.get(f'max_{unit}s')
+    edges = {0, *(one.start for one in every), *(one.stop for one in every if one.stop is not None)}
+    for edge in sorted(edges):
+        inside = length is None or edge < length
+        if inside and not any(schedule.factor(edge) for schedule in every):
+            told = ', '.join(f'{name} is on {schedule}' for name, schedule in schedules.items())
+            where = 'iteration' if unit == 'iter' else unit
+            raise ValueError(f'nothing is learnt in {where} {edge}: {told}; let them meet')

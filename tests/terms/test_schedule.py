@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmkd_plugin.terms.schedule import CURVES, Schedule
+from mmkd_plugin.terms.schedule import CURVES, Schedule, check_meet
 
 
 def test_always():
@@ -75,3 +75,31 @@ def test_over_is_off_for_good():
     schedule = Schedule(start=2, stop=5)
     assert [schedule.is_over(n) for n in (0, 3, 4, 5, 9)] == [False, False, False, True, True]
     assert not Schedule(start=2).is_over(10**9)
+
+
+def meet(length: int | None = 100, **schedules: Schedule) -> None:
+    check_meet(schedules, dict(max_iters=length, max_epochs=length))
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_a_gap_between_schedules(by_epoch):
+    first, second = Schedule(stop=5, by_epoch=by_epoch), Schedule(start=8, by_epoch=by_epoch)
+    unit = 'epoch' if by_epoch else 'iteration'
+    with pytest.raises(ValueError, match=f'^nothing is learnt in {unit} 5: a is on from {unit} 0'):
+        meet(a=first, b=second)
+    meet(5, a=first)  # the run ends before
+    meet(a=first, b=Schedule(start=5, by_epoch=by_epoch))
+    meet(a=first, b=second, c=Schedule(start=2, stop=9, by_epoch=by_epoch))
+
+
+def test_a_gap_at_the_beginning_or_in_a_run_of_unknown_length():
+    with pytest.raises(ValueError, match='in iteration 0: a is on from iteration 3; let them meet'):
+        meet(a=Schedule(start=3))
+    with pytest.raises(ValueError, match='in iteration 0: a is on from iteration 0, linear ramp'):
+        meet(a=Schedule(ramp=3))
+    with pytest.raises(ValueError, match='in iteration 9'):
+        meet(None, a=Schedule(stop=9))
+
+
+def test_iterations_are_not_compared_with_epochs():
+    meet(a=Schedule(stop=5), b=Schedule(start=1, by_epoch=True))
