@@ -122,6 +122,12 @@ class Settings(DictAction):
                 raise UsageError(
                     f'{option_string} takes KEY=VALUE, such as model.key=1, not {text}'
                 )
+            if re.search(r'(^|[\[(, ])(dict\(|{)', value):
+                each = '' if value.strip()[0] in '[(' else f'set {key}.type=NAME and so on, or '
+                raise UsageError(
+                    f'{option_string} {key} takes numbers, words and lists of these, no dict: '
+                    f'{each}write it into a config file'
+                )
             try:
                 super().__call__(parser, namespace, [text], option_string)
             except (AssertionError, SyntaxError, ValueError) as error:

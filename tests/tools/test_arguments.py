@@ -30,6 +30,16 @@ from tests.tools.tool_runs import load_tool
         ('train', ['--work-dir', '{file}'], '--work-dir {file}: {file} is a file; a folder is'),
         ('train', ['--work-dir', '{file}/run'], '{file} is a file; a folder is needed'),
         ('train', ['--cfg-options', 'nonsense'], '--cfg-options takes KEY=VALUE, such as'),
+        (
+            'train',
+            ['--cfg-options', "custom_hooks=[dict(type='EMAHook')]"],
+            'custom_hooks takes numbers, words and lists of these, no dict: write it into a config',
+        ),
+        (
+            'train',
+            ['--cfg-options', "val_evaluator=dict(type='A')"],
+            'no dict: set val_evaluator.type=NAME and so on, or write it into a config file',
+        ),
         ('train', ['--cfg-options', '=5'], '--cfg-options takes KEY=VALUE, such as model.key=1'),
         ('train', ['--cfg-options', 'model..x=5'], '--cfg-options takes KEY=VALUE'),
         ('train', ['--cfg-options', 'model.type.x=5'], '`model.type.x` cannot be set'),
