@@ -122,7 +122,7 @@ class Settings(DictAction):
                 raise UsageError(
                     f'{option_string} takes KEY=VALUE, such as model.key=1, not {text}'
                 )
-            if re.search(r'(^|[\[(, ])(dict\(|{)', value):
+            if re.search(r'^[[( ]*{|(^|[[(, ])dict\(', value):
                 each = '' if value.strip()[0] in '[(' else f'set {key}.type=NAME and so on, or '
                 raise UsageError(
                     f'{option_string} {key} takes numbers, words and lists of these, no dict: '
