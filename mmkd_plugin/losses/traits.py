@@ -56,11 +56,18 @@ class LossTraits(NamedTuple):
     def of(cls, loss: nn.Module) -> LossTraits:
         """Those of a loss.
 
+        Raises:
+            ValueError: If ``needs`` is one name and no tuple of names.
+
         Examples:
             >>> from mmkd_plugin.losses import AttentionLoss
             >>> LossTraits.of(AttentionLoss()).needs_same_channels
             False
         """
+        if isinstance(getattr(loss, 'needs', ()), str):
+            raise ValueError(
+                f'{type(loss).__name__}.needs must be a tuple of names, such as ({loss.needs!r},)'
+            )
         return cls(
             **{name: getattr(loss, name, default) for name, default in cls._field_defaults.items()}
         )

@@ -363,12 +363,13 @@ class Term(nn.Module):
             self.train(training)
         if problem is not None:
             kind, owner = type(self.loss).__name__, _not_finite(self, student, teacher)
+            arguments = self.loss.extra_repr()
             raise ValueError(
                 f'{self.here}: {kind} {problem} in a trial, because {owner} is not finite; look at '
                 'the `mean` and `std` of its data_preprocessor, and at its weights'
                 if owner
                 else f'{self.here}: {kind} {problem} in a trial, so it cannot teach; look at its '
-                f'arguments: {self.loss.extra_repr()}'
+                + (f'arguments: {arguments}' if arguments else '`forward`')
             )
         return behind
 

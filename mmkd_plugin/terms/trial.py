@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -75,7 +76,11 @@ def _problem(compare: Callable[[Maps, Maps], Tensor], student: Maps, teacher: Ma
     return None if finite else 'has a gradient that is not finite'
 
 
-def _of_value(loss: Tensor) -> str | None:
+def _of_value(loss: Any) -> str | None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        is_map = isinstance(loss, Tensor)
+        given = f'a tensor of shape {tuple(loss.shape)}' if is_map else f'a {type(loss).__name__}'
+        raise ValueError(f'it returns {given}; expected one number, a tensor such as loss.mean()')
     value = abs(loss.item())
     return None if value < TOO_LARGE else f'is {loss.item():.3g}'
 

@@ -254,13 +254,39 @@ def test_a_trial_on_maps_that_are_not_finite_names_whose_they_are(wrong, owner):
 
     ours, theirs = maps((4, 3, 3), (4, 3, 3))
     told = (
-        r'^distill\.t: Never is nan in a trial, so it cannot teach; look at its arguments: $'
+        r'^distill\.t: Never is nan in a trial, so it cannot teach; look at its `forward`$'
         if owner is None
         else f"^distill.t: Never is nan in a trial, because 'neck' of {owner} is not finite; look "
         'at the `mean` and `std` of its data_preprocessor, and at its weights$'
     )
     with pytest.raises(ValueError, match=told):
         connected(ours / (1 - wrong[0]), theirs / (1 - wrong[1]), Never())
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (lambda loss: dict(loss=loss), r'it returns a dict; expected one number, a tensor'),
+        (float, r'it returns a float; expected one number'),
+        (lambda loss: loss.expand(2, 3), r'it returns a tensor of shape \(2, 3\); expected one'),
+    ],
+)
+def test_a_loss_that_is_no_number(change, told):
+    class Changed(Gap):
+        def forward(self, student, teacher):
+            return change(super().forward(student, teacher))
+
+    with pytest.raises(ValueError, match=rf"^distill\.t: Changed cannot compare 'neck' .*: {told}"):
+        connected(*maps((4, 3, 3), (4, 3, 3)), Changed())
+
+
+def test_the_needs_of_a_loss_are_a_tuple():
+    loss = Gap()
+    loss.needs = 'labels'
+    with pytest.raises(
+        ValueError, match=r"Gap\.needs must be a tuple of names, such as \('labels',"
+    ):
+        connected(*maps((4, 3, 3), (4, 3, 3)), loss)
 
 
 def test_a_short_line():
