@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
 from torch import Tensor
@@ -475,6 +476,17 @@ def test_nothing_to_learn_is_an_error(counters):
     )
     with pytest.raises(ValueError, match=message):
         model(inputs, samples, mode='loss')
+
+
+def test_a_loop_without_a_runner_sets_the_counter_of_schedules(counters):
+    terms = dict(init=dict(BACKBONE['init'], schedule=dict(start=2)))
+    model = distiller(stock_models.pspnet(), stock_models.pspnet(16), terms).train()
+    inputs, samples = batch(model)
+    hub, seen = MessageHub.get_current_instance(), []
+    for number in range(3):
+        hub.update_info('iter', number)
+        seen.append('distill.init.loss' in model(inputs, samples, mode='loss'))
+    assert seen == [False, False, True]
 
 
 def test_a_task_that_never_comes_on_is_an_error(counters):

@@ -214,10 +214,10 @@ class TapReader:
             return value
         tensors = list(flatten(value))
         if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            element = f", or an element such as '{tap.path}[0]'" * isinstance(value, Sequence)
             raise TapError(
                 f"tap '{tap}' gives {describe(value)}, not a tensor or a sequence of tensors; name "
-                'a module inside it, or an element such as '
-                f"'{tap.path}[0]'"
+                f'a module inside it{element}'
             )
         return tensors
 

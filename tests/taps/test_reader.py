@@ -154,6 +154,23 @@ def test_wrong_elements(model, text, message):
         read(model, text)
 
 
+@pytest.mark.parametrize(
+    ('output', 'message'),
+    [
+        (dict(x=1), r"tap 'conv' gives dict, .*; name a module inside it$"),
+        (
+            ['a'],
+            r"tap 'conv' gives .*; name a module inside it, or an element such as 'conv\[0\]'$",
+        ),
+    ],
+)
+def test_an_output_that_holds_no_maps(output, message, model):
+    model.conv.register_forward_hook(lambda *_: output)
+    model.forward = model.conv.__call__
+    with pytest.raises(ValueError, match=message):
+        read(model, 'conv')
+
+
 def test_wrong_path_names_the_closest_and_the_children():
     deep = nn.Module()
     deep.decode_head = nn.Module()
