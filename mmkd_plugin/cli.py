@@ -122,7 +122,7 @@ class Settings(DictAction):
                 raise UsageError(
                     f'{option_string} takes KEY=VALUE, such as model.key=1, not {text}'
                 )
-            if re.search(r'^[[( ]*{|(^|[[(, ])dict\(', value):
+            if re.search(r'^[\[( ]*{|(^|[\[(, ])dict\(', value):
                 each = '' if value.strip()[0] in '[(' else f'set {key}.type=NAME and so on, or '
                 raise UsageError(
                     f'{option_string} {key} takes numbers, words and lists of these, no dict: '
@@ -541,31 +541,33 @@ def use_student(cfg: Config) -> None:
     print_log('The config distils: using its student alone.', logger='current')
 
 
-def metrics_of(cfg: Config) -> list:
-    """The configs of the metrics of a test.
+def metrics_of(cfg: Config, key: str = 'test') -> list:
+    """The configs of the metrics of a test, or of a validation.
 
     Args:
         cfg (Config): A config whose ``test_evaluator`` is one metric, a list of metrics or None.
+        key (str): ``'test'`` or ``'val'``. Defaults to ``'test'``.
     """
-    metrics = cfg.get('test_evaluator')
+    metrics = cfg.get(f'{key}_evaluator')
     metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
     return [metric for metric in metrics if metric is not None]
 
 
-def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
-    """Completes this package's metrics of a test from the rest of the config, in place.
+def complete_metrics(cfg: Config, distilled: ConfigDict | None, key: str = 'test') -> None:
+    """Completes this package's metrics of a test or a validation from the config, in place.
 
     A metric without a teacher gets the teacher of the Distiller, and a hook hands the metrics the
     tested model.
 
     Args:
-        cfg (Config): A config with ``test_evaluator``.
+        cfg (Config): A config with the evaluator.
         distilled (ConfigDict, optional): The Distiller that the config trains, or None.
+        key (str): ``'test'`` or ``'val'``. Defaults to ``'test'``.
 
     Raises:
         UsageError: If a metric or one of its keys does not exist, or a metric has no clear teacher.
     """
-    own = [metric for metric in metrics_of(cfg) if is_own(metric)]
+    own = [metric for metric in metrics_of(cfg, key) if is_own(metric)]
     for metric in own:
         kind = METRICS.get(metric.type) if isinstance(metric.type, str) else metric.type
         if kind is None:
@@ -577,15 +579,16 @@ def complete_metrics(cfg: Config, distilled: ConfigDict | None) -> None:
         if 'teacher' in keys and not isinstance(metric.get('teacher'), dict):
             metric.teacher = _teacher_of(distilled, metric)
         if kind.__name__ == 'ExplanationLocalization':
-            _check_boxes_are_as_loaded(cfg)
-    if own:
-        hooks = cfg.get('custom_hooks') or []
+            _check_boxes_are_as_loaded(cfg, key)
+    hooks = cfg.get('custom_hooks') or []
+    there = any(is_own(hook) and type_name(hook.type) == 'ModelForMetrics' for hook in hooks)
+    if own and not there:
         cfg.custom_hooks = [*hooks, dict(type='mmkd_plugin.ModelForMetrics')]
 
 
-def _check_boxes_are_as_loaded(cfg: Config) -> None:
+def _check_boxes_are_as_loaded(cfg: Config, key: str) -> None:
     """Refuses boxes that are resized with the image: predictions have the original size."""
-    dataset = cfg.test_dataloader.dataset
+    dataset = cfg[f'{key}_dataloader'].dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     types = [step.type for step in dataset.get('pipeline') or []]
@@ -596,7 +599,7 @@ def _check_boxes_are_as_loaded(cfg: Config) -> None:
         if resized:
             raise UsageError(
                 'mmkd_plugin.ExplanationLocalization needs boxes in pixels of the original image: '
-                f'in the pipeline of the test data, LoadAnnotations belongs behind {resized[-1]}, '
+                f'in the pipeline of the {key} data, LoadAnnotations belongs behind {resized[-1]}, '
                 'as in the stock configs'
             )
 

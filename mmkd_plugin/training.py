@@ -27,6 +27,7 @@ from mmkd_plugin.cli import (
     add_run_arguments,
     build_runner,
     check_has,
+    complete_metrics,
     is_distilled,
     is_first_process,
     read_config,
@@ -133,6 +134,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
     with work_dir_of_our_own(cfg):
         find_start(cfg, args.resume)
         complete(cfg)
+        complete_metrics(cfg, cfg.model if is_distilled(cfg) else None, 'val')
         wire(cfg)
         with plain_disk_errors():
             with classes_of_the_student(classes_of_config(cfg), reduces_zero_label(cfg)):

@@ -111,7 +111,7 @@ class ExplanationMetric(BaseMetric):
 class ModelForMetrics(Hook):
     """Gives the tested model to the metrics that explain it, before validation and test.
 
-    ``tools/test.py`` of this package adds the hook by itself.
+    ``tools/train.py`` and ``tools/test.py`` of this package add the hook by themselves.
 
     Examples:
         >>> custom_hooks = [dict(type='mmkd_plugin.ModelForMetrics')]  # for the stock tools

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.config import Config
 
 from mmkd_plugin.cli import UsageError, complete_metrics
 from tests.runs import needs_ops
-from tests.tools.tool_runs import save_random_weights
+from tests.tools.tool_runs import run_tool, save_random_weights
 
 AGREEMENT = dict(type='mmkd_plugin.TeacherAgreement')
 LOCALIZATION, SIMILARITY = (
@@ -79,6 +80,19 @@ def test_a_detector(detection, tested):
     assert 'coco/bbox_mAP' in result
 
 
+def test_metrics_of_a_validation_while_training(segmentation, tmp_path):
+    """The teacher comes from the config, and the model from a hook that need not be written."""
+    config = beside(segmentation, AGREEMENT, SIMILARITY)
+    text = config.read_text().replace('test_evaluator =', 'val_evaluator =')
+    config.write_text(text.replace('_base_.test_evaluator', '_base_.val_evaluator'))
+    options = 'train_cfg.max_iters=2', 'train_cfg.val_interval=1'
+    arguments = config, '--work-dir', tmp_path / 'run', '--cfg-options', *options
+    log = run_tool('train', *arguments, cwd=segmentation)
+    for name, low, high in (('agreement/pixel', 0, 100), ('explanation/cosine', -1, 1)):
+        scores = [float(found) for found in re.findall(rf'{name}: (\S+)', log)]
+        assert len(scores) == 2 and all(low <= score <= high for score in scores)
+
+
 # --- whose teacher ------------------------------------------------------------------------------
 
 TEACHER = dict(config='t.py', checkpoint='t.pth')
@@ -138,6 +152,8 @@ def test_the_model_is_handed_on_only_if_wanted():
     hook, other = dict(type='mmkd_plugin.ModelForMetrics'), dict(type='EMAHook')
     cfg = Config(dict(test_evaluator=dict(LOCALIZATION), custom_hooks=[other]))
     cfg.test_dataloader = dict(dataset=dict(pipeline=[]))
+    complete_metrics(cfg, None)
+    assert cfg.custom_hooks == [other, hook]
     complete_metrics(cfg, None)
     assert cfg.custom_hooks == [other, hook]
     cfg = Config(dict(test_evaluator=dict(type='IoUMetric')))
