@@ -80,6 +80,9 @@ WITHOUT_AMP = ('cpu', 'mps')
 OF_AMP = ('dtype', 'loss_scale', 'use_fsdp')
 """Arguments of ``AmpOptimWrapper`` that ``OptimWrapper`` does not have."""
 
+TOO_SMALL = 'Expected more than 1 value per channel when training, got input size'
+"""What torch says of a batch norm that gets a single value per channel."""
+
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that all tools which train take."""
@@ -155,6 +158,7 @@ def train(cfg: Config, args: argparse.Namespace, start: Cores, paraphraser: bool
             report_on(runner)
             with (
                 lost_process_named(),
+                small_batch_named(cfg),
                 runner_errors_named(cfg),
                 file_named(cfg.get('load_from'), bool(cfg.get('resume'))),
                 steps_kept(runner),
@@ -225,6 +229,24 @@ def lost_process_named() -> Iterator[None]:
             'above; one that the system has killed says nothing, and then its memory was full '
             'more often than not. Go on with --resume in all processes '
             f'({type(error).__name__}: {first_line(error)})'
+        ) from error
+
+
+@contextmanager
+def small_batch_named(cfg: Config) -> Iterator[None]:
+    """Say which batches are too small for the batch norms of a model."""
+    try:
+        yield
+    except ValueError as error:
+        _, found, size = str(error).partition(TOO_SMALL)
+        if not found:
+            raise
+        count = cfg.train_dataloader.get('batch_size', 1)
+        rest = '' if count == 1 else ', whose last batch of an epoch may have one image'
+        raise UsageError(
+            f'train_dataloader.batch_size={count}{rest}: a batch norm got one value per channel, '
+            f'{size.strip()}, and needs more to train. '
+            + ('Take 2 or more' if count == 1 else 'Add train_dataloader.drop_last=True')
         ) from error
 
 

@@ -111,6 +111,23 @@ def test_names_that_are_gone_are_told_with_their_successors(
     assert said in fails('train', 'gone.py', '--work-dir', tmp_path / 'run')
 
 
+def test_a_batch_that_is_too_small_for_a_batch_norm(segmentation, fails, monkeypatch, tmp_path):
+    monkeypatch.chdir(segmentation)
+    (segmentation / 'psp.py').write_text(
+        "_base_ = ['distilled.py']\n"
+        "head = _base_.model.student.decode_head\n"
+        "head.type, head.pool_scales = 'PSPHead', (1, 2)\n"
+        "head.pop('num_convs')\n"
+        "model = dict(student=dict(decode_head=dict(_delete_=True, **head)))\n"
+    )
+    more = '--cfg-options', 'train_dataloader.batch_size=1'
+    said = fails('train', 'psp.py', '--work-dir', tmp_path / 'run', *more)
+    assert (
+        'train_dataloader.batch_size=1: a batch norm got one value per channel, torch.Size' in said
+    )
+    assert 'Take 2 or more' in said
+
+
 def _nested(keys: list[str], value: str) -> str:
     """An assignment in a config, from ``a.b`` and what it is."""
     first, *rest = keys
