@@ -200,7 +200,8 @@ def quick(model: Any) -> Any:
         return model
     for teacher in stock_teachers(model):
         teacher.config = offline(copy.deepcopy(read(teacher.config).model))
-    for one in (model.student, *(teacher.config for teacher in teachers_of(model))):
+    taught = [one.config for one in teachers_of(model) if not isinstance(one.config, str)]
+    for one in (model.student, *taught):  # a teacher of ours is small as it is
         if 'depths' in one.backbone:
             shallow(one)
         for part in (one, one.get('decode_head', {}), one.get('panoptic_head', {})):

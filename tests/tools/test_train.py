@@ -115,10 +115,10 @@ def test_a_batch_that_is_too_small_for_a_batch_norm(segmentation, fails, monkeyp
     monkeypatch.chdir(segmentation)
     (segmentation / 'psp.py').write_text(
         "_base_ = ['distilled.py']\n"
-        "head = _base_.model.student.decode_head\n"
+        'head = _base_.model.student.decode_head\n'
         "head.type, head.pool_scales = 'PSPHead', (1, 2)\n"
         "head.pop('num_convs')\n"
-        "model = dict(student=dict(decode_head=dict(_delete_=True, **head)))\n"
+        'model = dict(student=dict(decode_head=dict(_delete_=True, **head)))\n'
     )
     more = '--cfg-options', 'train_dataloader.batch_size=1'
     said = fails('train', 'psp.py', '--work-dir', tmp_path / 'run', *more)
