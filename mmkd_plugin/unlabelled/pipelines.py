@@ -137,6 +137,17 @@ def complete(cfg: Config) -> None:
     cfg.model.unlabelled.dataset = _like(labelled, dict(dataset), scope, ignored)
     if settings.only:
         cfg.train_dataloader.dataset = cfg.model.unlabelled.dataset
+        cfg.train_dataloader.collate_fn = _said_in(cfg.train_dataloader.get('collate_fn'))
+
+
+def _said_in(collate_fn: Any) -> dict:
+    """The ``collate_fn`` of a data loader, whose batches say that they have no labels."""
+    kind = 'mmkd_plugin.collate_without_labels'
+    if collate_fn is None:
+        return dict(type=kind)
+    if isinstance(collate_fn, dict) and collate_fn.get('type') == kind:
+        return collate_fn
+    return dict(type=kind, collate_fn=collate_fn)
 
 
 def _like(labelled: dict, dataset: dict, scope: str | None, ignored: int) -> dict:

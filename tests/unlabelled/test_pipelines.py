@@ -98,6 +98,7 @@ def test_pixels_are_ignored_as_the_student_ignores_them(tmp_path: Path):
     cfg.model.student.decode_head.ignore_index = 7
     complete(cfg)
     assert cfg.train_dataloader.dataset.type == 'mmkd_plugin.ImageFolder'  # only these
+    assert cfg.train_dataloader.collate_fn == dict(type='mmkd_plugin.collate_without_labels')
     assert cfg.train_dataloader.dataset.pipeline[1].ignore_index == 7
 
 
