@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.cache.images import kind_of
+from mmkd_plugin.checkpoint_errors import nearest_names
 from mmkd_plugin.registry import DATASETS, TRANSFORMS
 from mmkd_plugin.unlabelled.settings import Unlabelled
 
@@ -129,8 +129,9 @@ def complete(cfg: Config) -> None:
     dataset, labelled = settings.dataset, cfg.train_dataloader['dataset']
     if isinstance(dataset, str):
         if not Path(dataset).is_dir():
-            hint = beside_a_config(dataset)
-            raise ValueError(f'unlabelled.dataset: there is no folder {dataset}{hint}')
+            raise ValueError(
+                f'unlabelled.dataset: there is no folder {dataset}{nearest_names(dataset)}'
+            )
         metainfo = _metainfo(labelled, cfg.get('default_scope'))
         dataset = dict(type='mmkd_plugin.ImageFolder', data_root=dataset, metainfo=metainfo)
     scope, ignored = cfg.get('default_scope'), _ignore_index(cfg.model.get('student'))
