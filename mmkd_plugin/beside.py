@@ -24,17 +24,22 @@ def read_from(config: str | Path) -> None:
 
 
 def beside_a_config(path: str | Path) -> str:
-    """Says where a file is that was named by its way from the folder of a config.
+    """Says what is at a path, or where a file is that was named from the folder of a config.
 
     All paths begin in the folder in which the command is typed, as with the stock tools.
 
     Args:
-        path (str | Path): A path at which there is nothing.
+        path (str | Path): A path at which there is nothing, or a folder instead of a file, or a
+            file instead of a folder.
 
     Returns:
         str: A clause that begins with ``'; '``, or ``''`` if it is not beside a config either.
     """
     path = Path(path)
+    if path.exists():
+        return (
+            f'; it is a {"folder, and a file" if path.is_dir() else "file, and a folder"} is needed'
+        )
     if path.is_absolute() or not path.name:
         return ''
     found = next((folder / path for folder in _FOLDERS if (folder / path).exists()), None)

@@ -254,6 +254,12 @@ def load_state(
     state_dict, where = _part_for(own, state_dict, path, name)
     check_values(own, state_dict, path, name)
     fit = load_fitting(model, state_dict)
+    brought = getattr(model, 'weights_from', None)
+    if fit.matched == 0 and brought:
+        raise CheckpointError(
+            f'{path} has nothing in common with the {name}, whose weights are those at {brought} '
+            'already: write checkpoint=None'
+        )
     if fit.matched == 0:
         raise CheckpointError(
             f'{path} has nothing in common with the {name}: none of its {len(state_dict)} tensors '

@@ -162,9 +162,8 @@ class Distiller(NamedAsStudent):
         """Decides which terms learn from images without labels; None if there are none."""
         if self.unlabelled is None:
             return None
-        if not self.unlabelled.only:
-            carry_unlabelled(self.data_preprocessor)
-        elif self.unlabelled.pseudo is None:
+        carry_unlabelled(self.data_preprocessor)
+        if self.unlabelled.only and self.unlabelled.pseudo is None:
             self.task_weight = 0.0
         return UnlabelledStep(self.unlabelled, self.student, self.distill.values(), self.teachers)
 
@@ -263,7 +262,7 @@ class Distiller(NamedAsStudent):
         inputs: Tensor,
         data_samples: list | None = None,
         mode: str = 'tensor',
-        unlabelled: dict | None = None,
+        unlabelled: dict | bool | None = None,
     ) -> Any:
         """Runs the student, and in ``mode='loss'`` the teachers and the terms that are on.
 
@@ -271,8 +270,8 @@ class Distiller(NamedAsStudent):
             inputs (Tensor): Images ``(N, C, H, W)`` from the data preprocessor.
             data_samples (list, optional): Their data samples. Defaults to None.
             mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``. Defaults to ``'tensor'``.
-            unlabelled (dict, optional): ``inputs`` and ``data_samples`` of images without labels.
-                Defaults to None.
+            unlabelled (dict | bool, optional): ``inputs`` and ``data_samples`` of images without
+                labels beside these; True if these have none. Defaults to None.
 
         Returns:
             dict | list | Tensor: The output of the student; in ``mode='loss'`` with the losses of
@@ -293,9 +292,10 @@ class Distiller(NamedAsStudent):
         if step is None:
             losses = self._learn(batch, active, factors, task)
         elif self.unlabelled.only:
+            batch = step.batch(unlabelled, batch)
             losses = self._learn_without_labels(batch, active, factors, task)
         else:
-            more = step.batch(unlabelled, batch.step)
+            more = step.batch(unlabelled, batch)
             losses = self._learn(batch, active, factors, task)
             those = [term for term in active if term.name in step.names]
             found = self._learn_without_labels(more, those, factors, task, measured=False)

@@ -104,6 +104,8 @@ def explained(error: Exception, here: str, config: Any) -> str:
             close = f' (known: {some(known, 12)})'
         return f'{place}: {name} has no argument `{unknown}`{close}'
     said = first_line(error)
+    if isinstance(error, ImportError) or 'is not installed' in said:
+        return f'{place}: {name}: {said}'
     of_torch = frames_of(error)[-1].f_globals.get('__name__', '').startswith('torch.')
     general = of_torch or not str(error)  # a bare assertion
     return f'{place}: {name}: {said}{told_of_arguments(made, part, "" if general else said)}'

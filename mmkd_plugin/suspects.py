@@ -106,9 +106,10 @@ def _odd(
     hints, defaults = _signature(kind)
     for key, value in arguments.items():
         default = defaults.get(key, _NOTHING)
-        if key in NOT_GIVEN or value is default:
+        if key in NOT_GIVEN or _is_same(value, default):
             continue
-        wanted = _unlike(value, default)
+        several = key in hints and isinstance(value, (list, tuple))  # its hint says whether it may
+        wanted = _unlike(value, _NOTHING if several else default)
         if key in hints and not fits(value, hints[key]):
             part = fits({}, hints[key])  # where None is none, and a list several
             if not (taken and part and isinstance(value, (list, tuple, type(None)))):
@@ -117,6 +118,13 @@ def _odd(
             yield key, value, wanted
         elif isinstance(value, Mapping) and 'type' in value and not _is_kind(value['type']):
             yield f'{key}.type', value['type'], 'the name of a class'
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    """Whether an argument has its default; configs have lists where code has tuples."""
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+        return list(value) == list(default)
+    return value is default or (type(value) is type(default) and value == default)
 
 
 def _signature(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:

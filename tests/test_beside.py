@@ -97,6 +97,13 @@ def test_a_file_beside_a_config_is_named(own: Path) -> None:
     told = f': write this, or type the command in {own}'
     assert nearest_names('deep/own.pth') == f'; there is {own}/deep/own.pth{told}'
     assert beside_a_config('deep') == f'; there is {own}/deep{told}'
+    (own / 'here/deep').mkdir()
+    assert beside_a_config('deep') == '; it is a folder, and a file is needed'
+    assert nearest_names('../own.py') == '; it is a file, and a folder is needed'
+    with pytest.raises(
+        UsageError, match=r'^no config at deep; it is a folder, and a file is needed$'
+    ):
+        read_config('deep')
     assert beside_a_config(own / 'none.py') == beside_a_config('none.py') == ''
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from mmkd_plugin.run_config import check_run
-from mmkd_plugin.suspects import told_of_parts
+from mmkd_plugin.suspects import told_of_arguments, told_of_parts
 from tests import stock_models
 from tests.fuzz import models
 from tests.runs import config, needs_ops
@@ -172,3 +173,44 @@ def test_a_student_that_fails_in_its_first_step_names_what_looks_wrong() -> None
     told = "cannot run, as its trial .*; `student.decode_head.align_corners` is 'x', expected True"
     with pytest.raises(ValueError, match=told):
         model(*batch(model), mode='loss')
+
+
+class Needy(nn.Module):
+    """Needs a library that is not there, and says so as some classes of mmdet do."""
+
+    def __init__(self, error: type[Exception], width: int) -> None:
+        super().__init__()
+        raise error('lap is not installed, please install it by: pip install lap')
+
+
+@pytest.mark.parametrize('error', [ImportError, RuntimeError])
+def test_no_argument_is_to_blame_for_a_library_that_is_not_installed(error: type) -> None:
+    told = rf'^student\.decode_head: Needy: {error.__name__}: lap is not .*: pip install lap$'
+    with pytest.raises(ValueError, match=told):
+        build(changed('decode_head', dict(type=Needy, error=error, width=3)))
+
+
+@pytest.mark.parametrize('border', [0, [0, 0]])
+def test_what_a_class_says_that_it_takes_is_not_to_blame(border: Any) -> None:
+    head = dict(
+        type='VPDDepthHead',
+        in_channels=[8, 16, 32, 64],
+        embed_dim=16,
+        feature_dim=16,
+        num_deconv_filters=(16, 16, 16),
+        fmap_border=border,
+    )
+    told = r'^student\.decode_head: VPDDepthHead: .*num_groups \(16\); look at its arguments: '
+    with pytest.raises(ValueError, match=told):
+        build(changed('decode_head', head))
+
+
+class Odd:
+    """Has defaults that look wrong."""
+
+    def __init__(self, size=None, scale=(None, 2)) -> None: ...
+
+
+def test_a_default_is_not_to_blame() -> None:
+    assert 'look at its arguments' in told_of_arguments(Odd, dict(size=None, scale=[None, 2]), 'x')
+    assert '`scale` is [None, 3]' in told_of_arguments(Odd, dict(scale=[None, 3]), 'x')

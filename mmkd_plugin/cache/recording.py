@@ -211,14 +211,14 @@ REFUSED = {
 }  # fmt: skip
 
 
-#: Stock transforms whose images, whole at one scale, show the teacher what it saw for a cache.
+#: Transforms whose images, whole at one scale, show the teacher what it saw for a cache.
 FOLLOWED = {
     'FilterAnnotations', 'FixScaleResize', 'FixShapeResize', 'GTBoxSubOne_GLIP', 'GenerateEdge',
     'LoadAnnotations', 'LoadDepthAnnotation', 'LoadEmptyAnnotations', 'LoadImageFromFile',
     'LoadImageFromNDArray', 'LoadImageFromNpyFile', 'LoadMultiChannelImageFromFiles',
     'LoadPanopticAnnotations', 'LoadProposals', 'LoadSingleRSImageFromFile', 'LoadTextAnnotations',
     'PackDetInputs', 'PackSegInputs', 'Pad', 'Resize', 'ResizeShortestEdge', 'ResizeToMultiple',
-    'SegRescale',
+    'SegRescale', 'WithoutLabels',
 }  # fmt: skip
 
 

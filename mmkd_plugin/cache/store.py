@@ -225,7 +225,8 @@ def _environment(path: str, real: str, here: str) -> Any:
     if not Path(path, 'data.mdb').is_file():
         place, text = f'{here}: ' if here else '', path_text(path)
         hint = f'; write it with tools/cache_teacher.py CONFIG --out {text}'
-        raise CacheError(f'{place}no teacher cache at {text}{beside_a_config(path) or hint}')
+        found = '' if Path(path).is_dir() else beside_a_config(path)
+        raise CacheError(f'{place}no teacher cache at {text}{found or hint}')
     try:
         # no locks: a finished cache has no writer, and its folder may be read-only
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False)

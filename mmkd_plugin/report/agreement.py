@@ -57,7 +57,7 @@ def agreement_of(
     for name, config in teacher_configs(teachers).items():
         predictor, names = _predictor(model, name, config, device)
         answer, problem = None, 'it has no model that predicts'
-        if predictor is not None:
+        if getattr(predictor, 'predicts', predictor is not None):
             answer, problem = _renumbered(classes, names)
         if answer is None:
             found.append(dict(teacher=name, problem=problem))

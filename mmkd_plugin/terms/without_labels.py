@@ -76,15 +76,22 @@ class UnlabelledStep:
         places = {n: n if n.startswith('teacher ') else f'distill.{n}' for n in self._off}
         return some((f'{places[n]}: {why}' for n, why in self._off.items()), separator='; ')
 
-    def batch(self, data: dict | None, step: int) -> Batch:
-        """The batch of these images that came with the labelled ones.
+    def batch(self, data: dict | bool | None, images: Batch) -> Batch:
+        """The batch of these images.
+
+        Args:
+            data (dict | bool, optional): What came of them beside other images; True if nothing
+                did, because all images of the step are without labels.
+            images (Batch): The images of the step.
 
         Raises:
             ValueError: If none came.
         """
-        if data is None:
+        if self.settings.only and data is True:
+            return images
+        if self.settings.only or not isinstance(data, Mapping):
             raise ValueError(WIRING)
-        return Batch(data['inputs'], data['data_samples'], step)
+        return Batch(data['inputs'], data['data_samples'], images.step)
 
     def labelled(self, batch: Batch, task: float) -> tuple[Batch, float, dict[str, Tensor]]:
         """Gives a batch pseudo-labels, if there are any.
@@ -195,7 +202,7 @@ def carry_unlabelled(preprocessor: nn.Module) -> None:
     """Has a data preprocessor process the images without labels that a batch carries.
 
     They are a batch of their own: they have their own padding, and batch augmentations do not mix
-    them with labelled images.
+    them with labelled images. True, of a batch that has no others, stays.
 
     Args:
         preprocessor (nn.Module): The data preprocessor, changed in place.
@@ -207,7 +214,10 @@ def _process_unlabelled(
     preprocessor: nn.Module, args: tuple, kwargs: dict[str, Any], processed: Any
 ) -> Any:
     data = args[0] if args else kwargs.get('data')
-    if not isinstance(data, Mapping) or data.get('unlabelled') is None:
+    more = data.get('unlabelled') if isinstance(data, Mapping) else None
+    if more is None:
         return processed
+    if more is True:
+        return {**processed, 'unlabelled': True}
     rest = {key: value for key, value in kwargs.items() if key != 'data'}
-    return {**processed, 'unlabelled': preprocessor(data['unlabelled'], *args[1:], **rest)}
+    return {**processed, 'unlabelled': preprocessor(more, *args[1:], **rest)}

@@ -22,7 +22,7 @@ from mmkd_plugin.taps.example import random_state_kept
 from mmkd_plugin.training_data.classes import check_categories
 from mmkd_plugin.training_data.errors import DataError, one_line, place_of, without_images
 from mmkd_plugin.training_data.expected import Expected
-from mmkd_plugin.training_data.pipelines import CheckedPipeline, name_of
+from mmkd_plugin.training_data.pipelines import CheckedPipeline, known_of, name_of
 from mmkd_plugin.words import short, some
 
 #: Images whose files and boxes are looked up without loading them; of more, every n-th.
@@ -73,7 +73,7 @@ def _check_wrapper(wrapper: Any, expected: Expected, samples: int) -> None:
     trial.pipeline = copy.deepcopy(wrapper.pipeline)
     checks = CheckedPipeline([], expected)
     for index in _spread(len(trial), samples):
-        about = trial.get_data_info(index)
+        about = known_of(trial.get_data_info(index))
         try:
             mixed = trial[index]
         except DataError:

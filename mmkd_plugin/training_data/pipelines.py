@@ -47,7 +47,7 @@ class CheckedPipeline(Compose):
         self.sizes = sizes
 
     def __call__(self, data: dict) -> dict | None:
-        about = {key: data.get(key) for key in ('img_path', 'img_id', 'seg_map_path')}
+        about = known_of(data)
         looked_at = False
         for transform in self.transforms:
             try:
@@ -99,7 +99,7 @@ class CheckedPipeline(Compose):
 
         Args:
             data (dict): What the last step has made.
-            about (dict): What the data set knows of the image.
+            about (dict): What the data set knows of the image, from :func:`known_of`.
 
         Raises:
             DataError: If the model cannot learn from it.
@@ -150,6 +150,11 @@ def _is_loaded(data: Any) -> bool:
     labels = ('gt_seg_map', 'gt_bboxes', 'gt_bboxes_labels')
     shaped = isinstance(data, dict) and getattr(data.get('img'), 'ndim', 0) >= 2
     return shaped and any(key in data for key in labels)
+
+
+def known_of(info: dict) -> dict:
+    """What a data set knows of an image, as errors name it; None for what it does not know."""
+    return {key: info.get(key) for key in ('img_path', 'img_id', 'seg_map_path')}
 
 
 def name_of(about: dict) -> str:

@@ -98,7 +98,7 @@ def watch_data(runner: Runner) -> None:
     elif more is not None:
         bare = build_unlabelled(more)
         loader = runner._train_dataloader
-        join(loader, bare, more.images(loader.batch_size), runner.seed)
+        join(loader, bare, more.images(_batch_size(runner)), runner.seed)
     for one, kind in ((dataset, expected), (bare, expected.without_labels())):
         inside = [leaf for wrapper in wrappers_with_pipelines(one) for leaf in leaves(wrapper)]
         for leaf in leaves(one):
@@ -138,6 +138,12 @@ def _build(runner: Runner, loader: dict, key: str) -> Any:
     for leaf in leaves(built.dataset):
         check_is_list(leaf, key)
     return built
+
+
+def _batch_size(runner: Runner) -> int:
+    """Images of a training batch; of a loader with a ``batch_sampler`` torch does not say it."""
+    said = getattr(runner._train_dataloader.batch_sampler, 'batch_size', None)
+    return said or runner.cfg.train_dataloader.batch_size
 
 
 def _warn_of_evaluator(runner: Runner, key: str) -> None:

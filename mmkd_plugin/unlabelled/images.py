@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.dist import get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset
 
 from mmkd_plugin.cache.drawn import DrawnViews
-from mmkd_plugin.registry import DATASETS
+from mmkd_plugin.registry import DATASETS, FUNCTIONS
 
 #: What tells the order of these images from other random numbers of a run.
 ORDER = 3
@@ -57,6 +58,22 @@ class ImageFolder(BaseDataset):
             dict(img_path=str(file), img_id=number, seg_fields=[], instances=[])
             for number, file in enumerate(sorted(files))
         ]
+
+    def get_data_info(self, idx: int) -> dict:
+        """What is known of an image, with the size that samplers by aspect ratio ask for."""
+        info = super().get_data_info(idx)
+        return {**info, **size_of(info['img_path'])}
+
+
+def size_of(file: str) -> dict[str, int]:
+    """Width and height of an image, from the head of its file; nothing if it says none."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return dict(width=image.width, height=image.height)
+    except OSError:
+        return {}
 
 
 class Order:
@@ -167,6 +184,28 @@ class Collate:
         batch = self.collate([item for item in items if not isinstance(item, Bare)])
         others = self.collate([dict(item) for item in items if isinstance(item, Bare)])
         return {**batch, 'unlabelled': others}
+
+
+@FUNCTIONS.register_module()
+def collate_without_labels(
+    items: Sequence[Any], collate_fn: dict | Callable | None = None
+) -> dict[str, Any]:
+    """Makes a batch of images without labels alone, and says so in it.
+
+    Args:
+        items (Sequence): What a pipeline made of the images.
+        collate_fn (dict | Callable, optional): Makes the batch, as the key of a data loader in
+            mmengine. Defaults to None: mmengine's ``pseudo_collate``.
+
+    Examples:
+        >>> collate_without_labels([dict(inputs=1), dict(inputs=2)])
+        {'inputs': [1, 2], 'unlabelled': True}
+    """
+    if isinstance(collate_fn, dict):
+        rest = dict(collate_fn)
+        kind = rest.pop('type')
+        collate_fn = partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **rest)
+    return {**(collate_fn or pseudo_collate)(items), 'unlabelled': True}
 
 
 def join(loader: DataLoader, unlabelled: Dataset, count: int, seed: int) -> None:

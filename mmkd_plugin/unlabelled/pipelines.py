@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from mmkd_plugin.beside import beside_a_config
 from mmkd_plugin.cache.images import kind_of
+from mmkd_plugin.checkpoint_errors import nearest_names
 from mmkd_plugin.registry import DATASETS, TRANSFORMS
 from mmkd_plugin.unlabelled.settings import Unlabelled
 
@@ -129,14 +129,26 @@ def complete(cfg: Config) -> None:
     dataset, labelled = settings.dataset, cfg.train_dataloader['dataset']
     if isinstance(dataset, str):
         if not Path(dataset).is_dir():
-            hint = beside_a_config(dataset)
-            raise ValueError(f'unlabelled.dataset: there is no folder {dataset}{hint}')
+            raise ValueError(
+                f'unlabelled.dataset: there is no folder {dataset}{nearest_names(dataset)}'
+            )
         metainfo = _metainfo(labelled, cfg.get('default_scope'))
         dataset = dict(type='mmkd_plugin.ImageFolder', data_root=dataset, metainfo=metainfo)
     scope, ignored = cfg.get('default_scope'), _ignore_index(cfg.model.get('student'))
     cfg.model.unlabelled.dataset = _like(labelled, dict(dataset), scope, ignored)
     if settings.only:
         cfg.train_dataloader.dataset = cfg.model.unlabelled.dataset
+        cfg.train_dataloader.collate_fn = _said_in(cfg.train_dataloader.get('collate_fn'))
+
+
+def _said_in(collate_fn: Any) -> dict:
+    """The ``collate_fn`` of a data loader, whose batches say that they have no labels."""
+    kind = 'mmkd_plugin.collate_without_labels'
+    if collate_fn is None:
+        return dict(type=kind)
+    if isinstance(collate_fn, dict) and collate_fn.get('type') == kind:
+        return collate_fn
+    return dict(type=kind, collate_fn=collate_fn)
 
 
 def _like(labelled: dict, dataset: dict, scope: str | None, ignored: int) -> dict:

@@ -130,10 +130,12 @@ class Gallery:
         return pictures, scores
 
     def _predict(self, scene: Scene) -> dict[str, Labels | None]:
-        """The predictions of each model, if a panel needs them."""
+        """The predictions of each model that has some, if a panel needs them."""
         predictions: dict[str, Labels | None] = {}
         if 'predictions' in self.panels or 'channels' in self.panels:
             for viewer in self.viewers:
+                if not viewer.predicts:
+                    continue
                 found = viewer.predict(scene)
                 if isinstance(found, Boxes):
                     found = found.over(self.score_thr)

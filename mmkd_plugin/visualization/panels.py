@@ -79,8 +79,8 @@ class Seen:
 
     Args:
         scene (Scene): The scene.
-        predictions (dict[str, Labels | None]): Predictions by the names of the models; empty if no
-            panel needs them.
+        predictions (dict[str, Labels | None]): Predictions by the names of the models that predict;
+            empty if no panel needs them.
         maps (dict[str, dict[Tap, Maps]]): Maps by the names of the models and by their taps.
     """
 
@@ -166,7 +166,7 @@ def _channels_picture(gallery: Gallery, seen: Seen, place: Place, column: Column
     widths = {maps.shape[1] for maps in column.maps.values()}
     if 'head' in column.name.split('.')[0] and widths == {len(classes)}:
         names = [f'class {c}' for c in classes]
-        first = _most_predicted(seen.predictions[leader], gallery.meta)
+        first = _most_predicted(seen.predictions.get(leader), gallery.meta)
     grid = channels_grid(
         scene.size, scene.image, scene.covers, rows, gallery.channels, place.tau, names, first
     )

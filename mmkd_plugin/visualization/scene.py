@@ -164,6 +164,10 @@ class Viewer:
         preprocessor (nn.Module): The data preprocessor of the model whose input the scenes hold.
             The viewer converts the input for its own model.
         side (str): ``'student'`` or ``'teacher'``. Defaults to ``'student'``.
+
+    Attributes:
+        predicts (bool): Whether the model predicts anything; one says that it does not by
+            ``predicts = False``.
     """
 
     def __init__(
@@ -172,6 +176,7 @@ class Viewer:
         self.name = name
         self.side = side
         self.model = model
+        self.predicts = getattr(model, 'predicts', True)
         self._convert = InputConverter.between(preprocessor, model.data_preprocessor)
         self._runs: dict[tuple[Tap, ...], DryRun] = {}
 

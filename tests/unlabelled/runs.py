@@ -92,7 +92,7 @@ class Seen(Record):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         super().before_train_iter(runner, batch_idx, data_batch)
-        if 'unlabelled' in data_batch:
+        if isinstance(data_batch.get('unlabelled'), dict):
             self.unlabelled.append([x.clone() for x in data_batch['unlabelled']['inputs']])
 
 

@@ -8,10 +8,19 @@ from typing import ClassVar
 from unittest import mock
 
 import pytest
+import torch
+from mmengine.dataset import default_collate
 
 from mmkd_plugin import ImageFolder
 from mmkd_plugin.unlabelled import images
-from mmkd_plugin.unlabelled.images import Bare, Collate, Joined, Order
+from mmkd_plugin.unlabelled.images import (
+    Bare,
+    Collate,
+    Joined,
+    Order,
+    collate_without_labels,
+    size_of,
+)
 from tests.unlabelled.runs import MORE, make_more
 
 
@@ -27,6 +36,13 @@ def test_all_images_of_a_folder_in_the_order_of_their_names(tmp_path):
     assert [Path(listed.get_data_info(i)['img_path']).name for i in (0, 1)] == ['1.jpg', '3.jpg']
     with pytest.raises(FileNotFoundError):
         ImageFolder(data_root=str(folder / 'missing'), pipeline=[])
+
+
+def test_the_size_of_an_image_is_known_before_it_is_loaded(tmp_path):
+    found = ImageFolder(data_root=make_more(tmp_path / 'more'), pipeline=[]).get_data_info(0)
+    assert (found['width'], found['height']) == (72, 64)
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    assert size_of(str(tmp_path / 'broken.png')) == {}  # its loading says it
 
 
 def test_each_pass_has_all_images_in_another_order():
@@ -88,3 +104,11 @@ def test_a_batch_carries_another_one():
 
     batch = Collate(collate)([dict(inputs=1), Bare(inputs=3), dict(inputs=2)])
     assert batch == dict(inputs=[1, 2], unlabelled=dict(inputs=[3]))
+
+
+def test_a_batch_says_that_it_has_no_labels():
+    items = [dict(inputs=torch.ones(2)), dict(inputs=torch.zeros(2))]
+    for collate_fn in (dict(type='default_collate'), default_collate):
+        batch = collate_without_labels(items, collate_fn)
+        assert batch['inputs'].shape == (2, 2) and batch['unlabelled'] is True
+    assert len(collate_without_labels(items)['inputs']) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmkd_plugin.cache.recording import not_followed
 from mmkd_plugin.unlabelled.pipelines import complete, without_labels
 from tests.unlabelled.runs import distilled
 
@@ -30,6 +31,7 @@ def test_what_looks_at_labels_is_changed_and_nothing_else():
     ]
     assert without_labels(made, 'mmdet') == made
     assert steps[3] == crop  # what was given stays
+    assert not_followed(made[:2]) == []  # it changes no pixel
     crop = dict(type='RandomCrop', crop_size=(8, 8), cat_max_ratio=0.75)
     assert without_labels([crop], 'mmseg') == [dict(crop, cat_max_ratio=1.0)]
 
@@ -98,9 +100,16 @@ def test_pixels_are_ignored_as_the_student_ignores_them(tmp_path: Path):
     cfg.model.student.decode_head.ignore_index = 7
     complete(cfg)
     assert cfg.train_dataloader.dataset.type == 'mmkd_plugin.ImageFolder'  # only these
+    assert cfg.train_dataloader.collate_fn == dict(type='mmkd_plugin.collate_without_labels')
     assert cfg.train_dataloader.dataset.pipeline[1].ignore_index == 7
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=f'unlabelled.dataset: there is no folder {tmp_path}/no'):
         completed('mmdet', COCO, dataset=f'{tmp_path}/no')
+    (tmp_path / 'more').mkdir()
+    with pytest.raises(ValueError, match=f'no folder {tmp_path}/mor; in {tmp_path} there is more$'):
+        completed('mmdet', COCO, dataset=f'{tmp_path}/mor')
+    (tmp_path / 'a.jpg').touch()
+    with pytest.raises(ValueError, match=r'a\.jpg; it is a file, and a folder is needed$'):
+        completed('mmdet', COCO, dataset=f'{tmp_path}/a.jpg')

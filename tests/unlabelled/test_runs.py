@@ -192,7 +192,43 @@ def test_a_cache_of_views_has_them_too(data, more, tmp_path, capsys):
         wire(changed)
 
 
-def test_a_run_of_other_tools_says_what_is_missing(data, more, tmp_path):
-    cfg = run_config(distilled('mmseg', dict(dataset=more)), data, tmp_path, 1)
+@pytest.mark.parametrize('only', [False, True])
+def test_a_run_of_other_tools_says_what_is_missing(only, data, more, tmp_path):
+    settings = dict(dataset=more, only=only)
+    cfg = run_config(distilled('mmseg', settings), data, tmp_path, 1)
     with pytest.raises(ValueError, match='carries no images without labels; train with'):
         runs.train(cfg)
+
+
+def test_other_tools_train_on_them_alone_with_a_saved_config(data, more, tmp_path):
+    cfg = run_config(distilled('mmseg', dict(dataset=more, only=True)), data, tmp_path, 1)
+    complete(cfg)
+    scalars = runs.train(cfg).message_hub.log_scalars
+    assert {key for key in scalars if 'loss' in key} == {'train/loss', 'train/distill.cwd.loss'}
+    other = run_config(distilled('mmseg', dict(dataset=more)), data, tmp_path, 1)
+    other.train_dataloader = cfg.train_dataloader  # none is labelled, and there should be some
+    with pytest.raises(ValueError, match='carries no images without labels; train with'):
+        runs.train(other)
+
+
+@pytest.mark.parametrize('only', [False, True])
+def test_batches_by_aspect_ratio(only, data, more, tmp_path):
+    """As in each stock config of mmdet with boxes."""
+    cfg = run_config(distilled('mmdet', dict(dataset=more, only=only)), data, tmp_path, 2)
+    cfg.train_dataloader.batch_sampler = dict(type='AspectRatioBatchSampler')
+    seen = train(cfg)
+    assert all(one['distill.cwd.loss'] > 0 for one in seen.losses)
+    assert [len(one) for one in seen.unlabelled] == ([] if only else [2, 2])
+
+
+@pytest.mark.parametrize('only', [False, True])
+def test_a_wrapper_mixes_scenes_without_label_maps(only, data, more, tmp_path):
+    cfg = run_config(distilled('mmseg', dict(dataset=more, only=only)), data, tmp_path, 1)
+    inner = cfg.train_dataloader.dataset
+    load, rest = inner.pipeline[:2], inner.pipeline[2:]
+    mosaic = dict(type='RandomMosaic', prob=1.0, img_scale=(64, 72))
+    cfg.train_dataloader.dataset = dict(
+        type='MultiImageMixDataset', dataset={**inner, 'pipeline': load}, pipeline=[mosaic, *rest]
+    )
+    (log,) = train(cfg).losses
+    assert log['distill.cwd.loss'] > 0 and ('decode.loss_ce' in log) is not only

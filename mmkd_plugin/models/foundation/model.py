@@ -63,6 +63,7 @@ class FoundationModel(BaseModel):
 
     Attributes:
         weights_from (str): The ``path``.
+        predicts (bool): False: it has no task.
 
     Examples:
         >>> from mmkd_plugin import FoundationModel
@@ -70,6 +71,8 @@ class FoundationModel(BaseModel):
         Traceback (most recent call last):
         FileNotFoundError: path: no foundation model at dinov3-vitb16/; ...
     """
+
+    predicts = False
 
     def __init__(
         self,

@@ -8,18 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mmkd_plugin.cache.wiring import wire
 from mmkd_plugin.checkpoint import read_checkpoint
 from mmkd_plugin.fitting import Fitting, files_of, measured_lines, training_images
+from mmkd_plugin.report.agreement import agreement_of
 from mmkd_plugin.taps import Tap
 from mmkd_plugin.teachers import CachedTeacher, OnlineTeacher
+from mmkd_plugin.visualization import Gallery, Viewer, places_of
 from tests import stock_models
 from tests.caches import use_cache, write_cache
 from tests.models.foundation.weights import save
 from tests.runs import SEG_CLASSES, Record, config, needs_ops, train
 from tests.teaching import prepare, taught
+from tests.visualization.scenes import META, scene_of
 
 pytest.importorskip('transformers', reason='transformers is an option of the user')
 pytestmark = [pytest.mark.usefixtures('own_globals'), pytest.mark.filterwarnings('ignore')]
@@ -190,3 +193,33 @@ def test_a_cache_shows_what_the_model_shows(kind: str, data: Path, tmp_path: Pat
         shown.append(maps[0])
     assert shown[0].shape == (1, dict(dinov2=32, sam=16)[kind], 4, 4)
     torch.testing.assert_close(shown[1], shown[0], rtol=2**-10, atol=1e-4)
+
+
+def test_pictures_and_agreement_are_of_models_that_predict(data: Path, tmp_path: Path) -> None:
+    teacher = foundation('dinov2', tmp_path)
+    cfg = run(teacher, dict(hint=term('HintLoss')), data, tmp_path / 'run')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        student, scene = model.student, scene_of(model.student)
+        (told,) = agreement_of(model, dataset, cfg.model.teacher)
+    preprocessor = student.data_preprocessor
+    viewers = [
+        Viewer('teacher', model.teachers['teacher'].predictor(), preprocessor, 'teacher'),
+        Viewer('student', student, preprocessor),
+    ]
+    places = places_of(model.distill.values())
+    pictures, scores = Gallery(viewers, None, META, places, 'teacher').pictures(scene)
+    rows = {picture.name: [name for name, _ in picture.grid.rows] for picture in pictures}
+    assert rows['predictions'] == ['student'] and set(scores) == {'student'}
+    assert told == dict(teacher='teacher', problem='it has no model that predicts')
+
+
+def test_a_checkpoint_beside_its_own_weights_is_not_needed(tmp_path: Path) -> None:
+    teacher = foundation('dinov2', tmp_path)
+    file = f'{teacher["config"]["path"]}/model.safetensors'
+    told = (
+        rf'^{file} has nothing in common with the teacher, whose weights .*: write checkpoint=None$'
+    )
+    with pytest.raises(ValueError, match=told):
+        OnlineTeacher(teacher['config'], checkpoint=file)
