@@ -471,8 +471,8 @@ def test_nothing_to_learn_is_an_error(counters):
     ).train()
     inputs, samples = batch(model)
     message = (
-        'nothing is learnt in iteration 5: distill.init is on from iteration 0 to 5, task is on '
-        'from iteration 8; let them meet'
+        'nothing is learnt in iteration 5: the schedule of distill.init is "from iteration 0 to 5"'
+        ', the schedule of task is "from iteration 8"; let them meet'
     )
     with pytest.raises(ValueError, match=message):
         model(inputs, samples, mode='loss')

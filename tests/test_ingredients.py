@@ -235,7 +235,8 @@ def test_a_name_of_the_library_that_the_config_means():
         assert build_module(dict(type='ChannelWiseLoss', tau=1), 'loss').tau == 1
         with pytest.raises(ValueError, match=r"^neck\.type: there is no 'FNP'"):
             build_module(dict(type='FNP'), 'neck')
-    with pytest.raises(ValueError, match=r"^neck\.type: there is no 'FPN'"):
+    outside = DefaultScope.overwrite_default_scope('mmengine')
+    with outside, pytest.raises(ValueError, match=r"^neck\.type: there is no 'FPN'"):
         build_module(neck, 'neck')
 
 

@@ -182,6 +182,6 @@ def check_meet(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any]) ->
     for edge in sorted(edges):
         inside = length is None or edge < length
         if inside and not any(schedule.factor(edge) for schedule in every):
-            told = ', '.join(f'{name} is on {schedule}' for name, schedule in schedules.items())
+            told = ', '.join(f'the schedule of {k} is "{one}"' for k, one in schedules.items())
             where = 'iteration' if unit == 'iter' else unit
             raise ValueError(f'nothing is learnt in {where} {edge}: {told}; let them meet')

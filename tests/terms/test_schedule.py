@@ -85,7 +85,7 @@ def meet(length: int | None = 100, **schedules: Schedule) -> None:
 def test_a_gap_between_schedules(by_epoch):
     first, second = Schedule(stop=5, by_epoch=by_epoch), Schedule(start=8, by_epoch=by_epoch)
     unit = 'epoch' if by_epoch else 'iteration'
-    with pytest.raises(ValueError, match=f'^nothing is learnt in {unit} 5: a is on from {unit} 0'):
+    with pytest.raises(ValueError, match=f'^nothing is learnt in {unit} 5: the schedule of a is'):
         meet(a=first, b=second)
     meet(5, a=first)  # the run ends before
     meet(a=first, b=Schedule(start=5, by_epoch=by_epoch))
@@ -93,9 +93,13 @@ def test_a_gap_between_schedules(by_epoch):
 
 
 def test_a_gap_at_the_beginning_or_in_a_run_of_unknown_length():
-    with pytest.raises(ValueError, match='in iteration 0: a is on from iteration 3; let them meet'):
+    with pytest.raises(
+        ValueError, match='in iteration 0: the schedule of a is "from iteration 3"; let them'
+    ):
         meet(a=Schedule(start=3))
-    with pytest.raises(ValueError, match='in iteration 0: a is on from iteration 0, linear ramp'):
+    with pytest.raises(
+        ValueError, match='in iteration 0: the schedule of a is "from iteration 0, linear'
+    ):
         meet(a=Schedule(ramp=3))
     with pytest.raises(ValueError, match='in iteration 9'):
         meet(None, a=Schedule(stop=9))
