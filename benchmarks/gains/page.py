@@ -107,7 +107,7 @@ goes on. `tools/reproduce.py` has the options:
 | `--report` | writes this page and the weights of the recipes again |
 
 Recipes are found by their names in `configs/`, so a new recipe is in the next plan. A recipe ships
-with the weight of its row.
+with the weight of its row, if that has several seeds.
 """
 
 

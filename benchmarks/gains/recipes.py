@@ -15,9 +15,12 @@ from benchmarks.gains.settings import set_weight
 from benchmarks.gains.tables import ROOT, shipped
 from mmkd_plugin.saving import write_text
 
+#: Runs from which a row says what a recipe ships with; one run may be that of a grid.
+SEEDS = 2
+
 
 def write(records: Sequence[Record], root: Path = ROOT) -> None:
-    """Gives each recipe with a row the weight of that row.
+    """Gives each recipe with a row of several seeds the weight of that row.
 
     Args:
         records (Sequence[Record]): All finished runs.
@@ -27,6 +30,8 @@ def write(records: Sequence[Record], root: Path = ROOT) -> None:
         if not shipped(runs[0].data):
             continue
         for row in main_rows(runs):
+            if row.runs < SEEDS:
+                continue
             file = root / row.config
             before = file.read_text(encoding='utf-8')
             after = weighted(before, row.weight)

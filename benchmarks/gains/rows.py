@@ -146,13 +146,13 @@ def weights_of(records: Sequence[Record], method: str) -> list[float | str]:
 
 
 def tuned_weight(records: Sequence[Record], method: str) -> float | str:
-    """The weight that the trials chose; without all trials the recipe's own, or the first."""
+    """The weight that the trials chose; without all trials the recipe's own, `auto`, or another."""
     counted = weights_of(records, method)
     trials = [r for r in records if r.method == method and r.purpose == 'trial']
     scores = {r.weight: r.val_score for r in trials}
     if set(TRIALS) <= set(scores) and best_of(scores) in counted:
         return best_of(scores)
-    return 'recipe' if 'recipe' in counted else counted[0]
+    return next((usual for usual in ('recipe', 'auto') if usual in counted), counted[0])
 
 
 def main_rows(records: Sequence[Record]) -> list[Row]:

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         cwd=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight=0.01),
+            loss=dict(type='mmkd_plugin.ChannelWiseLoss', tau=4, loss_weight='auto'),
         ),
     ),
 )

@@ -5,7 +5,7 @@ model = dict(
         hint=dict(
             tap='neck',
             connector=dict(type='mmkd_plugin.ConvConnector', bias=False),
-            loss=dict(type='mmkd_plugin.HintLoss', loss_weight=0.1),
+            loss=dict(type='mmkd_plugin.HintLoss', loss_weight='auto'),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         pixel_wise=dict(
             tap='decode_head.conv_seg',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=0.01),
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, loss_weight=1),
         ),
     ),
 )

@@ -4,7 +4,7 @@ model = dict(
     distill=dict(
         pixel_wise=dict(
             tap='bbox_head.retina_cls',
-            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight=0.1),
+            loss=dict(type='mmkd_plugin.PixelWiseLoss', tau=1, sigmoid=True, loss_weight='auto'),
         ),
     ),
 )

@@ -535,9 +535,26 @@ def test_the_page_of_the_docs_is_that_of_the_runs():
     assert all(asdict(one)['seconds'] > 0 for one in found)
 
 
+def test_a_grid_of_single_runs_chooses_no_weight(tmp_path):
+    """The row of a method without trials is that of `auto`, and its recipe stays as it is."""
+    grid = [record('cwd', 0, 30.0 + n, w) for n, w in enumerate((0.1, 1.0, 'auto', 10.0))]
+    runs = [record(), *grid]
+    assert rows.tuned_weight(runs, 'cwd') == 'auto'
+    assert rows.tuned_weight(runs[:2], 'cwd') == 0.1
+    (tmp_path / 'configs').mkdir()
+    recipe = tmp_path / 'configs' / 'cwd.py'
+    recipe.write_text("loss = dict(type='L', loss_weight=3)\n")
+    recipes.write(runs, tmp_path)
+    assert 'loss_weight=3)' in recipe.read_text()
+    more = [record(seed=1), record('cwd', 1, 31.0, 'auto')]
+    recipes.write([*runs, *more], tmp_path)
+    assert "loss_weight='auto')" in recipe.read_text()
+
+
 def test_recipes_ship_with_the_weight_of_their_row():
     found = records.read(ROOT / 'benchmarks' / 'results' / 'gains' / 'runs.jsonl')
     known = [row for runs in rows.groups(found) for row in rows.main_rows(runs)]
+    known = [row for row in known if row.runs >= recipes.SEEDS]
     assert known
     for row in known:
         shipped, tuned = (
