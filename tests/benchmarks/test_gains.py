@@ -543,7 +543,8 @@ def test_a_grid_of_single_runs_chooses_no_weight(tmp_path):
     assert rows.tuned_weight(runs[:2], 'cwd') == 0.1
     (tmp_path / 'configs').mkdir()
     recipe = tmp_path / 'configs' / 'cwd.py'
-    recipe.write_text("loss = dict(type='L', loss_weight=3)\n")
+    line = "dict(tap='neck', loss=dict(type='L', loss_weight=3))"
+    recipe.write_text(f'model = dict(distill=dict(a={line}))\n')
     recipes.write(runs, tmp_path)
     assert 'loss_weight=3)' in recipe.read_text()
     more = [record(seed=1), record('cwd', 1, 31.0, 'auto')]
