@@ -36,12 +36,12 @@ SIDES = dict(
 KEYS = (
     *('type', 'architecture', 'data_preprocessor', 'init_cfg', 'module_inplace', 'distiller'),
     *('teacher', 'teacher_ckpt', 'teacher_trainable', 'teacher_norm_eval', 'student_trainable'),
-    *('calculate_student_loss', 'teacher_module_inplace', '_scope_'),
+    *('calculate_student_loss', 'teacher_module_inplace'),
 )
 DISTILLER = (
     *('type', 'student_recorders', 'teacher_recorders', 'distill_deliveries', 'connectors'),
     *('student_deliveries', 'teacher_deliveries', 'distill_losses', 'loss_forward_mappings'),
-    *('init_cfg', '_scope_'),
+    'init_cfg',
 )
 
 #: Their hooks that end the distillation, with the key of the epoch.

@@ -163,7 +163,8 @@ def check_come_on(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any])
 def check_meet(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any]) -> None:
     """Refuses schedules that leave iterations (or epochs) in which nothing is on.
 
-    Schedules by iterations cannot be compared with others by epochs; those are left to the run.
+    Schedules by iterations cannot be compared with others by epochs; those are left to the run. So
+    is the end of a run of unknown length.
 
     Args:
         schedules (Mapping[str, Schedule]): By what messages call them.
@@ -178,10 +179,10 @@ def check_meet(schedules: Mapping[str, Schedule], lengths: Mapping[str, Any]) ->
         return
     (unit,) = counters
     length = lengths.get(f'max_{unit}s')
+    end = max(one.start for one in every) + 1 if length is None else length
     edges = {0, *(one.start for one in every), *(one.stop for one in every if one.stop is not None)}
     for edge in sorted(edges):
-        inside = length is None or edge < length
-        if inside and not any(schedule.factor(edge) for schedule in every):
+        if edge < end and not any(schedule.factor(edge) for schedule in every):
             told = ', '.join(f'the schedule of {k} is "{one}"' for k, one in schedules.items())
             where = 'iteration' if unit == 'iter' else unit
             raise ValueError(f'nothing is learnt in {where} {edge}: {told}; let them meet')

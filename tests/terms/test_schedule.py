@@ -102,8 +102,13 @@ def test_a_gap_at_the_beginning_or_in_a_run_of_unknown_length():
     ):
         meet(a=Schedule(ramp=3))
     with pytest.raises(ValueError, match='in iteration 9'):
-        meet(None, a=Schedule(stop=9))
+        meet(100, a=Schedule(stop=9))
+    meet(None, a=Schedule(stop=9))  # the run may end before
+    with pytest.raises(ValueError, match='in iteration 9'):
+        meet(None, a=Schedule(stop=9), b=Schedule(start=20))
 
 
 def test_iterations_are_not_compared_with_epochs():
-    meet(a=Schedule(stop=5), b=Schedule(start=1, by_epoch=True))
+    with pytest.raises(ValueError, match='in iteration 5'):
+        meet(a=Schedule(stop=5), b=Schedule(start=8))
+    meet(a=Schedule(stop=5), b=Schedule(start=8, by_epoch=True))

@@ -1,5 +1,7 @@
-# DINO on a ResNet-18 of half the usual width, trained from scratch on DigitScenes. The width of its
-# queries is fixed to 256 by mmdetection.
+# The backbone of RetinaNet with the neck, the decoder and the head of DINO, whose queries have the
+# width that mmdetection fixes.
+_base_ = 'retinanet_r18-w32_fpn_digit-scenes.py'
+
 _deformable = dict(embed_dims=256, num_levels=3, num_heads=8, dropout=0.0)
 _attention = dict(embed_dims=256, num_heads=8, dropout=0.0)
 _ffn = dict(embed_dims=256, feedforward_channels=256, ffn_drop=0.0)
@@ -10,23 +12,9 @@ model = dict(
     with_box_refine=True,
     as_two_stage=True,
     num_feature_levels=3,
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        stem_channels=32,
-        base_channels=32,
-        out_indices=(1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=False,
-    ),
+    backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
+        _delete_=True,
         type='ChannelMapper',
         in_channels=[64, 128, 256],
         kernel_size=1,
@@ -44,6 +32,7 @@ model = dict(
     ),
     positional_encoding=dict(num_feats=128, normalize=True, offset=0.0, temperature=20),
     bbox_head=dict(
+        _delete_=True,
         type='DINOHead',
         num_classes=10,
         sync_cls_avg_factor=True,
@@ -57,6 +46,7 @@ model = dict(
         group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=20),
     ),
     train_cfg=dict(
+        _delete_=True,
         assigner=dict(
             type='HungarianAssigner',
             match_costs=[
@@ -64,7 +54,7 @@ model = dict(
                 dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
                 dict(type='IoUCost', iou_mode='giou', weight=2.0),
             ],
-        )
+        ),
     ),
-    test_cfg=dict(max_per_img=30),
+    test_cfg=dict(_delete_=True, max_per_img=30),
 )
