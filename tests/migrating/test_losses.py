@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from benchmarks import mmrazor
 from mmkd_plugin import losses as own
 from mmkd_plugin.migrating import NotPossible
-from mmkd_plugin.migrating.losses import RULES, loss_of
+from mmkd_plugin.migrating.losses import ARGUMENTS, RULES, loss_of
 
 #: The file of each loss with the config to try, and the shape of the maps.
 MAPS = (2, 6, 4, 4)
@@ -116,3 +117,18 @@ def test_what_has_no_counterpart(config: dict, connectors: dict, told: str) -> N
 def test_each_rule_is_tried():
     tried = {config['type'] for _, config, _ in SAME}
     assert set(RULES) - tried == {'FBKDLoss', 'KLDivergence', 'MGDLoss', 'OFDLoss'}
+
+
+def test_the_arguments_that_are_known_are_those_of_their_constructors():
+    try:
+        files = sorted(mmrazor.folder().glob('*.py'))
+    except mmrazor.NotInstalled as error:
+        pytest.skip(str(error))
+    theirs = {}
+    for node in (one for file in files for one in ast.parse(file.read_text()).body):
+        for method in getattr(node, 'body', ()) if isinstance(node, ast.ClassDef) else ():
+            if isinstance(method, ast.FunctionDef) and method.name == '__init__':
+                theirs[node.name] = tuple(one.arg for one in method.args.args[1:])
+    assert ARGUMENTS.keys() == RULES.keys()
+    for kind, known in ARGUMENTS.items():
+        assert known == theirs[kind], kind
